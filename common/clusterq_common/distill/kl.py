@@ -1,0 +1,20 @@
+"""Knowledge distillation: make the student's softened distribution the teacher's."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distillation_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, summed over classes, mean over the batch (Hinton et al., 2015).
+
+    ClusterQ Eq. 9's second term. The mean is over samples only: a mean over batch *and* classes would weaken it by the
+    number of classes.
+
+    Args:
+        teacher_logits: (N, classes); no gradient is kept for it here or cut off.
+        student_logits: (N, classes).
+        temperature: T > 0.
+    """
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,32 @@
+"""What a student minimises; the in-loop student and the fine-tuner share it."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clusterq_common.distill.kl import distillation_kl
+
+
+@dataclass(frozen=True)
+class StudentObjective:
+    """ClusterQ Eq. 9: `L2 = w_ce * CE(student, y) + w_kl * T^2 KL(teacher || student)`; the paper has w_ce = w_kl = 1."""
+
+    ce_weight: float
+    kl_weight: float
+    temperature: float
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Weighted terms by name, scalars; their sum is the loss. A term of weight zero is not computed.
+
+        Args:
+            student_logits: (N, classes).
+            teacher_logits: (N, classes), without gradient.
+            labels: (N,) int64.
+        """
+        terms = {}
+        if self.ce_weight:
+            terms["ce"] = self.ce_weight * F.cross_entropy(student_logits.float(), labels)
+        if self.kl_weight:
+            terms["kl"] = self.kl_weight * distillation_kl(teacher_logits, student_logits, self.temperature)
+        return terms

@@ -1,0 +1,42 @@
+"""Bit-widths as people write them: `w4a4`. Free of torch."""
+
+import re
+from dataclasses import dataclass
+
+from clusterq_common.runtime.errors import ClusterqError
+
+FLOAT = 32
+ACCEPTED = "w4a4, with 2 to 8 bits each, or 32 for no quantization (w4a32, w32a32)"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of weights and of activations; 32 means: left in float.
+
+    >>> Bits.parse("W4A8")
+    Bits(weights=4, activations=8)
+    >>> str(Bits(3, 3))
+    'w3a3'
+    """
+
+    weights: int
+    activations: int
+
+    @classmethod
+    def parse(cls, text: str, flag: str = "--bits") -> "Bits":
+        """Read `w<weights>a<activations>`, in either case.
+
+        Raises:
+            ClusterqError: another form, or bits outside 2-8 and 32.
+        """
+        match = re.fullmatch(r"w(\d{1,2})a(\d{1,2})", text.strip().lower())
+        if not match:
+            raise ClusterqError(f"{flag}: {text!r} names no bit-widths; expected {ACCEPTED}.")
+        widths = [int(number) for number in match.groups()]
+        for width in widths:
+            if width != FLOAT and not 2 <= width <= 8:
+                raise ClusterqError(f"{flag}: {text!r} asks for {width} bits, which is not supported; expected {ACCEPTED}.")
+        return cls(*widths)
+
+    def __str__(self) -> str:
+        return f"w{self.weights}a{self.activations}"

@@ -1,0 +1,56 @@
+"""Calibration: show a student some images, then fix the ranges of its activations."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.ranges import ActivationObserver
+from clusterq_common.runtime.errors import ClusterqError
+
+
+def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig, *, seed: int = 0) -> None:
+    """Set the range of every activation quantizer from `batches` of images, (N, C, H, W) float32.
+
+    The student runs in eval mode and float32, with quantized weights and float activations: a range is then what the
+    activation wants, not what the layers before it have already cut off.
+
+    Raises:
+        ClusterqError: no batch was given, or an activation is not finite.
+    """
+    sites = {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
+    if not sites:
+        return
+    observers = {name: ActivationObserver(seed + number) for number, name in enumerate(sites)}
+    device = next(student.parameters()).device
+    training = student.training
+    student.eval()
+    seen = 0
+    with _observed(sites, observers), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for batch in batches:
+            student(batch.to(device).float())
+            seen += len(batch)
+    student.train(training)
+    if not seen:
+        raise ClusterqError("calibration saw no image; give at least one synthetic image (a shard set with samples).")
+    for name, quantizer in sites.items():
+        found = observers[name].range(quantizer.bits, config)
+        if not bool(torch.isfinite(torch.cat([found.low, found.high])).all()):
+            raise ClusterqError(f"calibration: the values at {name} are not finite; check the weights and the shards.")
+        quantizer.set_range(*found)
+
+
+@contextmanager
+def _observed(sites: dict[str, FakeQuantizer], observers: dict[str, ActivationObserver]) -> Iterator[None]:
+    """Let the quantizers pass their input through unchanged while the observers watch it."""
+    try:
+        for name, quantizer in sites.items():
+            quantizer.observer = observers[name].update
+        yield
+    finally:
+        for quantizer in sites.values():
+            quantizer.observer = None

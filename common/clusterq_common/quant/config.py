@@ -1,0 +1,63 @@
+"""How a model is quantized: settings only, free of torch."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from clusterq_common.quant.bits import Bits
+from clusterq_common.runtime.settings import Settings
+
+Scheme = Literal["symmetric", "asymmetric"]
+Granularity = Literal["channel", "tensor"]
+RangeMethod = Literal["minmax", "percentile", "mse", "lsq"]
+
+
+class QuantConfig(Settings):
+    """Bits and conventions of the quantized student.
+
+    Weights per output channel or per tensor; activations always per tensor with static ranges.
+    """
+
+    bits: str = Field("w4a4", description="bits of weights and activations, each 2-8, or 32 for off: w4a4, w8a8, w4a32")
+    quantizer: Scheme = Field(
+        "symmetric",
+        description="symmetric: zero-point 0, unsigned where the calibrated minimum is not negative (ClusterQ Eq. 2-3); "
+        "asymmetric: integer zero-point (the convention of GDFQ's line)",
+    )
+    signed: bool = Field(
+        False, description="keep symmetric grids signed even for inputs that are never negative, as Eq. 2-3 is written"
+    )
+    weight_granularity: Granularity = Field("channel", description="one weight scale per output channel, or per tensor")
+    range: RangeMethod = Field(
+        "lsq",
+        description="where activation ranges come from: EMA of min/max, percentile, mse (search for the least squared error), "
+        "or lsq (start from mse, then learned); weights use mse for lsq and percentile, min/max for minmax",
+    )
+    percentile: float = Field(99.99, gt=50, le=100, description="share of values kept inside by --range percentile")
+    first_last_bits: int | None = Field(
+        None, description="bits of the first and last layer; the same as all others if left out (the literature often has 8)"
+    )
+    activation_sites: Literal["all", "relu"] = Field(
+        "all",
+        description="all: the input of every convolution and linear layer; relu: only outputs of ReLU, as in GDFQ's line",
+    )
+    branch_outputs: bool = Field(
+        False, description="also quantize what feeds a residual addition, for runtimes that fuse the addition"
+    )
+
+    @field_validator("bits")
+    @classmethod
+    def _bits(cls, text: str) -> str:
+        return str(Bits.parse(text))
+
+    @field_validator("first_last_bits")
+    @classmethod
+    def _first_last(cls, bits: int | None) -> int | None:
+        if bits is not None and bits != 32 and not 2 <= bits <= 8:
+            raise ValueError("expected 2 to 8 bits, or 32 for no quantization")
+        return bits
+
+    @property
+    def widths(self) -> Bits:
+        """The parsed bit-widths."""
+        return Bits.parse(self.bits)

@@ -1,0 +1,160 @@
+"""From a float model to a quantized student with the same module names."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.bits import FLOAT
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.grid import Grid
+from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, become
+from clusterq_common.quant.ranges import weight_range
+from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
+from clusterq_common.runtime.errors import ClusterqError
+
+# Pixels have 8 bits; fewer would throw away what the sensor gave.
+IMAGE_BITS = 8
+
+
+def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callable[[str], None] = print) -> nn.Module:
+    """A quantized copy of `model`; its weights' ranges are set, its activations' ranges wait for `calibrate`.
+
+    The copy has the model's module names and the model's state-dict keys plus those of its quantizers; `model` itself is
+    untouched. Bits of 32/32 give a plain copy.
+
+    Args:
+        model: a float classifier.
+        config: bits and conventions.
+        example: (N, C, H, W) float32, any values: one forward pass finds the order of the layers.
+        log: receives a summary of what was quantized, a line at a time.
+
+    Raises:
+        ClusterqError: nothing to quantize, or an option that does not fit this model.
+    """
+    student = copy.deepcopy(model)
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    bits = config.widths
+    if bits.weights == bits.activations == FLOAT:
+        log(f"{bits}: nothing is quantized")
+        return student
+    order = quantizable_layers(student, example)
+    ends = {order[0], order[-1]}
+    for name in order:
+        end_bits = config.first_last_bits if name in ends else None
+        _quantize_layer(student, name, config, end_bits, is_first=name == order[0])
+    activations = _quantize_activations(student, config) if config.activation_sites == "relu" else []
+    branches = _quantize_branches(student, config) if config.branch_outputs else []
+    for line in _summary(student, config, order, activations, branches):
+        log(line)
+    return student.to(example.device)
+
+
+def quantizers(student: nn.Module) -> dict[str, FakeQuantizer]:
+    """Every fake-quantizer of a student by name, e.g. `features.init_block.conv.input_quantizer`."""
+    return {name: module for name, module in student.named_modules() if isinstance(module, FakeQuantizer)}
+
+
+def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, end_bits: int | None, *, is_first: bool) -> None:
+    layer = student.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    bits = config.widths
+    weight_bits = FLOAT if bits.weights == FLOAT else end_bits or bits.weights
+    input_bits = FLOAT if bits.activations == FLOAT or config.activation_sites == "relu" else end_bits or bits.activations
+    if is_first and input_bits != FLOAT:
+        input_bits = IMAGE_BITS
+    weight_quantizer = None
+    if weight_bits != FLOAT:
+        grid, low, high = weight_range(layer.weight, weight_bits, config)
+        weight_quantizer = FakeQuantizer(grid, channels=low.numel() if config.weight_granularity == "channel" else None)
+        weight_quantizer.to(layer.weight.device).set_range(grid, low, high)
+    _replace(
+        student,
+        name,
+        become(
+            layer,
+            QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear,
+            weight_quantizer=weight_quantizer,
+            input_quantizer=None if input_bits == FLOAT else _activation_quantizer(input_bits, config),
+            output_quantizer=None,
+        ),
+    )
+
+
+def _quantize_activations(student: nn.Module, config: QuantConfig) -> list[str]:
+    if config.widths.activations == FLOAT:
+        return []
+    names = [name for name, module in student.named_modules() if isinstance(module, ACTIVATIONS)]
+    if not names:
+        raise ClusterqError(
+            "--activation-sites relu: the model has no ReLU or ReLU6 module, so no activation would be quantized; use "
+            "--activation-sites all."
+        )
+    for name in names:
+        quantizer = _activation_quantizer(config.widths.activations, config)
+        _replace(student, name, QuantActivation(student.get_submodule(name), quantizer))
+    return names
+
+
+def _quantize_branches(student: nn.Module, config: QuantConfig) -> list[str]:
+    if config.widths.activations == FLOAT:
+        return []
+    names = residual_branches(student)
+    for name in names:
+        layer = student.get_submodule(name)
+        quantizer = _activation_quantizer(config.widths.activations, config)
+        if isinstance(layer, nn.BatchNorm2d):
+            _replace(student, name, become(layer, QuantOutputBatchNorm2d, output_quantizer=quantizer))
+        else:
+            layer.register_module("output_quantizer", quantizer)
+    return names
+
+
+def _activation_quantizer(bits: int, config: QuantConfig) -> FakeQuantizer:
+    # The sign is settled at calibration; until then the widest grid stands in.
+    return FakeQuantizer(Grid.choose(bits, config.quantizer, minimum=-1.0), learned=config.range == "lsq")
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    module.train(model.training)
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _summary(
+    student: nn.Module, config: QuantConfig, order: list[str], activations: list[str], branches: list[str]
+) -> list[str]:
+    def width(layer: nn.Module, kind: str) -> str:
+        quantizer = getattr(layer, kind)
+        return "float" if quantizer is None else f"{quantizer.bits}"
+
+    layers = [(name, student.get_submodule(name)) for name in order]
+    lines = [
+        f"quantized {len(order)} layers to {config.bits} ({config.quantizer}, weights per {config.weight_granularity}, "
+        f"range {config.range}, activations at {config.activation_sites}); first/last at "
+        f"{config.first_last_bits or 'the same bits'}"
+    ]
+    special = [(name, layer) for name, layer in layers if name in {order[0], order[-1]}]
+    lines += [
+        f"  {name}: weights {width(layer, 'weight_quantizer')}, input {width(layer, 'input_quantizer')} bits"
+        for name, layer in special
+    ]
+    if activations:
+        lines.append(f"  {len(activations)} ReLU outputs at {config.widths.activations} bits")
+    if branches:
+        lines.append(f"  {len(branches)} residual-branch outputs at {config.widths.activations} bits")
+    # QuantConv2d and QuantLinear have a forward of their own, so they are listed here too.
+    left = [entry for entry in float_layers(student) if "(Quant" not in entry]
+    if left:
+        lines.append(f"  left in float: {', '.join(left)}")
+    return lines
+
+
+def parameters_by_kind(student: nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The student's trainable parameters as `(weights, learned quantizer scales)`: they want different treatment."""
+    scales = [quantizer.scale for quantizer in quantizers(student).values() if isinstance(quantizer.scale, nn.Parameter)]
+    known = {id(scale) for scale in scales}
+    return [p for p in student.parameters() if id(p) not in known and p.requires_grad], scales

@@ -1,0 +1,158 @@
+"""Fake-quantization: real values snapped to an integer grid, with a clipped straight-through gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.config import Scheme
+from clusterq_common.quant.grid import MIN_SCALE, Grid
+
+
+class Quantized(NamedTuple):
+    """Integers (int32, shape of the input) with scale (float32) and zero-point (int32), (1,) or (channels,).
+
+    The real value is `(integers - zero_point) * scale`.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    axis: int | None
+
+    def dequantize(self) -> Tensor:
+        """The real values, float32."""
+        shape = _broadcast(self.integers, self.axis)
+        return (self.integers - self.zero_point.view(shape)).float() * self.scale.view(shape)
+
+
+class FakeQuantizer(nn.Module):
+    """Snaps a tensor to its grid, once a range has been set.
+
+    Per tensor, or per channel of dimension 0 (weights). The range is held as buffers (`scale`, `zero_point`, `limits`), so
+    that it is saved and loaded with the model; with `learned`, `scale` is a parameter that is trained as in LSQ (Esser et
+    al., 2020). Always float32: bf16 cannot hold the products.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    limits: Tensor
+
+    def __init__(self, grid: Grid, *, channels: int | None = None, learned: bool = False) -> None:
+        super().__init__()
+        self.bits = grid.bits
+        self.scheme: Scheme = grid.scheme
+        self.axis = None if channels is None else 0
+        size = channels or 1
+        scale = torch.ones(size)
+        if learned:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros(size, dtype=torch.int32))
+        # Integer limits of the grid; [0, 0] until a range is set. Mirrored as Python numbers: kernels want those.
+        self.register_buffer("limits", torch.zeros(2, dtype=torch.int32))
+        self._grid: Grid | None = None
+        # While one is set, values are shown to it and pass unchanged (calibration).
+        self.observer: Callable[[Tensor], None] | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid in use.
+
+        Raises:
+            RuntimeError: no range has been set yet.
+        """
+        if self._grid is None:
+            raise RuntimeError("this quantizer has no range yet: calibrate the student, or load a calibrated one")
+        return self._grid
+
+    @property
+    def calibrated(self) -> bool:
+        return self._grid is not None
+
+    @torch.no_grad()
+    def set_range(self, grid: Grid, low: Tensor, high: Tensor) -> None:
+        """Fix the grid and cover `[low, high]`, each (1,) or (channels,)."""
+        scale, zero_point = grid.parameters(low.to(self.scale.device), high.to(self.scale.device))
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+        self.limits.copy_(torch.tensor([grid.low, grid.high], dtype=torch.int32))
+        self._grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized `x`, float32; equals `to_int(x).dequantize()` exactly."""
+        if self.observer is not None:
+            self.observer(x)
+            return x
+        grid = self.grid
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            if isinstance(self.scale, nn.Parameter) and torch.is_grad_enabled():
+                return _learned(x, self._positive_scale(), self.zero_point, grid)
+            return _fake_quantize(x, self._positive_scale().detach(), self.zero_point, self.axis, grid)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> Quantized:
+        """The integers behind `forward`, by the same float32 arithmetic (multiply by 1 / scale, round half to even)."""
+        grid = self.grid
+        scale = self._positive_scale().detach()
+        shape = _broadcast(x, self.axis)
+        rounded = torch.round(x.float() * (1.0 / scale).view(shape)) + self.zero_point.view(shape)
+        return Quantized(rounded.clamp(grid.low, grid.high).to(torch.int32), scale, self.zero_point, self.axis)
+
+    def extra_repr(self) -> str:
+        granularity = "per tensor" if self.axis is None else f"per channel ({self.scale.numel()})"
+        learned = ", learned scale" if isinstance(self.scale, nn.Parameter) else ""
+        limits = f"{self._grid.low}..{self._grid.high}" if self._grid else "no range yet"
+        return f"{self.bits} bits {self.scheme}, {granularity}{learned}, {limits}"
+
+    def _positive_scale(self) -> Tensor:
+        return self.scale.clamp_min(MIN_SCALE)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        low, high = (int(limit) for limit in self.limits)
+        self._grid = Grid(self.bits, self.scheme, signed=low < 0) if high > low else None
+
+
+def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
+    """torch's fused kernel; its gradient is 1 inside the grid and 0 outside."""
+    if axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
+    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
+
+
+def _learned(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    result: Tensor = _LearnedScale.apply(x, scale, zero_point, grid)
+    return result
+
+
+class _LearnedScale(torch.autograd.Function):
+    """LSQ (Esser et al., 2020, Eq. 3 and section 2.2), per tensor: d y / d s is (y - x) / s inside the grid, y / s outside.
+
+    Both cases are `(y - inside * x) / s`, so the scale's gradient is two dot products instead of a map.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+        y = _fake_quantize(x, scale, zero_point, None, grid)
+        ctx.save_for_backward(x, y, scale, zero_point)
+        ctx.grid = grid
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, y, scale, zero_point = ctx.saved_tensors
+        grid: Grid = ctx.grid
+        low = (grid.low - zero_point - 0.5) * scale
+        high = (grid.high - zero_point + 0.5) * scale
+        grad_x = grad * ((x >= low) & (x <= high))
+        slope = (torch.sum(grad * y) - torch.sum(grad_x * x)) / scale
+        # The paper's gradient scale, 1 / sqrt(N Q): steps of the size that the weights' updates have.
+        return grad_x, slope / (x.numel() / x.shape[0] * grid.high) ** 0.5, None, None
+
+
+def _broadcast(x: Tensor, axis: int | None) -> list[int]:
+    return [1] * x.dim() if axis is None else [-1 if dimension == axis else 1 for dimension in range(x.dim())]

@@ -1,0 +1,68 @@
+"""Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer it stands for."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution on fake-quantized weights and input. A quantizer that is None leaves its tensor in float."""
+
+    weight_quantizer: FakeQuantizer | None
+    input_quantizer: FakeQuantizer | None
+    output_quantizer: FakeQuantizer | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _quantized(self.input_quantizer, x)
+        return _quantized(
+            self.output_quantizer, self._conv_forward(x, _quantized(self.weight_quantizer, self.weight), self.bias)
+        )
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer on fake-quantized weights and input. A quantizer that is None leaves its tensor in float."""
+
+    weight_quantizer: FakeQuantizer | None
+    input_quantizer: FakeQuantizer | None
+    output_quantizer: FakeQuantizer | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = _quantized(self.weight_quantizer, self.weight)
+        return _quantized(self.output_quantizer, F.linear(_quantized(self.input_quantizer, x), weight, self.bias))
+
+
+class QuantOutputBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose output, a branch of a residual addition, is fake-quantized."""
+
+    output_quantizer: FakeQuantizer | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _quantized(self.output_quantizer, super().forward(x))
+
+
+class QuantActivation(nn.Module):
+    """An activation function followed by a fake-quantizer on its output."""
+
+    def __init__(self, activation: nn.Module, output_quantizer: FakeQuantizer) -> None:
+        super().__init__()
+        self.activation = activation
+        self.output_quantizer = output_quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The quantizer may read its input again for the gradient: an in-place ReLU is fine, it ran before.
+        result: Tensor = self.output_quantizer(self.activation(x))
+        return result
+
+
+def _quantized(quantizer: FakeQuantizer | None, x: Tensor) -> Tensor:
+    return x if quantizer is None else quantizer(x)
+
+
+def become(layer: nn.Module, kind: type[nn.Module], **quantizers: FakeQuantizer | None) -> nn.Module:
+    """A `kind` module with the quantizers given and everything `layer` has: parameters, buffers and settings, not copied."""
+    quantized = kind.__new__(kind)
+    quantized.__dict__ = {key: dict(value) if isinstance(value, dict) else value for key, value in layer.__dict__.items()}
+    for name, quantizer in quantizers.items():
+        quantized.register_module(name, quantizer)
+    return quantized

@@ -1,0 +1,35 @@
+"""Checkpoints: one file, written whole, read without pickle's powers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import atomic_path
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them (atomically)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        torch.save(state, partial)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, with `weights_only`.
+
+    Raises:
+        ClusterqError: the file is missing or not a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise ClusterqError(f"{path} does not exist, so the run cannot be resumed; use --overwrite to start anew.") from error
+    except Exception as error:  # torch.load raises a dozen kinds for a broken file
+        raise ClusterqError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); use --overwrite to start the run anew."
+        ) from error
+    if not isinstance(state, dict):
+        raise ClusterqError(f"{path} holds {type(state).__name__}, expected a checkpoint; use --overwrite to start anew.")
+    return state

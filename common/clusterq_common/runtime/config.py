@@ -1,0 +1,18 @@
+"""Where and how a program runs: settings only, free of torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from clusterq_common.runtime.settings import Settings
+
+
+class RuntimeConfig(Settings):
+    """Seed, device, threads and precision. Apart from the seed nothing here changes what is computed, only its rounding."""
+
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    amp: Literal["auto", "off", "bf16"] = Field(
+        "auto", description="bf16 autocast around training convolutions; auto: on GPUs that have it, off on CPUs"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; torch's own choice if left out")

@@ -1,0 +1,29 @@
+"""Device, threads and mixed precision, chosen once from the settings."""
+
+import torch
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.errors import ClusterqError
+
+
+def prepare_device(config: RuntimeConfig) -> torch.device:
+    """Set the number of CPU threads and return the device.
+
+    Raises:
+        ClusterqError: CUDA is asked for and there is none.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ClusterqError(
+            f"--device cuda: torch {torch.__version__} sees no CUDA device, expected one; use --device cpu, or install a CUDA "
+            "build of torch."
+        )
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def training_autocast(config: RuntimeConfig, device: torch.device) -> torch.autocast:
+    """The autocast context for training forwards; quantizers and statistics leave it for float32 by themselves."""
+    automatic = config.amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp == "bf16" or automatic)

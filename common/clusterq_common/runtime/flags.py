@@ -1,0 +1,94 @@
+"""Command-line options made from settings models, so that names, help and defaults are stated once.
+
+Free of any command-line library: the caller hands in what makes an option.
+"""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from clusterq_common.runtime.settings import Settings
+
+Sections = Mapping[str, type[Settings]]
+# Section and field -> how the default differs by preset, e.g. {"train": {"lr": "0.001; quick 0.002"}}.
+Notes = Mapping[str, Mapping[str, str]]
+
+
+def with_flags(
+    sections: Sections, option: Callable[..., Any], notes: Notes | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of `sections`.
+
+    The command's first parameter receives the values that were really given, as section -> field -> value. Options have no
+    default of their own, so that a preset or a file can stand between the model's default and the flag.
+
+    Args:
+        sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
+        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=...)`.
+        notes: replaces the default shown for a field.
+    """
+    notes = notes or {}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        owner: dict[str, str] = {}
+        parameters = []
+        for section, model in sections.items():
+            for name, field in model.model_fields.items():
+                if name in owner:
+                    raise ValueError(f"two sections have a field {name!r}: {owner[name]} and {section}")
+                owner[name] = section
+                parameters.append(_parameter(name, field, option, section, notes.get(section, {}).get(name)))
+        own = inspect.signature(command)
+        kept = list(own.parameters.values())[1:]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            values: dict[str, dict[str, Any]] = {}
+            for name, section in owner.items():
+                value = given.pop(name)
+                if value is not None:
+                    values.setdefault(section, {})[name] = value
+            command(values, **given)
+
+        hints = typing.get_type_hints(command, include_extras=True)
+        kept = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in kept]
+        signature = inspect.Signature([*parameters, *kept], return_annotation=None)
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+        # The wrapped command's own signature must not be found through the wrapper.
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section: str, note: str | None) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    kind = _plain_type(field.annotation)
+    shown: str | bool = note if note is not None else _default(field)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    spelling = str(extra.get("flag", flag))
+    made = option(None, spelling, help=field.description, show_default=shown, rich_help_panel=section.capitalize())
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """What a command line can parse: tuples arrive as text, optional types as their base."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _plain_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        (base,) = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return _plain_type(base)
+    return str if typing.get_origin(annotation) is tuple else annotation
+
+
+def _default(field: FieldInfo) -> str | bool:
+    if field.default is PydanticUndefined or field.default is None:
+        return False
+    return str(field.default)

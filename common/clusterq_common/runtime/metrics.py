@@ -1,0 +1,34 @@
+"""metrics.jsonl: one JSON object a line, appended as a run goes on."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.runtime.files import atomic_write
+
+
+class MetricsLog:
+    """Appends records to a file; on resume, records later than the checkpoint are dropped first, since they will be redone."""
+
+    def __init__(self, path: Path, *, keep_before_step: int = 0) -> None:
+        self.path = path
+        kept = [record for record in read_metrics(path) if record["step"] < keep_before_step] if path.exists() else []
+        atomic_write(path, "".join(_line(record) for record in kept))
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Write records, each with at least a `step`."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(_line(record) for record in records))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line cut short by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _line(record: dict[str, Any]) -> str:
+    # JSON has no NaN; a value that is not finite is written as null.
+    clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+    return json.dumps(clean) + "\n"

@@ -1,0 +1,179 @@
+"""BatchNorm taps: what flows into every BatchNorm layer, as differentiable per-sample moments.
+
+The hooks live only inside the `with` block. Each layer's input is read once (sum and sum of squares per sample and
+channel); whole-batch and class-wise statistics are reductions of those small (N, C) tables, so that class-wise
+statistics cost next to nothing, however many classes the teacher knows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Biased mean and variance per channel over N, H, W; float32, (C,)."""
+
+    mean: Tensor
+    var: Tensor
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Statistics of each class present in a batch; float32, (K, C), and the number of samples behind each row, (K,).
+
+    A row whose count is zero holds zeros and must not be used.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class ClassGroups:
+    """Which samples of a batch belong together: `classes` (K,) int64, the distinct labels; `row` (N,) int64 into it."""
+
+    classes: Tensor
+    row: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "ClassGroups":
+        """Group a batch by its labels, (N,) int64."""
+        classes, row = torch.unique(labels, return_inverse=True)
+        return cls(classes, row)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moment per sample of `x - shift`, over the positions of one BatchNorm input.
+
+    Attributes:
+        name: the layer's name in the model.
+        first: (N, C) float32, mean over positions.
+        second: (N, C) float32, mean square over positions.
+        shift: (C,) float32; taking a typical value off first keeps the variance exact where |mean| >> std.
+    """
+
+    name: str
+    first: Tensor
+    second: Tensor
+    shift: Tensor
+
+    def batch(self) -> Statistics:
+        """Statistics over the whole batch."""
+        first, second = self.first.mean(0), self.second.mean(0)
+        return Statistics(first + self.shift, (second - first.square()).clamp_min(0))
+
+    def by_class(self, groups: ClassGroups, keep: Tensor | None = None) -> ClassStatistics:
+        """Statistics of each class present, over the samples for which `keep` ((N,) bool) holds; all when None."""
+        weight = torch.ones_like(groups.row, dtype=self.first.dtype) if keep is None else keep.to(self.first.dtype)
+        rows = groups.classes.numel()
+        count = weight.new_zeros(rows).index_add(0, groups.row, weight)
+        share = (weight / count.clamp_min(1)[groups.row])[:, None]
+        first = self.first.new_zeros(rows, self.first.shape[1]).index_add(0, groups.row, self.first * share)
+        second = torch.zeros_like(first).index_add(0, groups.row, self.second * share)
+        present = (count > 0)[:, None]
+        mean = torch.where(present, first + self.shift, 0.0)
+        return ClassStatistics(mean, (second - first.square()).clamp_min(0), count)
+
+
+class BatchNormTaps:
+    """The moments seen by the BatchNorm layers in the model's latest forward pass, in the order of execution."""
+
+    def __init__(self) -> None:
+        self.moments: list[Moments] = []
+
+    def __iter__(self) -> Iterator[Moments]:
+        return iter(self.moments)
+
+
+@contextmanager
+def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
+    """Tap every BatchNorm layer of `model` for the length of the block; the hooks are gone after it, whatever happens.
+
+    A new forward pass of `model` replaces the moments of the one before. A layer called twice in one pass appears twice.
+
+    Raises:
+        ValueError: the model has no BatchNorm layer.
+    """
+    layers = batchnorm_layers(model)
+    if not layers:
+        raise ValueError("the model has no BatchNorm layer to tap")
+    taps = BatchNormTaps()
+    handles = [model.register_forward_pre_hook(lambda *_: taps.moments.clear())]
+
+    def tap(name: str, layer: _BatchNorm) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            taps.moments.append(_moments_of(name, layer, args[0]))
+
+        return hook
+
+    try:
+        handles += [layer.register_forward_pre_hook(tap(name, layer)) for name, layer in layers.items()]
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """BatchNorm layers that keep running statistics, by name, in module order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def stored_statistics(model: nn.Module) -> dict[str, Statistics]:
+    """The running statistics each BatchNorm layer was trained with, float32."""
+    found = {}
+    for name, layer in batchnorm_layers(model).items():
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        found[name] = Statistics(layer.running_mean.float(), layer.running_var.float())
+    return found
+
+
+def _moments_of(name: str, layer: _BatchNorm, x: Tensor) -> Moments:
+    assert layer.running_mean is not None
+    shift = layer.running_mean.detach().float()
+    # Squares of bf16 values keep three digits: leave autocast before taking them.
+    with torch.autocast(x.device.type, enabled=False):
+        if x.dim() == 2:
+            centred = x.float() - shift
+            return Moments(name, centred, centred.square(), shift)
+        first, second = _ShiftedMoments.apply(x.float(), shift)
+    return Moments(name, first, second, shift)
+
+
+class _ShiftedMoments(torch.autograd.Function):
+    """Mean and mean square over positions of `x - shift`; x (N, C, ...), results (N, C).
+
+    Written by hand because autograd would keep and walk several full-size intermediates for each layer; this keeps
+    none but the layer's input, which BatchNorm keeps anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        centred = x - shift.view(1, -1, *[1] * (x.dim() - 2))
+        positions = tuple(range(2, x.dim()))
+        ctx.save_for_backward(x, shift)
+        ctx.positions = x[0, 0].numel()
+        first = centred.mean(positions)
+        second = torch.linalg.vector_norm(centred, dim=positions).square() / ctx.positions
+        return first, second
+
+    @staticmethod
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, None]:
+        x, shift = ctx.saved_tensors
+        shape = (*grad_first.shape, *[1] * (x.dim() - 2))
+        slope = grad_second * (2 / ctx.positions)
+        constant = grad_first / ctx.positions - slope * shift
+        return torch.addcmul(constant.view(shape).expand_as(x), x, slope.view(shape)), None

@@ -1,0 +1,45 @@
+"""What a teacher is called and what it expects: settings only, free of torch."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from clusterq_common.runtime.settings import Settings
+
+
+def _numbers(value: Any) -> Any:
+    """`"0.5,0.5,0.5"` as a tuple of floats; anything else as it is."""
+    return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+
+
+PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+
+
+class InputSpec(Settings):
+    """The images a classifier takes: square, `channels` x `size` x `size`, pixels in [0, 1] normalised per channel."""
+
+    size: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    num_classes: int = Field(ge=2)
+    mean: PerChannel
+    std: PerChannel
+
+    @model_validator(mode="after")
+    def _one_value_per_channel(self) -> "InputSpec":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class TeacherConfig(Settings):
+    """Which classifier to quantize, and where its weights are. `None` means: as known for the architecture."""
+
+    arch: str = Field(description="pytorchcv model name (resnet18, ...) or your own factory, path/to/file.py:function")
+    weights: str | None = Field(None, description="safetensors or PyTorch state dict; pytorchcv's own download if left out")
+    input_size: int | None = Field(None, ge=1, description="side of the square input image in pixels")
+    in_channels: int | None = Field(None, ge=1, description="channels of the input image")
+    num_classes: int | None = Field(None, ge=2, description="number of classes")
+    mean: PerChannel | None = Field(None, description="normalisation mean per channel, pixels in [0, 1], e.g. 0.5,0.5,0.5")
+    std: PerChannel | None = Field(None, description="normalisation standard deviation per channel, e.g. 0.5,0.5,0.5")

@@ -1,0 +1,90 @@
+"""Class centroids: where each class lies in the teacher's deep BatchNorm layers, and their exponential mean."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clusterq_common.taps import BatchNormTaps, ClassGroups, Moments
+
+
+@dataclass(frozen=True)
+class SemanticLayers:
+    """The deep BatchNorm layers whose statistics separate classes, laid side by side: D channels in all.
+
+    Attributes:
+        names: layers in the order of execution.
+        channels: channels of each.
+        eps: (D,) BatchNorm's own eps for each channel: sqrt(var + eps) keeps the gradient of dead channels finite.
+    """
+
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+    eps: Tensor
+
+    @classmethod
+    def choose(cls, moments: list[Moments], eps: dict[str, float], start: int | None) -> "SemanticLayers":
+        """Layers from number `start` on (in order of execution), the deep half when None.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        first = len(moments) // 2 if start is None else start
+        if first >= len(moments):
+            raise ValueError(f"start_layer {first}, but the teacher has BatchNorm layers 0 to {len(moments) - 1}")
+        deep = moments[first:]
+        channels = tuple(moment.first.shape[1] for moment in deep)
+        device = deep[0].first.device
+        per_channel = torch.cat([torch.full((c,), eps[m.name], device=device) for m, c in zip(deep, channels, strict=True)])
+        return cls(tuple(moment.name for moment in deep), channels, per_channel)
+
+    def statistics(self, taps: BatchNormTaps, groups: ClassGroups, keep: Tensor) -> "ClassFeatures":
+        """Class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
+        deep = taps.moments[-len(self.names) :]
+        found = [moment.by_class(groups, keep) for moment in deep]
+        mean = torch.cat([statistics.mean for statistics in found], dim=1)
+        var = torch.cat([statistics.var for statistics in found], dim=1)
+        return ClassFeatures(groups.classes, mean, torch.sqrt(var + self.eps), found[0].count)
+
+    def layer_mean(self, values: Tensor) -> Tensor:
+        """Mean over each layer's channels, then over layers: (K, D) -> (K,), no matter how wide a layer is."""
+        return torch.stack([part.mean(1) for part in values.split(self.channels, dim=1)]).mean(0)
+
+
+@dataclass(frozen=True)
+class ClassFeatures:
+    """Statistics of the classes in a batch: classes (K,), mean and std (K, D), count (K,) of samples behind each."""
+
+    classes: Tensor
+    mean: Tensor
+    std: Tensor
+    count: Tensor
+
+
+class Centroids:
+    """Mean and std of each class in the semantic layers, (classes, D) float32, and which classes have any yet, (classes,)."""
+
+    def __init__(self, num_classes: int, layers: SemanticLayers) -> None:
+        self.layers = layers
+        width, device = layers.eps.numel(), layers.eps.device
+        self.mean = torch.zeros(num_classes, width, device=device)
+        self.std = torch.zeros(num_classes, width, device=device)
+        self.known = torch.zeros(num_classes, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def update(self, features: ClassFeatures, rate: float) -> None:
+        """Eq. 5: `mu <- (1 - b) mu + b mu_hat`, likewise sigma. Absent classes keep theirs; a new class takes its first."""
+        rows = features.classes
+        seen = (features.count > 0)[:, None]
+        share = torch.where(self.known[rows], rate, 1.0)[:, None] * seen
+        self.mean[rows] = torch.lerp(self.mean[rows], features.mean.detach(), share)
+        self.std[rows] = torch.lerp(self.std[rows], features.std.detach(), share)
+        self.known[rows] |= seen[:, 0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint."""
+        return {"mean": self.mean, "std": self.std, "known": self.known}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a checkpoint's tensors."""
+        self.mean, self.std, self.known = state["mean"], state["std"], state["known"]

@@ -1,0 +1,171 @@
+"""Settings of generator training: the paper's values as defaults, presets on top. Free of torch."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.settings import Settings, merged
+from clusterq_common.teacher.spec import TeacherConfig
+
+MethodName = Literal["clusterq", "gdfq"]
+Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
+
+
+class MethodConfig(Settings):
+    """Which losses, and how much of each (ClusterQ Eq. 4-9)."""
+
+    method: MethodName = Field("clusterq", description="clusterq: all terms; gdfq: the same loop without FDA and DE")
+    alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
+    alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
+    alpha_de: float = Field(0.6, ge=0, description="a3, weight of diversity enhancement (Eq. 8)")
+    fda_reduction: Literal["sum", "mean"] = Field(
+        "mean", description="how FDA and DE reduce over present classes, semantic layers and channels"
+    )
+    ema_rate: float = Field(0.2, ge=0, le=1, description="b, share of the batch in the centroids' update (Eq. 5)")
+    de_noise: Literal["gaussian", "uniform"] = Field(
+        "gaussian", description="how DE's targets are drawn around the centroids; uniform: within plus/minus the given values"
+    )
+    de_mean_std: float = Field(0.3, ge=0, description="lambda_mu, spread of DE's target around a centroid's mean (Eq. 6)")
+    de_std_std: float = Field(0.15, ge=0, description="lambda_sigma, spread of DE's target around a centroid's std (Eq. 6)")
+    start_layer: int | None = Field(
+        None,
+        ge=0,
+        description="l_st, the first BatchNorm layer (0 = first to run) that counts as semantic; the deep half if left out",
+    )
+    kl_weight: float = Field(1.0, ge=0, description="g, weight of T^2 KL in the in-loop student's loss (Eq. 9)")
+    temperature: float = Field(20.0, gt=0, description="T of the distillation")
+
+
+class GeneratorConfig(Settings):
+    """The generator's shape."""
+
+    generator: Literal["auto", "embedding", "conditional-bn"] = Field(
+        "auto",
+        description="embedding: noise times a class embedding (CIFAR); conditional-bn: class-conditional BatchNorm (ImageNet); "
+        "auto: by input size, embedding up to 64 pixels",
+    )
+    latent_size: int = Field(100, ge=1, description="length of the noise vector")
+    width: int = Field(128, ge=2, description="channels of the generator's first block; the second has half")
+
+
+class TrainConfig(Settings):
+    """Budget and optimisers of the alternating training."""
+
+    epochs: int = Field(400, ge=1, description="generator epochs")
+    steps_per_epoch: int = Field(200, ge=1, description="generator steps in an epoch")
+    warmup_epochs: int = Field(50, ge=0, description="epochs on Eq. 7 alone, before centroids and student exist")
+    batch_size: int = Field(200, ge=1, description="images in a batch")
+    classes_per_batch: int | None = Field(
+        None, ge=1, description="distinct classes in a batch; if left out as many as leave four images each"
+    )
+    lr: float = Field(1e-3, gt=0, description="generator's learning rate (Adam, betas 0.5 and 0.999)")
+    student_lr: float = Field(1e-4, gt=0, description="in-loop student's learning rate (SGD, Nesterov 0.9, weight decay 1e-4)")
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="learning rates: x0.1 at epochs 100, 200, 300 (the paper), or cosine to zero"
+    )
+    gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints, written at ends of epochs")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
+        if self.classes_per_batch and self.classes_per_batch > self.batch_size:
+            raise ValueError(f"classes_per_batch ({self.classes_per_batch}) exceeds batch_size ({self.batch_size})")
+        return self
+
+
+class EmitConfig(Settings):
+    """Which images go into the shards."""
+
+    per_class: int = Field(512, ge=1, description="training images wanted for each class")
+    heldout_per_class: int | None = Field(
+        None, ge=0, description="images for each class in the held-out split; a tenth of --per-class if left out"
+    )
+    keep_misclassified: bool = Field(
+        False,
+        description="keep images that the teacher takes for another class; by default they are replaced",
+        json_schema_extra={"flag": "--keep-misclassified/--drop-misclassified"},
+    )
+    store_logits: bool = Field(
+        True, description="store the teacher's logits with each image", json_schema_extra={"flag": "--logits/--no-logits"}
+    )
+
+    @property
+    def heldout(self) -> int:
+        """Held-out images for each class."""
+        return self.heldout_per_class if self.heldout_per_class is not None else max(1, self.per_class // 10)
+
+
+class GenConfig(Settings):
+    """Everything that determines a generator run; saved as config.yaml."""
+
+    preset: Preset = Field("auto", description="where the defaults came from")
+    teacher: TeacherConfig
+    method: MethodConfig = MethodConfig()
+    quant: QuantConfig = QuantConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    train: TrainConfig = TrainConfig()
+    emit: EmitConfig = EmitConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "teacher": TeacherConfig,
+    "method": MethodConfig,
+    "quant": QuantConfig,
+    "generator": GeneratorConfig,
+    "train": TrainConfig,
+    "emit": EmitConfig,
+    "runtime": RuntimeConfig,
+}
+
+# What each preset changes in the defaults above, which are those of the paper for CIFAR.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper-cifar": {},
+    "paper-imagenet": {"train": {"batch_size": 16, "student_lr": 1e-6}, "emit": {"per_class": 200}},
+    "quick": {
+        "generator": {"width": 64},
+        "train": {"epochs": 16, "steps_per_epoch": 50, "warmup_epochs": 4, "batch_size": 100, "schedule": "cosine"},
+    },
+}
+
+
+def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> GenConfig:
+    """Defaults, then the preset, then the flags that were given.
+
+    Args:
+        flags: section -> field -> value.
+        preset: `auto` is paper-imagenet for large inputs, else paper-cifar.
+        imagenet_sized: whether the teacher's input has more than 64 pixels a side.
+
+    Raises:
+        ClusterqError: a value that does not fit.
+    """
+    chosen = ("paper-imagenet" if imagenet_sized else "paper-cifar") if preset == "auto" else preset
+    values = merged(PRESETS[chosen], flags)
+    # A shorter run keeps the preset's share of warm-up, unless the warm-up was given too.
+    train = flags.get("train", {})
+    if "epochs" in train and "warmup_epochs" not in train:
+        whole = TrainConfig(**PRESETS[chosen].get("train", {}))
+        values["train"]["warmup_epochs"] = train["epochs"] * whole.warmup_epochs // whole.epochs if train["epochs"] > 0 else 0
+    if "teacher" not in values or "arch" not in values["teacher"]:
+        raise ClusterqError(
+            "--arch is missing, expected a pytorchcv model name or path/to/file.py:factory; try --arch resnet18."
+        )
+    return GenConfig.checked({"preset": chosen, **values})
+
+
+def preset_notes() -> dict[str, dict[str, str]]:
+    """How each preset differs from a field's default, for the help: section -> field -> text."""
+    notes: dict[str, dict[str, str]] = {}
+    for preset, sections in PRESETS.items():
+        for section, values in sections.items():
+            for name, value in values.items():
+                default = SECTIONS[section].model_fields[name].default
+                shown = notes.setdefault(section, {}).setdefault(name, str(default))
+                notes[section][name] = f"{shown}; {preset}: {value}"
+    return notes

@@ -1,0 +1,109 @@
+"""Conditional generators, `(z, y) -> image`, for any square input size and number of channels.
+
+The shapes are those of GDFQ (Xu et al., 2020), which ClusterQ uses unchanged: two blocks of upsampling and convolution
+from a quarter of the image's side, then a convolution, tanh and a BatchNorm without affine parameters. What leaves is a
+normalised image, kept inside what eight-bit pixels can hold.
+"""
+
+import torch
+import torch.nn.functional as F
+from clusterq_common.images import pixel_bounds
+from torch import Tensor, nn
+
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_gen.config import GeneratorConfig
+
+LARGEST_EMBEDDING_SIZE = 64
+SLOPE = 0.2
+
+
+def build_generator(config: GeneratorConfig, spec: InputSpec) -> "Generator":
+    """A generator with fresh weights for a teacher's images."""
+    small = spec.size <= LARGEST_EMBEDDING_SIZE
+    kind = config.generator if config.generator != "auto" else ("embedding" if small else "conditional-bn")
+    return (EmbeddingGenerator if kind == "embedding" else ConditionalBatchNormGenerator)(config, spec)
+
+
+class Generator(nn.Module):
+    """What both generators share: the first feature map, and the way from the last one to an image.
+
+    Call with z (N, latent_size) float32 and y (N,) int64; returns (N, C, S, S) float32, normalised as the teacher wants.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, config: GeneratorConfig, spec: InputSpec) -> None:
+        super().__init__()
+        self.latent_size = config.latent_size
+        self.width = config.width
+        self.image_size = spec.size
+        # Sides that are no multiple of four are generated slightly too large and cut.
+        self.start = -(-spec.size // 4)
+        low, high = pixel_bounds(spec)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        self.to_map = nn.Linear(config.latent_size, config.width * self.start**2)
+        self.to_image = nn.Conv2d(config.width // 2, spec.channels, 3, padding=1)
+        self.standardise = nn.BatchNorm2d(spec.channels, affine=False)
+
+    def _first_map(self, z: Tensor) -> Tensor:
+        return self.to_map(z).view(len(z), self.width, self.start, self.start).contiguous(memory_format=torch.channels_last)
+
+    def _image(self, features: Tensor) -> Tensor:
+        image = self.standardise(torch.tanh(self.to_image(features)).float())
+        image = image[:, :, : self.image_size, : self.image_size]
+        # Outside these bounds a pixel could not be stored; inside them only rounding separates training from the shards.
+        return torch.clamp(image, self.low, self.high)
+
+
+class EmbeddingGenerator(Generator):
+    """GDFQ's CIFAR generator: `z * Emb(y)` -> map -> BN -> up -> conv BN LeakyReLU -> up -> conv BN LeakyReLU -> image."""
+
+    def __init__(self, config: GeneratorConfig, spec: InputSpec) -> None:
+        super().__init__(config, spec)
+        width, half = config.width, config.width // 2
+        self.embedding = nn.Embedding(spec.num_classes, config.latent_size)
+        self.norm0 = nn.BatchNorm2d(width)
+        self.block1 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width, 0.8), nn.LeakyReLU(SLOPE))
+        self.block2 = nn.Sequential(nn.Conv2d(width, half, 3, padding=1), nn.BatchNorm2d(half, 0.8), nn.LeakyReLU(SLOPE))
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        x = self.norm0(self._first_map(z * self.embedding(labels)))
+        x = self.block1(F.interpolate(x, scale_factor=2))
+        return self._image(self.block2(F.interpolate(x, scale_factor=2)))
+
+
+class ConditionalBatchNormGenerator(Generator):
+    """GDFQ's ImageNet generator: the class enters only through the BatchNorm of each block."""
+
+    def __init__(self, config: GeneratorConfig, spec: InputSpec) -> None:
+        super().__init__(config, spec)
+        width, half = config.width, config.width // 2
+        self.norm0 = ConditionalBatchNorm2d(spec.num_classes, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm1 = ConditionalBatchNorm2d(spec.num_classes, width)
+        self.conv2 = nn.Conv2d(width, half, 3, padding=1)
+        self.norm2 = ConditionalBatchNorm2d(spec.num_classes, half)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        x = self.norm0(self._first_map(z), labels)
+        x = F.leaky_relu(self.norm1(self.conv1(F.interpolate(x, scale_factor=2)), labels), SLOPE)
+        x = F.leaky_relu(self.norm2(self.conv2(F.interpolate(x, scale_factor=2)), labels), SLOPE)
+        return self._image(x)
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """BatchNorm whose scale and shift are looked up by class (de Vries et al., 2017); x (N, C, H, W), labels (N,)."""
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.scale = nn.Embedding(num_classes, channels)
+        self.shift = nn.Embedding(num_classes, channels)
+        nn.init.ones_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        scale, shift = self.scale(labels)[:, :, None, None], self.shift(labels)[:, :, None, None]
+        return torch.addcmul(shift, self.norm(x), scale)

@@ -1,0 +1,187 @@
+"""Generator training: the generator's step and the student's step, in turn."""
+
+import time
+from pathlib import Path
+
+import torch
+from clusterq_common.teacher.load import Teacher
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import atomic_path
+from clusterq_common.runtime.metrics import MetricsLog
+from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
+from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
+from clusterq_gen.config import GenConfig
+from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.samples import save_grid
+from clusterq_gen.training import Training
+
+# Metrics are fetched from the device, checked and written once in so many steps.
+STEPS_BETWEEN_RECORDS = 25
+GRIDS_IN_A_RUN = 8
+
+
+def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device, *, resume: bool) -> Training:
+    """Train a generator for a teacher and write checkpoints, metrics, sample grids and the final networks into `folder`.
+
+    With `resume`, go on from the last checkpoint; the result is the same as without the interruption.
+
+    Raises:
+        ClusterqError: a loss is no longer finite; the last good checkpoint stays.
+    """
+    run = Training.start(config, teacher, device)
+    if resume and (folder / CHECKPOINT).is_file():
+        run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
+    per_epoch = config.train.steps_per_epoch
+    last_save = time.monotonic()
+    records: list[dict[str, Tensor | float]] = []
+
+    with progress("training", run.total_steps, done=run.step) as ticker, batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        while run.step < run.total_steps:
+            if run.step == run.warmup_steps and run.student is None:
+                run.end_warmup()
+            if run.step % per_epoch == 0 or not records:
+                run.set_learning_rates(run.step // per_epoch)
+
+            records.append({"step": run.step, **train_step(run, taps, stored)})
+            run.step += 1
+
+            end_of_epoch = run.step % per_epoch == 0
+            note = ""
+            if end_of_epoch or len(records) == STEPS_BETWEEN_RECORDS:
+                note = _write(log, records, folder)
+                records = []
+            ticker.advance(note=note)
+            if end_of_epoch:
+                _maybe_grid(run, folder)
+                if run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds:
+                    save_checkpoint(folder / CHECKPOINT, run.state_dict())
+                    last_save = time.monotonic()
+
+    with atomic_path(folder / GENERATOR) as partial:
+        save_file(run.generator.state_dict(), partial)
+    if run.student is not None:
+        with atomic_path(folder / STUDENT) as partial:
+            save_file(run.student.state_dict(), partial)
+    return run
+
+
+def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]) -> dict[str, Tensor | float]:
+    """One step of the generator (Eq. 7 in warm-up, then Eq. 8) and, after warm-up, one of the student (Eq. 9).
+
+    One teacher forward serves both. Returns what metrics.jsonl records, as scalars still on the device.
+    """
+    config, student = run.config, run.student
+    z, labels, groups = run.inputs(run.step)
+
+    # ---- generator
+    with run.autocast():
+        images = run.generator(z, labels)
+        teacher_logits = run.teacher.model(images)
+    correct = teacher_logits.detach().argmax(1) == labels
+    features = None if run.centroids is None else run.centroids.layers.statistics(taps, groups, correct)
+    batch = StepBatch(run.step, labels, teacher_logits, taps, stored, features, run.centroids)
+    terms = run.method.generator_terms(batch, warmup=student is None)
+    run.optimizer.zero_grad(set_to_none=True)
+    norms = {}
+    if run.step % config.train.gradient_norm_every == 0:
+        norms = _backward_by_term(terms, images)
+    else:
+        torch.stack(list(terms.values())).sum().backward()
+    run.optimizer.step()
+
+    # ---- centroids
+    if run.centroids is not None and features is not None:
+        run.centroids.update(features, config.method.ema_rate)
+
+    # ---- student
+    student_metrics: dict[str, Tensor | float] = {}
+    if student is not None:
+        assert run.student_optimizer is not None
+        with run.autocast():
+            student_logits = student(images.detach())
+        student_terms = run.method.student(student_logits, teacher_logits.detach(), labels)
+        run.student_optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(student_terms.values())).sum().backward()
+        run.student_optimizer.step()
+        agreement = (student_logits.detach().argmax(1) == teacher_logits.detach().argmax(1)).float().mean()
+        student_metrics = {f"student/{name}": term.detach() for name, term in student_terms.items()}
+        student_metrics |= {"student/agreement": agreement}
+
+    return {
+        **{f"loss/{name}": term.detach() for name, term in terms.items()},
+        **{f"gradient/{name}": norm for name, norm in norms.items()},
+        "teacher/accuracy": correct.float().mean(),
+        **student_metrics,
+        "lr": run.optimizer.param_groups[0]["lr"],
+    }
+
+
+def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) -> float:
+    """How long the whole training will take, from one timed full step of a run that is then thrown away."""
+    run = Training.start(config, teacher, device)
+    with batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        run.step = 1
+        train_step(run, taps, stored)
+        begin = time.monotonic()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        train_step(run, taps, stored)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    # The student's step after warm-up costs about as much again as its share of the networks.
+    return (time.monotonic() - begin) * run.total_steps * 1.4
+
+
+def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """Back-propagate the sum of the terms, and return the norm of each term's gradient at the generator's output.
+
+    Everything reaches the generator through its images, so the sum of these gradients, sent on, is the whole gradient.
+    """
+    gradients = {}
+    for name, term in terms.items():
+        (gradients[name],) = torch.autograd.grad(term, images, retain_graph=True)
+    images.backward(torch.stack(list(gradients.values())).sum(0))
+    return {name: torch.linalg.vector_norm(gradient.float()) for name, gradient in gradients.items()}
+
+
+def _write(log: MetricsLog, records: list[dict[str, Tensor | float]], folder: Path) -> str:
+    """Fetch and write records; returns the progress line's note.
+
+    Raises:
+        ClusterqError: a value is not finite.
+    """
+    tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist())
+    plain = [
+        {key: next(numbers) if isinstance(value, Tensor) else value for key, value in record.items()} for record in records
+    ]
+    log.append(plain)
+    for record in plain:
+        for key, value in record.items():
+            if value != value or value in (float("inf"), float("-inf")):
+                saved = folder / CHECKPOINT
+                kept = f"the last good checkpoint is {saved}" if saved.is_file() else "no checkpoint had been written yet"
+                raise ClusterqError(
+                    f"{key} became {value} at step {record['step']:.0f}, expected a finite number; {kept}: try a smaller --lr "
+                    "with --overwrite."
+                )
+    last = plain[-1]
+    parts = [f"class {last['loss/class']:.3f}", f"teacher {100 * last['teacher/accuracy']:.0f} %"]
+    if "student/agreement" in last:
+        parts.append(f"student agrees {100 * last['student/agreement']:.0f} %")
+    return ", ".join(parts)
+
+
+def _maybe_grid(run: Training, folder: Path) -> None:
+    epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
+    if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        save_grid(folder / SAMPLES / f"epoch-{epoch:04d}.png", run.generator, run.teacher.spec, run.config.runtime.seed)

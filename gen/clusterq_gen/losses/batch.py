@@ -1,0 +1,31 @@
+"""What the losses of one generator step may look at."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clusterq_common.taps import BatchNormTaps, Statistics
+from clusterq_gen.centroids import Centroids, ClassFeatures
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One batch of generated images after the teacher has seen it.
+
+    Attributes:
+        step: number of the step, from 0.
+        labels: (N,) int64, the classes asked for.
+        teacher_logits: (N, classes), with gradient to the images.
+        taps: moments at every BatchNorm layer of the teacher, with gradient.
+        stored: the teacher's running statistics by layer.
+        features: class-wise statistics in the semantic layers, with gradient; None during warm-up.
+        centroids: None during warm-up.
+    """
+
+    step: int
+    labels: Tensor
+    teacher_logits: Tensor
+    taps: BatchNormTaps
+    stored: dict[str, Statistics]
+    features: ClassFeatures | None
+    centroids: Centroids | None

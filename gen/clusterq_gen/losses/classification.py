@@ -1,0 +1,13 @@
+"""The generated image must look like its class to the teacher."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clusterq_gen.losses.batch import StepBatch
+
+
+class ClassificationLoss:
+    """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch."""
+
+    def __call__(self, batch: StepBatch) -> Tensor:
+        return F.cross_entropy(batch.teacher_logits.float(), batch.labels)

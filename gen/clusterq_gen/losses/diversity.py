@@ -1,0 +1,49 @@
+"""Diversity enhancement: a moving target around each centroid, so that a class does not collapse onto it."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clusterq_common.runtime.seeding import stream
+from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.losses.fda import Reduction, distance_to
+
+
+class DiversityLoss:
+    """L_DE, ClusterQ Eq. 6: as FDA, but to `N(mu, lambda_mu)` and `N(sigma, lambda_sigma)`, drawn afresh each step.
+
+    In expectation its gradient is FDA's: what it adds is noise around the centroid.
+
+    Args:
+        noise: gaussian with the given standard deviations (Eq. 6), or uniform within plus/minus them (the paper's setup).
+        mean_std: lambda_mu, in units of the BatchNorm inputs.
+        std_std: lambda_sigma, likewise.
+        reduction: as for FDA.
+        seed: the targets are a function of the seed and the step.
+    """
+
+    def __init__(
+        self, noise: Literal["gaussian", "uniform"], mean_std: float, std_std: float, reduction: Reduction, seed: int
+    ) -> None:
+        self.noise = noise
+        self.mean_std, self.std_std = mean_std, std_std
+        self.reduction: Reduction = reduction
+        self.seed = seed
+
+    def __call__(self, batch: StepBatch) -> Tensor:
+        assert batch.features is not None
+        assert batch.centroids is not None
+        rows = batch.features.classes
+        mean, std = batch.centroids.mean[rows], batch.centroids.std[rows]
+        random = stream(self.seed, "diversity", batch.step)
+        mean = mean + self.mean_std * self._draw(mean, random)
+        std = std + self.std_std * self._draw(std, random)
+        return distance_to(batch.features, batch.centroids, mean, std, self.reduction)
+
+    def _draw(self, like: Tensor, random: torch.Generator) -> Tensor:
+        if self.noise == "gaussian":
+            drawn = torch.randn(like.shape, generator=random)
+        else:
+            drawn = torch.rand(like.shape, generator=random) * 2 - 1
+        return drawn.to(like.device)

@@ -1,0 +1,25 @@
+"""GDFQ (Xu et al., ECCV 2020): class and BatchNorm statistics only. The plain baseline."""
+
+from clusterq_common.distill.objective import StudentObjective
+from clusterq_gen.config import MethodConfig
+from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
+from clusterq_gen.losses.classification import ClassificationLoss
+from clusterq_gen.methods.method import Method, Term
+
+
+def gdfq(config: MethodConfig, seed: int) -> Method:
+    """Generator: `CE(M_FP(x), y) + a1 L_BNS` (Eq. 7) throughout; student: Eq. 9. It draws nothing, so `seed` is unused."""
+    return Method("gdfq", base_terms(config), student_objective(config))
+
+
+def base_terms(config: MethodConfig) -> tuple[Term, ...]:
+    """ClusterQ Eq. 7, which every phase of both methods contains."""
+    return (
+        Term("class", 1.0, ClassificationLoss(), warmup=True),
+        Term("bns", config.alpha_bns, BatchNormMatchingLoss(), warmup=True),
+    )
+
+
+def student_objective(config: MethodConfig) -> StudentObjective:
+    """ClusterQ Eq. 9."""
+    return StudentObjective(ce_weight=1.0, kl_weight=config.kl_weight, temperature=config.temperature)

@@ -1,0 +1,41 @@
+"""A grid of generated images, class by class, for a person to look at."""
+
+from pathlib import Path
+
+import torch
+from clusterq_common.images import encode_png, to_pixels
+from torch import Tensor
+
+from clusterq_common.runtime.files import atomic_write
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_gen.generator import Generator
+from clusterq_gen.latent import candidate_noise
+
+COLUMNS = 10
+MOST_CLASSES = 20
+MARGIN = 2
+
+
+def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> None:
+    """Write a PNG with one row of images for each class (the first 20 classes), as emission would draw them."""
+    classes = min(spec.num_classes, MOST_CLASSES)
+    labels = torch.arange(classes).repeat_interleave(COLUMNS)
+    tries = [(label, attempt) for label in range(classes) for attempt in range(COLUMNS)]
+    z = torch.stack([candidate_noise(seed, *one, latent_size=generator.latent_size) for one in tries])
+    training = generator.training
+    generator.eval()
+    with torch.no_grad():
+        images = generator(z.to(generator.low.device), labels.to(generator.low.device))
+    generator.train(training)
+    atomic_write(path, encode_png(_tile(to_pixels(images.cpu(), spec), classes)))
+
+
+def _tile(pixels: Tensor, rows: int) -> Tensor:
+    """(rows * COLUMNS, C, S, S) uint8 as one picture (C, H, W) on white."""
+    _, channels, size, _ = pixels.shape
+    cell = size + MARGIN
+    canvas = torch.full((channels, rows * cell + MARGIN, COLUMNS * cell + MARGIN), 255, dtype=torch.uint8)
+    for number, picture in enumerate(pixels):
+        top, left = number // COLUMNS * cell + MARGIN, number % COLUMNS * cell + MARGIN
+        canvas[:, top : top + size, left : left + size] = picture
+    return canvas

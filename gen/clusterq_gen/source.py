@@ -1,0 +1,59 @@
+"""Where candidate images for shards come from."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.run_folder import GENERATOR
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_gen.config import GenConfig
+from clusterq_gen.generator import Generator, build_generator
+from clusterq_gen.latent import candidate_noise
+
+
+class Source(Protocol):
+    """Anything that can draw the `attempt`-th candidate of a class, the same one each time."""
+
+    def images(self, tries: list[tuple[int, int]]) -> Tensor:
+        """Normalised images (N, C, S, S) for `(label, attempt)` pairs."""
+        ...
+
+
+class GeneratorSource:
+    """A trained generator in eval mode: no image depends on the others in its batch."""
+
+    def __init__(self, generator: Generator, seed: int) -> None:
+        self.generator = generator.eval()
+        self.seed = seed
+
+    @classmethod
+    def load(cls, run: Path, config: GenConfig, spec: InputSpec, seed: int, device: torch.device) -> "GeneratorSource":
+        """The generator that a run folder holds.
+
+        Raises:
+            ClusterqError: the run has no finished generator, or one of another shape.
+        """
+        path = run / GENERATOR
+        if not path.is_file():
+            raise ClusterqError(
+                f"--run: {run} holds no {GENERATOR}, expected a finished training; use `clusterq-gen train --resume`."
+            )
+        generator = build_generator(config.generator, spec)
+        try:
+            generator.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise ClusterqError(f"{path} does not fit the run's config.yaml ({error}); train the run again.") from error
+        generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(generator, seed)
+
+    @torch.no_grad()
+    def images(self, tries: list[tuple[int, int]]) -> Tensor:
+        device = self.generator.low.device
+        z = [candidate_noise(self.seed, label, attempt, latent_size=self.generator.latent_size) for label, attempt in tries]
+        labels = torch.tensor([label for label, _ in tries])
+        images: Tensor = self.generator(torch.stack(z).to(device), labels.to(device))
+        return images

@@ -1,0 +1,167 @@
+"""What a generator training holds between steps, how it starts and how it is saved."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from clusterq_common.teacher.load import Teacher
+from torch import Tensor, nn
+
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.convert import convert
+from clusterq_common.runtime.device import training_autocast
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.seeding import stream
+from clusterq_common.taps import BatchNormTaps, ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
+from clusterq_gen.centroids import Centroids, SemanticLayers
+from clusterq_gen.config import GenConfig, TrainConfig
+from clusterq_gen.generator import Generator, build_generator
+from clusterq_gen.latent import batch_labels, classes_in_batch, noise
+from clusterq_gen.methods import Method, build_method
+
+# Centroids and ranges start from so many rounds through all classes.
+START_ROUNDS = 4
+MILESTONES = (100, 200, 300)
+
+
+@dataclass
+class Training:
+    """Networks, optimisers and centroids of one run. `student` and `centroids` exist from the end of warm-up on."""
+
+    config: GenConfig
+    teacher: Teacher
+    device: torch.device
+    method: Method
+    generator: Generator
+    optimizer: torch.optim.Optimizer
+    student: nn.Module | None = None
+    student_optimizer: torch.optim.Optimizer | None = None
+    centroids: Centroids | None = None
+    step: int = 0
+
+    @classmethod
+    def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "Training":
+        """A new run: the generator has fresh weights, drawn from the seed."""
+        # Layers draw their first weights from the global generator: it is seeded here, and put back afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
+            generator = build_generator(config.generator, teacher.spec)
+        generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(generator.parameters(), lr=config.train.lr, betas=(0.5, 0.999), fused=True)
+        method = build_method(config.method, config.runtime.seed)
+        return cls(config, teacher, device, method, generator, optimizer)
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.epochs * self.config.train.steps_per_epoch
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.config.train.warmup_epochs * self.config.train.steps_per_epoch
+
+    def autocast(self) -> torch.autocast:
+        """The context for training forwards."""
+        return training_autocast(self.config.runtime, self.device)
+
+    def inputs(self, step: int) -> tuple[Tensor, Tensor, ClassGroups]:
+        """Noise (N, latent), labels (N,) and their groups for one step, on the device."""
+        train, seed = self.config.train, self.config.runtime.seed
+        classes = self.teacher.spec.num_classes
+        per_batch = classes_in_batch(classes, train.batch_size, train.classes_per_batch)
+        labels, groups = batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
+        z = noise(seed, step, batch_size=train.batch_size, latent_size=self.config.generator.latent_size)
+        groups = ClassGroups(groups.classes.to(self.device), groups.row.to(self.device))
+        return z.to(self.device), labels.to(self.device), groups
+
+    def set_learning_rates(self, epoch: int) -> None:
+        """Both optimisers' rates for an epoch, by the schedule."""
+        factor = schedule_factor(self.config.train, epoch)
+        self.optimizer.param_groups[0]["lr"] = self.config.train.lr * factor
+        if self.student_optimizer is not None:
+            self.student_optimizer.param_groups[0]["lr"] = self.config.train.student_lr * factor
+
+    def end_warmup(self) -> None:
+        """Create the in-loop student, calibrated on generated images, and the centroids, from the same images."""
+        self._add_student(say)
+        assert self.student is not None
+        train = self.config.train
+        per_batch = classes_in_batch(self.teacher.spec.num_classes, train.batch_size, train.classes_per_batch)
+        steps_per_round = -(-self.teacher.spec.num_classes // per_batch)
+        images = []
+        with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
+            self.generator.eval()
+            for number in range(START_ROUNDS * steps_per_round):
+                # Numbered after the last step of training: these batches are no step's batches.
+                z, labels, groups = self.inputs(self.total_steps + number)
+                batch = self.generator(z, labels)
+                keep = self.teacher.model(batch).argmax(1) == labels
+                if self.method.needs_centroids:
+                    self._add_centroids(taps)
+                    assert self.centroids is not None
+                    features = self.centroids.layers.statistics(taps, groups, keep)
+                    # Rates 1, 1/2, 1/3, ... make the mean over the rounds.
+                    self.centroids.update(features, 1 / (1 + number // steps_per_round))
+                images.append(batch.cpu())
+            self.generator.train()
+        calibrate(self.student, images, self.config.quant, seed=self.config.runtime.seed)
+
+    def _add_student(self, log: Any) -> None:
+        spec = self.teacher.spec
+        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=self.device)
+        # In eval mode BatchNorm keeps the teacher's running statistics, as GDFQ trains its student.
+        self.student = convert(self.teacher.model, self.config.quant, example, log).eval()
+        self.student_optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=self.config.train.student_lr, momentum=0.9, nesterov=True, weight_decay=1e-4
+        )
+
+    def _add_centroids(self, taps: BatchNormTaps) -> None:
+        if self.centroids is None:
+            eps = {name: layer.eps for name, layer in batchnorm_layers(self.teacher.model).items()}
+            try:
+                layers = SemanticLayers.choose(taps.moments, eps, self.config.method.start_layer)
+            except ValueError as error:
+                raise ClusterqError(f"--start-layer: {error}; choose a smaller number.") from error
+            self.centroids = Centroids(self.teacher.spec.num_classes, layers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, for a checkpoint."""
+        return {
+            "step": self.step,
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "student": None if self.student is None else self.student.state_dict(),
+            "student_optimizer": None if self.student_optimizer is None else self.student_optimizer.state_dict(),
+            "centroids": None if self.centroids is None else self.centroids.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint of the same settings."""
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["student"] is not None:
+            self._add_student(lambda _: None)
+            assert self.student is not None
+            assert self.student_optimizer is not None
+            self.student.load_state_dict(state["student"])
+            self.student_optimizer.load_state_dict(state["student_optimizer"])
+        if state["centroids"] is not None:
+            spec = self.teacher.spec
+            with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
+                self.teacher.model(torch.zeros(1, spec.channels, spec.size, spec.size, device=self.device))
+                self._add_centroids(taps)
+            assert self.centroids is not None
+            self.centroids.load_state_dict(state["centroids"])
+        self.step = state["step"]
+
+    def stored_statistics(self) -> dict[str, Any]:
+        """The teacher's running statistics by layer."""
+        return stored_statistics(self.teacher.model)
+
+
+def schedule_factor(train: TrainConfig, epoch: int) -> float:
+    """What a learning rate is multiplied by in `epoch`: x0.1 at epochs 100, 200, 300, or half a cosine down to zero."""
+    if train.schedule == "step":
+        return float(0.1 ** sum(epoch >= milestone for milestone in MILESTONES))
+    return 0.5 * (1 + math.cos(math.pi * epoch / train.epochs))

@@ -1,0 +1,169 @@
+"""Set up the project and run one thing in it: `python3 tools/dev.py demo | test | lint`.
+
+Needs nothing but Python 3.11 or later. It makes `.venv` where there is none, installs the versions that `constraints.txt`
+pins, and runs the command inside; a second call with nothing changed installs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+OLDEST = (3, 11)
+COVERAGE_FLOOR = 90
+
+# An environment with the extra on the left also serves a command that asks for one on the right.
+COVERS = {"demo": {"demo"}, "dev": {"demo", "dev"}}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: that of the first step that failed, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python3 tools/dev.py",
+        description="Set up the project in .venv and run one thing in it.",
+        epilog="demo: the offline demo on handwritten digits, a few minutes on two cores. test: the whole suite with its "
+        "coverage floor, or what the pytest arguments select. lint: style, types and the direction of imports.",
+    )
+    parser.add_argument("command", choices=("demo", "test", "lint"))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the demo or for pytest")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "lint" and chosen.arguments:
+        parser.error(f"lint takes no arguments, found {shlex.join(chosen.arguments)}")
+
+    refusal = python_too_old(sys.version_info[:3])
+    if refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    try:
+        ensure_environment("demo" if chosen.command == "demo" else "dev")
+        {"demo": demo, "test": test, "lint": lint}[chosen.command](chosen.arguments)
+    except subprocess.CalledProcessError as failure:
+        say(f"failed with exit code {failure.returncode}: {shown(failure.cmd)}")
+        # A negative code means "killed by that signal"; shells write it as 128 + signal.
+        return failure.returncode if failure.returncode > 0 else 128 - failure.returncode
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def demo(arguments: list[str]) -> None:
+    """Teacher, generator, shards and low-bit student on scikit-learn's digits."""
+    run("running the offline demo", BIN / "python", ROOT / "tools" / "demo" / "digits.py", *arguments)
+
+
+def test(arguments: list[str]) -> None:
+    """The whole suite with the coverage floor, or what the pytest arguments select without it."""
+    coverage = ["--cov", "--cov-report=term", f"--cov-fail-under={COVERAGE_FLOOR}"]
+    run("running the tests", BIN / "python", "-m", "pytest", *(arguments or coverage))
+
+
+def lint(_: list[str]) -> None:
+    """All four checks, so that one call shows everything there is to mend; then the first failure, if any."""
+    # Through python, not through the scripts in .venv/bin: those name the folder they were installed in.
+    checks = {
+        "checking style": ("-m", "ruff", "check", "."),
+        "checking format": ("-m", "ruff", "format", "--check", "."),
+        "checking types": ("-m", "mypy"),
+        "checking imports": ("-c", "from importlinter.cli import lint_imports_command as check; check()"),
+    }
+    failures = []
+    for what, arguments in checks.items():
+        try:
+            run(what, BIN / "python", *arguments)
+        except subprocess.CalledProcessError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+def python_too_old(version: tuple[int, ...]) -> str | None:
+    """The sentence for a Python that cannot run the project, or None for one that can."""
+    if version >= OLDEST:
+        return None
+    found, wanted = (".".join(map(str, part)) for part in (version, OLDEST))
+    return (
+        f"clusterq needs Python {wanted} or later, and {sys.executable} is {found}; "
+        f"run this again with a newer one, for example python{wanted} tools/dev.py"
+    )
+
+
+def ensure_environment(extra: str) -> None:
+    """Make or refresh `.venv` so that it holds the project with this extra ("demo" or "dev"), at the pinned versions."""
+    wanted = fingerprint()
+    usable = python_runs()
+    if usable and any(extra in COVERS[name] and stamp(name) == wanted for name in COVERS):
+        return
+    if not usable:
+        # --clear: what lies there is no environment, or its Python is gone or too old.
+        run(f"making {VENV.name} with Python {sys.version.split()[0]}", sys.executable, "-m", "venv", "--clear", VENV)
+    for name in COVERS:  # an interrupted install must not look finished
+        stamp_path(name).unlink(missing_ok=True)
+    pip: list[str | Path] = [
+        BIN / "python",
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "-c",
+        "constraints.txt",
+    ]
+    # torch alone first: the pinned build is settled before any other package can ask for one of its own choice.
+    run("installing torch (the large one)", *pip, "torch")
+    run(f"installing clusterq with the {extra} extra", *pip, "-e", f".[{extra}]")
+    stamp_path(extra).write_text(wanted + "\n", encoding="ascii")
+
+
+def fingerprint() -> str:
+    """sha256 over what decides the environment's contents; a moved checkout needs its console scripts written anew."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        digest.update(hashlib.sha256((ROOT / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def stamp_path(extra: str) -> Path:
+    return VENV / f".clusterq-{extra}"
+
+
+def stamp(extra: str) -> str | None:
+    """The fingerprint that `.venv` was installed from with this extra, None where it was not."""
+    path = stamp_path(extra)
+    return path.read_text(encoding="ascii").strip() if path.is_file() else None
+
+
+def python_runs() -> bool:
+    """Whether `.venv` has a Python that starts, is new enough, and can install packages."""
+    probe = f"import sys, pip; sys.exit(sys.version_info < {OLDEST})"
+    try:
+        return subprocess.run([BIN / "python", "-c", probe], capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+    except OSError:  # no such file, or its target is gone
+        return False
+
+
+def run(what: str, *command: str | Path) -> None:
+    """Say what comes, run it in the project root with nothing on stdin; CalledProcessError when it fails."""
+    say(what)
+    say(f"  {shown(command)}")
+    subprocess.run([str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
+
+
+def shown(command: tuple[str | Path, ...] | list[str]) -> str:
+    """A command as one would type it in the project root."""
+    return shlex.join(str(part).removeprefix(f"{ROOT}{os.sep}") for part in command)
+
+
+def say(line: str) -> None:
+    print(f"dev: {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
