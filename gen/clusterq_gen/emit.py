@@ -1,144 +1,156 @@
-"""From a source of candidate images to class-labelled shards."""
+"""From a source of candidate images to a folder of class-labelled shards."""
 
-from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-from clusterq_common.images import decode_png, encode_png, normalise, pixel_bounds, to_pixels
-from clusterq_common.shards.write import Sample
-from clusterq_common.teacher.load import Teacher
-
+from clusterq_common.runtime.environment import versions
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import progress, say
+from clusterq_common.runtime.files import PARTIAL_SUFFIX
+from clusterq_common.runtime.progress import say
+from clusterq_common.shards.manifest import (
+    MANIFEST,
+    SHARD_NAME,
+    Generation,
+    Manifest,
+    Split,
+    SplitName,
+    TeacherFacts,
+    read_manifest,
+)
+from clusterq_common.shards.write import SplitWriter, write_manifest
+from clusterq_common.teacher.factory import is_factory
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.candidates import CHUNK, Emitter, Tally
+from clusterq_gen.config import GenConfig
 from clusterq_gen.source import Source
 
-# Networks round differently in batches of different size: a fixed one makes an image independent of how many are wanted.
-CHUNK = 64
-CANDIDATES_PER_IMAGE = 20
+OTHER_FILES = (MANIFEST, "README.md", "_info.json", "wids-train.json", "wids-heldout.json")
 
 
-@dataclass
-class Tally:
-    """Counts over all candidates: what the manifest reports.
+def emit_shards(
+    config: GenConfig, teacher: Teacher, source: Source, folder: Path, *, seed: int, overwrite: bool = False
+) -> Manifest:
+    """Write shards, or add to a set that this source began: candidates go on where they ended.
 
-    Attributes:
-        attempts: next unused candidate number of each class.
-        written: images written of each class.
-        rejected: candidates of each class that the teacher took for another one and that were dropped.
-        candidates, agreed: how many were drawn, and on how many the teacher agreed with the label.
-        confidence: sum of the teacher's confidence in its top-1 over the written images.
-        clipped: sum over candidates of the share of values at the end of the pixel range.
+    Raises:
+        ClusterqError: the folder holds something else, or a set of other settings; none of the candidates was accepted.
     """
+    before = _set_to_extend(config, teacher, folder, seed, overwrite=overwrite)
+    classes = teacher.spec.num_classes
+    wanted: dict[SplitName, int] = {"train": config.emit.per_class, "heldout": config.emit.heldout}
+    old: dict[SplitName, Split] = dict(before.splits) if before else {}
+    tally = Tally.fresh(classes, before.generation.attempts if before else None)
+    emitter = Emitter(
+        source,
+        teacher,
+        seed=seed,
+        keep_misclassified=config.emit.keep_misclassified,
+        store_logits=config.emit.store_logits,
+    )
+    splits: dict[SplitName, Split] = {}
+    for name, count in wanted.items():
+        have = old[name] if name in old else Split(samples=0, per_class=[0] * classes, shards=[])
+        missing = [max(0, count - already) for already in have.per_class]
+        tally.written = [0] * classes
+        with SplitWriter(folder, name, start_key=have.samples, start_shard=len(have.shards)) as writer:
+            emitter.emit(missing, tally, writer.write, f"writing {name} images")
+        if have.samples or any(tally.written):
+            splits[name] = Split(
+                samples=have.samples + sum(tally.written),
+                per_class=[a + b for a, b in zip(have.per_class, tally.written, strict=True)],
+                shards=[*have.shards, *writer.shards],
+            )
+    if before is not None and not tally.candidates:
+        say(f"{folder} holds that many images already; nothing to add")
+        return before
+    manifest = Manifest(
+        created_by=f"clusterq {version('clusterq')}",
+        teacher=TeacherFacts(
+            arch=_shown_arch(config.teacher.arch),
+            is_factory=is_factory(config.teacher.arch),
+            digest=teacher.digest,
+            spec=teacher.spec,
+        ),
+        generation=_generation(config, tally, before, seed),
+        splits=splits,
+        has_logits=config.emit.store_logits,
+        versions=versions(),
+    )
+    write_manifest(folder, manifest)
+    return manifest
 
-    attempts: list[int]
-    written: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
-    candidates: int = 0
-    agreed: int = 0
-    confidence: float = 0.0
-    clipped: float = 0.0
 
-    @classmethod
-    def fresh(cls, num_classes: int, attempts: list[int] | None = None) -> "Tally":
-        """All counts at zero; candidates start at `attempts`, which an earlier emission may have left."""
-        zeros = [0] * num_classes
-        return cls(list(attempts or zeros), list(zeros), list(zeros))
-
-
-class Emitter:
-    """Draws candidates, keeps those the teacher agrees with, and hands them on as samples.
-
-    Labels, logits and confidence are the teacher's on the *decoded* PNG: the pixels a student will see. Classes take turns,
-    so that a shard read from its start is mixed.
-    """
-
-    def __init__(self, source: Source, teacher: Teacher, *, seed: int, keep_misclassified: bool, store_logits: bool) -> None:
-        self.source = source
-        self.teacher = teacher
-        self.seed = seed
-        self.keep_misclassified = keep_misclassified
-        self.store_logits = store_logits
-        self.device = next(teacher.model.parameters()).device
-
-    def emit(self, wanted: list[int], tally: Tally, write: object, description: str) -> None:
-        """Call `write(sample)` until each class has as many images as `wanted` says, or its candidates are used up.
-
-        Each class gets at most 20 candidates for each wanted image; then it stays short, with a warning.
-
-        Raises:
-            ClusterqError: not one candidate was accepted.
-        """
-        assert callable(write)
-        need = list(wanted)
-        limit = [tally.attempts[label] + CANDIDATES_PER_IMAGE * count for label, count in enumerate(wanted)]
-        with progress(description, sum(wanted)) as ticker:
-            while tries := self._next_tries(need, tally, limit):
-                accepted = 0
-                for sample in self._judge(tries, tally):
-                    if need[sample.label] > 0:
-                        need[sample.label] -= 1
-                        tally.written[sample.label] += 1
-                        tally.confidence += sample.teacher_confidence
-                        write(sample)
-                        accepted += 1
-                ticker.advance(accepted)
-        short = [label for label, missing in enumerate(need) if missing > 0]
-        if sum(wanted) and sum(need) == sum(wanted):
+def _set_to_extend(config: GenConfig, teacher: Teacher, folder: Path, seed: int, *, overwrite: bool) -> Manifest | None:
+    """The set that is there, if this emission can go on with it. Leftovers of an interrupted emission are removed."""
+    if not folder.is_dir():
+        return None
+    if overwrite or not (folder / MANIFEST).is_file():
+        for path in folder.iterdir():
+            if SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)) or path.name in OTHER_FILES:
+                path.unlink()
+        if any(folder.iterdir()):
             raise ClusterqError(
-                f"the teacher agreed with none of {tally.candidates} generated images; train longer (--epochs), or "
-                "keep what it takes for other classes with --keep-misclassified."
+                f"--out: {folder} holds files that are no shards, expected a new folder or a set of shards; choose another folder."
             )
-        if short:
-            shown = ", ".join(f"{label} ({wanted[label] - need[label]} of {wanted[label]})" for label in short[:8])
-            say(
-                f"Warning: {description}: {len(short)} classes got fewer images than wanted: {shown}{' ...' if short[8:] else ''}"
-            )
+        return None
+    manifest = read_manifest(folder)
+    same = {
+        "teacher": manifest.teacher.digest == teacher.digest,
+        "generator run": manifest.generation.settings == _settings(config),
+        "--seed": manifest.generation.seed == seed,
+        "--keep-misclassified": manifest.generation.keep_misclassified == config.emit.keep_misclassified,
+        "--logits": manifest.has_logits == config.emit.store_logits,
+    }
+    other = [name for name, equal in same.items() if not equal]
+    if other:
+        raise ClusterqError(
+            f"{folder} holds shards of another {other[0]}, to which nothing can be added; use --overwrite to replace them, or "
+            "write to a folder of their own with --out."
+        )
+    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    for path in folder.iterdir():
+        # Shards beyond the manifest are what an interrupted extension left.
+        if SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)) and path.name not in listed:
+            path.unlink()
+    return manifest
 
-    def _next_tries(self, need: list[int], tally: Tally, limit: list[int]) -> list[tuple[int, int]]:
-        """The next chunk of (label, attempt): one for each class that still needs images, in turn; none when all is done."""
-        open_for = [min(missing, limit[label] - tally.attempts[label]) for label, missing in enumerate(need)]
-        tries: list[tuple[int, int]] = []
-        while len(tries) < CHUNK and any(count > 0 for count in open_for):
-            for label, count in enumerate(open_for):
-                if count > 0 and len(tries) < CHUNK:
-                    tries.append((label, tally.attempts[label]))
-                    tally.attempts[label] += 1
-                    open_for[label] -= 1
-        return tries
 
-    @torch.no_grad()
-    def _judge(self, tries: list[tuple[int, int]], tally: Tally) -> list[Sample]:
-        """The accepted samples among the candidates, in order."""
-        spec = self.teacher.spec
-        padded = tries + [tries[-1]] * (CHUNK - len(tries))
-        images = self.source.images(padded)[: len(tries)].float()
-        low, high = (bound.to(images.device) for bound in pixel_bounds(spec))
-        tally.clipped += float(((images <= low) | (images >= high)).float().mean()) * len(tries)
-        encoded = [encode_png(pixels) for pixels in to_pixels(images.cpu(), spec)]
-        pixels = torch.stack([decode_png(data, spec) for data in encoded])
-        seen = normalise(pixels, spec).to(self.device)
-        seen = torch.cat([seen, seen[-1:].expand(CHUNK - len(tries), -1, -1, -1)])
-        logits = self.teacher.model(seen.contiguous(memory_format=torch.channels_last))[: len(tries)].float().cpu()
-        confidence, top1 = logits.softmax(1).max(1)
-        tally.candidates += len(tries)
-        samples = []
-        for number, (label, attempt) in enumerate(tries):
-            agreed = int(top1[number]) == label
-            tally.agreed += agreed
-            if not agreed and not self.keep_misclassified:
-                tally.rejected[label] += 1
-                continue
-            samples.append(
-                Sample(
-                    pixels=pixels[number],
-                    png=encoded[number],
-                    label=label,
-                    seed=self.seed,
-                    attempt=attempt,
-                    teacher_top1=int(top1[number]),
-                    teacher_confidence=float(confidence[number]),
-                    logits=logits[number].half().numpy() if self.store_logits else None,
-                )
-            )
-        return samples
+def _settings(config: GenConfig) -> dict[str, Any]:
+    """The hyperparameters that made the generator, for the manifest; paths of this machine stay out of it."""
+    values = config.model_dump(mode="json")
+    sections = ("preset", "method", "quant", "generator", "train")
+    return {**{section: values[section] for section in sections}, "seed": values["runtime"]["seed"]}
 
+
+def _generation(config: GenConfig, tally: Tally, before: Manifest | None, seed: int) -> Generation:
+    """Counts of this emission and of the ones it extends, together."""
+    earlier = before.generation if before else None
+    drawn_before = earlier.candidates if earlier else 0
+    written_before = sum(split.samples for split in before.splits.values()) if before else 0
+    drawn = drawn_before + tally.candidates
+
+    def share(new_sum: float, old_share: float) -> float:
+        return min(1.0, (new_sum + old_share * drawn_before) / drawn)
+
+    confidence = tally.confidence + (earlier.mean_confidence * written_before if earlier else 0.0)
+    return Generation(
+        method=config.method.method,
+        settings=_settings(config),
+        seed=seed,
+        attempts=tally.attempts,
+        candidates=drawn,
+        rejected=[
+            a + b for a, b in zip(tally.rejected, earlier.rejected if earlier else [0] * len(tally.rejected), strict=True)
+        ],
+        teacher_agreement=share(tally.agreed, earlier.teacher_agreement if earlier else 0.0),
+        mean_confidence=min(1.0, confidence / (written_before + tally.total_written)),
+        clipped=share(tally.clipped, earlier.clipped if earlier else 0.0),
+        keep_misclassified=config.emit.keep_misclassified,
+        chunk=CHUNK,
+    )
+
+
+def _shown_arch(arch: str) -> str:
+    """A factory as `file.py:function`: the rest of its path is nobody's business."""
+    return Path(arch.rpartition(":")[0]).name + ":" + arch.rpartition(":")[2] if is_factory(arch) else arch

@@ -7,9 +7,9 @@ normalised image, kept inside what eight-bit pixels can hold.
 
 import torch
 import torch.nn.functional as F
-from clusterq_common.images import pixel_bounds
 from torch import Tensor, nn
 
+from clusterq_common.images import pixel_bounds
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
 

@@ -4,17 +4,15 @@ import time
 from pathlib import Path
 
 import torch
-from clusterq_common.teacher.load import Teacher
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_path
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
+from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
+from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.samples import save_grid
@@ -55,7 +53,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
             end_of_epoch = run.step % per_epoch == 0
             note = ""
             if end_of_epoch or len(records) == STEPS_BETWEEN_RECORDS:
-                note = _write(log, records, folder)
+                note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
                 records = []
             ticker.advance(note=note)
             if end_of_epoch:
@@ -64,11 +62,9 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
                     last_save = time.monotonic()
 
-    with atomic_path(folder / GENERATOR) as partial:
-        save_file(run.generator.state_dict(), partial)
+    save_weights(folder / GENERATOR, run.generator)
     if run.student is not None:
-        with atomic_path(folder / STUDENT) as partial:
-            save_file(run.student.state_dict(), partial)
+        save_weights(folder / STUDENT, run.student)
     return run
 
 
@@ -152,31 +148,11 @@ def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Ten
     return {name: torch.linalg.vector_norm(gradient.float()) for name, gradient in gradients.items()}
 
 
-def _write(log: MetricsLog, records: list[dict[str, Tensor | float]], folder: Path) -> str:
-    """Fetch and write records; returns the progress line's note.
-
-    Raises:
-        ClusterqError: a value is not finite.
-    """
-    tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
-    numbers = iter(torch.stack(tensors).tolist())
-    plain = [
-        {key: next(numbers) if isinstance(value, Tensor) else value for key, value in record.items()} for record in records
-    ]
-    log.append(plain)
-    for record in plain:
-        for key, value in record.items():
-            if value != value or value in (float("inf"), float("-inf")):
-                saved = folder / CHECKPOINT
-                kept = f"the last good checkpoint is {saved}" if saved.is_file() else "no checkpoint had been written yet"
-                raise ClusterqError(
-                    f"{key} became {value} at step {record['step']:.0f}, expected a finite number; {kept}: try a smaller --lr "
-                    "with --overwrite."
-                )
-    last = plain[-1]
-    parts = [f"class {last['loss/class']:.3f}", f"teacher {100 * last['teacher/accuracy']:.0f} %"]
-    if "student/agreement" in last:
-        parts.append(f"student agrees {100 * last['student/agreement']:.0f} %")
+def _note(record: dict[str, float]) -> str:
+    """The progress line's numbers."""
+    parts = [f"class {record['loss/class']:.3f}", f"teacher {100 * record['teacher/accuracy']:.0f} %"]
+    if "student/agreement" in record:
+        parts.append(f"student agrees {100 * record['student/agreement']:.0f} %")
     return ", ".join(parts)
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from clusterq_common.images import encode_png, to_pixels
 from torch import Tensor
 
+from clusterq_common.images import encode_png, to_pixels
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.generator import Generator

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from clusterq_common.teacher.load import Teacher
 from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
@@ -15,11 +14,13 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import BatchNormTaps, ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
+from clusterq_common.teacher.load import Teacher
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import GenConfig, TrainConfig
 from clusterq_gen.generator import Generator, build_generator
 from clusterq_gen.latent import batch_labels, classes_in_batch, noise
-from clusterq_gen.methods import Method, build_method
+from clusterq_gen.methods import build_method
+from clusterq_gen.methods.method import Method
 
 # Centroids and ranges start from so many rounds through all classes.
 START_ROUNDS = 4

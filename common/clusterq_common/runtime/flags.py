@@ -57,7 +57,7 @@ def with_flags(
             command(values, **given)
 
         hints = typing.get_type_hints(command, include_extras=True)
-        kept = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in kept]
+        kept = [p.replace(annotation=hints.get(p.name, Any), kind=p.KEYWORD_ONLY) for p in kept]
         signature = inspect.Signature([*parameters, *kept], return_annotation=None)
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
@@ -71,10 +71,11 @@ def with_flags(
 def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section: str, note: str | None) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     kind = _plain_type(field.annotation)
-    shown: str | bool = note if note is not None else _default(field)
+    default = note if note is not None else _default(field)
+    text = f"{field.description} (default: {default})" if default else field.description
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     spelling = str(extra.get("flag", flag))
-    made = option(None, spelling, help=field.description, show_default=shown, rich_help_panel=section.capitalize())
+    made = option(None, spelling, help=text, show_default=False, rich_help_panel=section.capitalize())
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
 
 
@@ -88,7 +89,6 @@ def _plain_type(annotation: Any) -> Any:
     return str if typing.get_origin(annotation) is tuple else annotation
 
 
-def _default(field: FieldInfo) -> str | bool:
-    if field.default is PydanticUndefined or field.default is None:
-        return False
-    return str(field.default)
+def _default(field: FieldInfo) -> str:
+    """The default as text; empty where the description says what happens without a value."""
+    return "" if field.default is PydanticUndefined or field.default is None else str(field.default)

@@ -5,6 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
 
 
@@ -15,6 +19,30 @@ class MetricsLog:
         self.path = path
         kept = [record for record in read_metrics(path) if record["step"] < keep_before_step] if path.exists() else []
         atomic_write(path, "".join(_line(record) for record in kept))
+
+    def append_step_values(self, records: list[dict[str, Tensor | float]], checkpoint: Path) -> list[dict[str, float]]:
+        """Fetch records from the device in one transfer, write them, and check them; returns them as plain numbers.
+
+        Args:
+            records: scalars by name, each record with a `step`.
+            checkpoint: named in the error: what the user can go back to.
+
+        Raises:
+            ClusterqError: a value is not finite.
+        """
+        tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist()) if tensors else iter(())
+        plain = [{k: next(numbers) if isinstance(v, Tensor) else v for k, v in record.items()} for record in records]
+        self.append(plain)
+        for record in plain:
+            for key, value in record.items():
+                if not math.isfinite(value):
+                    good = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "no checkpoint exists yet"
+                    raise ClusterqError(
+                        f"{key} became {value} at step {record['step']:.0f}, expected a finite number; {good}: try a smaller "
+                        "--lr with --overwrite."
+                    )
+        return plain
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Write records, each with at least a `step`."""

@@ -1,0 +1,52 @@
+"""A user's own model: `path/to/file.py:function`. Only ever taken from the command line or a local run's config."""
+
+import importlib.util
+from pathlib import Path
+
+from torch import nn
+
+from clusterq_common.runtime.errors import ClusterqError
+
+EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
+
+
+def is_factory(arch: str) -> bool:
+    """Whether an architecture is a file and a function rather than a pytorchcv name."""
+    return ":" in arch or arch.endswith(".py") or "/" in arch
+
+
+def absolute_factory(arch: str) -> str:
+    """The same factory, whatever the current directory."""
+    path, _, function = arch.rpartition(":")
+    return f"{Path(path).resolve()}:{function}"
+
+
+def build_factory(arch: str) -> nn.Module:
+    """Run the user's file and call its function.
+
+    Raises:
+        ClusterqError: no such file or function, an exception inside, or a result that is no module.
+    """
+    path_text, _, function_name = arch.rpartition(":")
+    path = Path(path_text)
+    if not path_text or not function_name.isidentifier():
+        raise ClusterqError(f"--arch: {arch!r} names no function; {EXPECTED}.")
+    if not path.is_file():
+        raise ClusterqError(f"--arch: {path} does not exist; {EXPECTED}.")
+    specification = importlib.util.spec_from_file_location(f"_clusterq_factory_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise ClusterqError(f"--arch: {path} is no Python file; {EXPECTED}.")
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+        function = getattr(module, function_name, None)
+        model = function() if callable(function) else None
+    except Exception as error:  # the user's own code may raise anything
+        raise ClusterqError(
+            f"--arch: {arch} failed with {type(error).__name__}: {error}; mend the file and try again."
+        ) from error
+    if not callable(function):
+        raise ClusterqError(f"--arch: {path} has no function {function_name}; {EXPECTED}.")
+    if not isinstance(model, nn.Module):
+        raise ClusterqError(f"--arch: {arch} returned {type(model).__name__}; {EXPECTED}.")
+    return model

@@ -1,0 +1,133 @@
+"""From a name and weights to a frozen teacher."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.seeding import stream
+from clusterq_common.taps import batchnorm_layers
+from clusterq_common.teacher.digest import weights_digest
+from clusterq_common.teacher.factory import absolute_factory, build_factory, is_factory
+from clusterq_common.teacher.families import build_pytorchcv
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_weights
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained classifier, frozen.
+
+    Attributes:
+        model: in eval mode, no parameter wants a gradient; (N, C, S, S) float32 -> logits (N, classes).
+        config: resolved: sizes filled in, paths absolute.
+        spec: the images it takes.
+        digest: `sha256:<hex>` of its weights.
+    """
+
+    model: nn.Module
+    config: TeacherConfig
+    spec: InputSpec
+    digest: str
+
+
+def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -> Teacher:
+    """Build the architecture, load its weights, freeze it.
+
+    Raises:
+        ClusterqError: unknown architecture or sizes, weights that cannot be had or do not fit, no BatchNorm, or an output
+            that is not (N, classes).
+    """
+    model, spec = build_architecture(config)
+    if config.weights != RANDOM:
+        if config.weights is None and is_factory(config.arch):
+            raise ClusterqError("--weights is missing: a factory's weights cannot be downloaded; pass --weights FILE.")
+        path = Path(config.weights) if config.weights is not None else download_weights(config.arch)
+        load_weights(model, read_weights(path), str(path))
+    model.eval().requires_grad_(False)
+    digest = weights_digest(model)
+    resolved = config.model_copy(
+        update={
+            "arch": absolute_factory(config.arch) if is_factory(config.arch) else config.arch,
+            "weights": str(Path(config.weights).resolve()) if config.weights not in {None, RANDOM} else config.weights,
+            "input_size": spec.size,
+            "in_channels": spec.channels,
+            "num_classes": spec.num_classes,
+            "mean": spec.mean,
+            "std": spec.std,
+        }
+    )
+    return Teacher(model.to(device), resolved, spec, digest)
+
+
+def build_architecture(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
+    """The model with fresh weights (always the same ones), in eval mode, and its images.
+
+    Raises:
+        ClusterqError: see `load_teacher`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(0, "architecture").initial_seed())
+        if is_factory(config.arch):
+            model = build_factory(config.arch)
+            known: dict[str, Any] = _stated_by(model)
+        else:
+            model, known = build_pytorchcv(config)
+    spec = _resolve_spec(config, known)
+    model.eval()
+    if not batchnorm_layers(model):
+        raise ClusterqError(
+            f"--arch: {config.arch} has no BatchNorm layer with running statistics, expected some: they are all that clusterq "
+            "knows of the training data; choose a classifier with BatchNorm."
+        )
+    _probe(model, spec, config.arch)
+    return model, spec
+
+
+def _stated_by(model: nn.Module) -> dict[str, Any]:
+    """What a factory's model says of itself in pytorchcv's manner."""
+    size, classes = getattr(model, "in_size", None), getattr(model, "num_classes", None)
+    return {"input_size": size[0] if isinstance(size, tuple | list) else size, "num_classes": classes}
+
+
+def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
+    """Flags first, then what is known of the architecture."""
+    values = {name: getattr(config, name) for name in ("input_size", "in_channels", "num_classes", "mean", "std")}
+    values = {name: known.get(name) if value is None else value for name, value in values.items()}
+    missing = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is None]
+    if missing:
+        raise ClusterqError(
+            f"{', '.join(missing)} missing: not known for {config.arch}, expected the image size, channels, classes and "
+            "normalisation that it was trained with; pass them."
+        )
+    return InputSpec.checked(
+        {
+            "size": values["input_size"],
+            "channels": values["in_channels"],
+            "num_classes": values["num_classes"],
+            "mean": values["mean"],
+            "std": values["std"],
+        }
+    )
+
+
+def _probe(model: nn.Module, spec: InputSpec, arch: str) -> None:
+    """One black image: what comes out must be one row of logits."""
+    image = torch.zeros(1, spec.channels, spec.size, spec.size)
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except Exception as error:  # any model, any failure
+        raise ClusterqError(
+            f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {error}); check "
+            "--input-size and --in-channels."
+        ) from error
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != (1, spec.num_classes):
+        raise ClusterqError(
+            f"--arch: {arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}); check --num-classes, "
+            "or choose a classifier."
+        )

@@ -1,0 +1,123 @@
+"""A teacher's weights: from pytorchcv's store, or from a file."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clusterq_common.runtime.errors import ClusterqError
+
+# As an argument of --weights: keep the fresh weights. For trials of speed and memory.
+RANDOM = "random"
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+KEYS_SHOWN = 3
+
+
+def weights_cache() -> Path:
+    """Where pytorchcv's downloads are kept: $TORCH_HOME/models, or ~/.torch/models as pytorchcv itself has it."""
+    home = os.environ.get("TORCH_HOME")
+    return (Path(home) if home else Path.home() / ".torch") / "models"
+
+
+def download_weights(arch: str) -> Path:
+    """The file of pytorchcv's published weights, downloaded unless it is cached; checked by pytorchcv's own SHA-1.
+
+    Raises:
+        ClusterqError: none are published for this name, or the store cannot be reached.
+    """
+    from pytorchcv.models import model_store
+
+    name = arch.lower()
+    if name not in model_store._model_sha1:
+        raise ClusterqError(f"--weights is missing: pytorchcv publishes no weights for {arch}; pass --weights FILE.")
+    try:
+        # pytorchcv prints its progress; stdout is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            return Path(model_store.get_model_file(name, local_model_store_dir_path=str(weights_cache())))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterqError(
+            f"--weights is missing, and pytorchcv's weights of {arch} could not be downloaded ({type(error).__name__}); pass a "
+            f"file with --weights, or put the download into {weights_cache()}."
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or from a PyTorch file, read without running any code in it.
+
+    A wrapper (`{"state_dict": ...}`) and a `module.` prefix on all names are taken off.
+
+    Raises:
+        ClusterqError: missing, unreadable, or no state dict.
+    """
+    if not path.is_file():
+        raise ClusterqError(f"--weights: {path} does not exist, expected a .safetensors file or a PyTorch state dict.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ClusterqError(f"--weights: {path} is no readable safetensors file ({error}); export it again.") from error
+    except Exception as error:  # torch.load raises a dozen kinds for a broken or unsafe file
+        raise ClusterqError(
+            f"--weights: {path} is no plain state dict ({type(error).__name__}); save it with torch.save(model.state_dict(), ...)."
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ClusterqError(
+            f"--weights: {path} holds {type(state).__name__}, expected a state dict of tensors; export it again."
+        )
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Put a state dict into a model: every name and shape must fit, batch counters apart.
+
+    A file may also fit one direct child of the model and not the model itself (a user's wrapper around a trained body):
+    then it goes there.
+
+    Raises:
+        ClusterqError: missing, unexpected or misshapen names (the first few are shown), or values that are not finite.
+    """
+    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
+    complaint = _complaint(model, state)
+    if complaint:
+        fitting = [
+            child for child in model.children() if any(True for _ in child.parameters()) and not _complaint(child, state)
+        ]
+        if len(fitting) != 1:
+            raise ClusterqError(f"--weights: {source} does not fit the architecture: {complaint}; check --arch and the file.")
+        model = fitting[0]
+    model.load_state_dict(state, strict=False)
+
+
+def _complaint(model: nn.Module, state: dict[str, Tensor]) -> str:
+    """What keeps a state dict from fitting; empty when it fits."""
+    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    misshapen = [
+        f"{name} is {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    parts = [
+        _listed("missing", [name for name in expected if name not in given]),
+        _listed("unexpected", [name for name in given if name not in expected]),
+        _listed("misshapen", misshapen),
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - KEYS_SHOWN} more" if len(names) > KEYS_SHOWN else ""
+    return f"{kind} {', '.join(names[:KEYS_SHOWN])}{more}"

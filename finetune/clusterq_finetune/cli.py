@@ -1,0 +1,101 @@
+"""`clusterq-finetune`: the command line. Torch is imported only once a command runs, so that --help is quick."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.flags import with_flags
+from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.settings import merged, read_yaml
+from clusterq_finetune.config import SECTIONS
+
+app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
+
+Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
+
+
+@app.callback(invoke_without_command=True)
+@with_flags(SECTIONS, typer.Option)
+def finetune(
+    flags: dict[str, dict[str, Any]],
+    context: typer.Context,
+    shards: Annotated[
+        Path | None, typer.Option("--shards", help="A run folder of clusterq-gen, or a folder of shards.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the student.", show_default="finetune-BITS beside the shards")
+    ] = None,
+    val: Annotated[Path | None, typer.Option("--val", help="Real images to evaluate on, in class folders.")] = None,
+    classes: Classes = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a low-bit student from shards.
+
+    Example: clusterq-finetune --shards out/ --bits w4a4 --val imagenet/val
+    """
+    if context.invoked_subcommand is not None:
+        return
+
+    def run() -> None:
+        values: dict[str, Any] = flags if config is None else merged(read_yaml(config), flags)
+        saved = values.pop("shards", None)
+        path = shards or saved
+        if path is None:
+            raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
+        from clusterq_finetune import commands
+
+        result = commands.finetune(values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        _print(commands.summary(result), result, as_json=as_json)
+
+    run_guarded(run, debug=debug)
+
+
+@app.command()
+def evaluate(
+    student: Annotated[Path, typer.Option("--student", help="Folder of a finished fine-tuning.")],
+    val: Annotated[Path, typer.Option("--val", help="Real images in class folders.")],
+    classes: Classes = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a saved student. Example: clusterq-finetune evaluate --student out/finetune-w4a4 --val imagenet/val"""
+
+    def run() -> None:
+        from clusterq_finetune import commands
+
+        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
+        result = commands.evaluate_saved(student, val, classes, runtime, batch_size=batch_size, workers=workers)
+        _print(commands.summary(result), result, as_json=as_json)
+
+    run_guarded(run, debug=debug)
+
+
+def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
+    for line in lines:
+        print(line)
+    if as_json:
+        print(json.dumps(result))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

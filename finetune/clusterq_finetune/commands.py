@@ -1,0 +1,204 @@
+"""What `clusterq-finetune` does, once its flags are known."""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.images import normalise
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.convert import convert
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.environment import versions, write_environment
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import atomic_write, sha256_file
+from clusterq_common.runtime.progress import progress, say
+from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, STUDENT, open_run_folder
+from clusterq_common.runtime.weights_file import save_weights
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.config import FinetuneConfig, resolve
+from clusterq_finetune.data import EpochSampler, ShardDataset, batches
+from clusterq_finetune.datasets import ValidationImages, open_validation
+from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
+from clusterq_finetune.preprocess import describe_preprocessing
+from clusterq_finetune.recipes.distill import distill
+from clusterq_finetune.student import load_student
+from clusterq_finetune.teachers import find_teacher, load_checked_teacher
+
+
+def finetune(
+    flags: dict[str, dict[str, Any]],
+    shards_path: Path,
+    out: Path | None,
+    val: Path | None,
+    classes: Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Shards and teacher in, quantized student out. Returns what result.json holds.
+
+    Real images (`val`) are only looked at after the last step, and only to report.
+
+    Raises:
+        ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
+    """
+    begin = time.monotonic()
+    shards = ShardSet.open(shards_path)
+    run = _run_folder_of(shards)
+    config = resolve(flags, str(shards.folder.resolve()), find_teacher(flags.get("teacher", {}), run, shards.manifest))
+    device = prepare_device(config.runtime)
+    teacher = load_checked_teacher(config.teacher, shards.manifest, device)
+    config = config.model_copy(update={"teacher": teacher.config})
+    folder = out or _default_folder(run, config)
+    images = None if val is None else open_validation(val, teacher.spec, classes=classes)
+
+    spec = teacher.spec
+    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    student = convert(teacher.model, config.quant, example, say).eval()
+    if dry_run:
+        for line in _plan(config, shards, folder, images):
+            say(line)
+        return {}
+    resuming = open_run_folder(folder, resume=resume, overwrite=overwrite)
+    if resuming:
+        _refuse_other_settings(folder, config)
+    else:
+        config.to_yaml(folder / CONFIG)
+    write_environment(folder / ENVIRONMENT, device)
+
+    calibrate(student, _calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    calibrated = copy.deepcopy(student)
+    distill(student, teacher, shards, config, folder, device, resume=resuming)
+    save_weights(folder / STUDENT, student)
+    seconds = time.monotonic() - begin
+
+    result: dict[str, Any] = {
+        "teacher": {"arch": config.teacher.arch, "digest": teacher.digest},
+        "calibrated": {},
+        "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT)},
+        "settings": config.model_dump(mode="json"),
+        "versions": versions(),
+        "seconds": round(seconds, 1),
+        "out": str(folder),
+    }
+    if images is not None:
+        models = {"teacher": teacher.model, "calibrated": calibrated, "student": student}
+        _add_evaluation(result, _evaluate(models, images, config, device), spec)
+    atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    say(f"student: {folder / STUDENT}")
+    return result
+
+
+def evaluate_saved(
+    student_folder: Path, val: Path, classes: Path | None, runtime: RuntimeConfig, *, batch_size: int, workers: int
+) -> dict[str, Any]:
+    """Top-1 and top-5 of a saved student on real images.
+
+    Raises:
+        ClusterqError: see `load_student`, `open_validation`.
+    """
+    device = prepare_device(runtime)
+    student, spec, config = load_student(student_folder, device)
+    images = open_validation(val, spec, classes=classes)
+    with progress("evaluating", len(images)) as ticker:
+        found = evaluate_models(
+            {"student": student},
+            images,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=lambda done, _: ticker.advance(done - ticker.done),
+        )
+    result: dict[str, Any] = {"student": {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}}
+    _add_evaluation(result, found, spec)
+    return result
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The accuracies of a result as lines for a person."""
+    return [
+        f"{name:>10}: top-1 {part['top1']:.2f} %, top-5 {part['top5']:.2f} % on {part['images']} images "
+        f"({part['images_per_second']:.0f} images/s)"
+        for name, part in result.items()
+        if isinstance(part, dict) and "top1" in part
+    ]
+
+
+def _run_folder_of(shards: ShardSet) -> Path | None:
+    """The run folder that the shards lie in, when they lie in one."""
+    parent = shards.folder.resolve().parent
+    return parent if (parent / CONFIG).is_file() else None
+
+
+def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
+    """`finetune-w4a4` in the run folder, or in the current directory for shards from elsewhere or a folder that is read-only."""
+    name = f"finetune-{config.quant.bits}"
+    return run / name if run is not None and os.access(run, os.W_OK) else Path(name)
+
+
+def _calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
+    """The first images of a shuffled pass that training never makes."""
+    dataset = ShardDataset(shards, "train")
+    order = EpochSampler(len(dataset), config.runtime.seed)
+    order.epoch = -1
+    left = config.recipe.calibration_images
+    for batch in batches(dataset, batch_size=config.recipe.batch_size, workers=0, sampler=order):
+        pixels = batch.pixels[:left]
+        left -= len(pixels)
+        yield normalise(pixels, spec).contiguous(memory_format=torch.channels_last)
+        if left <= 0:
+            return
+
+
+def _evaluate(
+    models: dict[str, nn.Module], images: ValidationImages, config: FinetuneConfig, device: torch.device
+) -> dict[str, EvaluationResult]:
+    with progress("evaluating", len(images)) as ticker:
+        return evaluate_models(
+            models,
+            images,
+            device=device,
+            workers=config.recipe.workers,
+            progress=lambda done, _: ticker.advance(done - ticker.done),
+        )
+
+
+def _add_evaluation(result: dict[str, Any], found: dict[str, EvaluationResult], spec: InputSpec) -> None:
+    for name, evaluation in found.items():
+        result[name] |= evaluation.model_dump()
+    result["preprocessing"] = describe_preprocessing(spec)
+
+
+def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
+    """A resumed run goes on with what it was started with; device, threads and workers may differ."""
+    saved = FinetuneConfig.from_yaml(folder / CONFIG).model_dump(mode="json")
+    wanted = config.model_dump(mode="json")
+    for section in ("teacher", "quant", "recipe", "runtime"):
+        for name, value in wanted[section].items():
+            if name not in {"device", "threads", "workers", "checkpoint_seconds"} and saved[section][name] != value:
+                raise ClusterqError(
+                    f"--resume: {name} is {value}, but the run in {folder} was started with {saved[section][name]}; give the same "
+                    "flags, or start anew with --overwrite."
+                )
+
+
+def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: ValidationImages | None) -> list[str]:
+    samples = len(shards.samples("train"))
+    steps = -(-samples // config.recipe.batch_size)
+    lines = [
+        f"shards: {shards.folder}, {samples} training images",
+        f"steps: {config.recipe.epochs} epochs x {steps}, batch {config.recipe.batch_size}, seed {config.runtime.seed}",
+        f"out: {folder} (student, checkpoint with optimizer state, metrics)",
+    ]
+    return lines if images is None else [*lines, f"evaluation: {len(images)} real images"]

@@ -1,0 +1,42 @@
+"""A student on disk: written after fine-tuning, read back for evaluation."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from clusterq_common.quant.convert import convert, quantizers
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.run_folder import CONFIG, STUDENT
+from clusterq_common.teacher.load import build_architecture
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.config import FinetuneConfig
+
+
+def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSpec, FinetuneConfig]:
+    """Rebuild a fine-tuned student, ranges included; it needs the architecture but not the teacher's weights.
+
+    Raises:
+        ClusterqError: the folder holds no student, or one that does not fit its config.
+    """
+    path = folder / STUDENT
+    if not path.is_file():
+        raise ClusterqError(
+            f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like)."
+        )
+    config = FinetuneConfig.from_yaml(folder / CONFIG)
+    model, spec = build_architecture(config.teacher)
+    example = torch.zeros(1, spec.channels, spec.size, spec.size)
+    student = convert(model.eval(), config.quant, example, lambda _: None)
+    try:
+        state = load_file(path)
+        student.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise ClusterqError(f"--student: {path} does not fit {folder / CONFIG} ({error}); fine-tune again.") from error
+    missing = [name for name, quantizer in quantizers(student).items() if not quantizer.calibrated]
+    if missing:
+        raise ClusterqError(f"--student: {path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.")
+    student.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return student, spec, config

@@ -1,0 +1,62 @@
+"""Which teacher a set of shards belongs to, and where its weights may come from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.run_folder import CONFIG
+from clusterq_common.runtime.settings import read_yaml
+from clusterq_common.shards.manifest import Manifest
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+
+SPEC_FIELDS = {"input_size": "size", "in_channels": "channels", "num_classes": "num_classes", "mean": "mean", "std": "std"}
+
+
+def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) -> TeacherConfig:
+    """The teacher's settings: flags, else the local run folder's config, else a pytorchcv name in the manifest.
+
+    A factory file or a weights path is never taken from a manifest: shards come from strangers. Sizes and normalisation,
+    which cannot do harm, are.
+
+    Args:
+        flags: teacher fields given on the command line.
+        run: the local run folder that the shards lie in, if they do.
+        manifest: the shards' manifest.
+
+    Raises:
+        ClusterqError: nothing names the teacher.
+    """
+    saved = read_yaml(run / CONFIG).get("teacher", {}) if run is not None and (run / CONFIG).is_file() else {}
+    if "arch" in flags and flags["arch"] != saved.get("arch"):
+        saved = {}
+    known = {**saved, **flags}
+    if "arch" not in known:
+        if manifest.teacher.is_factory:
+            raise ClusterqError(
+                f"--arch is missing: these shards were made for a model of someone's own ({manifest.teacher.arch}), expected your "
+                "copy of it; pass --arch path/to/file.py:factory --weights FILE."
+            )
+        known["arch"] = manifest.teacher.arch
+    spec = manifest.teacher.spec.model_dump()
+    sizes = {field: spec[name] for field, name in SPEC_FIELDS.items() if known.get(field) is None}
+    return TeacherConfig.checked({**known, **sizes})
+
+
+def load_checked_teacher(config: TeacherConfig, manifest: Manifest, device: torch.device) -> Teacher:
+    """Load the teacher and make sure that the shards were made for these very weights.
+
+    Raises:
+        ClusterqError: another digest than the manifest's, or see `load_teacher`.
+    """
+    teacher = load_teacher(config, device=device)
+    if teacher.digest != manifest.teacher.digest:
+        raise ClusterqError(
+            f"--shards: they were made for a teacher with digest {manifest.teacher.digest} ({manifest.teacher.arch}), but "
+            f"{config.arch} with weights {config.weights or 'from pytorchcv'} has {teacher.digest}; pass the weights they were made "
+            "for with --weights."
+        )
+    teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teacher

@@ -1,0 +1,118 @@
+"""`clusterq-gen`: the command line. Torch is imported only once a command runs, so that --help is quick."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.flags import with_flags
+from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.run_folder import CONFIG
+from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, preset_notes, resolve
+
+app = typer.Typer(
+    help="Learn an image generator from a trained classifier alone, and write synthetic shards.", no_args_is_help=True
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
+
+
+@app.command()
+@with_flags(SECTIONS, typer.Option, preset_notes())
+def train(
+    flags: dict[str, dict[str, Any]],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("out"),
+    preset: Annotated[
+        Preset, typer.Option("--preset", help="auto: paper-imagenet for inputs above 64 pixels, else paper-cifar.")
+    ] = "auto",
+    config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a generator for a classifier, then write class-labelled shards.
+
+    Example: clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4 --out out/
+    """
+
+    def run() -> None:
+        from clusterq_gen import commands
+
+        if resume and (out / CONFIG).is_file():
+            settings = commands.saved_config(out, flags)
+        elif config is not None:
+            settings = GenConfig.checked(_on_top(config, flags))
+        else:
+            settings = _fresh(flags, preset)
+        commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run)
+
+    run_guarded(run, debug=debug)
+
+
+@app.command()
+@with_flags({"emit": EmitConfig, "runtime": RuntimeConfig}, typer.Option)
+def emit(
+    flags: dict[str, dict[str, Any]],
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished `clusterq-gen train`.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the shards.", show_default="RUN/shards")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the shards there; otherwise images are added.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write shards from a trained generator: more images per class, or images of another seed.
+
+    Settings left out are those of the run. Example: clusterq-gen emit --run out/ --per-class 200
+    """
+
+    def go() -> None:
+        from clusterq_gen import commands
+
+        commands.emit(run, flags.get("emit", {}), flags.get("runtime", {}), out, overwrite=overwrite)
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Check the installation: versions, device, threads, weights cache, and one training step on a tiny model."""
+
+    def go() -> None:
+        from clusterq_gen.doctor import examine
+
+        examine()
+
+    run_guarded(go, debug=debug)
+
+
+def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
+    """Defaults, preset, flags. `auto` needs the input's size, which only the architecture knows."""
+    if preset != "auto":
+        return resolve(flags, preset, imagenet_sized=False)
+    config = resolve(flags, "paper-cifar", imagenet_sized=False)
+    from clusterq_common.teacher.load import build_architecture
+    from clusterq_gen.generator import LARGEST_EMBEDDING_SIZE
+
+    _, spec = build_architecture(config.teacher)
+    return resolve(flags, "auto", imagenet_sized=spec.size > LARGEST_EMBEDDING_SIZE)
+
+
+def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    from clusterq_common.runtime.settings import merged, read_yaml
+
+    values = read_yaml(config)
+    if "teacher" not in values:
+        raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
+    return merged(values, flags)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What `clusterq-gen train` and `emit` do, once their settings are known."""
+
+from pathlib import Path
+
+import torch
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.environment import write_environment
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_gen.config import GenConfig
+from clusterq_gen.emit import emit_shards
+from clusterq_gen.loop import estimate_seconds, train_generator
+from clusterq_gen.plan import describe_plan
+from clusterq_gen.source import GeneratorSource
+
+LARGE_INPUT = 128
+
+
+def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
+    """Train a generator for a teacher, then write its shards.
+
+    Raises:
+        ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `emit_shards`.
+    """
+    device = prepare_device(config.runtime)
+    teacher = load_teacher(config.teacher, device=device)
+    teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = config.model_copy(update={"teacher": teacher.config})
+    if dry_run:
+        for line in describe_plan(config, teacher, device):
+            say(line)
+        return
+    resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
+    if not resuming:
+        config.to_yaml(out / CONFIG)
+    write_environment(out / ENVIRONMENT, device)
+
+    if not (resuming and (out / GENERATOR).is_file()):
+        _announce(config, teacher, device)
+        train_generator(config, teacher, out, device, resume=resuming)
+    source = GeneratorSource.load(out, config, teacher.spec, config.runtime.seed, device)
+    manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed)
+    say(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
+    say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
+
+
+def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out: Path | None, *, overwrite: bool) -> None:
+    """Write shards from a finished run, or add images to those that are there.
+
+    Args:
+        run: a run folder of `clusterq-gen train`.
+        updates: emission settings that differ from the run's.
+        runtime: runtime settings (seed, device, threads) that differ from the run's.
+        out: the shard folder; the run's own `shards/` when None.
+        overwrite: replace shards that are there instead of adding to them.
+
+    Raises:
+        ClusterqError: no run there, no finished generator, another teacher, or shards of other settings in the way.
+    """
+    config = GenConfig.from_yaml(run / CONFIG)
+    config = GenConfig.checked({**config.model_dump(), "emit": {**config.emit.model_dump(), **updates}})
+    # The run's own seed is a fact about its generator; the one given here only draws the candidates.
+    drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
+    device = prepare_device(drawing)
+    teacher = load_teacher(config.teacher, device=device)
+    teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    source = GeneratorSource.load(run, config, teacher.spec, drawing.seed, device)
+    folder = out or run / SHARDS
+    manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite)
+    counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
+    say(f"shards: {folder} ({counts})")
+
+
+def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
+    """The configuration of the run to resume.
+
+    Raises:
+        ClusterqError: no run there, or a flag contradicts what the run was started with.
+    """
+    config = GenConfig.from_yaml(out / CONFIG)
+    saved = config.model_dump()
+    for section, values in flags.items():
+        for name, value in values.items():
+            if section == "runtime" and name != "seed":
+                saved[section][name] = value
+                continue
+            before = saved[section][name]
+            given = type(config).checked({**saved, section: {**saved[section], name: value}}).model_dump()[section][name]
+            if section == "teacher" and name in {"arch", "weights"}:
+                continue  # the digest is compared when the teacher has been loaded
+            if given != before:
+                raise ClusterqError(
+                    f"--{name.replace('_', '-')}: {value} contradicts the run in {out}, which was started with {before}; leave "
+                    "the flag out, or start a new run in another folder."
+                )
+    return GenConfig.checked(saved)
+
+
+def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
+    if device.type == "cpu" and teacher.spec.size >= LARGE_INPUT:
+        say(
+            f"Warning: {teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
+            "meant for. --epochs, --steps-per-epoch and --batch-size make it smaller."
+        )
+    minutes = estimate_seconds(config, teacher, device) / 60
+    steps = config.train.epochs * config.train.steps_per_epoch
+    say(
+        f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} minutes"
+        if minutes >= 1
+        else f"{steps} steps, under a minute"
+    )

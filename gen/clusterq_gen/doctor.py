@@ -1,0 +1,67 @@
+"""`clusterq-gen doctor`: is this installation able to do the work?"""
+
+import time
+
+import torch
+from torch import nn
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.environment import environment
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_common.teacher.weights import weights_cache
+from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.loop import train_step
+from clusterq_gen.training import Training
+
+
+def examine() -> None:
+    """Print versions, device, threads and the weights cache, then run one whole training step on a tiny model."""
+    device = prepare_device(RuntimeConfig())
+    facts = environment(device)
+    versions = facts["versions"]
+    assert isinstance(versions, dict)
+    print("versions:      ", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    print("device:        ", facts["device"], f"(CUDA {torch.version.cuda})" if device.type == "cuda" else "(no CUDA device)")
+    print("threads:       ", f"{facts['threads']} of {facts['cores']} cores")
+    cache = weights_cache()
+    files = sorted(cache.glob("*.pth")) if cache.is_dir() else []
+    print("weights cache: ", cache, f"({len(files)} files)" if cache.is_dir() else "(not there yet)")
+    begin = time.monotonic()
+    metrics = smoke_step(device)
+    print("smoke run:     ", f"one step in {time.monotonic() - begin:.2f} s, losses finite ({', '.join(sorted(metrics))})")
+
+
+def smoke_step(device: torch.device) -> dict[str, float]:
+    """Losses of one generator and student step on a tiny random classifier.
+
+    Raises:
+        RuntimeError: a loss is not finite.
+    """
+    teacher = _tiny_teacher(device)
+    run = Training.start(_tiny_config(teacher), teacher, device)
+    with batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        run.end_warmup()
+        metrics = train_step(run, taps, stored)
+    losses = {name: float(value) for name, value in metrics.items() if "/" in name}
+    if not all(torch.isfinite(torch.tensor(value)) for value in losses.values()):
+        raise RuntimeError(f"a loss of the smoke run is not finite: {losses}")
+    return losses
+
+
+def _tiny_config(teacher: Teacher) -> GenConfig:
+    train = {"epochs": 1, "steps_per_epoch": 1, "warmup_epochs": 0, "batch_size": 8}
+    return resolve({"teacher": teacher.config.model_dump(), "train": train}, "quick", imagenet_sized=False)
+
+
+def _tiny_teacher(device: torch.device) -> Teacher:
+    spec = InputSpec(size=8, channels=1, num_classes=2, mean=(0.5,), std=(0.5,))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).to(device).eval()
+    model.requires_grad_(False)
+    return Teacher(model=model, config=TeacherConfig(arch="tiny"), spec=spec, digest="sha256:none")

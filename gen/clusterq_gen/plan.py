@@ -1,0 +1,44 @@
+"""`--dry-run`: what a run would do, said before anything is written."""
+
+import torch
+
+from clusterq_common.quant.convert import convert
+from clusterq_common.taps import batchnorm_layers
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.config import GenConfig
+from clusterq_gen.generator import build_generator
+from clusterq_gen.latent import classes_in_batch
+
+
+def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
+    """Shapes, layers quantized, steps and disk, a line each; runs one image through generator and teacher."""
+    spec, train = teacher.spec, config.train
+    lines: list[str] = []
+    generator = build_generator(config.generator, spec).to(device).eval()
+    with torch.no_grad():
+        image = generator(
+            torch.zeros(1, config.generator.latent_size, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        )
+        logits = teacher.model(image)
+    weights = sum(parameter.numel() for parameter in generator.parameters())
+    lines.append(
+        f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
+    )
+    lines.append(
+        f"shapes: z (N, {config.generator.latent_size}) -> image {tuple(image.shape[1:])} -> logits {tuple(logits.shape[1:])}"
+    )
+    lines.append(f"generator: {type(generator).__name__}, {weights:,} parameters")
+    convert(teacher.model, config.quant, image, lines.append)
+    per_batch = classes_in_batch(spec.num_classes, train.batch_size, train.classes_per_batch)
+    lines.append(
+        f"steps: {train.epochs} epochs x {train.steps_per_epoch}, {train.warmup_epochs} epochs of warm-up; batch {train.batch_size} "
+        f"of {per_batch} classes; {config.method.method}, preset {config.preset}, on {device}"
+    )
+    images = (config.emit.per_class + config.emit.heldout) * spec.num_classes
+    # PNG of generated images compresses little; logits and tar headers come on top.
+    size = images * (spec.channels * spec.size**2 + 2 * spec.num_classes + 4 * 1024)
+    checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
+    lines.append(
+        f"disk: {images:,} images, at most {size / 1e6:,.0f} MB of shards; checkpoint about {checkpoint / 1e6:,.0f} MB"
+    )
+    return lines
