@@ -47,7 +47,9 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
         end_bits = config.first_last_bits if name in ends else None
         _quantize_layer(student, name, config, end_bits, is_first=name == order[0])
     activations = _quantize_activations(student, config) if config.activation_sites == "relu" else []
-    branches = _quantize_branches(student, config) if config.branch_outputs else []
+    # Traced on the float model: torch.fx would stumble over quantizers.
+    branches = residual_branches(model) if config.branch_outputs and bits.activations != FLOAT else []
+    _quantize_branches(student, branches, config)
     for line in _summary(student, config, order, activations, branches):
         log(line)
     return student.to(example.device)
@@ -99,10 +101,7 @@ def _quantize_activations(student: nn.Module, config: QuantConfig) -> list[str]:
     return names
 
 
-def _quantize_branches(student: nn.Module, config: QuantConfig) -> list[str]:
-    if config.widths.activations == FLOAT:
-        return []
-    names = residual_branches(student)
+def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig) -> None:
     for name in names:
         layer = student.get_submodule(name)
         quantizer = _activation_quantizer(config.widths.activations, config)
@@ -110,7 +109,6 @@ def _quantize_branches(student: nn.Module, config: QuantConfig) -> list[str]:
             _replace(student, name, become(layer, QuantOutputBatchNorm2d, output_quantizer=quantizer))
         else:
             layer.register_module("output_quantizer", quantizer)
-    return names
 
 
 def _activation_quantizer(bits: int, config: QuantConfig) -> FakeQuantizer:

@@ -146,8 +146,8 @@ class _LearnedScale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, y, scale, zero_point = ctx.saved_tensors
         grid: Grid = ctx.grid
-        low = (grid.low - zero_point - 0.5) * scale
-        high = (grid.high - zero_point + 0.5) * scale
+        low = (grid.low - zero_point) * scale
+        high = (grid.high - zero_point) * scale
         grad_x = grad * ((x >= low) & (x <= high))
         slope = (torch.sum(grad * y) - torch.sum(grad_x * x)) / scale
         # The paper's gradient scale, 1 / sqrt(N Q): steps of the size that the weights' updates have.

@@ -1,0 +1,149 @@
+"""The quantizers: properties over all bits and schemes, and formulas by hand."""
+
+import pytest
+import torch
+from clusterq_common.quant.config import Scheme
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.grid import MIN_SCALE, Grid
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+BITS = st.integers(2, 8)
+SCHEMES = st.sampled_from(["symmetric", "asymmetric"])
+VALUES = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=60)
+
+
+def quantizer(x: Tensor, bits: int, scheme: Scheme, *, channels: int | None = None, learned: bool = False) -> FakeQuantizer:
+    """A quantizer that covers all of `x`."""
+    grid = Grid.choose(bits, scheme, minimum=float(x.min()))
+    made = FakeQuantizer(grid, channels=channels, learned=learned)
+    rows = x.reshape(channels or 1, -1)
+    made.set_range(grid, rows.amin(1), rows.amax(1))
+    return made
+
+
+@given(BITS, SCHEMES, VALUES, VALUES)
+def test_forward_equals_dequantized_integers_exactly(bits: int, scheme: Scheme, seen: list[float], later: list[float]) -> None:
+    made = quantizer(torch.tensor(seen), bits, scheme)
+    x = torch.tensor(later)
+    integers = made.to_int(x)
+    assert torch.equal(made(x), integers.dequantize())
+    assert made.grid.low <= integers.integers.min()
+    assert integers.integers.max() <= made.grid.high
+    assert torch.equal(made(made(x)), made(x)), "what lies on the grid stays"
+    assert made(torch.zeros(1)) == 0
+
+
+@given(BITS, SCHEMES, st.integers(0, 10_000))
+def test_per_channel_is_per_tensor_on_each_channel(bits: int, scheme: Scheme, seed: int) -> None:
+    weight = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([1e-3, 1.0, 50.0])[:, None, None, None]
+    made = quantizer(weight, bits, scheme, channels=3)
+    assert torch.equal(made(weight), made.to_int(weight).dequantize())
+    for channel in range(3):
+        # One grid for all channels: the sign is the tensor's, not the channel's.
+        alone = FakeQuantizer(made.grid)
+        alone.set_range(made.grid, weight[channel].amin()[None], weight[channel].amax()[None])
+        assert torch.equal(made(weight)[channel], alone(weight[channel]))
+
+
+@given(BITS, SCHEMES, st.integers(0, 10_000))
+def test_error_inside_the_range_is_at_most_half_a_step(bits: int, scheme: Scheme, seed: int) -> None:
+    x = torch.randn(200, generator=torch.Generator().manual_seed(seed))
+    made = quantizer(x, bits, scheme)
+    error = (made(x) - x).abs()
+    # Eq. 2-3 leave the top of a symmetric signed grid half a step short of a, the asymmetric zero-point is rounded.
+    inside = (x <= (made.grid.high - made.zero_point) * made.scale) & (x >= (made.grid.low - made.zero_point) * made.scale)
+    assert error[inside].max() <= made.scale.item() / 2 * 1.001
+    assert inside.float().mean() > 0.5
+
+
+def test_symmetric_formulas_by_hand() -> None:
+    """Eq. 2-3 for N = 4: S = 2a / 15, integers -8..7."""
+    x = torch.tensor([-3.0, -0.1, 0.0, 0.19, 0.21, 1.5, 3.0])
+    made = quantizer(x, 4, "symmetric")
+    assert made.scale.item() == pytest.approx(6 / 15)
+    assert made.to_int(x).integers.tolist() == [-8, 0, 0, 0, 1, 4, 7]
+    unsigned = quantizer(x.clamp_min(0), 4, "symmetric")
+    assert (unsigned.grid.low, unsigned.grid.high) == (0, 15)
+    assert unsigned.scale.item() == pytest.approx(3 / 15)
+
+
+def test_asymmetric_formulas_by_hand() -> None:
+    made = quantizer(torch.tensor([-1.0, 2.0]), 4, "asymmetric")
+    assert made.scale.item() == pytest.approx(0.2)
+    assert made.zero_point.item() == 5
+    assert made.to_int(torch.tensor([-1.0, 0.0, 2.0, 9.0])).integers.tolist() == [0, 5, 15, 15]
+    # A range that does not hold zero is widened to it: padding must stay exact.
+    positive = quantizer(torch.tensor([1.0, 3.0]), 4, "asymmetric")
+    assert positive(torch.zeros(1)).item() == 0
+
+
+def test_literal_signed_grid_spends_a_bit_on_the_sign() -> None:
+    assert Grid.choose(4, "symmetric", minimum=0.0, always_signed=True).low == -8
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_gradient_is_one_inside_and_zero_outside(scheme: Scheme, learned: bool) -> None:
+    made = FakeQuantizer(Grid.choose(4, scheme, minimum=-1.0), learned=learned)
+    made.set_range(Grid.choose(4, scheme, minimum=-1.0), torch.tensor([-1.0]), torch.tensor([1.0]))
+    x = torch.tensor([-5.0, -0.9, 0.0, 0.3, 0.8, 5.0], requires_grad=True)
+    made(x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+@given(st.integers(2, 8), st.booleans(), st.integers(0, 1000))
+def test_learned_scale_gradient_equals_plain_lsq(bits: int, signed: bool, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 30, generator=random)
+    x = x if signed else x.abs()
+    upstream = torch.randn(4, 30, generator=random)
+    made = quantizer(x * 0.5, bits, "symmetric", learned=True)
+    made(x).mul(upstream).sum().backward()
+
+    scale = made.scale.detach().clone().requires_grad_(True)
+    low, high = made.grid.low, made.grid.high
+    scaled = (x / scale).clamp(low, high)
+    plain = (scaled + (scaled.round() - scaled).detach()) * scale  # straight through the rounding, by autograd
+    plain.mul(upstream).sum().backward()
+    expected = scale.grad / (30 * high) ** 0.5
+    torch.testing.assert_close(made.scale.grad, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("value", [0.0, 1e-30, -1e-42])
+def test_dead_channels_give_no_nan(scheme: Scheme, value: float) -> None:
+    weight = torch.stack([torch.full((4,), value), torch.tensor([-1.0, 0.5, 0.2, 1.0])]).requires_grad_(True)
+    made = quantizer(weight.detach(), 4, scheme, channels=2)
+    assert made.scale.min() >= MIN_SCALE
+    made(weight).sum().backward()
+    assert torch.isfinite(made(weight)).all()
+    assert torch.isfinite(weight.grad).all()
+    # A value that appears later where calibration saw none.
+    assert torch.isfinite(made(torch.ones(2, 4))).all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_range_survives_saving(learned: bool) -> None:
+    x = torch.rand(50)
+    made = quantizer(x, 3, "symmetric", learned=learned)
+    loaded = FakeQuantizer(Grid.choose(3, "symmetric", minimum=-1.0), learned=learned)
+    assert not loaded.calibrated
+    with pytest.raises(RuntimeError, match="no range yet"):
+        loaded(x)
+    loaded.load_state_dict(load(save({k: v.contiguous() for k, v in made.state_dict().items()})))
+    assert loaded.grid == made.grid
+    assert loaded.grid.low == 0, "the unsigned choice is part of the range"
+    assert torch.equal(loaded(x), made(x))
+
+
+def test_float32_under_autocast() -> None:
+    x = torch.randn(100)
+    made = quantizer(x, 8, "symmetric")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = made(x)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, made(x))
+    assert "8 bits symmetric" in repr(made)

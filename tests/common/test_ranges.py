@@ -1,0 +1,93 @@
+"""Range estimation."""
+
+import pytest
+import torch
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.grid import Grid
+from clusterq_common.quant.ranges import ActivationObserver, Range, least_squares_range, weight_range
+
+
+def error(x: torch.Tensor, found: Range) -> float:
+    made = FakeQuantizer(found.grid)
+    made.set_range(*found)
+    return float((made(x) - x).square().mean())
+
+
+def test_ema_of_a_constant_is_the_constant_at_every_step() -> None:
+    """A corrected value fed back into the running one would climb far above."""
+    observer = ActivationObserver()
+    config = QuantConfig(range="minmax")
+    for _ in range(40):
+        observer.update(torch.tensor([0.0, 1.0]))
+        assert observer.range(4, config).high.item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_ema_weighs_recent_batches_most() -> None:
+    observer = ActivationObserver()
+    highs = [1.0, 2.0, 4.0]
+    for high in highs:
+        observer.update(torch.tensor([-high / 2, high]))
+    weights = [0.1 * 0.9**age for age in (2, 1, 0)]
+    expected = sum(w * h for w, h in zip(weights, highs, strict=True)) / sum(weights)
+    found = observer.range(4, QuantConfig(range="minmax"))
+    assert found.high.item() == pytest.approx(expected, rel=1e-5)
+    assert found.low.item() == pytest.approx(-expected / 2, rel=1e-5)
+
+
+def test_percentile_leaves_the_tail_outside() -> None:
+    observer = ActivationObserver()
+    x = torch.cat([torch.linspace(-1, 1, 9990), torch.full((10,), 100.0)])
+    observer.update(x)
+    found = observer.range(8, QuantConfig(range="percentile", percentile=99.0))
+    assert 0.9 < found.high.item() <= 1.0
+    assert -1.0 <= found.low.item() < -0.9
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_least_squares_beats_minmax_and_is_near_the_best(scheme: str, bits: int) -> None:
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(1)) + 0.3
+    grid = Grid.choose(bits, scheme, minimum=-1.0)  # type: ignore[arg-type]
+    low, high = least_squares_range(x[None], grid)
+    found = error(x, Range(grid, low, high))
+    assert found <= error(x, Range(grid, x.amin()[None], x.amax()[None]))
+    shares = torch.linspace(0.05, 1, 60).tolist()
+    if scheme == "symmetric":
+        best = min(error(x, Range(grid, x.amin()[None] * s, x.amax()[None] * s)) for s in shares)
+    else:
+        coarse = shares[::3]
+        best = min(error(x, Range(grid, x.amin()[None] * a, x.amax()[None] * b)) for a in coarse for b in coarse)
+    assert found <= 1.06 * best
+
+
+def test_sign_is_decided_by_every_value_seen() -> None:
+    config = QuantConfig()
+    observer = ActivationObserver()
+    observer.update(torch.rand(1000))
+    assert not observer.range(4, config).grid.signed
+    assert observer.range(4, QuantConfig(signed=True)).grid.signed
+    rare = torch.rand(200_000)
+    rare[123_456] = -0.5  # one value among many, which the random sample is likely to miss
+    observer.update(rare)
+    assert observer.range(4, config).grid.signed
+
+
+def test_sample_is_bounded_and_nothing_seen_is_an_error() -> None:
+    observer = ActivationObserver()
+    with pytest.raises(RuntimeError, match="no activation was observed"):
+        observer.range(4, QuantConfig())
+    for _ in range(20):
+        observer.update(torch.randn(100_000))
+    assert observer._sample().numel() <= (1 << 18) + 2
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "lsq"])
+def test_weight_ranges(granularity: str, method: str) -> None:
+    weight = torch.randn(4, 3, 3, 3) * torch.tensor([0.1, 1, 10, 0])[:, None, None, None]
+    found = weight_range(weight, 4, QuantConfig(weight_granularity=granularity, range=method))
+    assert found.grid.signed
+    assert found.low.shape == found.high.shape == ((4,) if granularity == "channel" else (1,))
+    if method == "minmax" and granularity == "channel":
+        assert torch.equal(found.high, weight.flatten(1).amax(1))

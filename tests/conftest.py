@@ -1,0 +1,135 @@
+"""What many tests share: a small trained teacher, one tiny run through the real command lines, and the real data."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from clusterq_finetune.cli import app as finetune_app
+from clusterq_gen.cli import app as gen_app
+from hypothesis import settings
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "tools" / "demo"
+FACTORY = f"{DEMO / 'digits_net.py'}:digits_net"
+
+# The networks here are tiny: more threads only wait for each other.
+torch.set_num_threads(1)
+# Time limits of single examples only tell how busy the machine is.
+settings.register_profile("clusterq", deadline=None)
+settings.load_profile("clusterq")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class DigitsTeacher:
+    """A classifier of 8x8 grey digits on disk, with held-out images in class folders, and the flags that describe it."""
+
+    weights: Path
+    val: Path
+    accuracy: float
+
+    @property
+    def flags(self) -> list[str]:
+        sizes = ["--input-size", "8", "--in-channels", "1", "--num-classes", "10", "--mean", "0.5", "--std", "0.5"]
+        return ["--arch", FACTORY, "--weights", str(self.weights), *sizes]
+
+
+@pytest.fixture(scope="session")
+def gen() -> Callable[..., Outcome]:
+    """Run `clusterq-gen` with arguments, in this process."""
+    return lambda *arguments: _invoke(gen_app, arguments)
+
+
+@pytest.fixture(scope="session")
+def finetune() -> Callable[..., Outcome]:
+    """Run `clusterq-finetune` with arguments, in this process."""
+    return lambda *arguments: _invoke(finetune_app, arguments)
+
+
+@pytest.fixture(scope="session")
+def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> DigitsTeacher:
+    """The demo's classifier, trained for a few seconds on real digits."""
+    demo = _demo()
+    folder = tmp_path_factory.mktemp("teacher")
+    digits = demo.load(0)
+    model = demo.train_classifier(digits, epochs=8, seed=0)
+    save_file(model.state_dict(), folder / "teacher.safetensors")
+    demo.write_class_folders(folder / "val", digits.test_pixels, digits.test_labels)
+    accuracy = demo.accuracy(model, digits.test_pixels, digits.test_labels)
+    return DigitsTeacher(folder / "teacher.safetensors", folder / "val", accuracy)
+
+
+TINY = ["--preset", "quick", "--epochs", "4", "--steps-per-epoch", "20", "--warmup-epochs", "2", "--batch-size", "40"]
+TINY += ["--width", "32", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
+
+
+@pytest.fixture(scope="session")
+def digits_run(
+    tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Callable[..., Outcome]
+) -> Path:
+    """A finished tiny run of `clusterq-gen train`: do not change it; copy it where a test must."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    done = gen("train", *digits_teacher.flags, *TINY, "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data and trained models, named by CLUSTERQ_DATA; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("CLUSTERQ_DATA", ROOT.parent / "shared"))
+    if not (folder / "models" / "resnet20_cifar10.safetensors").is_file():
+        pytest.skip(f"no real data: set CLUSTERQ_DATA to the folder that holds models/ and data/ (looked in {folder})")
+    return folder
+
+
+def _invoke(app: object, arguments: tuple[object, ...]) -> Outcome:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])  # type: ignore[arg-type]
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def _demo() -> ModuleType:
+    pytest.importorskip("sklearn", reason="real digits come with scikit-learn, in the extra `test`")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DEMO)
+        spec = importlib.util.spec_from_file_location("clusterq_digits_demo", DEMO / "digits.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def cifar_subset(real_data: Path) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """The first images of each class of the real CIFAR-10 test set, normalised, with labels."""
+    from clusterq_common.images import normalise
+    from clusterq_common.teacher.spec import InputSpec
+    from clusterq_finetune.datasets import open_validation
+
+    spec = InputSpec(size=32, channels=3, num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+    images = open_validation(real_data / "data" / "cifar10" / "test", spec)
+
+    def subset(per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = [images[start + n] for start in range(0, 10_000, 1000) for n in range(per_class)]
+        pixels = torch.stack([pixels for pixels, _, _ in chosen if pixels is not None])
+        return normalise(pixels, spec), torch.tensor([label for _, label, _ in chosen])
+
+    return subset
