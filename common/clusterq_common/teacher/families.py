@@ -53,7 +53,7 @@ def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     try:
         model: nn.Module = constructor(**(given if takes_any else {k: v for k, v in given.items() if k in parameters}))
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         flags = ", ".join(f"--{flag}" for flag in ("input-size", "in-channels", "num-classes"))
         raise ClusterqError(
             f"--arch: pytorchcv's {name} cannot be built with these sizes ({error}); leave out {flags}."

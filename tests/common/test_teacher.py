@@ -1,0 +1,217 @@
+"""Teachers: names, factories, weights in every form, and pytorchcv's store, for which a local server stands in."""
+
+import functools
+import hashlib
+import http.server
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.digest import weights_digest
+from clusterq_common.teacher.load import build_architecture, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.weights import weights_cache
+from pytorchcv.model_provider import get_model
+from pytorchcv.models import model_store
+from safetensors.torch import save_file
+
+FACTORY = '''
+from torch import nn
+def net():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+def wrapped():
+    return nn.Sequential(nn.Identity(), net())
+def without_norm():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+def broken():
+    raise RuntimeError("no luck")
+def number():
+    return 7
+'''
+SIZES = {"input_size": 8, "in_channels": 1, "num_classes": 3, "mean": "0.5", "std": "0.25"}
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(FACTORY)
+    return str(path)
+
+
+def own(factory: str, function: str = "net", weights: str | None = "random", **sizes: object) -> TeacherConfig:
+    return TeacherConfig(arch=f"{factory}:{function}", weights=weights, **{**SIZES, **sizes})
+
+
+def test_sizes_and_normalisation_of_pytorchcv_families() -> None:
+    _, cifar = build_architecture(TeacherConfig(arch="resnet20_cifar100"))
+    assert (cifar.size, cifar.channels, cifar.num_classes) == (32, 3, 100)
+    assert cifar.mean == (0.4914, 0.4822, 0.4465)
+    _, imagenet = build_architecture(TeacherConfig(arch="mobilenetv2_wd4"))
+    assert (imagenet.size, imagenet.num_classes, imagenet.std) == (224, 1000, (0.229, 0.224, 0.225))
+    sizes = {"num_classes": 7, "mean": "0,0,0", "std": "1,1,1"}
+    _, own_head = build_architecture(TeacherConfig(arch="resnet18", **sizes))
+    assert (own_head.size, own_head.num_classes) == (224, 7)
+    with pytest.raises(ClusterqError, match="cannot be built with these sizes"):
+        build_architecture(TeacherConfig(arch="resnet20_cifar10", num_classes=7))
+
+
+@pytest.mark.parametrize(
+    ("arch", "sentence"),
+    [
+        ("resnet19", "did you mean resnet18"),
+        ("alexnet", "no BatchNorm layer"),
+        ("resnet20_svhn", "--mean, --std missing"),
+        ("nowhere.py:net", "does not exist"),
+    ],
+)
+def test_names_that_cannot_be_used(arch: str, sentence: str) -> None:
+    with pytest.raises(ClusterqError, match=sentence):
+        build_architecture(TeacherConfig(arch=arch))
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("nothing", "has no function nothing"),
+        ("broken", "RuntimeError: no luck"),
+        ("number", "returned int"),
+        ("without_norm", "no BatchNorm layer"),
+    ],
+)
+def test_factories_that_cannot_be_used(factory: str, function: str, sentence: str) -> None:
+    with pytest.raises(ClusterqError, match=sentence):
+        load_teacher(own(factory, function))
+
+
+def test_factory_needs_its_sizes_and_they_must_fit(factory: str) -> None:
+    with pytest.raises(ClusterqError, match="--input-size, --num-classes"):
+        load_teacher(own(factory, input_size=None, num_classes=None))
+    with pytest.raises(ClusterqError, match=r"logits of shape \(1, 5\)"):
+        load_teacher(own(factory, num_classes=5))
+    with pytest.raises(ClusterqError, match="cannot run on a 3x8x8 image"):
+        load_teacher(own(factory, in_channels=3, mean="0,0,0", std="1,1,1"))
+    with pytest.raises(ClusterqError, match="--weights is missing"):
+        load_teacher(own(factory, weights=None))
+
+
+def test_a_teacher_is_frozen_and_its_config_resolved(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(factory).parent)
+    teacher = load_teacher(own("mine.py"))
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert teacher.config.arch == f"{factory}:net"
+    assert load_teacher(teacher.config).digest == teacher.digest
+
+
+def test_weights_in_every_form_have_one_digest(factory: str, tmp_path: Path) -> None:
+    model, _ = build_architecture(own(factory))
+    torch.manual_seed(3)
+    state = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "uncounted.pth")
+    for name in ("w.safetensors", "plain.pth", "wrapped.pth", "uncounted.pth"):
+        teacher = load_teacher(own(factory, weights=str(tmp_path / name)))
+        assert teacher.digest == weights_digest(model), name
+        assert torch.equal(teacher.model[0].weight, state["0.weight"])
+    inner = load_teacher(own(factory, "wrapped", weights=str(tmp_path / "w.safetensors")))
+    assert torch.equal(inner.model[1][0].weight, state["0.weight"]), "a file that fits the only child goes there"
+    with torch.no_grad():
+        model[1].running_var[2] += 1e-6
+    assert weights_digest(model) != inner.digest
+
+
+def test_weights_that_do_not_fit(factory: str, tmp_path: Path) -> None:
+    state = build_architecture(own(factory))[0].state_dict()
+    path = tmp_path / "w.pth"
+
+    def refused(changed: object, sentence: str) -> None:
+        torch.save(changed, path)
+        with pytest.raises(ClusterqError, match=sentence):
+            load_teacher(own(factory, weights=str(path)))
+
+    refused({k: v for k, v in state.items() if k != "0.weight"}, "missing 0.weight")
+    refused({**state, "extra": torch.zeros(1)}, "unexpected extra")
+    refused({**state, "4.bias": torch.zeros(9)}, r"4.bias is \(9,\) instead of \(3,\)")
+    refused({**state, "0.bias": torch.full((4,), torch.nan)}, "not finite, in 0.bias")
+    refused([1, 2], "expected a state dict")
+    refused(torch.nn.Linear(1, 1), "no plain state dict")  # a pickled object: never loaded
+    path.write_bytes(b"garbage")
+    with pytest.raises(ClusterqError, match="no plain state dict"):
+        load_teacher(own(factory, weights=str(path)))
+    broken = tmp_path / "w.safetensors"
+    broken.write_bytes(b"garbage")
+    with pytest.raises(ClusterqError, match="no readable safetensors"):
+        load_teacher(own(factory, weights=str(broken)))
+    with pytest.raises(ClusterqError, match="does not exist"):
+        load_teacher(own(factory, weights=str(tmp_path / "absent.pth")))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """pytorchcv's server, played by a local one that has weights of resnet20_cifar10; the cache is empty."""
+    torch.manual_seed(1)
+    file = tmp_path / "weights.pth"
+    torch.save(get_model("resnet20_cifar10").state_dict(), file)
+    digest = hashlib.sha1(file.read_bytes()).hexdigest()
+    row = list(model_store._model_sha1["resnet20_cifar10"])
+    row[1] = digest
+    monkeypatch.setitem(model_store._model_sha1, "resnet20_cifar10", tuple(row))
+    name = f"resnet20_cifar10-{row[0]}-{digest[:8]}.pth"
+    release = tmp_path / "server" / "releases" / "download" / row[2]
+    release.mkdir(parents=True)
+    with zipfile.ZipFile(release / f"{name}.zip", "w") as archive:
+        archive.write(file, name)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "server"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(model_store, "imgclsmob_repo_url", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    yield tmp_path / "server"
+    server.shutdown()
+    server.server_close()
+
+
+def test_published_weights_are_downloaded_once(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = load_teacher(TeacherConfig(arch="resnet20_cifar10"))
+    torch.manual_seed(1)
+    assert first.digest == weights_digest(get_model("resnet20_cifar10"))
+    assert capsys.readouterr().out == "", "stdout is for results"
+    assert len(list(weights_cache().glob("*.pth"))) == 1
+    for file in store.rglob("*.zip"):
+        file.unlink()
+    assert load_teacher(TeacherConfig(arch="resnet20_cifar10")).digest == first.digest, "from the cache"
+
+
+def test_store_out_of_reach_says_how_to_go_on(store: Path) -> None:
+    for file in store.rglob("*.zip"):
+        file.unlink()
+    with pytest.raises(ClusterqError, match="pass a file with --weights"):
+        load_teacher(TeacherConfig(arch="resnet20_cifar10"))
+    with pytest.raises(ClusterqError, match="publishes no weights"):
+        load_teacher(TeacherConfig(arch="resnext20_16x4d_cifar10"))
+
+
+@pytest.mark.real
+def test_the_given_teachers_load(real_data: Path) -> None:
+    models = real_data / "models"
+    resnet = load_teacher(TeacherConfig(arch="resnet20_cifar10", weights=str(models / "resnet20_cifar10.safetensors")))
+    assert resnet.digest.startswith("sha256:0b1ee3a79f90d339")
+    mobilenet = load_teacher(
+        TeacherConfig(
+            arch=f"{models / 'mobilenet_v1.py'}:mobilenet_v1_x025",
+            weights=str(models / "mobilenet_v1_x025_imagenet.safetensors"),
+            input_size=224,
+            num_classes=1000,
+            mean="0.5,0.5,0.5",
+            std="0.5,0.5,0.5",
+            in_channels=3,
+        )
+    )
+    assert mobilenet.spec.num_classes == 1000
