@@ -9,11 +9,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from clusterq_finetune.cli import app as finetune_app
-from clusterq_gen.cli import app as gen_app
 from hypothesis import settings
 from safetensors.torch import save_file
 from typer.testing import CliRunner
+
+from clusterq_finetune.cli import app as finetune_app
+from clusterq_gen.cli import app as gen_app
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tools" / "demo"
@@ -74,14 +75,12 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> DigitsTeacher:
     return DigitsTeacher(folder / "teacher.safetensors", folder / "val", accuracy)
 
 
-TINY = ["--preset", "quick", "--epochs", "4", "--steps-per-epoch", "20", "--warmup-epochs", "2", "--batch-size", "40"]
-TINY += ["--width", "32", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
+TINY = ["--preset", "quick", "--epochs", "4", "--steps-per-epoch", "60", "--warmup-epochs", "2", "--batch-size", "40"]
+TINY += ["--width", "32", "--lr", "0.005", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
 
 
 @pytest.fixture(scope="session")
-def digits_run(
-    tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Callable[..., Outcome]
-) -> Path:
+def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Callable[..., Outcome]) -> Path:
     """A finished tiny run of `clusterq-gen train`: do not change it; copy it where a test must."""
     out = tmp_path_factory.mktemp("run") / "out"
     done = gen("train", *digits_teacher.flags, *TINY, "--out", out)

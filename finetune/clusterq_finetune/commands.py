@@ -33,6 +33,8 @@ from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
 
+NAMES_SHOWN = 10
+
 
 def finetune(
     flags: dict[str, dict[str, Any]],
@@ -126,13 +128,18 @@ def evaluate_saved(
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """The accuracies of a result as lines for a person."""
-    return [
+    """The accuracies of a result as lines for a person, and the images that could not be read."""
+    measured = {name: part for name, part in result.items() if isinstance(part, dict) and "top1" in part}
+    lines = [
         f"{name:>10}: top-1 {part['top1']:.2f} %, top-5 {part['top5']:.2f} % on {part['images']} images "
         f"({part['images_per_second']:.0f} images/s)"
-        for name, part in result.items()
-        if isinstance(part, dict) and "top1" in part
+        for name, part in measured.items()
     ]
+    unreadable = next(iter(measured.values()))["unreadable"] if measured else []
+    if unreadable:
+        shown = ", ".join(unreadable[:NAMES_SHOWN]) + (" ..." if len(unreadable) > NAMES_SHOWN else "")
+        lines.append(f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}: {shown}")
+    return lines
 
 
 def _run_folder_of(shards: ShardSet) -> Path | None:

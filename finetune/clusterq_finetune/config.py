@@ -15,7 +15,7 @@ class RecipeConfig(Settings):
 
     epochs: int = Field(15, ge=0, description="passes over the training shards; 0: calibrate only")
     batch_size: int = Field(128, ge=1, description="images in a batch")
-    lr: float = Field(1e-4, gt=0, description="Adam's learning rate at the start of the cosine")
+    lr: float = Field(3e-4, gt=0, description="Adam's learning rate at the start of the cosine")
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the shards' labels")
     kl_weight: float = Field(1.0, ge=0, description="weight of T^2 KL(teacher || student), mean over the batch")
     temperature: float = Field(20.0, gt=0, description="T of the distillation")

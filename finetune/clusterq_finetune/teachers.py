@@ -9,6 +9,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_common.runtime.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
+from clusterq_common.teacher.factory import is_factory
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 
@@ -40,9 +41,11 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
                 "copy of it; pass --arch path/to/file.py:factory --weights FILE."
             )
         known["arch"] = manifest.teacher.arch
-    spec = manifest.teacher.spec.model_dump()
-    sizes = {field: spec[name] for field, name in SPEC_FIELDS.items() if known.get(field) is None}
-    return TeacherConfig.checked({**known, **sizes})
+    # A pytorchcv name other than the manifest's brings its own sizes; the digest will tell that it is another teacher.
+    if is_factory(known["arch"]) or known["arch"] == manifest.teacher.arch:
+        spec = manifest.teacher.spec.model_dump()
+        known |= {field: spec[name] for field, name in SPEC_FIELDS.items() if known.get(field) is None}
+    return TeacherConfig.checked(known)
 
 
 def load_checked_teacher(config: TeacherConfig, manifest: Manifest, device: torch.device) -> Teacher:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 
 from clusterq_common.images import decode_png, encode_png, normalise, pixel_bounds, to_pixels
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import progress, say
 from clusterq_common.shards.write import Sample
 from clusterq_common.teacher.load import Teacher
@@ -66,9 +65,6 @@ class Emitter:
         """Call `write(sample)` until each class has as many images as `wanted` says, or its candidates are used up.
 
         Each class gets at most 20 candidates for each wanted image; then it stays short, with a warning.
-
-        Raises:
-            ClusterqError: not one candidate was accepted.
         """
         need = list(wanted)
         limit = [tally.attempts[label] + CANDIDATES_PER_IMAGE * count for label, count in enumerate(wanted)]
@@ -85,11 +81,6 @@ class Emitter:
                         accepted += 1
                 ticker.advance(accepted)
         short = [label for label, missing in enumerate(need) if missing > 0]
-        if sum(wanted) and sum(need) == sum(wanted):
-            raise ClusterqError(
-                f"the teacher agreed with none of {tally.candidates} generated images; train longer (--epochs), or "
-                "keep what it takes for other classes with --keep-misclassified."
-            )
         if short:
             shown = ", ".join(f"{label} ({wanted[label] - need[label]} of {wanted[label]})" for label in short[:8])
             say(

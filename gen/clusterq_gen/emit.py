@@ -61,6 +61,11 @@ def emit_shards(
                 per_class=[a + b for a, b in zip(have.per_class, tally.written, strict=True)],
                 shards=[*have.shards, *writer.shards],
             )
+        if "train" not in splits:
+            raise ClusterqError(
+                f"the teacher agreed with none of {tally.candidates} generated images, expected some for the shards; train longer "
+                "(--epochs), or keep what it takes for other classes with --keep-misclassified."
+            )
     if before is not None and not tally.candidates:
         say(f"{folder} holds that many images already; nothing to add")
         return before

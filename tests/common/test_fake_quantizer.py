@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from clusterq_common.quant.config import Scheme
-from clusterq_common.quant.fake_quantizer import FakeQuantizer
-from clusterq_common.quant.grid import MIN_SCALE, Grid
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
+
+from clusterq_common.quant.config import Scheme
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.grid import MIN_SCALE, Grid
 
 BITS = st.integers(2, 8)
 SCHEMES = st.sampled_from(["symmetric", "asymmetric"])
@@ -38,7 +39,10 @@ def test_forward_equals_dequantized_integers_exactly(bits: int, scheme: Scheme, 
 
 @given(BITS, SCHEMES, st.integers(0, 10_000))
 def test_per_channel_is_per_tensor_on_each_channel(bits: int, scheme: Scheme, seed: int) -> None:
-    weight = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([1e-3, 1.0, 50.0])[:, None, None, None]
+    weight = (
+        torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+        * torch.tensor([1e-3, 1.0, 50.0])[:, None, None, None]
+    )
     made = quantizer(weight, bits, scheme, channels=3)
     assert torch.equal(made(weight), made.to_int(weight).dequantize())
     for channel in range(3):

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
 from clusterq_common.images import clipped_fraction, decode_png, encode_png, normalise, pixel_bounds, to_pixels
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import sha256_file
@@ -18,10 +23,6 @@ from clusterq_common.shards.manifest import Generation, Manifest, Split, Teacher
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.write import Sample, SplitWriter, write_manifest
 from clusterq_common.teacher.spec import InputSpec
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
-from torch import Tensor
 
 GREY = InputSpec(size=8, channels=1, num_classes=3, mean=(0.4,), std=(0.3,))
 COLOUR = InputSpec(size=16, channels=3, num_classes=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -108,7 +109,9 @@ def write_set(folder: Path, count: int = 12, *, logits: bool = True) -> list[Sam
         for sample in made:
             writer.write(sample)
     per_class = [sum(sample.label == label for sample in made) for label in range(3)]
-    write_manifest(folder, manifest_of({"train": Split(samples=count, per_class=per_class, shards=writer.shards)}, logits=logits))
+    write_manifest(
+        folder, manifest_of({"train": Split(samples=count, per_class=per_class, shards=writer.shards)}, logits=logits)
+    )
     return made
 
 
@@ -255,7 +258,12 @@ def add(tar: tarfile.TarFile, name: str, data: bytes = b"0", kind: bytes = tarfi
 def sample_members(tar: tarfile.TarFile, key: str = "00000000", **changed: bytes) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3, np.float16))
-    good = {"png": encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8)), "cls": b"1", "json": b"{}", "logits.npy": buffer.getvalue()}
+    good = {
+        "png": encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8)),
+        "cls": b"1",
+        "json": b"{}",
+        "logits.npy": buffer.getvalue(),
+    }
     for suffix, data in {**good, **changed}.items():
         add(tar, f"{key}.{suffix}", data)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import Grid

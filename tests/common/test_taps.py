@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from clusterq_common.taps import ClassGroups, batchnorm_taps, stored_statistics
 from torch import Tensor, nn
+
+from clusterq_common.taps import ClassGroups, batchnorm_taps, stored_statistics
 
 
 def network() -> nn.Module:

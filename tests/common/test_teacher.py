@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorchcv.model_provider import get_model
+from pytorchcv.models import model_store
+from safetensors.torch import save_file
+
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.load import build_architecture, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
-from pytorchcv.model_provider import get_model
-from pytorchcv.models import model_store
-from safetensors.torch import save_file
 
-FACTORY = '''
+FACTORY = """
 from torch import nn
 def net():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -31,7 +32,7 @@ def broken():
     raise RuntimeError("no luck")
 def number():
     return 7
-'''
+"""
 SIZES = {"input_size": 8, "in_channels": 1, "num_classes": 3, "mean": "0.5", "std": "0.25"}
 
 

@@ -4,12 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
 from clusterq_gen.latent import batch_labels, candidate_noise, classes_in_batch, noise
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(1, 60), st.integers(0, 200), st.integers(0, 5))

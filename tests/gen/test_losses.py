@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.runtime.seeding import stream
@@ -17,7 +19,6 @@ from clusterq_gen.losses.classification import ClassificationLoss
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.methods import build_method
-from torch import Tensor, nn
 
 LABELS = torch.tensor([0, 2, 0, 2, 5, 5, 0])
 EPS = 1e-3
@@ -46,9 +47,7 @@ class Scene:
         self.centroids.std.uniform_(0.5, 1.5)
         self.centroids.known[:3] = True
         self.features = self.layers.statistics(self.taps, ClassGroups.of(LABELS), self.keep)
-        self.batch = StepBatch(
-            3, LABELS, self.logits, self.taps, stored_statistics(self.model), self.features, self.centroids
-        )
+        self.batch = StepBatch(3, LABELS, self.logits, self.taps, stored_statistics(self.model), self.features, self.centroids)
 
     def inputs(self) -> list[Tensor]:
         """What flows into each BatchNorm, float64."""
@@ -103,7 +102,11 @@ def test_diversity_is_equation_6(reduction: str, noise: str) -> None:
     scene = Scene()
     loss = DiversityLoss(noise, 0.3, 0.15, reduction, seed=9)  # type: ignore[arg-type]
     random = stream(9, "diversity", 3)
-    draw = (lambda: torch.randn(3, 8, generator=random)) if noise == "gaussian" else (lambda: torch.rand(3, 8, generator=random) * 2 - 1)
+    draw = (
+        (lambda: torch.randn(3, 8, generator=random))
+        if noise == "gaussian"
+        else (lambda: torch.rand(3, 8, generator=random) * 2 - 1)
+    )
     drawn = (0.3 * draw(), 0.15 * draw())
     found = loss(scene.batch)
     assert found.item() == pytest.approx(slow_alignment(scene, reduction, drawn), rel=1e-4)

@@ -1,0 +1,207 @@
+"""The whole job through the two command lines, small, on real digits."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.conftest import TINY, DigitsTeacher, Outcome
+
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.runtime.checkpoint import save_checkpoint
+from clusterq_finetune.recipes import distill as recipe
+from clusterq_finetune.student import load_student
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def tuned(digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict:  # type: ignore[type-arg]
+    """One fine-tuning from a copy of the shared run; its JSON result."""
+    run = tmp_path_factory.mktemp("tuned") / "out"
+    shutil.copytree(digits_run, run)
+    done = finetune("--shards", run, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--val", digits_teacher.val, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def test_a_run_folder_holds_what_it_should(digits_run: Path) -> None:
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints/last.pt", "shards/manifest.json"):
+        assert (digits_run / name).is_file(), name
+    manifest = json.loads((digits_run / "shards" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["per_class"] == [12] * 10
+    assert manifest["splits"]["heldout"]["per_class"] == [1] * 10
+    assert manifest["teacher"]["arch"] == "digits_net.py:digits_net", "no path of this machine"
+    assert str(digits_run) not in json.dumps(manifest)
+    config = yaml.safe_load((digits_run / "config.yaml").read_text())
+    assert config["train"]["epochs"] == 4
+    assert Path(config["teacher"]["weights"]).is_absolute()
+
+
+def test_result(tuned: dict, digits_teacher: DigitsTeacher) -> None:  # type: ignore[type-arg]
+    assert tuned["teacher"]["top1"] == pytest.approx(digits_teacher.accuracy, abs=0.01)
+    assert tuned["student"]["top1"] > 60
+    assert tuned["student"]["top1"] >= tuned["calibrated"]["top1"] - 2
+    assert tuned["student"]["top5"] > 90
+    folder = Path(tuned["out"])
+    assert folder.name == "finetune-w3a3"
+    assert folder.parent.name == "out", "beside the shards' run"
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved["student"]["sha256"] == tuned["student"]["sha256"]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in metrics if "loss/kl" in record]
+    assert len(steps) == 4 * 4
+    assert steps[-1]["loss/kl"] < steps[0]["loss/kl"]
+    assert sum("heldout/agreement" in record for record in metrics) == 4
+
+
+def test_saved_student_evaluates_the_same(tuned: dict, digits_teacher: DigitsTeacher, finetune: Cli) -> None:  # type: ignore[type-arg]
+    done = finetune("evaluate", "--student", tuned["out"], "--val", digits_teacher.val, "--json")
+    assert done.code == 0, done.err
+    again = json.loads(done.out.splitlines()[-1])
+    assert again["student"]["top1"] == tuned["student"]["top1"]
+    assert "top-1" in done.out
+    student, _, _ = load_student(Path(tuned["out"]), torch.device("cpu"))
+    assert {quantizer.bits for quantizer in quantizers(student).values()} == {3, 8}
+
+
+def test_fine_tuning_repeats_for_any_number_of_workers(
+    tuned: dict,
+    digits_run: Path,
+    finetune: Cli,
+    tmp_path: Path,  # type: ignore[type-arg]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(digits_run / "shards", bare)
+    flags = ["--shards", bare, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--json"]
+    refused = finetune(*flags, "--out", tmp_path / "refused")
+    assert refused.code == 2, "a factory's name in a manifest loads no code"
+    assert "--arch is missing" in refused.err
+    config = yaml.safe_load((digits_run / "config.yaml").read_text())["teacher"]
+    own = ["--arch", config["arch"], "--weights", config["weights"]]
+    digests = set()
+    for workers in (0, 2):
+        done = finetune(*flags, *own, "--workers", workers, "--out", tmp_path / str(workers))
+        assert done.code == 0, done.err
+        digests.add(json.loads(done.out.splitlines()[-1])["student"]["sha256"])
+    assert digests == {tuned["student"]["sha256"]}
+
+
+def test_resumed_fine_tuning_is_the_uninterrupted_one(
+    tuned: dict,
+    digits_run: Path,
+    finetune: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[type-arg]
+) -> None:
+    def save_then_stop(path: Path, state: dict[str, object]) -> None:
+        save_checkpoint(path, state)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    flags = ["--shards", digits_run, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--checkpoint-seconds", 0]
+    flags += ["--out", tmp_path / "cut", "--json"]
+    monkeypatch.setattr(recipe, "save_checkpoint", save_then_stop)
+    stopped = finetune(*flags)
+    assert stopped.code == 130
+    assert "--resume" in stopped.err
+    monkeypatch.setattr(recipe, "save_checkpoint", save_checkpoint)
+    contradicting = finetune(*flags, "--resume", "--lr", 0.5)
+    assert contradicting.code == 2
+    assert "lr is 0.5" in contradicting.err
+    done = finetune(*flags, "--resume")
+    assert done.code == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["student"]["sha256"] == tuned["student"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--quantizer", "asymmetric", "--range", "minmax"],
+        ["--range", "percentile", "--weight-granularity", "tensor"],
+        ["--range", "mse", "--activation-sites", "relu"],
+        ["--first-last-bits", "8", "--augment", "crop-flip"],
+        ["--bits", "w32a32"],
+        ["--bits", "w4a32", "--ce-weight", "0"],
+    ],
+)
+def test_every_convention_runs_and_reloads(
+    flags: list[str], digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
+) -> None:
+    bits = [] if "--bits" in flags else ["--bits", "w4a4"]
+    done = finetune(
+        "--shards", digits_run, *bits, *flags, "--epochs", 1, "--out", tmp_path / "s", "--val", digits_teacher.val, "--json"
+    )
+    assert done.code == 0, done.err
+    result = json.loads(done.out.splitlines()[-1])
+    assert result["student"]["top1"] > 30
+    again = finetune("evaluate", "--student", tmp_path / "s", "--val", digits_teacher.val, "--json")
+    assert json.loads(again.out.splitlines()[-1])["student"]["top1"] == result["student"]["top1"]
+
+
+def test_saved_config_reruns_the_generator(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    done = gen("train", "--config", digits_run / "config.yaml", "--out", tmp_path / "again")
+    assert done.code == 0, done.err
+    first, second = (load_file(folder / "generator.safetensors") for folder in (digits_run, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    shard = "shards/synth-train-000000.tar"
+    assert (digits_run / shard).read_bytes() == (tmp_path / "again" / shard).read_bytes()
+
+
+def test_dry_runs_write_nothing(
+    digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetune: Cli, tmp_path: Path
+) -> None:
+    done = gen("train", *digits_teacher.flags, *TINY, "--out", tmp_path / "out", "--dry-run")
+    assert done.code == 0, done.err
+    for word in ("image (1, 8, 8)", "6 layers", "4 epochs x 60", "disk:"):
+        assert word in done.err, word
+    done = finetune(
+        "--shards", digits_run, "--bits", "w4a4", "--out", tmp_path / "ft", "--dry-run", "--val", digits_teacher.val
+    )
+    assert done.code == 0, done.err
+    assert "120 training images" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor(gen: Cli) -> None:
+    done = gen("doctor")
+    assert done.code == 0
+    for word in ("torch", "threads", "weights cache", "losses finite"):
+        assert word in done.out, word
+
+
+def test_killed_run_goes_on_and_gives_the_same_shards(digits_run: Path, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
+    """SIGKILL, not an exception: nothing gets a chance to tidy up."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "clusterq_gen", "train", *digits_teacher.flags, *TINY, "--out", str(out), "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (out / "checkpoints" / "last.pt").is_file()
+    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    shard = "shards/synth-train-000000.tar"
+    assert (out / shard).read_bytes() == (digits_run / shard).read_bytes()
+
+
+def test_help_is_quick_and_states_defaults() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
+    code = "import sys; sys.argv = ['x', '--help']\ntry:\n    from clusterq_{0}.cli import main; main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    for program in ("gen", "finetune"):
+        subprocess.run([sys.executable, "-c", code.format(program)], env=environment, check=True, capture_output=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "clusterq_gen", "train", "--help"], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert "(default: 200; paper-imagenet: 16; quick:" in " ".join(shown.split())

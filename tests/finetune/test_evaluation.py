@@ -1,0 +1,170 @@
+"""Real images: layouts, preprocessing, and accuracy against a slow count."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clusterq_common.images import normalise
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.load import load_teacher
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_finetune.datasets import imagenet_wnids, open_validation
+from clusterq_finetune.evaluate import evaluate_models
+from clusterq_finetune.preprocess import describe_preprocessing, preprocess
+
+CPU = torch.device("cpu")
+SMALL = InputSpec(size=8, channels=3, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+IMAGENET = InputSpec(size=224, channels=3, num_classes=1000, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def write_tree(root: Path, names: list[str], per_class: int = 4, size: int = 8, suffix: str = "png") -> None:
+    random = np.random.default_rng(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / name / f"{number}.{suffix}")
+
+
+class ByBrightness(nn.Module):
+    """Logits that depend on the image in a known way; remembers the mode it ran in."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        return torch.stack([torch.sin(x.sum((1, 2, 3)) * (k + 1)) for k in range(self.classes)], dim=1)
+
+
+def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a", "b", "c"], per_class=7)
+    spec = SMALL.model_copy(update={"num_classes": 3})
+    images = open_validation(tmp_path, spec)
+    model, other = ByBrightness(7).train(), ByBrightness(7).eval()
+    seen: list[tuple[int, int]] = []
+    found = evaluate_models({"m": model, "o": other}, images, device=CPU, batch_size=4, progress=lambda *at: seen.append(at))
+    top1 = top5 = 0
+    for index in range(len(images)):
+        pixels, label, _ = images[index]
+        assert pixels is not None
+        order = model(normalise(pixels[None], spec))[0].argsort(descending=True).tolist()
+        top1 += order[0] == label
+        top5 += label in order[:5]
+    assert found["m"].top1 == pytest.approx(100 * top1 / 21)
+    assert found["m"].top5 == pytest.approx(100 * top5 / 21)
+    assert found["m"].images == 21
+    assert found["o"].top1 == found["m"].top1
+    assert seen[-1] == (21, 21)
+    assert model.training, "the mode is put back"
+    assert not any(model.modes[:6]), "evaluated in eval mode"
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a", "b", "c"])
+    (tmp_path / "b" / "1.png").write_bytes(b"no image")
+    whole = (tmp_path / "c" / "2.png").read_bytes()
+    (tmp_path / "c" / "2.png").write_bytes(whole[: len(whole) // 2])
+    found = evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU, batch_size=5, workers=2)["m"]
+    assert found.unreadable == ["b/1.png", "c/2.png"]
+    assert found.images == 10
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ClusterqError, match="none of the 12 images"):
+        evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU)
+
+
+def test_imagenet_index_comes_from_the_full_list(tmp_path: Path) -> None:
+    wnids = imagenet_wnids()
+    assert len(set(wnids)) == 1000
+    assert wnids == sorted(wnids)
+    assert wnids[0] == "n01440764"
+    write_tree(tmp_path, [wnids[7], wnids[999], wnids[500]], per_class=1, suffix="JPEG")
+    images = open_validation(tmp_path, IMAGENET)
+    assert [images[n][1] for n in range(3)] == [7, 500, 999]
+
+
+def test_plain_folders_and_a_class_list(tmp_path: Path) -> None:
+    write_tree(tmp_path / "val", ["ant", "bee"], per_class=1)
+    with pytest.raises(ClusterqError, match=r"2 class folders, expected the teacher's 3 classes; pass --classes"):
+        open_validation(tmp_path / "val", SMALL)
+    names = tmp_path / "names.txt"
+    names.write_text("bee\nwasp\nant\n")
+    images = open_validation(tmp_path / "val", SMALL, classes=names)
+    assert [images[n][1] for n in range(2)] == [2, 0]
+    (tmp_path / "val" / "wasp").mkdir()
+    assert [open_validation(tmp_path / "val", SMALL)[n][1] for n in range(2)] == [0, 1]
+    names.write_text("bee\nbee\nant\n")
+    with pytest.raises(ClusterqError, match="2 distinct names on 3 lines"):
+        open_validation(tmp_path / "val", SMALL, classes=names)
+    with pytest.raises(ClusterqError, match="cannot be read"):
+        open_validation(tmp_path / "val", SMALL, classes=tmp_path / "absent")
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    def refused(path: Path, sentence: str, spec: InputSpec = SMALL) -> None:
+        with pytest.raises(ClusterqError, match=sentence):
+            open_validation(path, spec)
+
+    refused(tmp_path / "absent", "is no folder")
+    (tmp_path / "loose").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose" / "x.png")
+    refused(tmp_path / "loose", "1 loose images")
+    for name in ("a", "b", "c"):
+        (tmp_path / "empty" / name).mkdir(parents=True)
+    refused(tmp_path / "empty", "no images in the 3 class folders")
+    write_tree(tmp_path / "foreign", ["n01440764", "cats"], per_class=1)
+    refused(tmp_path / "foreign", r"1 class folders that are not in the class list \(cats\)", IMAGENET)
+
+
+@pytest.mark.parametrize("size", [(299, 299), (500, 333), (224, 600), (64, 64)])
+def test_imagenet_preprocessing(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 60).convert("RGB")
+    found = preprocess(image, IMAGENET)
+    scale = 256 / min(size)
+    resized = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BILINEAR)
+    left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
+    expected = np.array(resized)[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
+    assert "256" in describe_preprocessing(IMAGENET)
+
+
+def test_small_images_are_used_whole_in_the_teachers_channels() -> None:
+    grey = Image.effect_noise((8, 8), 60)
+    colour = preprocess(grey, SMALL)
+    assert all(torch.equal(colour[c], torch.from_numpy(np.array(grey))) for c in range(3))
+    one = preprocess(grey.convert("RGB"), SMALL.model_copy(update={"channels": 1}))
+    assert torch.equal(one[0], colour[0])
+    assert preprocess(grey.resize((20, 20)), SMALL).shape == (3, 8, 8)
+    assert "whole image" in describe_preprocessing(SMALL)
+
+
+@pytest.mark.real
+def test_real_photographs_with_a_real_imagenet_model(real_data: Path) -> None:
+    models = real_data / "models"
+    sizes = {"input_size": 224, "in_channels": 3, "num_classes": 1000, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
+    weights = str(models / "mobilenet_v1_x025_imagenet.safetensors")
+    teacher = load_teacher(TeacherConfig(arch=f"{models / 'mobilenet_v1.py'}:mobilenet_v1_x025", weights=weights, **sizes))
+    images = open_validation(real_data / "data" / "imagenet-like" / "val", teacher.spec)
+    assert len(images) == 1000
+    images.files_and_labels = images.files_and_labels[::10]
+    found = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
+    assert 35 < found.top1 < 62, "48.8 % on all 1000"
+    assert found.top5 > found.top1
+
+
+@pytest.mark.real
+def test_real_cifar(cifar_subset: Callable[[int], tuple[Tensor, Tensor]], real_data: Path) -> None:
+    weights = str(real_data / "models" / "resnet20_cifar10.safetensors")
+    teacher = load_teacher(TeacherConfig(arch="resnet20_cifar10", weights=weights))
+    images = open_validation(real_data / "data" / "cifar10" / "test", teacher.spec)
+    images.files_and_labels = images.files_and_labels[::20]
+    found = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
+    assert found.images == 500
+    assert 88 < found.top1 < 96, "92.02 % on all 10,000"

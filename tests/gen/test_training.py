@@ -1,0 +1,220 @@
+"""Generator training: phases, gradients, resuming, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import FACTORY, DigitsTeacher, Outcome
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_gen import loop
+from clusterq_gen.config import PRESETS, GenConfig, TrainConfig, preset_notes, resolve
+from clusterq_gen.loop import train_generator, train_step
+from clusterq_gen.training import Training, schedule_factor
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(digits_teacher: DigitsTeacher) -> Teacher:
+    sizes = {"input_size": 8, "in_channels": 1, "num_classes": 10, "mean": "0.5", "std": "0.5"}
+    return load_teacher(TeacherConfig(arch=FACTORY, weights=str(digits_teacher.weights), **sizes))
+
+
+def small(teacher: Teacher, **sections: dict[str, object]) -> GenConfig:
+    train = {"epochs": 3, "warmup_epochs": 1, "steps_per_epoch": 4, "batch_size": 20, "checkpoint_seconds": 0.0}
+    train |= sections.pop("train", {})  # type: ignore[arg-type]
+    flags = {"teacher": teacher.config.model_dump(), "train": train, "generator": {"width": 16}, **sections}
+    return resolve(flags, "quick", imagenet_sized=False)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_phases_and_what_is_recorded(teacher: Teacher, tmp_path: Path) -> None:
+    config = small(teacher, train={"gradient_norm_every": 2})
+    run = train_generator(config, teacher, tmp_path, CPU, resume=False)
+    found = records(tmp_path)
+    assert [record["step"] for record in found] == list(range(12))
+    warm = {"step", "loss/class", "loss/bns", "teacher/accuracy", "lr"}
+    assert set(found[1]) == warm
+    assert set(found[5]) == warm | {"loss/fda", "loss/de", "student/ce", "student/kl", "student/agreement"}
+    assert {key for key in found[6] if key.startswith("gradient/")} == {f"gradient/{n}" for n in ("class", "bns", "fda", "de")}
+    assert all(found[6][f"gradient/{name}"] > 0 for name in ("class", "bns"))
+    assert run.centroids is not None
+    assert run.centroids.mean.abs().sum() > 0
+    for name in ("generator.safetensors", "student.safetensors", "checkpoints/last.pt", "samples/epoch-0003.png"):
+        assert (tmp_path / name).is_file(), name
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_gdfq_has_no_centroids_and_no_alignment(teacher: Teacher, tmp_path: Path) -> None:
+    run = train_generator(small(teacher, method={"method": "gdfq"}), teacher, tmp_path, CPU, resume=False)
+    assert run.centroids is None
+    assert run.student is not None
+    assert "loss/fda" not in records(tmp_path)[-1]
+
+
+def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) -> None:
+    found = records(digits_run)
+    first, last = found[:10], found[-10:]
+    assert sum(r["loss/class"] for r in last) < 0.6 * sum(r["loss/class"] for r in first)
+    assert sum(r["teacher/accuracy"] for r in last) / 10 > 0.4
+
+
+def test_term_by_term_gradient_is_the_gradient(teacher: Teacher) -> None:
+    """Steps on which norms are recorded must move the generator as other steps do."""
+    moved = []
+    for every in (1, 10_000):
+        run = Training.start(small(teacher, train={"gradient_norm_every": every}), teacher, CPU)
+        with batchnorm_taps(teacher.model) as taps:
+            run.step = 4
+            run.end_warmup()
+            run.step = 5
+            train_step(run, taps, run.stored_statistics())
+        moved.append(torch.cat([parameter.grad.flatten() for parameter in run.generator.parameters()]))
+    assert moved[0].norm() > 0
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-5)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(teacher)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = train_generator(config, teacher, tmp_path / "whole", CPU, resume=False)
+    for stop in (3, 6, 10):  # in warm-up, after it, and at the very end
+        calls = []
+
+        def step_then_stop(*arguments: object, stop: int = stop, calls: list[int] = calls) -> object:
+            run = arguments[0]
+            assert isinstance(run, Training)
+            if run.step == stop and not calls:
+                calls.append(stop)
+                raise KeyboardInterrupt
+            return train_step(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop, "train_step", step_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(config, teacher, tmp_path / "cut", CPU, resume=True)
+    monkeypatch.setattr(loop, "train_step", train_step)
+    resumed = train_generator(config, teacher, tmp_path / "cut", CPU, resume=True)
+    for name, value in whole.generator.state_dict().items():
+        assert torch.equal(value, resumed.generator.state_dict()[name]), name
+    assert whole.student is not None
+    assert resumed.student is not None
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(value, resumed.student.state_dict()[name]), name
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(run: Training, *rest: object) -> object:
+        metrics = train_step(run, *rest)  # type: ignore[arg-type]
+        return {**metrics, "loss/class": torch.tensor(float("nan"))} if run.step == 6 else metrics
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(ClusterqError, match=r"loss/class became nan at step 6.*last\.pt.*smaller --lr"):
+        train_generator(small(teacher), teacher, tmp_path, CPU, resume=False)
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
+    assert not (tmp_path / "generator.safetensors").exists()
+
+
+def test_start_layer_beyond_the_last_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+    with pytest.raises(ClusterqError, match="--start-layer: start_layer 99"):
+        train_generator(small(teacher, method={"start_layer": 99}), teacher, tmp_path, CPU, resume=False)
+
+
+def test_schedules() -> None:
+    step = TrainConfig()
+    assert [schedule_factor(step, epoch) for epoch in (0, 99, 100, 250, 399)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    cosine = TrainConfig(schedule="cosine", epochs=10, warmup_epochs=1)
+    assert [schedule_factor(cosine, epoch) for epoch in (0, 5)] == pytest.approx([1, 0.5])
+
+
+def test_presets_and_precedence() -> None:
+    arch = {"teacher": {"arch": "resnet18"}}
+    assert resolve(arch, "auto", imagenet_sized=True).train.batch_size == 16
+    assert resolve(arch, "auto", imagenet_sized=False).train.batch_size == 200
+    paper = resolve(arch, "paper-cifar", imagenet_sized=False)
+    assert (paper.train.epochs, paper.train.warmup_epochs, paper.method.alpha_fda, paper.method.ema_rate) == (400, 50, 0.9, 0.2)
+    quick = resolve({**arch, "train": {"batch_size": 7}}, "quick", imagenet_sized=False)
+    assert quick.train.batch_size == 7
+    assert quick.train.epochs == PRESETS["quick"]["train"]["epochs"]
+    assert resolve({**arch, "train": {"epochs": 40}}, "paper-cifar", imagenet_sized=False).train.warmup_epochs == 5
+    assert "paper-imagenet: 16" in preset_notes()["train"]["batch_size"]
+    with pytest.raises(ClusterqError, match="--arch is missing"):
+        resolve({}, "quick", imagenet_sized=False)
+
+
+def test_bf16_autocast_trains_too(teacher: Teacher, tmp_path: Path) -> None:
+    run = train_generator(small(teacher, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
+    assert run.step == 12
+    assert all(parameter.dtype == torch.float32 for parameter in run.generator.parameters())
+
+
+def test_extension_equals_one_larger_emission(digits_run: Path, tmp_path: Path, gen: Callable[..., Outcome]) -> None:
+    """Candidates are keyed by (seed, class, attempt): going on later gives the images that would have come anyway."""
+    assert gen("emit", "--run", digits_run, "--per-class", 6, "--heldout-per-class", 0, "--out", tmp_path / "small").code == 0
+    assert gen("emit", "--run", digits_run, "--per-class", 9, "--heldout-per-class", 0, "--out", tmp_path / "small").code == 0
+    assert gen("emit", "--run", digits_run, "--per-class", 9, "--heldout-per-class", 0, "--out", tmp_path / "large").code == 0
+
+    def contents(folder: Path) -> set[tuple[bytes, int]]:
+        from clusterq_common.shards.read import ShardSet
+
+        shards = ShardSet.open(folder)
+        return {(pixels.numpy().tobytes(), label) for pixels, label, _ in map(shards.read, shards.samples("train"))}
+
+    small_set, large_set = contents(tmp_path / "small"), contents(tmp_path / "large")
+    assert len(large_set) > 80
+    assert len(small_set & large_set) >= len(large_set) - 5, "a class's candidates come in one order, whatever others need"
+
+
+def test_emission_repeats_byte_for_byte_and_other_seeds_differ(
+    digits_run: Path, tmp_path: Path, gen: Callable[..., Outcome]
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 5)):
+        done = gen("emit", "--run", digits_run, "--per-class", 3, "--seed", seed, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+    shard = "synth-train-000000.tar"
+    assert (tmp_path / "a" / shard).read_bytes() == (tmp_path / "b" / shard).read_bytes()
+    assert (tmp_path / "a" / shard).read_bytes() != (tmp_path / "c" / shard).read_bytes()
+    refused = gen("emit", "--run", digits_run, "--per-class", 5, "--seed", 9, "--out", tmp_path / "a")
+    assert refused.code == 2
+    assert "--seed" in refused.err
+    replaced = gen("emit", "--run", digits_run, "--per-class", 2, "--seed", 9, "--out", tmp_path / "a", "--overwrite")
+    assert replaced.code == 0
+    again = gen("emit", "--run", digits_run, "--per-class", 2, "--seed", 9, "--out", tmp_path / "a")
+    assert "nothing to add" in again.err
+
+
+def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path, gen: Callable[..., Outcome]) -> None:
+    """A generator that was never trained: few candidates are accepted, the budget of tries is kept, the rest is said."""
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    from safetensors.torch import save_file
+
+    from clusterq_gen.generator import build_generator
+
+    config = GenConfig.from_yaml(run / "config.yaml")
+    teacher = load_teacher(config.teacher)
+    generator = build_generator(config.generator, teacher.spec)
+    save_file(generator.state_dict(), run / "generator.safetensors")
+    done = gen("emit", "--run", run, "--per-class", 4, "--heldout-per-class", 0, "--out", tmp_path / "few")
+    if done.code == 0:
+        manifest = json.loads((tmp_path / "few" / "manifest.json").read_text())
+        assert sum(manifest["splits"]["train"]["per_class"]) < 40
+        assert max(manifest["generation"]["attempts"]) == 4 * 20
+        assert "got fewer images than wanted" in done.err
+    else:
+        assert "agreed with none" in done.err
+    kept = gen("emit", "--run", run, "--per-class", 4, "--keep-misclassified", "--out", tmp_path / "kept")
+    assert kept.code == 0
+    manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["per_class"] == [4] * 10
