@@ -13,11 +13,11 @@ from clusterq_common.teacher.spec import TeacherConfig
 class RecipeConfig(Settings):
     """How the student learns from the shards: ClusterQ Eq. 9 with Adam on a cosine."""
 
-    epochs: int = Field(15, ge=0, description="passes over the training shards; 0: calibrate only")
+    epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate only")
     batch_size: int = Field(128, ge=1, description="images in a batch")
     lr: float = Field(3e-4, gt=0, description="Adam's learning rate at the start of the cosine")
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the shards' labels")
-    kl_weight: float = Field(1.0, ge=0, description="weight of T^2 KL(teacher || student), mean over the batch")
+    kl_weight: float = Field(20.0, ge=0, description="weight of T^2 KL(teacher || student), mean over the batch; Eq. 9 has 1")
     temperature: float = Field(20.0, gt=0, description="T of the distillation")
     augment: Literal["none", "flip", "crop-flip"] = Field(
         "none",
