@@ -1,0 +1,208 @@
+"""The ground both programs stand on: files, settings, flags, run folders, metrics, checkpoints, errors."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clusterq_common.quant.bits import Bits
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device, training_autocast
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import atomic_path, atomic_write
+from clusterq_common.runtime.flags import with_flags
+from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.metrics import MetricsLog, read_metrics
+from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.run_folder import open_run_folder
+from clusterq_common.runtime.seeding import stream
+from clusterq_common.runtime.settings import Settings, merged
+from pydantic import Field
+from rich.console import Console
+
+CPU = torch.device("cpu")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as partial:
+        partial.write_text("half of the new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("text", ["w4", "w1a4", "w9a4", "4a4", "w4a4x", "", "w04a", "a4w4", "w16a16"])
+def test_bits_that_are_refused(text: str) -> None:
+    with pytest.raises(ClusterqError, match=r"--bits: .*expected w4a4"):
+        Bits.parse(text)
+
+
+def test_bits_and_quant_settings() -> None:
+    assert Bits.parse(" W8A32 ") == Bits(8, 32)
+    assert QuantConfig(bits="W4A8").bits == "w4a8"
+    with pytest.raises(ClusterqError, match="--first-last-bits: expected 2 to 8"):
+        QuantConfig.checked({"first_last_bits": 9})
+    with pytest.raises(ClusterqError, match=r"run\.yaml: nonsense: extra inputs"):
+        QuantConfig.checked({"nonsense": 1}, source="run.yaml")
+
+
+def test_settings_survive_yaml(tmp_path: Path) -> None:
+    config = QuantConfig(bits="w3a3", quantizer="asymmetric")
+    config.to_yaml(tmp_path / "c.yaml")
+    assert QuantConfig.from_yaml(tmp_path / "c.yaml") == config
+    for text, sentence in (("[1, 2]", "expected a YAML mapping"), ("a: [", "not readable as YAML"), ("x: 1", "extra inputs")):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(ClusterqError, match=sentence):
+            QuantConfig.from_yaml(tmp_path / "c.yaml")
+
+
+def test_merging_changes_neither_side() -> None:
+    base, over = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 5}, "c": 6}
+    assert merged(base, over) == {"a": {"x": 1, "y": 5}, "b": 3, "c": 6}
+    assert base == {"a": {"x": 1, "y": 2}, "b": 3}
+
+
+class Demo(Settings):
+    """Settings of a made-up command."""
+
+    rate: float = Field(0.5, description="how fast")
+    parts: tuple[int, ...] | None = Field(None, description="which parts")
+    loud: bool = Field(False, description="make noise", json_schema_extra={"flag": "--loud/--quiet"})
+
+
+def test_flags_are_made_from_settings() -> None:
+    made: dict[str, dict[str, Any]] = {}
+
+    def option(default: None, spelling: str, **about: Any) -> str:
+        assert default is None
+        made[spelling] = about
+        return spelling
+
+    got: list[object] = []
+
+    @with_flags({"demo": Demo}, option, {"demo": {"rate": "0.5; quick: 2"}})
+    def command(flags: dict[str, dict[str, Any]], out: str = "x") -> None:
+        got.append((flags, out))
+
+    assert made["--rate"]["help"] == "how fast (default: 0.5; quick: 2)"
+    assert made["--parts"]["help"] == "which parts"
+    assert made["--loud/--quiet"]["rich_help_panel"] == "Demo"
+    command(rate=0.25, parts=None, loud=None, out="y")
+    assert got == [({"demo": {"rate": 0.25}}, "y")]
+    with pytest.raises(ValueError, match="two sections have a field 'rate'"):
+        with_flags({"one": Demo, "two": Demo}, option)(lambda flags: None)
+
+
+def test_run_folders(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert open_run_folder(run) is False
+    assert open_run_folder(run, resume=True) is False, "nothing there yet: a new run"
+    (run / "config.yaml").write_text("x")
+    (run / "shards").mkdir()
+    (run / "mine.txt").write_text("kept")
+    assert open_run_folder(run, resume=True) is True
+    with pytest.raises(ClusterqError, match="is not empty"):
+        open_run_folder(run)
+    assert open_run_folder(run, overwrite=True) is False
+    assert [entry.name for entry in run.iterdir()] == ["mine.txt"], "only a run's own files are deleted"
+
+
+def test_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    checkpoint = tmp_path / "last.pt"
+    log.append_step_values([{"step": 0, "loss": torch.tensor(1.5), "lr": 0.1}, {"step": 1, "loss": torch.tensor(0.5)}], checkpoint)
+    with pytest.raises(ClusterqError, match=r"loss became inf at step 2.*no checkpoint exists yet"):
+        log.append_step_values([{"step": 2, "loss": torch.tensor(float("inf"))}], checkpoint)
+    assert read_metrics(path)[2]["loss"] is None, "JSON has no infinity"
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')  # the process died here
+    assert [record["step"] for record in read_metrics(path)] == [0, 1, 2]
+    MetricsLog(path, keep_before_step=1)
+    assert path.read_text() == json.dumps({"step": 0, "loss": 1.5, "lr": 0.1}) + "\n"
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "last.pt"
+    save_checkpoint(path, {"step": 3, "nested": {"x": torch.ones(2)}, "none": None})
+    assert load_checkpoint(path, CPU)["nested"]["x"].tolist() == [1, 1]
+    with pytest.raises(ClusterqError, match="does not exist"):
+        load_checkpoint(tmp_path / "absent", CPU)
+    path.write_bytes(b"junk")
+    with pytest.raises(ClusterqError, match="not a readable checkpoint"):
+        load_checkpoint(path, CPU)
+    torch.save([1], path)
+    with pytest.raises(ClusterqError, match="holds list"):
+        load_checkpoint(path, CPU)
+    torch.save(torch.nn.Linear(1, 1), path)
+    with pytest.raises(ClusterqError, match="not a readable checkpoint"):
+        load_checkpoint(path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ClusterqError("--x: bad."), 2, "Error: --x: bad."),
+        (OSError(errno.ENOSPC, "No space left", "/x/y"), 2, "/x/y"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+)
+def test_guard(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        run_guarded(fail)
+    assert left.value.code == code
+    assert words in capsys.readouterr().err
+
+
+def test_guard_lets_defects_through() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ZeroDivisionError):
+        run_guarded(lambda: fail(ZeroDivisionError()))
+    with pytest.raises(OSError, match="odd"):
+        run_guarded(lambda: fail(OSError(errno.EIO, "odd")))
+
+
+def test_streams_are_keyed() -> None:
+    def draw(*key: int | str) -> float:
+        return float(torch.rand(1, generator=stream(0, *key)))
+
+    assert draw("a", 1) == draw("a", 1)
+    assert len({draw("a", 1), draw("a", 2), draw("b", 1), draw("a", 1, 0)}) == 4
+
+
+def test_device_and_autocast() -> None:
+    before = torch.get_num_threads()
+    assert prepare_device(RuntimeConfig(device="cpu", threads=1)) == CPU
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+    layer = torch.nn.Linear(2, 2)
+    with training_autocast(RuntimeConfig(), CPU):
+        assert layer(torch.ones(1, 2)).dtype == torch.float32, "auto is off on a CPU"
+    with training_autocast(RuntimeConfig(amp="bf16"), CPU):
+        assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
+
+
+def test_progress_on_a_terminal_and_elsewhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with progress("work", 3, done=1) as ticker:
+        ticker.advance(note="first")
+        ticker.advance(note="last")
+    assert capsys.readouterr().err == "work: 3/3 last\n"
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
+    with progress("bar", 2) as ticker:
+        ticker.advance(2, "done")
+    shown = capsys.readouterr()
+    assert "bar" in shown.err
+    assert shown.out == ""
