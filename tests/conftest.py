@@ -36,6 +36,9 @@ class Outcome:
     err: str
 
 
+Cli = Callable[..., Outcome]
+
+
 @dataclass(frozen=True)
 class DigitsTeacher:
     """A classifier of 8x8 grey digits on disk, with held-out images in class folders, and the flags that describe it."""
@@ -51,13 +54,13 @@ class DigitsTeacher:
 
 
 @pytest.fixture(scope="session")
-def gen() -> Callable[..., Outcome]:
+def gen() -> Cli:
     """Run `clusterq-gen` with arguments, in this process."""
     return lambda *arguments: _invoke(gen_app, arguments)
 
 
 @pytest.fixture(scope="session")
-def finetune() -> Callable[..., Outcome]:
+def finetune() -> Cli:
     """Run `clusterq-finetune` with arguments, in this process."""
     return lambda *arguments: _invoke(finetune_app, arguments)
 
@@ -80,7 +83,7 @@ TINY += ["--width", "32", "--lr", "0.005", "--checkpoint-seconds", "0", "--bits"
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Callable[..., Outcome]) -> Path:
+def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Cli) -> Path:
     """A finished tiny run of `clusterq-gen train`: do not change it; copy it where a test must."""
     out = tmp_path_factory.mktemp("run") / "out"
     done = gen("train", *digits_teacher.flags, *TINY, "--out", out)

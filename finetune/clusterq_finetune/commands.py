@@ -15,7 +15,7 @@ from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.environment import versions, write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write, sha256_file
@@ -79,7 +79,7 @@ def finetune(
     write_environment(folder / ENVIRONMENT, device)
 
     calibrate(student, _calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(student, device)
     calibrated = copy.deepcopy(student)
     distill(student, teacher, shards, config, folder, device, resume=resuming)
     save_weights(folder / STUDENT, student)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from clusterq_common.quant.convert import convert, quantizers
+from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG, STUDENT
 from clusterq_common.teacher.load import build_architecture
@@ -38,5 +39,5 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
     missing = [name for name, quantizer in quantizers(student).items() if not quantizer.calibrated]
     if missing:
         raise ClusterqError(f"--student: {path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.")
-    student.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(student.eval(), device)
     return student, spec, config

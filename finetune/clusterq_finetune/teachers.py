@@ -35,7 +35,8 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
         saved = {}
     known = {**saved, **flags}
     if "arch" not in known:
-        if manifest.teacher.is_factory:
+        # Whatever the manifest says of itself: a name that would load code is never followed.
+        if manifest.teacher.is_factory or is_factory(manifest.teacher.arch):
             raise ClusterqError(
                 f"--arch is missing: these shards were made for a model of someone's own ({manifest.teacher.arch}), expected your "
                 "copy of it; pass --arch path/to/file.py:factory --weights FILE."
@@ -61,5 +62,4 @@ def load_checked_teacher(config: TeacherConfig, manifest: Manifest, device: torc
             f"{config.arch} with weights {config.weights or 'from pytorchcv'} has {teacher.digest}; pass the weights they were made "
             "for with --weights."
         )
-    teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return teacher

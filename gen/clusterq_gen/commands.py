@@ -28,7 +28,6 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     """
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
-    teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = config.model_copy(update={"teacher": teacher.config})
     if dry_run:
         for line in describe_plan(config, teacher, device):
@@ -67,7 +66,6 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
     drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
     device = prepare_device(drawing)
     teacher = load_teacher(config.teacher, device=device)
-    teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     source = GeneratorSource.load(run, config, teacher.spec, drawing.seed, device)
     folder = out or run / SHARDS
     manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite)

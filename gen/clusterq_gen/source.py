@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import GENERATOR
 from clusterq_common.teacher.spec import InputSpec
@@ -47,7 +48,7 @@ class GeneratorSource:
             generator.load_state_dict(load_file(path))
         except RuntimeError as error:
             raise ClusterqError(f"{path} does not fit the run's config.yaml ({error}); train the run again.") from error
-        generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place(generator, device)
         return cls(generator, seed)
 
     @torch.no_grad()

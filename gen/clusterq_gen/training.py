@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
-from clusterq_common.runtime.device import training_autocast
+from clusterq_common.runtime.device import place, training_autocast
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
 from clusterq_common.runtime.seeding import stream
@@ -49,7 +49,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
             generator = build_generator(config.generator, teacher.spec)
-        generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place(generator, device)
         optimizer = torch.optim.Adam(generator.parameters(), lr=config.train.lr, betas=(0.5, 0.999), fused=True)
         method = build_method(config.method, config.runtime.seed)
         return cls(config, teacher, device, method, generator, optimizer)

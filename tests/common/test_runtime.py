@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import Field
+from rich.console import Console
+
 from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
@@ -21,8 +24,6 @@ from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.run_folder import open_run_folder
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.runtime.settings import Settings, merged
-from pydantic import Field
-from rich.console import Console
 
 CPU = torch.device("cpu")
 
@@ -119,7 +120,9 @@ def test_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     checkpoint = tmp_path / "last.pt"
-    log.append_step_values([{"step": 0, "loss": torch.tensor(1.5), "lr": 0.1}, {"step": 1, "loss": torch.tensor(0.5)}], checkpoint)
+    log.append_step_values(
+        [{"step": 0, "loss": torch.tensor(1.5), "lr": 0.1}, {"step": 1, "loss": torch.tensor(0.5)}], checkpoint
+    )
     with pytest.raises(ClusterqError, match=r"loss became inf at step 2.*no checkpoint exists yet"):
         log.append_step_values([{"step": 2, "loss": torch.tensor(float("inf"))}], checkpoint)
     assert read_metrics(path)[2]["loss"] is None, "JSON has no infinity"

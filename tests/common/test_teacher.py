@@ -91,6 +91,7 @@ def test_factories_that_cannot_be_used(factory: str, function: str, sentence: st
 def test_factory_needs_its_sizes_and_they_must_fit(factory: str) -> None:
     with pytest.raises(ClusterqError, match="--input-size, --num-classes"):
         load_teacher(own(factory, input_size=None, num_classes=None))
+    assert load_teacher(own(factory, in_channels=None)).spec.channels == 1, "as many as the mean has numbers"
     with pytest.raises(ClusterqError, match=r"logits of shape \(1, 5\)"):
         load_teacher(own(factory, num_classes=5))
     with pytest.raises(ClusterqError, match="cannot run on a 3x8x8 image"):

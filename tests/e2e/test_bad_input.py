@@ -3,18 +3,15 @@
 import errno
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.conftest import TINY, DigitsTeacher, Outcome
 
 from clusterq_common.runtime import files
-
-Cli = Callable[..., Outcome]
+from tests.conftest import TINY, Cli, DigitsTeacher, Outcome
 
 
 def refused(done: Outcome, *words: str) -> None:

@@ -6,21 +6,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.conftest import TINY, DigitsTeacher, Outcome
 
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.runtime.checkpoint import save_checkpoint
 from clusterq_finetune.recipes import distill as recipe
 from clusterq_finetune.student import load_student
-
-Cli = Callable[..., Outcome]
+from tests.conftest import TINY, Cli, DigitsTeacher
 
 
 @pytest.fixture(scope="module")

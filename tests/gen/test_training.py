@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import FACTORY, DigitsTeacher, Outcome
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.taps import batchnorm_taps
@@ -17,6 +15,7 @@ from clusterq_gen import loop
 from clusterq_gen.config import PRESETS, GenConfig, TrainConfig, preset_notes, resolve
 from clusterq_gen.loop import train_generator, train_step
 from clusterq_gen.training import Training, schedule_factor
+from tests.conftest import FACTORY, Cli, DigitsTeacher
 
 CPU = torch.device("cpu")
 
@@ -159,7 +158,7 @@ def test_bf16_autocast_trains_too(teacher: Teacher, tmp_path: Path) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in run.generator.parameters())
 
 
-def test_extension_equals_one_larger_emission(digits_run: Path, tmp_path: Path, gen: Callable[..., Outcome]) -> None:
+def test_extension_equals_one_larger_emission(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
     """Candidates are keyed by (seed, class, attempt): going on later gives the images that would have come anyway."""
     assert gen("emit", "--run", digits_run, "--per-class", 6, "--heldout-per-class", 0, "--out", tmp_path / "small").code == 0
     assert gen("emit", "--run", digits_run, "--per-class", 9, "--heldout-per-class", 0, "--out", tmp_path / "small").code == 0
@@ -176,9 +175,7 @@ def test_extension_equals_one_larger_emission(digits_run: Path, tmp_path: Path, 
     assert len(small_set & large_set) >= len(large_set) - 5, "a class's candidates come in one order, whatever others need"
 
 
-def test_emission_repeats_byte_for_byte_and_other_seeds_differ(
-    digits_run: Path, tmp_path: Path, gen: Callable[..., Outcome]
-) -> None:
+def test_emission_repeats_byte_for_byte_and_other_seeds_differ(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 5)):
         done = gen("emit", "--run", digits_run, "--per-class", 3, "--seed", seed, "--out", tmp_path / name)
         assert done.code == 0, done.err
@@ -194,7 +191,7 @@ def test_emission_repeats_byte_for_byte_and_other_seeds_differ(
     assert "nothing to add" in again.err
 
 
-def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path, gen: Callable[..., Outcome]) -> None:
+def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
     """A generator that was never trained: few candidates are accepted, the budget of tries is kept, the rest is said."""
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)

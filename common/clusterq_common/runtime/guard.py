@@ -28,8 +28,9 @@ def run_guarded(action: Callable[[], None], *, debug: bool = False) -> None:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}:
             raise
         where = f" at {error.filename}" if error.filename else ""
-        advice = "free some space or choose another --out, then use --resume"
-        _leave(f"Writing failed{where}: {error.strerror}; {advice}.", USER_ERROR, debug=debug)
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = "free some space or choose another --out, then use --resume" if full else "check its permissions and its owner"
+        _leave(f"{'Writing' if full else 'Access'} failed{where}: {error.strerror}; {advice}.", USER_ERROR, debug=debug)
     except KeyboardInterrupt:
         _leave("Interrupted; what was finished is on disk, --resume goes on from there.", INTERRUPTED, debug=debug)
 

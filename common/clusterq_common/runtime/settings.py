@@ -13,7 +13,7 @@ from clusterq_common.runtime.files import atomic_write
 class Settings(BaseModel):
     """Unknown keys are refused, values never change after construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def checked(cls, values: dict[str, Any], *, source: str = "") -> Self:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, SplitName
 MEMBERS = ("png", "cls", "json", "logits.npy")
 # A member is refused above this, before it is read: small things are small, an image is at most its raw pixels and some.
 LARGEST_SMALL_MEMBER = 1 << 20
+LONGEST_LABEL = 9
 ADVICE = "get the set again, or write it again with `clusterq-gen emit --overwrite`"
 
 Logits = np.ndarray[Any, np.dtype[np.float16]]
@@ -101,7 +103,7 @@ class ShardSet:
         except ClusterqError as error:
             raise ClusterqError(f"{where}: {error}") from error
         label_text = data["cls"]
-        if not label_text.isdigit() or int(label_text) >= spec.num_classes:
+        if not label_text.isdigit() or len(label_text) > LONGEST_LABEL or int(label_text) >= spec.num_classes:
             raise ClusterqError(f"{where}: label {label_text[:20]!r}, expected a number below {spec.num_classes}; {ADVICE}.")
         logits = _read_logits(data["logits.npy"], spec.num_classes, where) if "logits.npy" in data else None
         return pixels, int(label_text), logits
@@ -129,7 +131,8 @@ def _index_tar(path: Path, manifest: Manifest) -> list[SampleRef]:
             for member in tar:
                 key, _, suffix = member.name.partition(".")
                 allowed = largest_image if suffix == "png" else LARGEST_SMALL_MEMBER
-                if not member.isreg() or suffix not in MEMBERS or not key.isdigit() or len(key) != 8 or member.size > allowed:
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and re.fullmatch(r"[0-9]{8}", key)
+                if not plain or suffix not in MEMBERS or not 0 <= member.size <= allowed:
                     raise ClusterqError(
                         f"--shards: {path} holds {member.name[:80]!r} ({member.size} bytes), which is no member of a clusterq shard; "
                         f"do not use it: {ADVICE}."
@@ -137,7 +140,7 @@ def _index_tar(path: Path, manifest: Manifest) -> list[SampleRef]:
                 if suffix in samples.setdefault(key, {}):
                     raise ClusterqError(f"--shards: {path} holds {member.name!r} twice; {ADVICE}.")
                 samples[key][suffix] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise ClusterqError(f"--shards: {path} is no readable tar ({error}); {ADVICE}.") from error
     wanted = set(MEMBERS) if manifest.has_logits else set(MEMBERS) - {"logits.npy"}
     for key, members in samples.items():
@@ -152,7 +155,7 @@ def _read_logits(data: bytes, classes: int, where: str) -> Logits:
         # The header first: a hostile one could make numpy reserve any amount of memory.
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except ValueError as error:
+    except Exception as error:  # numpy's header parser lets tokenizer and recursion errors through
         raise ClusterqError(f"{where}: its logits cannot be read ({error}); {ADVICE}.") from error
     values = data[stream.tell() :]
     if dtype != np.float16 or shape != (classes,) or len(values) != 2 * classes:

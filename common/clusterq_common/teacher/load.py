@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import batchnorm_layers
@@ -60,7 +61,8 @@ def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -
             "std": spec.std,
         }
     )
-    return Teacher(model.to(device), resolved, spec, digest)
+    place(model, device)
+    return Teacher(model, resolved, spec, digest)
 
 
 def build_architecture(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
@@ -97,6 +99,8 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
     """Flags first, then what is known of the architecture."""
     values = {name: getattr(config, name) for name in ("input_size", "in_channels", "num_classes", "mean", "std")}
     values = {name: known.get(name) if value is None else value for name, value in values.items()}
+    if values["in_channels"] is None and values["mean"] is not None:
+        values["in_channels"] = len(values["mean"])
     missing = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is None]
     if missing:
         raise ClusterqError(

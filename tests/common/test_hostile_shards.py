@@ -1,0 +1,226 @@
+"""Shards from strangers: each trick is refused with a sentence, nothing is executed."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterq_common.images import decode_png, encode_png
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import sha256_file
+from clusterq_common.shards.manifest import read_manifest
+from clusterq_common.shards.read import ShardSet
+from tests.common.shard_samples import GREY, edit_manifest, write_set
+
+
+def refused(folder: Path, sentence: str) -> None:
+    with pytest.raises(ClusterqError, match=sentence):
+        ShardSet.open(folder).samples("train")
+
+
+def test_sets_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterqError, match="no folder"):
+        ShardSet.open(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no manifest.json")
+    write_set(tmp_path)
+    first = tmp_path / "synth-train-000000.tar"
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-700])
+    refused(tmp_path, "cut short")
+    changed = bytearray(whole)
+    changed[1000] ^= 1
+    first.write_bytes(changed)
+    refused(tmp_path, "was changed")
+    first.unlink()
+    refused(tmp_path, "is missing")
+    first.write_bytes(whole)
+    assert len(ShardSet.open(tmp_path).samples("train")) == 12
+    with pytest.raises(ClusterqError, match="no split 'heldout'"):
+        ShardSet.open(tmp_path).samples("heldout")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda m: m.update(format="clusterq-shards/9"), "has format 'clusterq-shards/9'"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(file="../../etc/passwd"), "no shard name"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(file="pipe:rm -rf x"), "no shard name"),
+        (lambda m: m["splits"]["train"].update(samples=13), "do not add up"),
+        (lambda m: m["splits"]["train"]["per_class"].append(0), "one entry for each"),
+        (lambda m: m["teacher"]["spec"].update(size=-1), "greater than or equal to 1"),
+        (lambda m: m.update(command="anything"), "extra inputs are not permitted"),
+        (lambda m: m.update(splits={}), "no train split"),
+        (lambda m: m["teacher"]["spec"].update(mean=[float("nan")]), "finite number"),
+        (lambda m: m["generation"].update(clipped=float("inf")), "finite number"),
+    ],
+)
+def test_manifests_that_are_refused(tmp_path: Path, change: Callable[[dict[str, object]], object], sentence: str) -> None:
+    write_set(tmp_path)
+    edit_manifest(tmp_path, change)
+    refused(tmp_path, sentence)
+
+
+def test_manifest_that_is_no_json_or_nested_too_deeply(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    for text in ("{", "[" * 100_000, "[]", "3"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ClusterqError, match=r"no JSON|has format None"):
+            read_manifest(tmp_path)
+
+
+def hostile(folder: Path, build: Callable[[tarfile.TarFile], None]) -> None:
+    """Replace the only shard by a tar of the test's own, with a manifest that agrees with it."""
+    write_set(folder, 3)
+    path = folder / "synth-train-000000.tar"
+    with tarfile.open(path, "w") as tar:
+        build(tar)
+    digest, size = sha256_file(path), path.stat().st_size
+    edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(sha256=digest, bytes=size))  # type: ignore[index]
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"0", kind: bytes = tarfile.REGTYPE) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(data), kind, "/etc/passwd"
+    tar.addfile(info, io.BytesIO(data))
+
+
+def sample_members(tar: tarfile.TarFile, key: str = "00000000", **changed: bytes) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3, np.float16))
+    good = {
+        "png": encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8)),
+        "cls": b"1",
+        "json": b"{}",
+        "logits.npy": buffer.getvalue(),
+    }
+    for suffix, data in {**good, **changed}.items():
+        add(tar, f"{key}.{suffix}", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("00000000.pkl", b"cos\nsystem\n", tarfile.REGTYPE),
+        ("00000000.pyd", b"x", tarfile.REGTYPE),
+        ("../00000000.png", b"x", tarfile.REGTYPE),
+        ("/00000000.png", b"x", tarfile.REGTYPE),
+        ("00000000.png", b"", tarfile.SYMTYPE),
+        ("00000000.png", b"", tarfile.LNKTYPE),
+        ("00000000.cls", b"", tarfile.CHRTYPE),
+        ("00000000.json", b" " * (2 << 20), tarfile.REGTYPE),
+    ],
+)
+def test_members_that_are_refused(tmp_path: Path, name: str, data: bytes, kind: bytes) -> None:
+    hostile(tmp_path, lambda tar: add(tar, name, data, kind))
+    refused(tmp_path, "no member of a clusterq shard")
+
+
+def test_samples_that_are_incomplete_or_doubled(tmp_path: Path) -> None:
+    hostile(tmp_path / "a", lambda tar: add(tar, "00000000.png"))
+    refused(tmp_path / "a", "expected")
+
+    def twice(tar: tarfile.TarFile) -> None:
+        sample_members(tar)
+        sample_members(tar)
+
+    hostile(tmp_path / "b", twice)
+    refused(tmp_path / "b", "twice")
+    hostile(tmp_path / "c", lambda tar: sample_members(tar))
+    refused(tmp_path / "c", "holds 1 samples, expected 3")
+
+
+def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "sentence"),
+    [
+        ("cls", b"7", "expected a number below 3"),
+        ("cls", b"-1", "expected a number below 3"),
+        ("cls", b"1" * 5000, "expected a number below 3"),
+        ("png", b"junk", "cannot be decoded"),
+        ("logits.npy", npy(np.array([None, 1, 2], dtype=object)), "expected float16"),
+        ("logits.npy", npy(np.zeros(3, np.float32)), "expected float16"),
+        ("logits.npy", npy(np.zeros(4, np.float16)), "expected float16"),
+        ("logits.npy", npy(np.array([np.nan, 0, 0], np.float16)), "not finite"),
+        ("logits.npy", HUGE, "expected float16"),
+        ("logits.npy", b"junk", "cannot be read"),
+        ("logits.npy", b"\x93NUMPY\x01\x00\x08\x00" + b"(((((((\n", "cannot be read"),
+    ],
+)
+def test_contents_that_are_refused(tmp_path: Path, member: str, data: bytes, sentence: str) -> None:
+    def build(tar: tarfile.TarFile) -> None:
+        for number in range(3):
+            sample_members(tar, f"{number:08d}", **{member: data})
+
+    hostile(tmp_path, build)
+    shards = ShardSet.open(tmp_path)
+    with pytest.raises(ClusterqError, match=sentence):
+        shards.read(shards.samples("train")[0])
+
+
+PNG = encode_png(torch.arange(64, dtype=torch.uint8).view(1, 8, 8))
+
+
+@given(st.integers(0, len(PNG) - 1), st.binary(min_size=1, max_size=4), st.booleans())
+def test_a_spoilt_png_is_refused_or_decoded_but_never_crashes(place: int, junk: bytes, cut: bool) -> None:
+    spoilt = PNG[:place] + junk + (b"" if cut else PNG[place + len(junk) :])
+    with suppress(ClusterqError):
+        assert decode_png(spoilt, GREY).shape == (1, 8, 8)
+
+
+@given(st.integers(0, 1 << 12), st.binary(min_size=1, max_size=8))
+def test_a_spoilt_tar_with_an_agreeing_manifest_is_read_or_refused(spoilt_set: Path, place: int, junk: bytes) -> None:
+    path = spoilt_set / "synth-train-000000.tar"
+    whole = path.read_bytes()
+    place %= len(whole) - len(junk)
+    path.write_bytes(whole[:place] + junk + whole[place + len(junk) :])
+    try:
+        with suppress(ClusterqError):
+            shards = ShardSet.open(spoilt_set, verify=False)
+            for ref in shards.samples("train"):
+                shards.read(ref)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def spoilt_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spoilt")
+    write_set(folder, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    write_set(folder, 3)
+    return folder
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_any_flipped_byte_is_found(good_set: Path, place: int, flip: int) -> None:
+    path = good_set / "synth-train-000000.tar"
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[place % len(whole)] ^= flip
+    path.write_bytes(changed)
+    try:
+        with pytest.raises(ClusterqError, match="was changed"):
+            ShardSet.open(good_set)
+    finally:
+        path.write_bytes(whole)
