@@ -83,9 +83,9 @@ class Training:
         if self.student_optimizer is not None:
             self.student_optimizer.param_groups[0]["lr"] = self.config.train.student_lr * factor
 
-    def end_warmup(self) -> None:
+    def end_warmup(self, log: Any = say) -> None:
         """Create the in-loop student, calibrated on generated images, and the centroids, from the same images."""
-        self._add_student(say)
+        self._add_student(log)
         assert self.student is not None
         train = self.config.train
         per_batch = classes_in_batch(self.teacher.spec.num_classes, train.batch_size, train.classes_per_batch)
