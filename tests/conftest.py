@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tools" / "demo"
 FACTORY = f"{DEMO / 'digits_net.py'}:digits_net"
 
+# What tests index and verify is nothing to keep in the user's cache.
+CACHE = tempfile.TemporaryDirectory(prefix="clusterq-cache-")
+os.environ["CLUSTERQ_CACHE"] = CACHE.name
 # The networks here are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 # Time limits of single examples only tell how busy the machine is.

@@ -1,18 +1,11 @@
 """Pixels and tensors: eight-bit images as they are stored, normalised images as a teacher sees them."""
 
-import io
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common import png
+from clusterq_common.png import Array
 from clusterq_common.teacher.spec import InputSpec
-
-MODES = {1: "L", 3: "RGB"}
-# A fixed level: another one would give other bytes for the same pixels.
-PNG_LEVEL = 6
 
 
 def normalise(pixels: Tensor, spec: InputSpec) -> Tensor:
@@ -40,33 +33,23 @@ def pixel_bounds(spec: InputSpec) -> tuple[Tensor, Tensor]:
     return -mean / std, (1 - mean) / std
 
 
+def to_array(pixels: Tensor) -> Array:
+    """(C, S, S) uint8 tensor -> (S, S, C) array, as `png.encode` takes it."""
+    return pixels.permute(1, 2, 0).contiguous().numpy()
+
+
 def encode_png(pixels: Tensor) -> bytes:
-    """One image (C, H, W) uint8, one or three channels, as PNG: the same bytes each time."""
-    array = pixels.permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+    """One image (C, S, S) uint8, one or three channels, as PNG: the same bytes each time."""
+    return png.encode(to_array(pixels))
 
 
 def decode_png(data: bytes, spec: InputSpec) -> Tensor:
     """PNG bytes as (C, S, S) uint8.
 
-    The header is compared with `spec` before anything is decompressed, so that a small file cannot ask for a huge image.
-
     Raises:
-        ClusterqError: no PNG, another size or mode than `spec` says, or broken data.
+        ClusterqError: see `png.decode`.
     """
-    expected = f"expected a {MODES.get(spec.channels, '?')} PNG of {spec.size}x{spec.size}; write the shards again"
-    try:
-        image = Image.open(io.BytesIO(data), formats=["PNG"])
-        if image.size != (spec.size, spec.size) or image.mode != MODES.get(spec.channels):
-            raise ClusterqError(f"an image is {image.mode} {image.size[0]}x{image.size[1]}, {expected}.")
-        array = np.array(image)
-    except ClusterqError:
-        raise
-    except Exception as error:  # a decoder may raise anything on bytes made to confuse it
-        raise ClusterqError(f"an image cannot be decoded ({type(error).__name__}: {error}), {expected}.") from error
-    return torch.from_numpy(array.reshape(spec.size, spec.size, spec.channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(png.decode(data, spec.size, spec.channels)).permute(2, 0, 1).contiguous()
 
 
 def _statistics(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:

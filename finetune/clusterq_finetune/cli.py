@@ -11,9 +11,11 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.runtime.settings import merged, read_yaml
+from clusterq_finetune import shards_cli
 from clusterq_finetune.config import SECTIONS
 
 app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
+app.add_typer(shards_cli.app, name="shards")
 
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]

@@ -16,6 +16,7 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device
+from clusterq_common.runtime.distributed import one_process
 from clusterq_common.runtime.environment import versions, write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write, sha256_file
@@ -54,6 +55,7 @@ def finetune(
     Raises:
         ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
+    one_process("clusterq-finetune")
     begin = time.monotonic()
     shards = ShardSet.open(shards_path)
     run = _run_folder_of(shards)
@@ -201,7 +203,7 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
 
 
 def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: ValidationImages | None) -> list[str]:
-    samples = len(shards.samples("train"))
+    samples = len(shards.split("train"))
     steps = -(-samples // config.recipe.batch_size)
     lines = [
         f"shards: {shards.folder}, {samples} training images",

@@ -24,15 +24,14 @@ class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):
     """One split of a shard set by index; members are read from the tars where they lie, in any order."""
 
     def __init__(self, shards: ShardSet, split: SplitName) -> None:
-        self.shards = shards
-        self.samples = shards.samples(split)
+        self.samples = shards.split(split)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor | None]:
-        pixels, label, logits = self.shards.read(self.samples[index])
-        return pixels, label, None if logits is None else torch.from_numpy(logits)
+        pixels, label, logits = self.samples.read(index)
+        return torch.from_numpy(pixels).permute(2, 0, 1), label, None if logits is None else torch.from_numpy(logits)
 
 
 class EpochSampler(Sampler[int]):

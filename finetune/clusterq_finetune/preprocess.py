@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clusterq_common.images import MODES
+from clusterq_common.png import MODES
 from clusterq_common.teacher.spec import InputSpec
 
 # Up to this size images are used whole (CIFAR, digits); above, resized and centre-cropped (ImageNet).

@@ -1,136 +1,190 @@
 """Candidate images and the teacher's judgement: which of them become samples."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import torch
 
-from clusterq_common.images import decode_png, encode_png, normalise, pixel_bounds, to_pixels
-from clusterq_common.runtime.progress import progress, say
+from clusterq_common.images import normalise, pixel_bounds, to_array, to_pixels
+from clusterq_common.png import Array
+from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.write import Sample
 from clusterq_common.teacher.load import Teacher
+from clusterq_gen.blocks import Block
 from clusterq_gen.source import Source
 
 # Networks round differently in batches of different size: a fixed one makes an image independent of how many are wanted.
 CHUNK = 64
-CANDIDATES_PER_IMAGE = 20
+# Chunks on their way through the encoding processes, for each of them.
+QUEUED = 4
 
 
 @dataclass
 class Tally:
-    """Counts over all candidates: what the manifest reports.
+    """Counts over candidates: what the manifest reports.
 
     Attributes:
-        attempts: next unused candidate number of each class.
-        written: images written of each class, in the split at hand.
-        rejected: candidates of each class that the teacher took for another one and that were dropped.
+        rejected: by class, candidates that the teacher took for another one and that were dropped.
         candidates, agreed: how many were drawn, and on how many the teacher agreed with the label.
-        confidence: sum of the teacher's confidence in its top-1 over the written images.
         clipped: sum over candidates of the share of values at the end of the pixel range.
-        total_written: images written, over all splits.
+        short: by class, wanted images that its candidates did not yield.
     """
 
-    attempts: list[int]
-    written: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
+    rejected: list[int]
+    short: list[int]
     candidates: int = 0
     agreed: int = 0
-    confidence: float = 0.0
     clipped: float = 0.0
-    total_written: int = 0
 
     @classmethod
-    def fresh(cls, num_classes: int, attempts: list[int] | None = None) -> "Tally":
-        """All counts at zero; candidates start at `attempts`, which an earlier emission may have left."""
-        zeros = [0] * num_classes
-        return cls(list(attempts or zeros), list(zeros), list(zeros))
+    def nothing(cls, num_classes: int) -> "Tally":
+        """All counts at zero."""
+        return cls([0] * num_classes, [0] * num_classes)
+
+    def add(self, other: "Tally") -> None:
+        """Count other candidates in."""
+        self.rejected = [a + b for a, b in zip(self.rejected, other.rejected, strict=True)]
+        self.short = [a + b for a, b in zip(self.short, other.short, strict=True)]
+        self.candidates += other.candidates
+        self.agreed += other.agreed
+        self.clipped += other.clipped
+
+
+@dataclass
+class Judged:
+    """The accepted candidates of one chunk, not yet encoded."""
+
+    pixels: list[Array] = field(default_factory=list)
+    facts: list[tuple[int, int, int, float]] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+
+class Turns:
+    """Which candidates come next: classes take turns, each through its own attempts.
+
+    Attributes:
+        need: images still wanted, by class; the caller counts down.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.need = list(block.wanted)
+        self._attempts, self._limit = list(block.attempts), block.limit
+        self._at = 0
+
+    def next_tries(self) -> list[tuple[int, int]]:
+        """At most a chunk of (label, attempt), never more of a class than it needs; none when all is done."""
+        tries: list[tuple[int, int]] = []
+        taken = [0] * len(self.need)
+        idle = 0
+        while len(tries) < CHUNK and idle < len(self.need):
+            label = self._at
+            self._at = (self._at + 1) % len(self.need)
+            if taken[label] < self.need[label] and self._attempts[label] < self._limit[label]:
+                tries.append((label, self._attempts[label]))
+                self._attempts[label] += 1
+                taken[label] += 1
+                idle = 0
+            else:
+                idle += 1
+        return tries
 
 
 class Emitter:
-    """Draws candidates, keeps those the teacher agrees with, and hands them on as samples.
+    """Draws candidates and turns those the teacher agrees with into samples.
 
-    Labels, logits and confidence are the teacher's on the *decoded* PNG: the pixels a student will see. Classes take turns,
-    so that a shard read from its start is mixed.
+    Labels, logits and confidence are the teacher's on the eight-bit pixels that the PNG holds, which are those a student
+    will see. Classes take turns, so that a shard read from its start is mixed.
     """
 
-    def __init__(self, source: Source, teacher: Teacher, *, seed: int, keep_misclassified: bool, store_logits: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        teacher: Teacher,
+        *,
+        seed: int,
+        keep_misclassified: bool,
+        store_logits: bool,
+        pool: Executor | None,
+    ) -> None:
         self.source = source
         self.teacher = teacher
         self.seed = seed
         self.keep_misclassified = keep_misclassified
         self.store_logits = store_logits
+        self.pool = pool
         self.device = next(teacher.model.parameters()).device
 
-    def emit(self, wanted: list[int], tally: Tally, write: Callable[[Sample], None], description: str) -> None:
-        """Call `write(sample)` until each class has as many images as `wanted` says, or its candidates are used up.
+    def samples(self, block: Block, tally: Tally, done: Callable[[int], None]) -> Iterator[Sample]:
+        """The samples of one shard, until each class has as many as wanted or its candidates are used up.
 
-        Each class gets at most 20 candidates for each wanted image; then it stays short, with a warning.
+        Encoding runs in the pool's processes, if there is one; the order of samples does not depend on it.
+
+        Args:
+            tally: counts what was drawn.
+            done: called with the number of samples that each chunk gave.
         """
-        need = list(wanted)
-        limit = [tally.attempts[label] + CANDIDATES_PER_IMAGE * count for label, count in enumerate(wanted)]
-        with progress(description, sum(wanted)) as ticker:
-            while tries := self._next_tries(need, tally, limit):
-                accepted = 0
-                for sample in self._judge(tries, tally):
-                    if need[sample.label] > 0:
-                        need[sample.label] -= 1
-                        tally.written[sample.label] += 1
-                        tally.total_written += 1
-                        tally.confidence += sample.teacher_confidence
-                        write(sample)
-                        accepted += 1
-                ticker.advance(accepted)
-        short = [label for label, missing in enumerate(need) if missing > 0]
-        if short:
-            shown = ", ".join(f"{label} ({wanted[label] - need[label]} of {wanted[label]})" for label in short[:8])
-            say(
-                f"Warning: {description}: {len(short)} classes got fewer images than wanted: {shown}{' ...' if short[8:] else ''}"
+        waiting: deque[tuple[Judged, Future[list[tuple[bytes, bytes]]] | None]] = deque()
+        processes = getattr(self.pool, "_max_workers", 0)
+        for judged in self._judged(block, tally):
+            done(len(judged.facts))
+            labels = [label for label, *_ in judged.facts]
+            waiting.append((judged, self.pool.submit(encode_samples, labels, judged.pixels) if self.pool else None))
+            while len(waiting) > QUEUED * processes:
+                yield from self._finish(*waiting.popleft())
+        while waiting:
+            yield from self._finish(*waiting.popleft())
+
+    def _finish(self, judged: Judged, encoding: Future[list[tuple[bytes, bytes]]] | None) -> Iterator[Sample]:
+        labels = [label for label, *_ in judged.facts]
+        encoded = encoding.result() if encoding is not None else encode_samples(labels, judged.pixels)
+        for (png, content), (label, attempt, top1, confidence), logits in zip(
+            encoded, judged.facts, judged.logits, strict=True
+        ):
+            yield Sample(
+                png=png,
+                content=content,
+                label=label,
+                seed=self.seed,
+                attempt=attempt,
+                teacher_top1=top1,
+                teacher_confidence=confidence,
+                logits=logits.half().numpy() if self.store_logits else None,
             )
 
-    def _next_tries(self, need: list[int], tally: Tally, limit: list[int]) -> list[tuple[int, int]]:
-        """The next chunk of (label, attempt): one for each class that still needs images, in turn; none when all is done."""
-        open_for = [min(missing, limit[label] - tally.attempts[label]) for label, missing in enumerate(need)]
-        tries: list[tuple[int, int]] = []
-        while len(tries) < CHUNK and any(count > 0 for count in open_for):
-            for label, count in enumerate(open_for):
-                if count > 0 and len(tries) < CHUNK:
-                    tries.append((label, tally.attempts[label]))
-                    tally.attempts[label] += 1
-                    open_for[label] -= 1
-        return tries
+    def _judged(self, block: Block, tally: Tally) -> Iterator[Judged]:
+        """Chunk by chunk, the candidates that become samples."""
+        turns = Turns(block)
+        while tries := turns.next_tries():
+            judged = self._judge(tries, turns.need, tally)
+            for label, *_ in judged.facts:
+                turns.need[label] -= 1
+            yield judged
+        tally.short = [before + missing for before, missing in zip(tally.short, turns.need, strict=True)]
 
     @torch.no_grad()
-    def _judge(self, tries: list[tuple[int, int]], tally: Tally) -> list[Sample]:
-        """The accepted samples among the candidates, in order."""
+    def _judge(self, tries: list[tuple[int, int]], need: list[int], tally: Tally) -> Judged:
+        """The accepted ones among the candidates, in order, no more of a class than are needed."""
         spec = self.teacher.spec
         padded = tries + [tries[-1]] * (CHUNK - len(tries))
-        images = self.source.images(padded)[: len(tries)].float()
+        images = self.source.images(padded).float()
         low, high = (bound.to(images.device) for bound in pixel_bounds(spec))
-        tally.clipped += float(((images <= low) | (images >= high)).float().mean()) * len(tries)
-        encoded = [encode_png(pixels) for pixels in to_pixels(images.cpu(), spec)]
-        pixels = torch.stack([decode_png(data, spec) for data in encoded])
-        seen = normalise(pixels, spec).to(self.device)
-        seen = torch.cat([seen, seen[-1:].expand(CHUNK - len(tries), -1, -1, -1)])
-        logits = self.teacher.model(seen.contiguous(memory_format=torch.channels_last))[: len(tries)].float().cpu()
-        confidence, top1 = logits.softmax(1).max(1)
+        tally.clipped += float(((images <= low) | (images >= high))[: len(tries)].float().mean()) * len(tries)
+        pixels = to_pixels(images, spec)
+        logits = self.teacher.model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).float()
+        confidence, top1 = (values.tolist() for values in logits.softmax(1).max(1))
+        pixels, logits = pixels.cpu(), logits.cpu()
         tally.candidates += len(tries)
-        samples = []
+        judged, left = Judged(), list(need)
         for number, (label, attempt) in enumerate(tries):
-            agreed = int(top1[number]) == label
+            agreed = top1[number] == label
             tally.agreed += agreed
             if not agreed and not self.keep_misclassified:
                 tally.rejected[label] += 1
-                continue
-            samples.append(
-                Sample(
-                    pixels=pixels[number],
-                    png=encoded[number],
-                    label=label,
-                    seed=self.seed,
-                    attempt=attempt,
-                    teacher_top1=int(top1[number]),
-                    teacher_confidence=float(confidence[number]),
-                    logits=logits[number].half().numpy() if self.store_logits else None,
-                )
-            )
-        return samples
+            elif left[label] > 0:
+                left[label] -= 1
+                judged.pixels.append(to_array(pixels[number]))
+                judged.facts.append((label, attempt, top1[number], confidence[number]))
+                judged.logits.append(logits[number])
+        return judged

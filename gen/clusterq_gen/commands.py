@@ -6,6 +6,7 @@ import torch
 
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.distributed import one_process, process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
@@ -26,6 +27,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     Raises:
         ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `emit_shards`.
     """
+    one_process("clusterq-gen train")
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -68,9 +70,11 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
     teacher = load_teacher(config.teacher, device=device)
     source = GeneratorSource.load(run, config, teacher.spec, drawing.seed, device)
     folder = out or run / SHARDS
-    manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite)
-    counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
-    say(f"shards: {folder} ({counts})")
+    with process_group() as ranks:
+        manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
+    if ranks.first:
+        counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
+        say(f"shards: {folder} ({counts})")
 
 
 def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:

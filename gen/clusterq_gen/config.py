@@ -94,6 +94,16 @@ class EmitConfig(Settings):
         True, description="store the teacher's logits with each image", json_schema_extra={"flag": "--logits/--no-logits"}
     )
 
+    class_names: str | None = Field(None, description="file with one class name a line, in index order, for the manifest")
+    license: str | None = Field(
+        None, description="licence under which the shards are passed on, e.g. CC-BY-4.0, for the manifest"
+    )
+    note: str | None = Field(None, description="free text for the manifest and the dataset card")
+    samples_per_shard: int | None = Field(
+        None, ge=1, description="images in a shard; if left out as many as fit into 1 GiB uncompressed, at most 8192"
+    )
+    workers: int = Field(0, ge=0, description="processes that encode images; 0: the main process does it")
+
     @property
     def heldout(self) -> int:
         """Held-out images for each class."""

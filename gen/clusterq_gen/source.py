@@ -10,6 +10,7 @@ from torch import Tensor
 from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import GENERATOR
+from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GenConfig
 from clusterq_gen.generator import Generator, build_generator
@@ -17,7 +18,13 @@ from clusterq_gen.latent import candidate_noise
 
 
 class Source(Protocol):
-    """Anything that can draw the `attempt`-th candidate of a class, the same one each time."""
+    """Anything that can draw the `attempt`-th candidate of a class, the same one each time.
+
+    Attributes:
+        digest: SHA-256 of whatever the images depend on, apart from the seed.
+    """
+
+    digest: str
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
         """Normalised images (N, C, S, S) for `(label, attempt)` pairs."""
@@ -30,6 +37,7 @@ class GeneratorSource:
     def __init__(self, generator: Generator, seed: int) -> None:
         self.generator = generator.eval()
         self.seed = seed
+        self.digest = weights_digest(generator)
 
     @classmethod
     def load(cls, run: Path, config: GenConfig, spec: InputSpec, seed: int, device: torch.device) -> "GeneratorSource":

@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from clusterq_common.images import encode_png
-from clusterq_common.shards.manifest import Generation, Manifest, Split, TeacherFacts
-from clusterq_common.shards.write import Sample, SplitWriter, write_manifest
+from clusterq_common import png
+from clusterq_common.shards.digest import sample_digest
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, Split, SplitName, TeacherFacts, set_digest
+from clusterq_common.shards.write import Sample, Written, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.spec import InputSpec
 
 GREY = InputSpec(size=8, channels=1, num_classes=3, mean=(0.4,), std=(0.3,))
@@ -16,47 +17,63 @@ COLOUR = InputSpec(size=16, channels=3, num_classes=3, mean=(0.5, 0.4, 0.3), std
 
 
 def samples(count: int, *, logits: bool = True, seed: int = 0) -> list[Sample]:
-    random = torch.Generator().manual_seed(seed)
+    """Random grey images of three classes."""
+    random = np.random.default_rng(seed)
     made = []
     for number in range(count):
-        pixels = torch.randint(256, (1, 8, 8), dtype=torch.uint8, generator=random)
-        values = torch.randn(3, generator=random).half().numpy() if logits else None
-        made.append(Sample(pixels, encode_png(pixels), number % 3, seed, number // 3, number % 3, 0.9, values))
+        label = number % 3
+        pixels = random.integers(256, size=(8, 8, 1), dtype=np.uint8)
+        values = random.standard_normal(3).astype(np.float16) if logits else None
+        content = sample_digest(label, pixels)
+        made.append(Sample(png.encode(pixels), content, label, seed, number // 3, label, 0.5 + label / 10, values))
     return made
 
 
-def manifest_of(splits: dict[str, Split], *, logits: bool = True) -> Manifest:
+def manifest_of(splits: dict[SplitName, Split], *, logits: bool = True, seed: int = 0) -> Manifest:
+    """What a generator would have said of them."""
     return Manifest(
+        digest=set_digest(splits),
         created_by="clusterq test",
-        teacher=TeacherFacts(arch="resnet20_cifar10", is_factory=False, digest="sha256:" + "0" * 64, spec=GREY),
+        commit=None,
+        teacher=TeacherFacts(
+            arch="resnet20_cifar10",
+            is_factory=False,
+            digest="sha256:" + "0" * 64,
+            parameters=1000,
+            batchnorm_layers=2,
+            spec=GREY,
+        ),
+        pixels=Pixels(clipped=0.0),
+        has_logits=logits,
+        mean_confidence=0.6,
         generation=Generation(
             method="gdfq",
             settings={"lr": 0.1},
-            seed=0,
-            attempts=[4, 4, 4],
+            source="sha256:" + "1" * 64,
+            seed=seed,
+            rounds=[{"train": 4}],
             candidates=12,
             rejected=[0, 0, 0],
             teacher_agreement=1.0,
-            mean_confidence=0.9,
-            clipped=0.0,
             keep_misclassified=False,
             chunk=64,
+            samples_per_shard=5,
+            device="cpu",
+            threads=1,
         ),
         splits=splits,
-        has_logits=logits,
         versions={},
     )
 
 
-def write_set(folder: Path, count: int = 12, *, logits: bool = True) -> list[Sample]:
-    made = samples(count, logits=logits)
-    with SplitWriter(folder, "train", samples_per_shard=5) as writer:
-        for sample in made:
-            writer.write(sample)
-    per_class = [sum(sample.label == label for sample in made) for label in range(3)]
-    write_manifest(
-        folder, manifest_of({"train": Split(samples=count, per_class=per_class, shards=writer.shards)}, logits=logits)
-    )
+def write_set(folder: Path, count: int = 12, *, logits: bool = True, seed: int = 0) -> list[Sample]:
+    """A training split in shards of five; returns its samples."""
+    made = samples(count, logits=logits, seed=seed)
+    written = Written.nothing(3)
+    for number, start in enumerate(range(0, count, 5)):
+        name = shard_name("train", number)
+        written.add(write_shard(folder, name, made[start : start + 5], start_key=start, num_classes=3))
+    write_manifest(folder, manifest_of({"train": written.split()}, logits=logits, seed=seed))
     return made
 
 

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from clusterq_common.images import decode_png, encode_png
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import sha256_file
+from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import read_manifest
-from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.read import ShardSet, SplitReader
 from tests.common.shard_samples import GREY, edit_manifest, write_set
 
 
 def refused(folder: Path, sentence: str) -> None:
     with pytest.raises(ClusterqError, match=sentence):
-        ShardSet.open(folder).samples("train")
+        ShardSet.open(folder).split("train")
 
 
 def test_sets_that_are_refused(tmp_path: Path) -> None:
@@ -42,15 +43,15 @@ def test_sets_that_are_refused(tmp_path: Path) -> None:
     first.unlink()
     refused(tmp_path, "is missing")
     first.write_bytes(whole)
-    assert len(ShardSet.open(tmp_path).samples("train")) == 12
+    assert len(ShardSet.open(tmp_path).split("train")) == 12
     with pytest.raises(ClusterqError, match="no split 'heldout'"):
-        ShardSet.open(tmp_path).samples("heldout")
+        ShardSet.open(tmp_path).split("heldout")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda m: m.update(format="clusterq-shards/9"), "has format 'clusterq-shards/9'"),
+        (lambda m: m.update(format="clusterq-shards/9"), "has format 'clusterq-shards/9', this clusterq reads up to.*update"),
         (lambda m: m["splits"]["train"]["shards"][0].update(file="../../etc/passwd"), "no shard name"),
         (lambda m: m["splits"]["train"]["shards"][0].update(file="pipe:rm -rf x"), "no shard name"),
         (lambda m: m["splits"]["train"].update(samples=13), "do not add up"),
@@ -59,7 +60,14 @@ def test_sets_that_are_refused(tmp_path: Path) -> None:
         (lambda m: m.update(command="anything"), "extra inputs are not permitted"),
         (lambda m: m.update(splits={}), "no train split"),
         (lambda m: m["teacher"]["spec"].update(mean=[float("nan")]), "finite number"),
-        (lambda m: m["generation"].update(clipped=float("inf")), "finite number"),
+        (lambda m: m["pixels"].update(clipped=float("inf")), "finite number"),
+        (lambda m: m.update(digest="sha256:" + "0" * 64), "digest is not that of the listed shards"),
+        (lambda m: m.update(generation=None), "either a generation or a derivation"),
+        (lambda m: m.update(class_names=["a"]), "1 class names for 3"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(file="synth-heldout-000000.tar"), "another split"),
+        (lambda m: m["splits"]["train"]["shards"][1].update(file="synth-train-000000.tar"), "listed twice"),
+        (lambda m: m.update(format="clusterq-shards/0"), "no manifest of clusterq"),
+        (lambda m: m.update(format=["clusterq-shards/1"]), "no manifest of clusterq"),
     ],
 )
 def test_manifests_that_are_refused(tmp_path: Path, change: Callable[[dict[str, object]], object], sentence: str) -> None:
@@ -170,7 +178,7 @@ def test_contents_that_are_refused(tmp_path: Path, member: str, data: bytes, sen
     hostile(tmp_path, build)
     shards = ShardSet.open(tmp_path)
     with pytest.raises(ClusterqError, match=sentence):
-        shards.read(shards.samples("train")[0])
+        shards.split("train").read_sample(0)
 
 
 PNG = encode_png(torch.arange(64, dtype=torch.uint8).view(1, 8, 8))
@@ -191,9 +199,11 @@ def test_a_spoilt_tar_with_an_agreeing_manifest_is_read_or_refused(spoilt_set: P
     path.write_bytes(whole[:place] + junk + whole[place + len(junk) :])
     try:
         with suppress(ClusterqError):
-            shards = ShardSet.open(spoilt_set, verify=False)
-            for ref in shards.samples("train"):
-                shards.read(ref)
+            manifest = read_manifest(spoilt_set)
+            index = index_tar(path, manifest)
+            split = SplitReader(spoilt_set, manifest, manifest.splits["train"].shards, [index])
+            for number in range(len(split)):
+                split.read_sample(number)
     finally:
         path.write_bytes(whole)
 

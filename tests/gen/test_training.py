@@ -1,7 +1,6 @@
 """Generator training: phases, gradients, resuming, and what it refuses."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from clusterq_gen import loop
 from clusterq_gen.config import PRESETS, GenConfig, TrainConfig, preset_notes, resolve
 from clusterq_gen.loop import train_generator, train_step
 from clusterq_gen.training import Training, schedule_factor
-from tests.conftest import FACTORY, Cli, DigitsTeacher
+from tests.conftest import FACTORY, DigitsTeacher
 
 CPU = torch.device("cpu")
 
@@ -156,62 +155,3 @@ def test_bf16_autocast_trains_too(teacher: Teacher, tmp_path: Path) -> None:
     run = train_generator(small(teacher, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
     assert run.step == 12
     assert all(parameter.dtype == torch.float32 for parameter in run.generator.parameters())
-
-
-def test_extension_equals_one_larger_emission(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
-    """Candidates are keyed by (seed, class, attempt): going on later gives the images that would have come anyway."""
-    assert gen("emit", "--run", digits_run, "--per-class", 6, "--heldout-per-class", 0, "--out", tmp_path / "small").code == 0
-    assert gen("emit", "--run", digits_run, "--per-class", 9, "--heldout-per-class", 0, "--out", tmp_path / "small").code == 0
-    assert gen("emit", "--run", digits_run, "--per-class", 9, "--heldout-per-class", 0, "--out", tmp_path / "large").code == 0
-
-    def contents(folder: Path) -> set[tuple[bytes, int]]:
-        from clusterq_common.shards.read import ShardSet
-
-        shards = ShardSet.open(folder)
-        return {(pixels.numpy().tobytes(), label) for pixels, label, _ in map(shards.read, shards.samples("train"))}
-
-    small_set, large_set = contents(tmp_path / "small"), contents(tmp_path / "large")
-    assert len(large_set) > 80
-    assert len(small_set & large_set) >= len(large_set) - 5, "a class's candidates come in one order, whatever others need"
-
-
-def test_emission_repeats_byte_for_byte_and_other_seeds_differ(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 5)):
-        done = gen("emit", "--run", digits_run, "--per-class", 3, "--seed", seed, "--out", tmp_path / name)
-        assert done.code == 0, done.err
-    shard = "synth-train-000000.tar"
-    assert (tmp_path / "a" / shard).read_bytes() == (tmp_path / "b" / shard).read_bytes()
-    assert (tmp_path / "a" / shard).read_bytes() != (tmp_path / "c" / shard).read_bytes()
-    refused = gen("emit", "--run", digits_run, "--per-class", 5, "--seed", 9, "--out", tmp_path / "a")
-    assert refused.code == 2
-    assert "--seed" in refused.err
-    replaced = gen("emit", "--run", digits_run, "--per-class", 2, "--seed", 9, "--out", tmp_path / "a", "--overwrite")
-    assert replaced.code == 0
-    again = gen("emit", "--run", digits_run, "--per-class", 2, "--seed", 9, "--out", tmp_path / "a")
-    assert "nothing to add" in again.err
-
-
-def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
-    """A generator that was never trained: few candidates are accepted, the budget of tries is kept, the rest is said."""
-    run = tmp_path / "run"
-    shutil.copytree(digits_run, run)
-    from safetensors.torch import save_file
-
-    from clusterq_gen.generator import build_generator
-
-    config = GenConfig.from_yaml(run / "config.yaml")
-    teacher = load_teacher(config.teacher)
-    generator = build_generator(config.generator, teacher.spec)
-    save_file(generator.state_dict(), run / "generator.safetensors")
-    done = gen("emit", "--run", run, "--per-class", 4, "--heldout-per-class", 0, "--out", tmp_path / "few")
-    if done.code == 0:
-        manifest = json.loads((tmp_path / "few" / "manifest.json").read_text())
-        assert sum(manifest["splits"]["train"]["per_class"]) < 40
-        assert max(manifest["generation"]["attempts"]) == 4 * 20
-        assert "got fewer images than wanted" in done.err
-    else:
-        assert "agreed with none" in done.err
-    kept = gen("emit", "--run", run, "--per-class", 4, "--keep-misclassified", "--out", tmp_path / "kept")
-    assert kept.code == 0
-    manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
-    assert manifest["splits"]["train"]["per_class"] == [4] * 10

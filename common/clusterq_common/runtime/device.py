@@ -1,5 +1,7 @@
 """Device, threads and mixed precision, chosen once from the settings."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -21,7 +23,10 @@ def prepare_device(config: RuntimeConfig) -> torch.device:
             f"--device cuda: torch {torch.__version__} sees no CUDA device, expected one; use --device cpu, or install a CUDA "
             "build of torch."
         )
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    if not available or config.device == "cpu":
+        return torch.device("cpu")
+    # Under torchrun each process has a GPU of its own.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def place(module: nn.Module, device: torch.device | str) -> None:

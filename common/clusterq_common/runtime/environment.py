@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,11 +26,33 @@ def versions() -> dict[str, str]:
     return found
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def commit() -> str | None:
+    """The git commit of a checkout that this runs from, with `+` for local changes; None where it is installed elsewhere."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here)]
+    try:
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    # An installed copy may lie inside someone else's repository.
+    if found.returncode or tracked.returncode:
+        return None
+    return found.stdout.strip() + ("+" if changed.stdout else "")
+
+
 def environment(device: torch.device) -> dict[str, object]:
     """A JSON-ready description of the machine and the command."""
     return {
         "versions": versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "commit": commit(),
+        "device": device_name(device),
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

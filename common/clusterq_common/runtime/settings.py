@@ -78,4 +78,5 @@ def _sentence(error: ValidationError, source: str) -> str:
     where = f"{source}: {place}" if source else f"--{name.replace('_', '-')}"
     reason = first["msg"].removeprefix("Value error, ")
     found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {first['input']!r})"
-    return f"{where}: {reason[:1].lower()}{reason[1:]}{found}; see --help for the accepted values."
+    advice = "correct it there, or get the file again" if source else "see --help for the accepted values"
+    return f"{where}: {reason[:1].lower()}{reason[1:]}{found}; {advice}."

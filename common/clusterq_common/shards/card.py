@@ -9,46 +9,123 @@ from clusterq_common.shards.manifest import Manifest, SplitName
 
 def dataset_card(manifest: Manifest) -> str:
     """README.md: front matter as the Hugging Face Hub expects it, then what the set is, is not, and how to use it."""
-    data_files = [{"split": name, "path": f"synth-{name}-*.tar"} for name in manifest.splits]
-    spec, teacher, generation = manifest.teacher.spec, manifest.teacher, manifest.generation
-    front = yaml.safe_dump(
-        {
-            "task_categories": ["image-classification"],
-            "tags": ["synthetic", "data-free-quantization", "webdataset", "clusterq"],
-            "configs": [{"config_name": "default", "data_files": data_files}],
-        },
-        sort_keys=False,
-    )
+    spec, teacher = manifest.teacher.spec, manifest.teacher
+    front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     counts = "\n".join(f"| {name} | {split.samples} | {len(split.shards)} |" for name, split in manifest.splits.items())
+    arch = "path/to/file.py:factory --weights FILE" if teacher.is_factory else teacher.arch
+    note = f"\n{manifest.note}\n" if manifest.note else ""
     return f"""---
 {front}---
 
 # Synthetic images for {teacher.arch}
 
-Class-labelled images that a generator learned from a trained classifier alone, to quantize that classifier where its
-training data may not be used. No real image was used or is contained; do not take them for samples of the real classes.
-
+Class-labelled images made from a trained classifier alone, to quantize that classifier where its training data may not be
+used.
+{note}
 | split | images | shards |
 |---|---|---|
 {counts}
 
-- teacher: `{teacher.arch}`, weights `{teacher.digest}`
-- images: {spec.channels} x {spec.size} x {spec.size}, 8-bit PNG, {spec.num_classes} classes
-- method: {generation.method}, seed {generation.seed}; every setting stands in `manifest.json`
-- the teacher agrees with the label of {100 * generation.teacher_agreement:.1f} % of the images drawn; those it takes for another
-  class were {"kept" if generation.keep_misclassified else "dropped"}; its mean confidence is {100 * generation.mean_confidence:.1f} %
+- teacher: `{teacher.arch}`, {teacher.parameters:,} parameters, {teacher.batchnorm_layers} BatchNorm layers, weights `{teacher.digest}`
+- images: {spec.channels} x {spec.size} x {spec.size}, 8-bit PNG, {spec.num_classes} classes; normalised with mean {_list(spec.mean)}, std {_list(spec.std)}
+- {100 * manifest.pixels.clipped:.2f} % of the pixel values lie at an end of their range
+- the teacher's mean confidence in its top-1 is {100 * manifest.mean_confidence:.1f} %
+- the whole set: `{manifest.digest}`
 
-Members of a sample: `.png` (pixels), `.cls` (class index), `.json` (label, seed, attempt, the teacher's top-1 and
-confidence){", `.logits.npy` (the teacher's logits, float16)" if manifest.has_logits else ""}. Labels and logits are the teacher's on the decoded PNG.
+## How it was made
+{_making(manifest)}
 
-Fine-tune the same classifier to four bits:
+Every setting and seed stands in `manifest.json`. Made by {manifest.created_by}{f" (commit `{manifest.commit}`)" if manifest.commit else ""}.
 
+## What it is for, and what it is not
+It is for calibrating, fine-tuning and comparing low-bit versions of that very classifier. It holds no real image, and none was
+looked at; the images are not samples of the real classes, train no classifier from nothing, and measure no accuracy. Statistics of
+the teacher's training data do show in them, as they show in the teacher's weights.
+
+## Members of a sample
+`.png` (pixels), `.cls` (class index), `.json` (label, seed, attempt, the teacher's top-1 and
+confidence){", `.logits.npy` (the teacher's logits, float16)" if manifest.has_logits else ""}. Labels and logits are the teacher's on the pixels of the PNG.
+
+## Use it
 ```
-clusterq-finetune --shards THIS_FOLDER --bits w4a4 --arch {"path/to/file.py:factory --weights FILE" if teacher.is_factory else teacher.arch}
+clusterq-finetune shards verify THIS_FOLDER
+clusterq-finetune --shards THIS_FOLDER --bits w4a4 --arch {arch}
 ```
-
-`manifest.json` holds the SHA-256 of every shard; clusterq checks them before it uses the set.
+`manifest.json` holds the SHA-256 of every shard; clusterq checks them before it uses the set. Any reader of webdataset tars reads
+it too: `datasets.load_dataset("THIS_FOLDER")`, `webdataset`, `wids` (`wids-train.json`), timm (`_info.json`).
 """
+
+
+def _front_matter(manifest: Manifest) -> dict[str, Any]:
+    classes = manifest.teacher.spec.num_classes
+    names = manifest.class_names or [str(label) for label in range(classes)]
+    features: list[dict[str, Any]] = [
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+        {"name": "png", "dtype": "image"},
+        {"name": "cls", "dtype": {"class_label": {"names": dict(enumerate(names))}}},
+        {
+            "name": "json",
+            "struct": [
+                {"name": "label", "dtype": "int64"},
+                {"name": "seed", "dtype": "int64"},
+                {"name": "attempt", "dtype": "int64"},
+                {"name": "teacher_top1", "dtype": "int64"},
+                {"name": "teacher_confidence", "dtype": "float64"},
+            ],
+        },
+    ]
+    if manifest.has_logits:
+        features.append({"name": "logits.npy", "list": "float16"})
+    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    return {
+        **({"license": manifest.license.lower()} if manifest.license else {}),
+        "pretty_name": f"Synthetic images for {manifest.teacher.arch}",
+        "task_categories": ["image-classification"],
+        "size_categories": [_size_category(sum(split.samples for split in manifest.splits.values()))],
+        "tags": ["synthetic", "data-free-quantization", "webdataset", "clusterq"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"synth-{name}-*.tar"} for name in manifest.splits],
+            }
+        ],
+        "dataset_info": {
+            "features": features,
+            "splits": [
+                {"name": name, "num_examples": split.samples, "num_bytes": sum(shard.bytes for shard in split.shards)}
+                for name, split in manifest.splits.items()
+            ],
+            "download_size": size,
+            "dataset_size": size,
+        },
+    }
+
+
+def _making(manifest: Manifest) -> str:
+    made = manifest.generation
+    if made is not None:
+        return (
+            f"Method {made.method}, seed {made.seed}. The teacher agreed with the label of {100 * made.teacher_agreement:.1f} % of "
+            f"{made.candidates} images drawn; those it takes for another class were "
+            f"{'kept' if made.keep_misclassified else 'dropped and replaced'}."
+        )
+    assert manifest.derivation is not None
+    lines = [f"By `{manifest.derivation.operation}` from other sets ({manifest.derivation.settings}):", ""]
+    for parent in manifest.parents:
+        how = f"method {parent.generation.method}, seed {parent.generation.seed}" if parent.generation else "itself derived"
+        lines.append(f"- `{parent.digest}`, {parent.samples} images, {how}")
+    return "\n".join(lines)
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _size_category(samples: int) -> str:
+    """The Hub's bins."""
+    bins = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+    return next((name for limit, name in bins.items() if samples < limit), "10M<n<100M")
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:

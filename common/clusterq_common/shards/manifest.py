@@ -3,6 +3,7 @@
 It comes from strangers: everything in it is checked, and nothing in it is ever run or opened as a path outside the folder.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,13 +15,18 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings
 from clusterq_common.teacher.spec import InputSpec
 
+FORMAT_NAME: Final = "clusterq-shards"
+FORMAT_VERSION: Final = 1
 FORMAT: Final = "clusterq-shards/1"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 64 * 1024 * 1024
-SHARD_NAME = re.compile(r"synth-(train|heldout)-\d{6}\.tar")
+SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")
 
 SplitName = Literal["train", "heldout"]
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 def _shard_name(name: str) -> str:
@@ -32,18 +38,19 @@ def _shard_name(name: str) -> str:
 class Shard(Settings):
     """One tar file."""
 
-    file: Annotated[str, AfterValidator(_shard_name)]
-    bytes: Count
-    samples: Annotated[int, Field(ge=1)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    file: Annotated[str, AfterValidator(_shard_name)] = Field(description="synth-SPLIT-NUMBER.tar, beside the manifest")
+    bytes: Count = Field(description="size of the file")
+    samples: int = Field(ge=1, description="samples in it")
+    sha256: Sha256 = Field(description="SHA-256 of the file")
+    content: Sha256 = Field(description="SHA-256 over labels and decoded pixels: the same for every encoding of the images")
 
 
 class Split(Settings):
-    """`train`, to learn from, or `heldout`, to look at; counts by class index."""
+    """`train`, to learn from, or `heldout`, to look at and to choose by."""
 
-    samples: Count
-    per_class: list[Count]
-    shards: list[Shard]
+    samples: Count = Field(description="samples in all its shards")
+    per_class: list[Count] = Field(description="samples by class index")
+    shards: list[Shard] = Field(description="its tar files, in order")
 
     @model_validator(mode="after")
     def _sums(self) -> "Split":
@@ -53,67 +60,110 @@ class Split(Settings):
 
 
 class TeacherFacts(Settings):
-    """The classifier the images were made for. A factory's name is for information: no code is loaded by it."""
+    """The classifier the images were made for."""
 
-    arch: str
-    is_factory: bool
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    spec: InputSpec
+    arch: str = Field(description="pytorchcv name; of a factory file.py:function, for information: no code is loaded by it")
+    is_factory: bool = Field(description="whether arch names someone's own factory")
+    digest: Digest = Field(description="SHA-256 over names, shapes, dtypes and bytes of all weights and buffers")
+    parameters: Count = Field(description="number of weights")
+    batchnorm_layers: Count = Field(description="BatchNorm layers that the generator was matched to")
+    spec: InputSpec = Field(description="image size, channels, classes and normalisation")
+
+
+class Pixels(Settings):
+    """How images are stored."""
+
+    encoding: Literal["png"] = Field("png", description="lossless, one channel (L) or three (RGB)")
+    bits: Literal[8] = Field(8, description="bits of each channel")
+    clipped: Share = Field(description="share of pixel values at an end of the range, where the generator may have wanted more")
 
 
 class Generation(Settings):
-    """How the images came about.
+    """How a generator, or another source, made the images."""
 
-    Attributes:
-        method: name of the method.
-        settings: every hyperparameter of the run.
-        seed: seed of the candidates.
-        attempts: next unused candidate number of each class: where an extension goes on.
-        candidates: images drawn in all.
-        rejected: per class, candidates dropped because the teacher took them for another class.
-        teacher_agreement: share of all candidates on which the teacher agreed with the label.
-        mean_confidence: of the teacher in its top-1, over the images written.
-        clipped: share of pixel values at an end of the range, where the generator may have wanted more.
-        keep_misclassified: whether disagreeing images were kept.
-        chunk: candidates judged together.
-    """
+    method: str = Field(description="name of the method")
+    settings: dict[str, Any] = Field(description="every hyperparameter of the run")
+    source: Digest = Field(description="of what drew the images: the generator's weights")
+    seed: Count = Field(description="seed of the candidates: noise is a function of (seed, class, attempt)")
+    rounds: list[dict[SplitName, Count]] = Field(
+        min_length=1, description="images asked for of each class, by split: at first, and after each extension"
+    )
+    candidates: Count = Field(description="images drawn in all")
+    rejected: list[Count] = Field(description="by class, candidates dropped because the teacher took them for another class")
+    teacher_agreement: Share = Field(description="share of the candidates on which the teacher agreed with the label")
+    keep_misclassified: bool = Field(description="whether disagreeing images were kept")
+    chunk: int = Field(ge=1, description="candidates that went through the networks together")
+    samples_per_shard: int = Field(ge=1, description="slots of a shard")
+    device: str = Field(description="what the networks ran on")
+    threads: int = Field(ge=1, description="CPU threads of the networks")
 
-    method: str
-    settings: dict[str, Any]
-    seed: Count
-    attempts: list[Count]
-    candidates: Count
-    rejected: list[Count]
-    teacher_agreement: Annotated[float, Field(ge=0, le=1)]
-    mean_confidence: Annotated[float, Field(ge=0, le=1)]
-    clipped: Annotated[float, Field(ge=0, le=1)]
-    keep_misclassified: bool
-    chunk: Annotated[int, Field(ge=1)]
+
+class Derivation(Settings):
+    """How a set was made from others: `merge`, `subset` or `repair`."""
+
+    operation: Literal["merge", "subset", "repair"] = Field(description="what was done")
+    inputs: list[Digest] = Field(description="digests of the sets it was done to")
+    settings: dict[str, Any] = Field(description="and how")
+
+
+class Parent(Settings):
+    """A set that images of this one come from, directly or through others."""
+
+    digest: Digest
+    created_by: str
+    samples: Count
+    generation: Generation | None
+    derivation: Derivation | None
 
 
 class Manifest(Settings):
     """The whole of manifest.json."""
 
-    format: Literal["clusterq-shards/1"] = FORMAT
-    created_by: str
+    format: Literal["clusterq-shards/1"] = Field(FORMAT, description="name and version of the format")
+    digest: Digest = Field(description="of the whole set: every split's labels and pixels, whatever the order of files on disk")
+    created_by: str = Field(description="program and version")
+    commit: str | None = Field(description="git commit of the program, where it ran from a checkout")
     teacher: TeacherFacts
-    generation: Generation
+    class_names: list[str] | None = Field(None, description="names by class index")
+    pixels: Pixels
+    has_logits: bool = Field(description="whether samples hold the teacher's logits")
+    mean_confidence: Share = Field(description="of the teacher in its top-1, over all samples")
+    generation: Generation | None = Field(None, description="for a set that a source made")
+    derivation: Derivation | None = Field(None, description="for a set that was made from others")
+    parents: list[Parent] = Field(default_factory=list, description="where a derived set's images come from")
     splits: dict[SplitName, Split]
-    has_logits: bool
-    versions: dict[str, str]
+    license: str | None = Field(None, description="SPDX identifier or the like, as its makers say")
+    note: str | None = Field(None, description="free text")
+    versions: dict[str, str] = Field(description="of Python and of the packages that results depend on")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
         classes = self.teacher.spec.num_classes
-        lists = [split.per_class for split in self.splits.values()] + [self.generation.attempts, self.generation.rejected]
+        lists = [split.per_class for split in self.splits.values()]
+        lists += [self.generation.rejected] if self.generation else []
         if any(len(counts) != classes for counts in lists):
             raise ValueError(f"a list of counts does not have one entry for each of the {classes} classes")
+        if self.class_names is not None and len(self.class_names) != classes:
+            raise ValueError(f"there are {len(self.class_names)} class names for {classes} classes")
         names = [shard.file for split in self.splits.values() for shard in split.shards]
         if len(set(names)) != len(names):
             raise ValueError("a shard is listed twice")
+        for name, split in self.splits.items():
+            if any(not shard.file.startswith(f"synth-{name}-") for shard in split.shards):
+                raise ValueError(f"a shard of another split is listed in {name}")
         if "train" not in self.splits:
             raise ValueError("there is no train split")
+        if (self.generation is None) == (self.derivation is None):
+            raise ValueError("a set has either a generation or a derivation")
+        if self.digest != set_digest(self.splits):
+            raise ValueError("the digest is not that of the listed shards")
         return self
+
+
+def set_digest(splits: dict[SplitName, Split]) -> str:
+    """`sha256:` over each split's name and its shards' content digests, sorted: files may be renamed or moved, not changed."""
+    lines = sorted(f"{name} {shard.samples} {shard.content}" for name, split in splits.items() for shard in split.shards)
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -135,9 +185,18 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ClusterqError(f"--shards: {path} is no JSON ({type(error).__name__}); get the set again.") from error
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise ClusterqError(
-            f"--shards: {path} has format {found!r}, expected {FORMAT!r}; use the clusterq version that wrote it."
-        )
+    _check_format(path, values.get("format") if isinstance(values, dict) else None)
     return Manifest.checked(values, source=str(path))
+
+
+def _check_format(path: Path, found: object) -> None:
+    if found == FORMAT:
+        return
+    version = re.fullmatch(rf"{FORMAT_NAME}/([0-9]{{1,6}})", found) if isinstance(found, str) else None
+    if version and int(version[1]) > FORMAT_VERSION:
+        raise ClusterqError(
+            f"--shards: {path} has format {found!r}, this clusterq reads up to {FORMAT!r}; update clusterq, or ask for the set in "
+            "that format."
+        )
+    shown = repr(found)[:60]
+    raise ClusterqError(f"--shards: {path} has format {shown}, expected {FORMAT!r}; it is no manifest of clusterq's shards.")

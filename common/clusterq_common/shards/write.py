@@ -3,22 +3,25 @@
 import errno
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import webdataset
-from torch import Tensor
 
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import PARTIAL_SUFFIX, atomic_write, publish, sha256_file
+from clusterq_common.runtime.files import atomic_path, atomic_write, sha256_file
 from clusterq_common.shards.card import dataset_card, timm_info, wids_index
-from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard
+from clusterq_common.shards.digest import ContentDigest
+from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, Split, SplitName
+from clusterq_common.teacher.spec import InputSpec
 
-SAMPLES_PER_SHARD = 10_000
+LARGEST_SHARD = 8192
 BYTES_PER_SHARD = 1 << 30
+
+Logits = np.ndarray[Any, np.dtype[np.float16]]
 
 
 @dataclass(frozen=True)
@@ -26,127 +29,97 @@ class Sample:
     """One synthetic image and what the teacher says of its decoded pixels.
 
     Attributes:
-        pixels: (C, S, S) uint8.
-        png: the same pixels, encoded.
+        png: the image, encoded.
+        content: `digest.sample_digest` of its label and pixels.
         label: the class it was generated for.
         seed, attempt: with the label, the key of its noise.
         teacher_top1, teacher_confidence: the teacher's class and its softmax probability.
         logits: (classes,) float16, or None where they are left out.
     """
 
-    pixels: Tensor
     png: bytes
+    content: bytes
     label: int
     seed: int
     attempt: int
     teacher_top1: int
     teacher_confidence: float
-    logits: np.ndarray[Any, np.dtype[np.float16]] | None
+    logits: Logits | None
 
 
-class SplitWriter:
-    """Writes one split. The same samples give the same bytes.
+@dataclass
+class Written:
+    """What went into a split so far."""
 
-    Used as a context manager; if the block fails, the shard in progress is removed and finished ones stay.
+    per_class: list[int]
+    shards: list[Shard]
+    confidence: float = 0.0
+
+    @classmethod
+    def nothing(cls, num_classes: int) -> "Written":
+        """No samples, no shards."""
+        return cls([0] * num_classes, [])
+
+    def add(self, other: "Written") -> None:
+        """Count another part of the same split in."""
+        self.per_class = [a + b for a, b in zip(self.per_class, other.per_class, strict=True)]
+        self.shards += other.shards
+        self.confidence += other.confidence
+
+    def split(self) -> Split:
+        """As the manifest states it."""
+        return Split(samples=sum(self.per_class), per_class=self.per_class, shards=self.shards)
+
+
+def samples_per_shard(spec: InputSpec) -> int:
+    """As many as fit into a gibibyte uncompressed, at most 8192."""
+    return max(1, min(LARGEST_SHARD, BYTES_PER_SHARD // (spec.channels * spec.size**2)))
+
+
+def shard_name(split: SplitName, number: int) -> str:
+    """`synth-train-000000.tar`."""
+    return f"synth-{split}-{number:06d}.tar"
+
+
+def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key: int, num_classes: int) -> Written:
+    """Write one shard; the same samples give the same bytes. Without a sample there is no file.
 
     Args:
-        folder: where the shards go; made if missing.
-        split: `train` or `heldout`.
-        start_key: number of the first sample; `start_shard`: number of the first shard (to extend a set).
+        folder: where it goes; made if missing.
+        name: the shard's file name.
+        samples: what goes in, in this order; drawn one at a time.
+        start_key: number of the first sample in its split.
+
+    Raises:
+        ClusterqError: the disk is full. Whatever is raised, no half-written file stays behind.
     """
-
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        *,
-        start_key: int = 0,
-        start_shard: int = 0,
-        samples_per_shard: int = SAMPLES_PER_SHARD,
-        bytes_per_shard: int = BYTES_PER_SHARD,
-    ) -> None:
-        self.shards: list[Shard] = []
-        self._key = start_key
-        self._in_shard = 0
-        self._folder = folder
+    written = Written.nothing(num_classes)
+    content = ContentDigest()
+    path = folder / name
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        self._options = {
-            "pattern": str(folder).replace("%", "%%") + f"/synth-{split}-%06d.tar{PARTIAL_SUFFIX}",
-            "maxcount": samples_per_shard,
-            "maxsize": bytes_per_shard,
-            "start_shard": start_shard,
-            "post": self._finish,
-            "verbose": 0,
-            "encoder": False,
-            "mtime": 0.0,
-            "compress": False,
-        }
-        # Opened with the first sample: an empty split leaves no file.
-        self._writer: webdataset.ShardWriter | None = None
-
-    def write(self, sample: Sample) -> None:
-        """Append one sample.
-
-        Raises:
-            ClusterqError: the disk is full.
-        """
-        members: dict[str, str | bytes] = {
-            "__key__": f"{self._key:08d}",
-            "png": sample.png,
-            "cls": str(sample.label).encode(),
-            "json": json.dumps(
-                {
-                    "label": sample.label,
-                    "seed": sample.seed,
-                    "attempt": sample.attempt,
-                    "teacher_top1": sample.teacher_top1,
-                    "teacher_confidence": round(sample.teacher_confidence, 6),
-                }
-            ).encode(),
-        }
-        if sample.logits is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, sample.logits, allow_pickle=False)
-            members["logits.npy"] = buffer.getvalue()
-        try:
-            if self._writer is None:
-                self._writer = webdataset.ShardWriter(**self._options)
-            self._writer.write(members)
-        except OSError as error:
-            raise _disk_error(error, self._folder) from error
-        self._key += 1
-        self._in_shard = self._writer.count
-
-    def __enter__(self) -> "SplitWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._writer is None:
-            return
-        writer, self._writer = self._writer, None
-        if kind is None:
-            try:
-                writer.close()
-            except OSError as failure:
-                raise _disk_error(failure, self._folder) from failure
-            return
-        # Closing would publish a shard cut short: drop the stream and its file instead.
-        writer.post = None
-        partial = Path(writer.fname)
-        try:
-            writer.close()
-        except OSError:
-            # The disk may be full still: the error that brought us here is the one to report.
-            pass
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _finish(self, name: str) -> None:
-        partial = Path(name)
-        final = partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
-        digest, size = sha256_file(partial), partial.stat().st_size
-        publish(partial, final)
-        self.shards.append(Shard(file=final.name, bytes=size, samples=self._in_shard, sha256=digest))
+        with atomic_path(path) as partial:
+            # mtime as an integer: a float would cost each member an extended header of a kilobyte.
+            with partial.open("wb") as stream, webdataset.TarWriter(stream, encoder=False, mtime=0, compress=False) as tar:
+                for number, sample in enumerate(samples):
+                    tar.write({"__key__": f"{start_key + number:08d}", **_members(sample)})
+                    content.add(sample.content)
+                    written.per_class[sample.label] += 1
+                    written.confidence += sample.teacher_confidence
+            count = sum(written.per_class)
+            if not count:
+                raise _NothingToWriteError
+            size, digest = partial.stat().st_size, sha256_file(partial)
+    except _NothingToWriteError:
+        return written
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise ClusterqError(
+            f"{path}: the disk is full; finished shards are kept, free some space and run the same command again."
+        ) from error
+    written.shards = [Shard(file=name, bytes=size, samples=count, sha256=digest, content=content.hexdigest())]
+    return written
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -158,9 +131,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     atomic_write(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
-def _disk_error(error: OSError, folder: Path) -> Exception:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ClusterqError(
-            f"{folder}: the disk is full; finished shards are kept, free some space and run `clusterq-gen emit` again."
-        )
-    return error
+class _NothingToWriteError(Exception):
+    """Takes the empty file away again."""
+
+
+def _members(sample: Sample) -> dict[str, bytes]:
+    facts = {
+        "label": sample.label,
+        "seed": sample.seed,
+        "attempt": sample.attempt,
+        "teacher_top1": sample.teacher_top1,
+        "teacher_confidence": round(sample.teacher_confidence, 6),
+    }
+    members = {"png": sample.png, "cls": str(sample.label).encode(), "json": json.dumps(facts).encode()}
+    if sample.logits is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, sample.logits, allow_pickle=False)
+        members["logits.npy"] = buffer.getvalue()
+    return members

@@ -21,6 +21,12 @@ def absolute_factory(arch: str) -> str:
     return f"{Path(path).resolve()}:{function}"
 
 
+def shown_arch(arch: str) -> str:
+    """A factory as `file.py:function`: the rest of its path is nobody's business. A name as it is."""
+    path, _, function = arch.rpartition(":")
+    return f"{Path(path).name}:{function}" if is_factory(arch) else arch
+
+
 def build_factory(arch: str) -> nn.Module:
     """Run the user's file and call its function.
 

@@ -1,0 +1,46 @@
+"""PNG bytes and arrays. Free of torch, so that processes which only encode start quickly."""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clusterq_common.runtime.errors import ClusterqError
+
+# (S, S, C) uint8
+Array = np.ndarray[Any, np.dtype[np.uint8]]
+
+MODES = {1: "L", 3: "RGB"}
+# A fixed level: another one would give other bytes for the same pixels.
+LEVEL = 6
+
+
+def encode(pixels: Array) -> bytes:
+    """An image (S, S, C) uint8 with one or three channels as PNG: the same bytes each time."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", compress_level=LEVEL)
+    return buffer.getvalue()
+
+
+def decode(data: bytes, size: int, channels: int) -> Array:
+    """PNG bytes as (size, size, channels) uint8.
+
+    The header is compared with what is expected before anything is decompressed, so that a small file cannot ask for a
+    huge image.
+
+    Raises:
+        ClusterqError: no PNG, another size or mode, or broken data.
+    """
+    mode = MODES.get(channels)
+    expected = f"expected a {mode} PNG of {size}x{size}; write the shards again"
+    try:
+        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        if image.size != (size, size) or image.mode != mode:
+            raise ClusterqError(f"an image is {image.mode} {image.size[0]}x{image.size[1]}, {expected}.")
+        array = np.array(image)
+    except ClusterqError:
+        raise
+    except Exception as error:  # a decoder may raise anything on bytes made to confuse it
+        raise ClusterqError(f"an image cannot be decoded ({type(error).__name__}: {error}), {expected}.") from error
+    return array.reshape(size, size, channels)

@@ -1,0 +1,209 @@
+"""New sets out of others: merged, cut, or saved from damage; where the images come from stays written down."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.runtime.environment import commit, versions
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.shards.manifest import Derivation, Manifest, Parent, SplitName, set_digest
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.verify import good_samples
+from clusterq_common.shards.write import Sample, Written, samples_per_shard, shard_name, write_manifest, write_shard
+
+Advance = Callable[[int], None]
+
+
+def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, advance: Advance = lambda _: None) -> Manifest:
+    """One set of all images of several sets of one teacher.
+
+    Raises:
+        ClusterqError: sets of different teachers or with different class names, the same image twice, or `out` in use.
+    """
+    first = sets[0].manifest
+    for other in sets[1:]:
+        if other.manifest.teacher.digest != first.teacher.digest:
+            raise ClusterqError(
+                f"shards merge: {other.folder} was made for {other.manifest.teacher.arch} ({other.manifest.teacher.digest[:19]}), "
+                f"{sets[0].folder} for {first.teacher.arch} ({first.teacher.digest[:19]}); merge sets of one teacher."
+            )
+        if other.manifest.class_names != first.class_names:
+            raise ClusterqError(
+                f"shards merge: {other.folder} and {sets[0].folder} name their classes differently; use equal names."
+            )
+    seen: dict[bytes, str] = {}
+
+    def samples(name: SplitName) -> Iterator[Sample]:
+        for one in sets:
+            if name not in one.manifest.splits:
+                continue
+            split = one.split(name)
+            for number in range(len(split)):
+                sample = split.read_sample(number)
+                here = f"{split.key(number)} of {one.folder / split.shard(number)}"
+                # Across splits too: an image that is learned from is no held-out one.
+                if sample.content in seen:
+                    if drop_duplicates:
+                        continue
+                    raise ClusterqError(
+                        f"shards merge: sample {here} is the same image as {seen[sample.content]}; leave one of the sets out, or use "
+                        "--drop-duplicates."
+                    )
+                seen[sample.content] = here
+                yield sample
+
+    names: list[SplitName] = [name for name in ("train", "heldout") if any(name in one.manifest.splits for one in sets)]
+    settings = {"drop_duplicates": drop_duplicates}
+    return _write(sets, out, {name: samples(name) for name in names}, "merge", settings, advance)
+
+
+def subset(
+    source: ShardSet,
+    out: Path,
+    *,
+    classes: list[int] | None = None,
+    per_class: int | None = None,
+    min_confidence: float = 0.0,
+    advance: Advance = lambda _: None,
+) -> Manifest:
+    """The first images of a set that fit: of some classes, at most so many of each, of which the teacher is sure enough.
+
+    The teacher keeps all its classes; those left out have no images. `per_class` bounds the training split; the held-out one
+    is bounded in proportion.
+
+    Raises:
+        ClusterqError: a class that the teacher does not have, nothing left, or `out` in use.
+    """
+    manifest = source.manifest
+    known = manifest.teacher.spec.num_classes
+    strange = [label for label in classes or [] if not 0 <= label < known]
+    if strange:
+        raise ClusterqError(f"shards subset: --classes names class {strange[0]}, the teacher has classes 0 to {known - 1}.")
+    wanted = set(range(known) if classes is None else classes)
+
+    def samples(name: SplitName) -> Iterator[Sample]:
+        split = source.split(name)
+        share = len(split) / max(1, manifest.splits["train"].samples)
+        most = None if per_class is None else max(1, round(per_class * share)) if name != "train" else per_class
+        taken = [0] * known
+        for number in range(len(split)):
+            label = split.label(number)
+            if label not in wanted or (most is not None and taken[label] >= most):
+                continue
+            if min_confidence and split.facts(number).teacher_confidence < min_confidence:
+                continue
+            taken[label] += 1
+            yield split.read_sample(number)
+
+    settings = {"classes": classes, "per_class": per_class, "min_confidence": min_confidence}
+    return _write([source], out, {name: samples(name) for name in manifest.splits}, "subset", settings, advance)
+
+
+def repair(folder: Path, manifest: Manifest, out: Path, *, advance: Advance = lambda _: None) -> Manifest:
+    """Everything of a damaged set that can still be read, as a new set.
+
+    Raises:
+        ClusterqError: nothing can be read, or `out` is in use.
+    """
+    parts = {name: good_samples(folder, manifest, name) for name in manifest.splits}
+    return _write([ShardSet(folder, manifest)], out, parts, "repair", {}, advance)
+
+
+def _write(
+    sets: list[ShardSet],
+    out: Path,
+    parts: dict[SplitName, Iterator[Sample]],
+    operation: str,
+    settings: dict[str, Any],
+    advance: Advance,
+) -> Manifest:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ClusterqError(f"--out: {out} is not empty, expected a new or empty folder; choose another one.")
+    first = sets[0].manifest
+    has_logits = all(one.manifest.has_logits for one in sets)
+    splits = {}
+    confidence = 0.0
+    try:
+        for name, samples in parts.items():
+            written = _write_split(out, name, _counted(samples, advance), first, keep_logits=has_logits)
+            confidence += written.confidence
+            if written.shards:
+                splits[name] = written.split()
+        if "train" not in splits:
+            raise ClusterqError(
+                f"shards {operation}: no training image is left; ask for more classes, images or confidence less."
+            )
+        total = sum(split.samples for split in splits.values())
+        counts = [sum(split.samples for split in one.manifest.splits.values()) for one in sets]
+        clipped = sum(one.manifest.pixels.clipped * count for one, count in zip(sets, counts, strict=True)) / sum(counts)
+        notes = sorted({one.manifest.note for one in sets if one.manifest.note})
+        licences = {one.manifest.license for one in sets}
+        manifest = Manifest(
+            digest=set_digest(splits),
+            created_by=f"clusterq {version('clusterq')}",
+            commit=commit(),
+            teacher=first.teacher,
+            class_names=first.class_names,
+            pixels=first.pixels.model_copy(update={"clipped": clipped}),
+            has_logits=has_logits,
+            mean_confidence=min(1.0, confidence / total),
+            derivation=Derivation.model_validate(
+                {"operation": operation, "inputs": [one.manifest.digest for one in sets], "settings": settings}
+            ),
+            parents=_parents(sets),
+            splits=splits,
+            # Where licences differ nobody can say here which one holds.
+            license=licences.pop() if len(licences) == 1 else None,
+            note="\n\n".join(notes) or None,
+            versions=versions(),
+        )
+        write_manifest(out, manifest)
+    except BaseException:
+        # Without a manifest they are no set, and what is left would be in the way of the next try.
+        for path in out.glob("synth-*.tar"):
+            path.unlink()
+        if out.is_dir() and not any(out.iterdir()):
+            os.rmdir(out)
+        raise
+    return manifest
+
+
+def _write_split(out: Path, name: SplitName, samples: Iterator[Sample], first: Manifest, *, keep_logits: bool) -> Written:
+    classes, per_shard = first.teacher.spec.num_classes, samples_per_shard(first.teacher.spec)
+    whole = Written.nothing(classes)
+    number = 0
+    while True:
+        part = islice(samples, per_shard)
+        fitting: Iterable[Sample] = part if keep_logits else (replace(sample, logits=None) for sample in part)
+        written = write_shard(out, shard_name(name, number), fitting, start_key=number * per_shard, num_classes=classes)
+        if not written.shards:
+            return whole
+        whole.add(written)
+        number += 1
+
+
+def _counted(samples: Iterator[Sample], advance: Advance) -> Iterator[Sample]:
+    for sample in samples:
+        advance(1)
+        yield sample
+
+
+def _parents(sets: list[ShardSet]) -> list[Parent]:
+    """The sets themselves, and theirs, each once."""
+    found: dict[str, Parent] = {}
+    for one in sets:
+        manifest = one.manifest
+        own = Parent(
+            digest=manifest.digest,
+            created_by=manifest.created_by,
+            samples=sum(split.samples for split in manifest.splits.values()),
+            generation=manifest.generation,
+            derivation=manifest.derivation,
+        )
+        for parent in [own, *manifest.parents]:
+            found.setdefault(parent.digest, parent)
+    return list(found.values())

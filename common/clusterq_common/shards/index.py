@@ -1,0 +1,146 @@
+"""Where each sample's members lie in a shard: found once, kept in the user's cache, opened in milliseconds."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import atomic_write, sha256_file
+from clusterq_common.runtime.progress import say
+from clusterq_common.shards.manifest import Manifest, Shard
+
+MEMBERS = ("png", "cls", "json", "logits.npy")
+# A member is refused above this, before it is read: small things are small, an image is at most its raw pixels and some.
+LARGEST_SMALL_MEMBER = 1 << 20
+ADVICE = "get the set again, or mend it with `clusterq-finetune shards repair`"
+KEY = re.compile(r"[0-9]{8}")
+ABSENT = (-1, -1)
+
+# (samples, 1 + 2 * members) int64: key, then offset and size of each of MEMBERS; -1, -1 where a set has none.
+Index = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def cache_folder() -> Path:
+    """`CLUSTERQ_CACHE`, else `clusterq` in the user's cache folder."""
+    named = os.environ.get("CLUSTERQ_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusterq"
+
+
+def verify_shard(path: Path, shard: Shard) -> None:
+    """Compare a shard's SHA-256 with the manifest's; not again while the very file is unchanged (inode, size, times).
+
+    Raises:
+        ClusterqError: the file is another one.
+    """
+    facts = path.stat()
+    # ctime cannot be set by a program: a file that was touched after it had been verified is hashed again.
+    stamp = [str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+    known = cache_folder() / "verified" / f"{shard.sha256}.json"
+    if known.is_file() and _stamp(known) == stamp:
+        return
+    if sha256_file(path) != shard.sha256:
+        raise ClusterqError(
+            f"--shards: {path} was changed: its SHA-256 is not the manifest's {shard.sha256[:12]}...; {ADVICE}."
+        )
+    _keep(known, json.dumps(stamp).encode())
+
+
+def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
+    """The index of a verified shard, from the cache where it is known.
+
+    Raises:
+        ClusterqError: the tar holds what no shard of clusterq holds, or another number of samples than the manifest says.
+    """
+    kept = cache_folder() / "index" / f"{shard.sha256}.npy"
+    if kept.is_file():
+        found = _load(kept)
+        if found is not None and _fits(found, shard, has_logits=manifest.has_logits):
+            return found
+    index = index_tar(path, manifest)
+    if len(index) != shard.samples:
+        raise ClusterqError(f"--shards: {path} holds {len(index)} samples, expected {shard.samples}; {ADVICE}.")
+    _keep(kept, _npy(index))
+    return index
+
+
+def index_tar(path: Path, manifest: Manifest) -> Index:
+    """Read a tar's headers, and nothing else of it.
+
+    Raises:
+        ClusterqError: a member that no shard of clusterq has, or a sample with members missing or doubled.
+    """
+    spec = manifest.teacher.spec
+    largest_image = 2 * spec.channels * spec.size**2 + (1 << 16)
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                allowed = largest_image if suffix == "png" else LARGEST_SMALL_MEMBER
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.pax_headers and KEY.fullmatch(key)
+                if not plain or suffix not in MEMBERS or not 0 <= member.size <= allowed:
+                    raise ClusterqError(
+                        f"--shards: {path} holds {member.name[:80]!r} ({member.size} bytes), which is no member of a clusterq "
+                        f"shard; do not use it: {ADVICE}."
+                    )
+                if suffix in samples.setdefault(key, {}):
+                    raise ClusterqError(f"--shards: {path} holds {member.name!r} twice; {ADVICE}.")
+                samples[key][suffix] = (member.offset_data, member.size)
+                # The list of members that tarfile keeps would grow with the shard.
+                tar.members = []  # type: ignore[attr-defined]
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise ClusterqError(f"--shards: {path} is no readable tar ({error}); {ADVICE}.") from error
+    wanted = set(MEMBERS) if manifest.has_logits else set(MEMBERS) - {"logits.npy"}
+    for key, members in samples.items():
+        if set(members) != wanted:
+            raise ClusterqError(f"--shards: sample {key} of {path} has {sorted(members)}, expected {sorted(wanted)}; {ADVICE}.")
+    rows = [
+        (int(key), *(number for name in MEMBERS for number in members.get(name, ABSENT))) for key, members in samples.items()
+    ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 1 + 2 * len(MEMBERS))
+
+
+def _fits(index: Index, shard: Shard, *, has_logits: bool) -> bool:
+    """Whether a cached index can be of this shard: the cache is the user's own, but it may be old or cut short."""
+    if index.dtype != np.int64 or index.shape != (shard.samples, 1 + 2 * len(MEMBERS)):
+        return False
+    offsets, sizes = index[:, 1::2], index[:, 2::2]
+    used = len(MEMBERS) if has_logits else len(MEMBERS) - 1
+    ends = offsets[:, :used] + sizes[:, :used]
+    return bool((offsets[:, :used] >= 0).all() and (sizes[:, :used] >= 0).all() and (ends <= shard.bytes).all())
+
+
+def _stamp(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def _load(path: Path) -> Index | None:
+    try:
+        found: Index = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        return None
+    return found
+
+
+def _npy(index: Index) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, index, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Put something into the cache; a cache that cannot be written only costs time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+    except OSError as error:
+        say(f"Note: {path.parent} cannot be written ({error.strerror}); set CLUSTERQ_CACHE to a folder of yours to save time.")

@@ -1,0 +1,51 @@
+"""A contact sheet: the first images of each class, one row a class."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from clusterq_common.runtime.files import atomic_path
+from clusterq_common.shards.manifest import SplitName
+from clusterq_common.shards.read import ShardSet
+
+GAP = 2
+LABEL_WIDTH = 120
+LABEL_CHARACTERS = 18
+# Small images are enlarged to at least this, by whole factors, so that pixels stay pixels.
+SMALLEST_SHOWN = 48
+
+
+def contact_sheet(shards: ShardSet, split: SplitName, classes: list[int], columns: int, path: Path) -> int:
+    """Write a PNG with up to `columns` images of each class; returns how many images are on it.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    spec, names = shards.manifest.teacher.spec, shards.manifest.class_names
+    factor = max(1, -(-SMALLEST_SHOWN // spec.size))
+    cell = spec.size * factor + GAP
+    sheet = Image.new("RGB", (LABEL_WIDTH + columns * cell + GAP, len(classes) * cell + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    row_of = {label: row for row, label in enumerate(classes)}
+    for label, row in row_of.items():
+        text = f"{label} {names[label]}" if names else str(label)
+        draw.text((GAP, row * cell + GAP + cell // 2 - 6), text[:LABEL_CHARACTERS], fill="black")
+    shown = dict.fromkeys(classes, 0)
+    missing = len(classes)
+    reader = shards.split(split)
+    for number in range(len(reader)):
+        label = reader.label(number)
+        if shown.get(label, columns) >= columns:
+            continue
+        pixels, _, _ = reader.read(number)
+        image = Image.fromarray(np.repeat(pixels, 3, axis=2) if spec.channels == 1 else pixels)
+        place = (LABEL_WIDTH + GAP + shown[label] * cell, GAP + row_of[label] * cell)
+        sheet.paste(image.resize((spec.size * factor, spec.size * factor), Image.Resampling.NEAREST), place)
+        shown[label] += 1
+        missing -= shown[label] == columns
+        if not missing:
+            break
+    with atomic_path(path) as partial:
+        sheet.save(partial, "PNG")
+    return sum(shown.values())

@@ -1,0 +1,160 @@
+"""`clusterq-finetune shards`: look at sets of shards, check them, and make new ones of them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.guard import USER_ERROR, run_guarded
+from clusterq_common.shards.manifest import SplitName
+
+app = typer.Typer(help="Look at sets of shards, check them, merge them, cut them, mend them.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A folder of shards, or a run folder of clusterq-gen.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or empty.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
+
+
+@app.command()
+def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
+    """What a set says of itself; nothing is verified but its manifest. Example: clusterq-finetune shards info out/"""
+
+    def go() -> None:
+        from clusterq_finetune import shards_commands as commands
+
+        manifest = commands.manifest_of(folder)
+        for line in commands.describe(manifest):
+            print(line)
+        if as_json:
+            print(manifest.model_dump_json())
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    arch: Annotated[str | None, typer.Option("--arch", help="The teacher, to compare labels and logits too.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Its weights.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of each split that the teacher looks at.")] = 256,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file and every sample: hashes, members, labels, images, counts, digests; exit code 2 if something is wrong.
+
+    Example: clusterq-finetune shards verify out/ --arch resnet18 --weights resnet18.pth
+    """
+
+    def go() -> None:
+        from clusterq_finetune import shards_commands as commands
+
+        manifest, problems = commands.verify(folder, arch, weights, samples)
+        for line in commands.table(problems):
+            print(line)
+        if as_json:
+            print(json.dumps({"digest": manifest.digest, "ok": not problems, "problems": [vars(one) for one in problems]}))
+        if problems:
+            raise SystemExit(USER_ERROR)
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
+def preview(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("preview.png"),
+    split: Annotated[SplitName, typer.Option("--split", help="Which split.")] = "train",
+    classes: Annotated[str | None, typer.Option("--classes", help="E.g. 0,3,10-19; the first fifty if left out.")] = None,
+    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Images in a row.")] = 10,
+    debug: Debug = False,
+) -> None:
+    """A contact sheet, one row a class. Example: clusterq-finetune shards preview out/ --out digits.png"""
+
+    def go() -> None:
+        from clusterq_finetune import shards_commands as commands
+
+        count = commands.preview(folder, out, split, parse_classes(classes), per_class)
+        print(f"{count} images: {out}")
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more sets of one teacher.", show_default=False)],
+    out: Out,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep the first of equal images instead of refusing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """One set of several. Example: clusterq-finetune shards merge ours/ theirs/ --out both/"""
+
+    def go() -> None:
+        from clusterq_finetune import shards_commands as commands
+
+        _report(commands.merge(folders, out, drop_duplicates=drop_duplicates), out)
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
+def subset(
+    folder: Folder,
+    out: Out,
+    classes: Annotated[str | None, typer.Option("--classes", help="E.g. 0,3,10-19; all if left out.")] = None,
+    per_class: Annotated[int | None, typer.Option("--per-class", min=1, help="Training images of a class, at most.")] = None,
+    min_confidence: Annotated[
+        float, typer.Option("--min-confidence", min=0, max=1, help="The teacher's least confidence in its top-1.")
+    ] = 0.0,
+    debug: Debug = False,
+) -> None:
+    """Some of a set's images. Example: clusterq-finetune shards subset out/ --per-class 50 --out small/"""
+
+    def go() -> None:
+        from clusterq_finetune import shards_commands as commands
+
+        chosen = parse_classes(classes)
+        _report(commands.subset(folder, out, classes=chosen, per_class=per_class, min_confidence=min_confidence), out)
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
+def repair(folder: Folder, out: Out, debug: Debug = False) -> None:
+    """Save what can be read of a damaged set into a new one. (Its maker can make damaged shards again: clusterq-gen emit.)
+
+    Example: clusterq-finetune shards repair damaged/ --out mended/
+    """
+
+    def go() -> None:
+        from clusterq_finetune import shards_commands as commands
+
+        _report(commands.repair(folder, out), out)
+
+    run_guarded(go, debug=debug)
+
+
+def parse_classes(text: str | None) -> list[int] | None:
+    """`0,3,10-12` as [0, 3, 10, 11, 12].
+
+    Raises:
+        ClusterqError: something else.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ClusterqError(f"--classes: found {text!r}, expected class numbers such as 0,3,10-19; correct it.")
+        found += range(int(first), int(last or first) + 1)
+    return sorted(set(found))
+
+
+def _report(manifest: Any, out: Path) -> None:
+    counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
+    print(f"{out}: {counts}, {manifest.digest}")
