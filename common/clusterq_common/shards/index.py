@@ -18,7 +18,7 @@ from clusterq_common.shards.manifest import Manifest, Shard
 MEMBERS = ("png", "cls", "json", "logits.npy")
 # A member is refused above this, before it is read: small things are small, an image is at most its raw pixels and some.
 LARGEST_SMALL_MEMBER = 1 << 20
-ADVICE = "get the set again, or mend it with `clusterq-finetune shards repair`"
+ADVICE = "get the set again, make its bad shards anew with `clusterq-gen emit`, or save the rest with `clusterq-finetune shards repair`"
 KEY = re.compile(r"[0-9]{8}")
 ABSENT = (-1, -1)
 
