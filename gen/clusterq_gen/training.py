@@ -22,8 +22,10 @@ from clusterq_gen.latent import batch_labels, classes_in_batch, noise
 from clusterq_gen.methods import build_method
 from clusterq_gen.methods.method import Method
 
-# Centroids and ranges start from so many rounds through all classes.
-START_ROUNDS = 4
+# Centroids start from as many rounds through all classes as these images allow, at least one and at most four; ranges start
+# from about half as many images, taken evenly from them.
+START_IMAGES = 1024
+MOST_START_ROUNDS = 4
 MILESTONES = (100, 200, 300)
 
 
@@ -90,10 +92,12 @@ class Training:
         train = self.config.train
         per_batch = classes_in_batch(self.teacher.spec.num_classes, train.batch_size, train.classes_per_batch)
         steps_per_round = -(-self.teacher.spec.num_classes // per_batch)
+        rounds = min(MOST_START_ROUNDS, max(1, START_IMAGES // (steps_per_round * train.batch_size)))
+        keep_every = max(1, 2 * rounds * steps_per_round * train.batch_size // START_IMAGES)
         images = []
         with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
             self.generator.eval()
-            for number in range(START_ROUNDS * steps_per_round):
+            for number in range(rounds * steps_per_round):
                 # Numbered after the last step of training: these batches are no step's batches.
                 z, labels, groups = self.inputs(self.total_steps + number)
                 batch = self.generator(z, labels)
@@ -104,7 +108,8 @@ class Training:
                     features = self.centroids.layers.statistics(taps, groups, keep)
                     # Rates 1, 1/2, 1/3, ... make the mean over the rounds.
                     self.centroids.update(features, 1 / (1 + number // steps_per_round))
-                images.append(batch.cpu())
+                if number % keep_every == 0:
+                    images.append(batch.cpu())
             self.generator.train()
         calibrate(self.student, images, self.config.quant, seed=self.config.runtime.seed)
 
