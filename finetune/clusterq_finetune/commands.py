@@ -89,6 +89,7 @@ def finetune(
 
     result: dict[str, Any] = {
         "teacher": {"arch": config.teacher.arch, "digest": teacher.digest},
+        "shards": {"digest": shards.manifest.digest, "training_images": shards.manifest.splits["train"].samples},
         "calibrated": {},
         "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT)},
         "settings": config.model_dump(mode="json"),
