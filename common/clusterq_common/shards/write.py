@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
         with atomic_path(path) as partial:
             # mtime as an integer: a float would cost each member an extended header of a kilobyte.
             with partial.open("wb") as stream, webdataset.TarWriter(stream, encoder=False, mtime=0, compress=False) as tar:
+                # The same bytes as tarfile's default for members like ours, without its search for what needs a longer header.
+                tar.tarstream.format = tarfile.USTAR_FORMAT
                 for number, sample in enumerate(samples):
                     tar.write({"__key__": f"{start_key + number:08d}", **_members(sample)})
                     content.add(sample.content)
