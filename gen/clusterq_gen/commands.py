@@ -87,7 +87,7 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
     saved = config.model_dump()
     for section, values in flags.items():
         for name, value in values.items():
-            if section == "runtime" and name != "seed":
+            if (section == "runtime" and name != "seed") or (section, name) == ("emit", "workers"):
                 saved[section][name] = value
                 continue
             before = saved[section][name]

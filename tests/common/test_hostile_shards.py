@@ -1,7 +1,11 @@
 """Shards from strangers: each trick is refused with a sentence, nothing is executed."""
 
+import gzip
 import io
+import resource
 import tarfile
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -90,8 +94,7 @@ def hostile(folder: Path, build: Callable[[tarfile.TarFile], None]) -> None:
     path = folder / "synth-train-000000.tar"
     with tarfile.open(path, "w") as tar:
         build(tar)
-    digest, size = sha256_file(path), path.stat().st_size
-    edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(sha256=digest, bytes=size))  # type: ignore[index]
+    agree(folder)
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"0", kind: bytes = tarfile.REGTYPE) -> None:
@@ -143,6 +146,100 @@ def test_samples_that_are_incomplete_or_doubled(tmp_path: Path) -> None:
     refused(tmp_path / "b", "twice")
     hostile(tmp_path / "c", lambda tar: sample_members(tar))
     refused(tmp_path / "c", "holds 1 samples, expected 3")
+
+
+def agree(folder: Path) -> None:
+    """The manifest follows whatever the first shard has become."""
+    path = folder / "synth-train-000000.tar"
+    facts = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(facts))  # type: ignore[index]
+
+
+def with_size(field: bytes) -> bytes:
+    """A tar header that claims this size for a .cls member, its checksum in order."""
+    info = tarfile.TarInfo("00000000.cls")
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = field
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"\0" * 1024
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        (b"77777777777\0", "no member of a clusterq shard"),
+        (b"\x80" + b"\x00" * 3 + b"\x7f" * 8, "no member of a clusterq shard"),
+        (b"\xff" * 12, "no member of a clusterq shard"),
+        (b"\xff" * 8 + b"\x00" * 4, "no member of a clusterq shard"),
+        (b"junk junk!!\0", "no readable tar"),
+    ],
+)
+def test_giant_and_negative_sizes_in_a_tar(tmp_path: Path, field: bytes, sentence: str) -> None:
+    write_set(tmp_path, 3)
+    (tmp_path / "synth-train-000000.tar").write_bytes(with_size(field))
+    agree(tmp_path)
+    refused(tmp_path, sentence)
+
+
+def test_compressed_and_truncated_tars(tmp_path: Path) -> None:
+    write_set(tmp_path, 3)
+    path = tmp_path / "synth-train-000000.tar"
+    whole = path.read_bytes()
+    path.write_bytes(gzip.compress(whole))
+    agree(tmp_path)
+    refused(tmp_path, "no readable tar")
+    path.write_bytes(whole[:700])
+    agree(tmp_path)
+    refused(tmp_path, r"expected|no readable tar")
+    # Cut in the middle of the last image: its headers are all there, the data is not.
+    path.write_bytes(whole[: whole.rindex(b"IDAT") + 10])
+    agree(tmp_path)
+    refused(tmp_path, r"expected|no readable tar")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png_of(width: int, height: int, *chunks: bytes) -> bytes:
+    head = chunk(b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x00\x00\x00\x00")
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of(60_000, 60_000, chunk(b"IDAT", zlib.compress(bytes(1 << 20)))),
+        # The size fits, the data goes on for a gigabyte.
+        png_of(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26))), chunk(b"IDAT", zlib.compress(bytes(72)))),
+        png_of(8, 8, chunk(b"IDAT", b"")),
+    ],
+)
+def test_decompression_bombs(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with suppress(ClusterqError):
+            assert decode_png(data, GREY).shape == (1, 8, 8)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_idat_longer_than_the_image_is_not_unpacked_whole(tmp_path: Path) -> None:
+    bomb = png_of(8, 8, chunk(b"IDAT", zlib.compress(bytes(1 << 28))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(ClusterqError):
+        decode_png(bomb, GREY)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "KiB"
+
+
+def test_a_manifest_of_a_hundred_megabytes_is_not_read(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    with (tmp_path / "manifest.json").open("r+b") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(ClusterqError, match=r"104857600 bytes, expected at most"):
+        read_manifest(tmp_path)
 
 
 def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
