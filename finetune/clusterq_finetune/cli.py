@@ -13,6 +13,7 @@ from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.runtime.settings import merged, read_yaml
 from clusterq_finetune import shards_cli
 from clusterq_finetune.config import SECTIONS
+from clusterq_finetune.layouts import LAYOUTS
 
 app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
 app.add_typer(shards_cli.app, name="shards")
@@ -33,7 +34,9 @@ def finetune(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the student.", show_default="finetune-BITS beside the shards")
     ] = None,
-    val: Annotated[Path | None, typer.Option("--val", help="Real images to evaluate on, in class folders.")] = None,
+    val: Annotated[
+        Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS}.")
+    ] = None,
     classes: Classes = None,
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -66,7 +69,7 @@ def finetune(
 @app.command()
 def evaluate(
     student: Annotated[Path, typer.Option("--student", help="Folder of a finished fine-tuning.")],
-    val: Annotated[Path, typer.Option("--val", help="Real images in class folders.")],
+    val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
     classes: Classes = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,

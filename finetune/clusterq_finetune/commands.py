@@ -99,7 +99,7 @@ def finetune(
     }
     if images is not None:
         models = {"teacher": teacher.model, "calibrated": calibrated, "student": student}
-        _add_evaluation(result, _evaluate(models, images, config, device), spec)
+        _add_evaluation(result, _evaluate(models, images, config, device), images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
     say(f"student: {folder / STUDENT}")
     return result
@@ -126,7 +126,7 @@ def evaluate_saved(
             progress=lambda done, _: ticker.advance(done - ticker.done),
         )
     result: dict[str, Any] = {"student": {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}}
-    _add_evaluation(result, found, spec)
+    _add_evaluation(result, found, images, spec)
     return result
 
 
@@ -134,8 +134,10 @@ def summary(result: dict[str, Any]) -> list[str]:
     """The accuracies of a result as lines for a person, and the images that could not be read."""
     measured = {name: part for name, part in result.items() if isinstance(part, dict) and "top1" in part}
     lines = [
-        f"{name:>10}: top-1 {part['top1']:.2f} %, top-5 {part['top5']:.2f} % on {part['images']} images "
-        f"({part['images_per_second']:.0f} images/s)"
+        f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
+        f"top-5 {part['top5']:.2f} % on {part['images']} images"
+        + ("" if part["agreement"] is None else f", agrees with the teacher on {part['agreement']:.2f} %")
+        + f" ({part['images_per_second']:.0f} images/s)"
         for name, part in measured.items()
     ]
     unreadable = next(iter(measured.values()))["unreadable"] if measured else []
@@ -184,9 +186,12 @@ def _evaluate(
         )
 
 
-def _add_evaluation(result: dict[str, Any], found: dict[str, EvaluationResult], spec: InputSpec) -> None:
+def _add_evaluation(
+    result: dict[str, Any], found: dict[str, EvaluationResult], images: ValidationImages, spec: InputSpec
+) -> None:
     for name, evaluation in found.items():
         result[name] |= evaluation.model_dump()
+    result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
     result["preprocessing"] = describe_preprocessing(spec)
 
 

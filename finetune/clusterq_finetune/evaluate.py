@@ -1,5 +1,6 @@
 """Top-1 and top-5 on real images."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,14 +14,31 @@ from clusterq_common.runtime.settings import Settings
 from clusterq_finetune.datasets import ValidationImages
 
 TOP = 5
+BINS = 15
+WORST_PAIRS = 10
+TEACHER = "teacher"
+
+
+class Confusion(Settings):
+    """Images of class `label` that were taken for class `predicted`."""
+
+    label: int
+    predicted: int
+    images: int
 
 
 class EvaluationResult(Settings):
     """How good one model is.
 
     Attributes:
-        images: readable images, on which the accuracies are.
+        images: readable images, on which the figures are.
         top1, top5: percent; top5 over fewer classes than five is over all of them.
+        top1_interval: 95 % confidence interval of top1 for that many images (Wilson, 1927), percent.
+        agreement: percent of images on which the model and the teacher name the same class; None where there is no teacher.
+        calibration_error: expected calibration error, percent: the gap between confidence and accuracy, in 15 bins of confidence,
+            weighed by their images (Guo et al., 2017).
+        per_class: top-1 of each class in percent, None for a class without images.
+        worst_pairs: the most frequent confusions, at most ten.
         images_per_second: through the network alone.
         decode_seconds: waiting for images, shared by all models of one pass.
         unreadable: names of images that could not be decoded; they do not count.
@@ -29,9 +47,75 @@ class EvaluationResult(Settings):
     images: int
     top1: float
     top5: float
+    top1_interval: tuple[float, float]
+    agreement: float | None
+    calibration_error: float
+    per_class: list[float | None]
+    worst_pairs: list[Confusion]
     images_per_second: float
     decode_seconds: float
     unreadable: list[str]
+
+
+class _Counts:
+    """What is summed up over batches for one model, on its device."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
+        self.top5 = torch.zeros((), dtype=torch.long, device=device)
+        self.agreed = torch.zeros((), dtype=torch.long, device=device)
+        # By bin of confidence: images, right ones, summed confidence.
+        self.bins = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
+        self.seconds = 0.0
+
+    def add(self, logits: Tensor, labels: Tensor, teacher_top1: Tensor | None) -> Tensor:
+        """Count a batch in; returns the predicted classes."""
+        logits = logits.float()
+        confidence, predicted = logits.softmax(1).max(1)
+        # Indices beyond the labels' range cannot occur: a model has as many outputs as its teacher has classes.
+        self.confusion.view(-1).index_add_(0, labels * self.confusion.shape[0] + predicted, torch.ones_like(labels))
+        self.top5 += (logits.topk(min(TOP, logits.shape[1]), dim=1).indices == labels[:, None]).any(1).sum()
+        if teacher_top1 is not None:
+            self.agreed += (predicted == teacher_top1).sum()
+        right = (predicted == labels).double()
+        rows = torch.stack([torch.ones_like(right), right, confidence.double()], dim=1)
+        self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
+        return predicted
+
+    def result(self, *, agreement: bool, decode_seconds: float, unreadable: list[str]) -> EvaluationResult:
+        confusion = self.confusion.cpu()
+        of_class, right = confusion.sum(1), confusion.diagonal()
+        count, hits = int(of_class.sum()), int(right.sum())
+        _, correct, confidence = self.bins.cpu().unbind(1)
+        wrong = confusion - torch.diag(right)
+        order = wrong.flatten().argsort(descending=True, stable=True)[:WORST_PAIRS].tolist()
+        classes = len(confusion)
+        return EvaluationResult(
+            images=count,
+            top1=100 * hits / count,
+            top5=100 * int(self.top5) / count,
+            top1_interval=wilson_interval(hits, count),
+            agreement=100 * int(self.agreed) / count if agreement else None,
+            calibration_error=100 * float((confidence - correct).abs().sum()) / count,
+            per_class=[100 * int(r) / int(n) if n else None for r, n in zip(right, of_class, strict=True)],
+            worst_pairs=[
+                Confusion(label=at // classes, predicted=at % classes, images=int(wrong.flatten()[at]))
+                for at in order
+                if wrong.flatten()[at]
+            ],
+            images_per_second=count / max(self.seconds, 1e-9),
+            decode_seconds=decode_seconds,
+            unreadable=unreadable,
+        )
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion, in percent."""
+    z = 1.959964
+    share, spread = hits / count, z * z / count
+    middle = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return 100 * max(0.0, (middle - half) / (1 + spread)), 100 * min(1.0, (middle + half) / (1 + spread))
 
 
 def evaluate_models(
@@ -46,7 +130,8 @@ def evaluate_models(
     """Evaluate several models in one pass over the images, in float32.
 
     Args:
-        models: by name; on `device`. Their training mode is restored afterwards.
+        models: by name; on `device`. Their training mode is restored afterwards. The one called `teacher`, first if it is there, is
+            what the others' agreement is with.
         images: what to evaluate on.
         device: where the models are.
         batch_size: images in a batch.
@@ -58,8 +143,7 @@ def evaluate_models(
     """
     loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=images.collate)
     modes = {name: model.training for name, model in models.items()}
-    correct = {name: torch.zeros(2, dtype=torch.long, device=device) for name in models}
-    network_seconds = dict.fromkeys(models, 0.0)
+    counts = {name: _Counts(images.spec.num_classes, device) for name in models}
     unreadable: list[str] = []
     count, decode_seconds = 0, 0.0
     mark = time.monotonic()
@@ -71,10 +155,13 @@ def evaluate_models(
             if len(batch.labels):
                 pixels, labels = batch.pixels.to(device), batch.labels.to(device)
                 inputs = normalise(pixels, images.spec).contiguous(memory_format=torch.channels_last)
+                teacher_top1 = None
                 for name, model in models.items():
                     begin = _now(device)
-                    correct[name] += _hits(model.eval()(inputs), labels)
-                    network_seconds[name] += _now(device) - begin
+                    logits = model.eval()(inputs)
+                    counts[name].seconds += _now(device) - begin
+                    predicted = counts[name].add(logits, labels, teacher_top1)
+                    teacher_top1 = predicted if name == TEACHER else teacher_top1
             if progress is not None:
                 progress(count + len(unreadable), len(images))
             mark = time.monotonic()
@@ -86,22 +173,11 @@ def evaluate_models(
             "image files; check the folder."
         )
     return {
-        name: EvaluationResult(
-            images=count,
-            top1=100 * int(hits[0]) / count,
-            top5=100 * int(hits[1]) / count,
-            images_per_second=count / max(network_seconds[name], 1e-9),
-            decode_seconds=decode_seconds,
-            unreadable=unreadable,
+        name: found.result(
+            agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, unreadable=unreadable
         )
-        for name, hits in correct.items()
+        for name, found in counts.items()
     }
-
-
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels are first, and among the first five; (2,) int64."""
-    first = logits.float().topk(min(TOP, logits.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([first[:, 0].sum(), first.any(1).sum()])
 
 
 def _now(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """From a source of candidate images to a folder of class-labelled shards."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -317,7 +318,13 @@ def _encoders(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     # Not forked: this process has threads, and perhaps a GPU.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        # Ctrl-C is this process's to answer.
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
     try:
         yield pool
     finally:

@@ -1,5 +1,6 @@
 """Real images: layouts, preprocessing, and accuracy against a slow count."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from clusterq_common.images import normalise
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
-from clusterq_finetune.datasets import imagenet_wnids, open_validation
-from clusterq_finetune.evaluate import evaluate_models
+from clusterq_finetune.datasets import ValidationImages, open_validation
+from clusterq_finetune.datasets.files import ImageFiles
+from clusterq_finetune.datasets.labels import imagenet_wnids
+from clusterq_finetune.evaluate import evaluate_models, wilson_interval
 from clusterq_finetune.preprocess import describe_preprocessing, preprocess
 
 CPU = torch.device("cpu")
@@ -44,8 +47,8 @@ class ByBrightness(nn.Module):
 
 
 def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
-    write_tree(tmp_path, ["a", "b", "c"], per_class=7)
-    spec = SMALL.model_copy(update={"num_classes": 3})
+    write_tree(tmp_path, list("abcdefg"), per_class=3)
+    spec = SMALL.model_copy(update={"num_classes": 7})
     images = open_validation(tmp_path, spec)
     model, other = ByBrightness(7).train(), ByBrightness(7).eval()
     seen: list[tuple[int, int]] = []
@@ -61,9 +64,62 @@ def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
     assert found["m"].top5 == pytest.approx(100 * top5 / 21)
     assert found["m"].images == 21
     assert found["o"].top1 == found["m"].top1
+    assert found["m"].agreement is None
     assert seen[-1] == (21, 21)
     assert model.training, "the mode is put back"
     assert not any(model.modes[:6]), "evaluated in eval mode"
+
+
+class Fixed(nn.Module):
+    """The next rows of a table of logits, whatever the images."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table, self.at = table, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.at += len(x)
+        return self.table[self.at - len(x) : self.at]
+
+
+def test_the_other_figures_against_plain_counts(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a", "b", "c"], per_class=11)
+    labels = [0] * 11 + [1] * 11 + [2] * 11
+    random = torch.Generator().manual_seed(0)
+    tables = {name: torch.randn(33, 3, generator=random) * 2 for name in ("teacher", "student")}
+    models = {name: Fixed(table) for name, table in tables.items()}
+    found = evaluate_models(models, open_validation(tmp_path, SMALL), device=CPU, batch_size=5)
+    predicted = {name: table.argmax(1).tolist() for name, table in tables.items()}
+    student = found["student"]
+    agreed = sum(a == b for a, b in zip(predicted["teacher"], predicted["student"], strict=True))
+    assert student.agreement == pytest.approx(100 * agreed / 33)
+    assert found["teacher"].agreement is None
+    for label in range(3):
+        own = [p for p, wanted in zip(predicted["student"], labels, strict=True) if wanted == label]
+        assert student.per_class[label] == pytest.approx(100 * own.count(label) / 11)
+    wrong = Counter((a, b) for a, b in zip(labels, predicted["student"], strict=True) if a != b)
+    assert {(one.label, one.predicted): one.images for one in student.worst_pairs} == dict(wrong)
+    assert [one.images for one in student.worst_pairs] == sorted(wrong.values(), reverse=True)
+    gap = 0.0
+    confidence, top1 = tables["student"].softmax(1).max(1)
+    for number in range(15):
+        inside = ((confidence * 15).long() == number).nonzero().flatten().tolist()
+        right = sum(int(top1[n]) == labels[n] for n in inside)
+        gap += abs(right - float(confidence[inside].sum()))
+    assert student.calibration_error == pytest.approx(100 * gap / 33, rel=1e-4)
+
+
+def test_a_class_without_images_has_no_accuracy(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a", "c"], per_class=2)
+    (tmp_path / "b").mkdir()
+    found = evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU)["m"]
+    assert found.per_class[1] is None
+
+
+@pytest.mark.parametrize(("hits", "count", "low", "high"), [(81, 263, 25.53, 36.62), (0, 20, 0, 16.11), (20, 20, 83.89, 100)])
+def test_wilson_interval(hits: int, count: int, low: float, high: float) -> None:
+    """Newcombe (1998), Table I."""
+    assert wilson_interval(hits, count) == pytest.approx((low, high), abs=0.01)
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
@@ -112,7 +168,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ClusterqError, match=sentence):
             open_validation(path, spec)
 
-    refused(tmp_path / "absent", "is no folder")
+    refused(tmp_path / "absent", "is no folder, expected class folders")
     (tmp_path / "loose").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "loose" / "x.png")
     refused(tmp_path / "loose", "1 loose images")
@@ -145,6 +201,11 @@ def test_small_images_are_used_whole_in_the_teachers_channels() -> None:
     assert "whole image" in describe_preprocessing(SMALL)
 
 
+def thin_out(images: ValidationImages, step: int) -> None:
+    assert isinstance(images, ImageFiles)
+    images.paths, images.labels = images.paths[::step], images.labels[::step]
+
+
 @pytest.mark.real
 def test_real_photographs_with_a_real_imagenet_model(real_data: Path) -> None:
     models = real_data / "models"
@@ -153,7 +214,7 @@ def test_real_photographs_with_a_real_imagenet_model(real_data: Path) -> None:
     teacher = load_teacher(TeacherConfig(arch=f"{models / 'mobilenet_v1.py'}:mobilenet_v1_x025", weights=weights, **sizes))
     images = open_validation(real_data / "data" / "imagenet-like" / "val", teacher.spec)
     assert len(images) == 1000
-    images.files_and_labels = images.files_and_labels[::10]
+    thin_out(images, 10)
     found = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
     assert 35 < found.top1 < 62, "48.8 % on all 1000"
     assert found.top5 > found.top1
@@ -164,7 +225,7 @@ def test_real_cifar(cifar_subset: Callable[[int], tuple[Tensor, Tensor]], real_d
     weights = str(real_data / "models" / "resnet20_cifar10.safetensors")
     teacher = load_teacher(TeacherConfig(arch="resnet20_cifar10", weights=weights))
     images = open_validation(real_data / "data" / "cifar10" / "test", teacher.spec)
-    images.files_and_labels = images.files_and_labels[::20]
+    thin_out(images, 20)
     found = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
     assert found.images == 500
     assert 88 < found.top1 < 96, "92.02 % on all 10,000"
