@@ -90,6 +90,63 @@ def evaluate(
     run_guarded(run, debug=debug)
 
 
+@app.command()
+def reproduce(
+    result: Annotated[Path, typer.Argument(help="result.json of a fine-tuning, or its folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")] = Path("reproduced"),
+    shards: Annotated[
+        Path | None, typer.Option("--shards", help="Where the shards are now.", show_default="where they were then")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a fine-tuning again and say whether the same student came out; exit code 1 if not.
+
+    Example: clusterq-finetune reproduce out/finetune-w4a4/result.json
+    """
+
+    def run() -> None:
+        from clusterq_finetune.reproduce import reproduce
+
+        report = reproduce(result, out, shards)
+        print(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
+        if "agreement" in report:
+            print(
+                f"weights at most {report['weights_apart']:.2g} apart, same class on {report['agreement']} of the held-out images"
+            )
+        if as_json:
+            print(json.dumps(report))
+        if report["verdict"] == "different":
+            raise SystemExit(1)
+
+    run_guarded(run, debug=debug)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of fine-tunings, or their result.json.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv or .json by its ending.")] = None,
+    debug: Debug = False,
+) -> None:
+    """One table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread.
+
+    Example: clusterq-finetune compare out-*/finetune-w4a4 --out table.md
+    """
+
+    def run() -> None:
+        from clusterq_common.runtime.files import atomic_write
+        from clusterq_finetune import results
+
+        if out is not None and out.suffix not in results.FORMATS:
+            raise ClusterqError(f"--out: {out} ends in {out.suffix!r}, expected {', '.join(results.FORMATS)}; rename it.")
+        rows = results.compare(runs)
+        print(results.as_markdown(rows), end="")
+        if out is not None:
+            atomic_write(out, results.FORMATS[out.suffix](rows))
+
+    run_guarded(run, debug=debug)
+
+
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
     for line in lines:
         print(line)

@@ -17,7 +17,7 @@ from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import one_process
-from clusterq_common.runtime.environment import versions, write_environment
+from clusterq_common.runtime.environment import device_name, versions, write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write, sha256_file
 from clusterq_common.runtime.progress import progress, say
@@ -89,11 +89,17 @@ def finetune(
 
     result: dict[str, Any] = {
         "teacher": {"arch": config.teacher.arch, "digest": teacher.digest},
-        "shards": {"digest": shards.manifest.digest, "training_images": shards.manifest.splits["train"].samples},
+        "shards": {
+            "digest": shards.manifest.digest,
+            "training_images": shards.manifest.splits["train"].samples,
+            "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
+        },
         "calibrated": {},
         "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT)},
         "settings": config.model_dump(mode="json"),
         "versions": versions(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
         "out": str(folder),
     }

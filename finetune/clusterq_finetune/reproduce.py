@@ -1,0 +1,83 @@
+"""Run a fine-tuning again from its result.json, and say whether the same student came out."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from clusterq_common.images import normalise
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.run_folder import STUDENT
+from clusterq_common.shards.read import ShardSet
+from clusterq_finetune.commands import finetune
+from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.data import ShardDataset, batches
+from clusterq_finetune.results import read_result
+from clusterq_finetune.student import load_student
+
+# On another machine, or with other versions or threads, float32 sums round differently and training amplifies it: students count
+# as equivalent when they name the same class on this share of the set's held-out images.
+EQUIVALENT_AGREEMENT = 0.95
+
+
+def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]:
+    """Repeat a fine-tuning with the same shards, teacher, settings, seed and threads into `out`.
+
+    Returns:
+        `verdict`: `identical` (byte for byte), `equivalent` or `different`; both digests; where the bytes differ, the largest difference of a
+        weight relative to the largest weight of its tensor, and the share of held-out images on which both students agree.
+
+    Raises:
+        ClusterqError: the result cannot be read, or the shards or the teacher are not those it was made with.
+    """
+    saved = read_result(path)
+    config = FinetuneConfig.checked(saved["settings"], source=str(path))
+    shards = ShardSet.open(shards_path or Path(config.shards))
+    if shards.manifest.digest != saved["shards"]["digest"]:
+        raise ClusterqError(
+            f"--shards: {shards.folder} has digest {shards.manifest.digest[:19]}, {path} was made from {saved['shards']['digest'][:19]}; "
+            "name the set it was made from."
+        )
+    values = config.model_dump()
+    values["runtime"]["threads"] = saved["threads"]
+    flags = {section: values[section] for section in ("quant", "recipe", "runtime")}
+    flags["teacher"] = {name: value for name, value in values["teacher"].items() if value is not None}
+    result = finetune(flags, shards.folder, out, None, None, resume=False, overwrite=False, dry_run=False)
+    if result["teacher"]["digest"] != saved["teacher"]["digest"]:
+        raise ClusterqError(f"{path} was made for a teacher with digest {saved['teacher']['digest'][:19]}; pass those weights.")
+    report = {"expected": saved["student"]["sha256"], "found": result["student"]["sha256"], "out": str(out)}
+    if report["expected"] == report["found"]:
+        return {"verdict": "identical", **report}
+    differing = [name for name, version in result["versions"].items() if saved.get("versions", {}).get(name) != version]
+    if differing:
+        say(f"other versions than then: {', '.join(differing)}")
+    original = path if path.is_dir() else path.parent
+    if not (original / STUDENT).is_file():
+        return {"verdict": "different", **report}
+    report |= compare_students(original, out, shards)
+    same = report["agreement"] is not None and report["agreement"] >= EQUIVALENT_AGREEMENT
+    return {"verdict": "equivalent" if same else "different", **report}
+
+
+@torch.no_grad()
+def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, Any]:
+    """How far apart two students are: in their weights, and in what they say of the held-out images (None without such)."""
+    one, two = load_file(first / STUDENT), load_file(second / STUDENT)
+    apart = max(
+        float((one[name].double() - two[name].double()).abs().max() / one[name].double().abs().max().clamp_min(1e-12))
+        for name in one
+        if one[name].is_floating_point() and one[name].numel()
+    )
+    if "heldout" not in shards.manifest.splits:
+        return {"weights_apart": apart, "agreement": None}
+    cpu = torch.device("cpu")
+    models = [load_student(folder, cpu)[0] for folder in (first, second)]
+    agreed = count = 0
+    for batch in batches(ShardDataset(shards, "heldout"), batch_size=128, workers=0):
+        images = normalise(batch.pixels, shards.manifest.teacher.spec).contiguous(memory_format=torch.channels_last)
+        a, b = (model(images).argmax(1) for model in models)
+        agreed += int((a == b).sum())
+        count += len(images)
+    return {"weights_apart": apart, "agreement": agreed / count}

@@ -1,0 +1,124 @@
+"""result.json of a fine-tuning: reading it, and many of them as a table. Free of torch."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.run_folder import RESULT
+
+NEEDED = ("teacher", "shards", "student", "settings", "threads")
+# What differs between runs that are repeats of each other, or says nothing about the recipe.
+NOT_RECIPE = ("workers", "checkpoint_seconds")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result.json, or the one in a folder.
+
+    Raises:
+        ClusterqError: there is none, or it is no finished fine-tuning's.
+    """
+    file = path / RESULT if path.is_dir() else path
+    try:
+        values = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ClusterqError(
+            f"{file} cannot be read ({error.strerror}), expected the {RESULT} of a finished fine-tuning."
+        ) from error
+    except ValueError as error:
+        raise ClusterqError(f"{file} is no JSON ({error}), expected the {RESULT} of a finished fine-tuning.") from error
+    missing = [name for name in NEEDED if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise ClusterqError(f"{file} has no {missing[0]}, expected the {RESULT} of a finished fine-tuning; run it again.")
+    return dict(values)
+
+
+def compare(paths: list[Path]) -> list[dict[str, Any]]:
+    """One row for each teacher, method, bits, quantizer and recipe; runs that differ in seed alone share a row.
+
+    Raises:
+        ClusterqError: a path without a result.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in paths:
+        result = read_result(path)
+        groups.setdefault(json.dumps(_kind(result), sort_keys=True), []).append(result)
+    return [_row(results) for results in groups.values()]
+
+
+def _kind(result: dict[str, Any]) -> dict[str, Any]:
+    settings = result["settings"]
+    recipe = {name: value for name, value in settings["recipe"].items() if name not in NOT_RECIPE}
+    return {
+        "teacher": result["teacher"]["digest"],
+        "method": result["shards"]["method"],
+        "images": result["shards"]["training_images"],
+        "quant": settings["quant"],
+        "recipe": recipe,
+        "evaluated": "top1" in result["student"],
+        "on": result["student"].get("images"),
+    }
+
+
+def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
+    first = results[0]
+    quant, recipe = first["settings"]["quant"], first["settings"]["recipe"]
+    ends = quant["first_last_bits"] or "same"
+    row: dict[str, Any] = {
+        "teacher": first["teacher"]["arch"],
+        "method": first["shards"]["method"],
+        "images": first["shards"]["training_images"],
+        "bits": quant["bits"],
+        "first/last": ends,
+        "quantizer": f"{quant['quantizer']}, {quant['range']}",
+        "sites": quant["activation_sites"],
+        "recipe": f"{recipe['epochs']} epochs, lr {recipe['lr']:g}, CE {recipe['ce_weight']:g}, KL {recipe['kl_weight']:g}",
+        "seeds": ", ".join(sorted({str(result["settings"]["runtime"]["seed"]) for result in results}, key=int)),
+        "sets": len({result["shards"]["digest"] for result in results}),
+        "runs": len(results),
+        "teacher top-1": None,
+        "calibrated top-1": None,
+        "student top-1": None,
+        "spread": None,
+        "below teacher": None,
+    }
+    if "top1" in first["student"]:
+        top1 = [result["student"]["top1"] for result in results]
+        teacher = first["teacher"]["top1"]
+        row |= {
+            "teacher top-1": round(teacher, 2),
+            "calibrated top-1": round(mean(result["calibrated"]["top1"] for result in results), 2),
+            "student top-1": round(mean(top1), 2),
+            "spread": round(stdev(top1), 2) if len(top1) > 1 else None,
+            "below teacher": round(teacher - mean(top1), 2),
+        }
+    return row
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """A table for a README."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join("" if row[name] is None else str(row[name]) for name in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """A table for a spreadsheet."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def as_json(rows: list[dict[str, Any]]) -> str:
+    """The rows for a program."""
+    return json.dumps(rows, indent=2) + "\n"
+
+
+FORMATS: dict[str, Callable[[list[dict[str, Any]]], str]] = {".md": as_markdown, ".csv": as_csv, ".json": as_json}
