@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from clusterq_common.shards.manifest import SplitName, read_manifest
+from clusterq_common.shards.manifest import Split, SplitName, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
 from clusterq_gen import emit as emission
@@ -151,7 +151,7 @@ def test_notes_of_other_settings_are_not_trusted(
     def never(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(emission, "_finish", never)
+    monkeypatch.setattr(emission, "gather", never)
     assert gen("emit", "--run", digits_run, *WANTED, "--seed", 5, "--out", tmp_path / "out").code == 130
     notes = sorted((tmp_path / "out" / ".emission").iterdir())
     notes[0].write_text("junk")
@@ -197,6 +197,21 @@ def test_a_damaged_shard_is_made_again(digits_run: Path, whole: Path, tmp_path: 
     )
 
 
+def test_a_shard_that_cannot_be_made_again_is_said(digits_run: Path, whole: Path, tmp_path: Path, gen: Cli) -> None:
+    """Here the manifest says that the damaged shard held something else, as it would from a machine that rounds otherwise."""
+    folder = tmp_path / "set"
+    shutil.copytree(whole, folder)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["splits"]["train"]["shards"][1]["content"] = "0" * 64
+    splits = {name: Split.model_validate(split) for name, split in values["splits"].items()}
+    values["digest"] = set_digest(splits)  # type: ignore[arg-type]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    (folder / "synth-train-000001.tar").write_bytes(b"damaged")
+    done = gen("emit", "--run", digits_run, *WANTED, "--out", folder)
+    assert done.code == 2
+    assert "was damaged, and made anew it holds other images" in done.err
+
+
 def test_other_seeds_give_other_images_and_are_not_mixed(digits_run: Path, whole: Path, tmp_path: Path, gen: Cli) -> None:
     assert gen("emit", "--run", digits_run, *WANTED, "--seed", 5, "--out", tmp_path / "five").code == 0
     assert not set(contents(tmp_path / "five")) & set(contents(whole))
@@ -219,6 +234,11 @@ def test_what_people_add_to_the_manifest(digits_run: Path, tmp_path: Path, gen: 
     card = (tmp_path / "set" / "README.md").read_text()
     assert "license: cc-by-4.0" in card
     assert "For the others." in card
+    assert gen("emit", "--run", digits_run, "--per-class", 2, "--out", tmp_path / "set").code == 0
+    assert (read_manifest(tmp_path / "set").license, read_manifest(tmp_path / "set").class_names) == (
+        "CC-BY-4.0",
+        manifest.class_names,
+    )
     names.write_text("one\n")
     refused = gen("emit", "--run", digits_run, "--class-names", names, "--out", tmp_path / "other")
     assert refused.code == 2

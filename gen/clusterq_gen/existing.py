@@ -1,0 +1,92 @@
+"""What lies in a folder of shards already: a set to go on with, leftovers of an interruption, or something else."""
+
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import PARTIAL_SUFFIX, sha256_file
+from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.blocks import Block, plan_blocks
+from clusterq_gen.config import GenConfig
+from clusterq_gen.journal import JOURNAL, Journal
+from clusterq_gen.source import Source
+
+OTHER_FILES = (MANIFEST, "README.md", "_info.json", "wids-train.json", "wids-heldout.json")
+
+
+def set_to_extend(
+    config: GenConfig, teacher: Teacher, source: Source, folder: Path, seed: int, *, overwrite: bool, ranks: Ranks
+) -> Manifest | None:
+    """The set that is there, if this emission can go on with it. Strangers to it are removed by the first process."""
+    before = None
+    if folder.is_dir() and (folder / MANIFEST).is_file() and not overwrite:
+        before = read_manifest(folder)
+        _refuse_another(config, teacher, source, folder, seed, before)
+    ranks.wait()
+    if folder.is_dir() and ranks.first:
+        if overwrite:
+            Journal(folder, {}).close()
+            for path in folder.iterdir():
+                if path.name in OTHER_FILES or SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)):
+                    path.unlink()
+        strangers = [path for path in folder.iterdir() if not _ours(path)]
+        if before is None and strangers:
+            raise ClusterqError(
+                f"--out: {folder} holds files that are no shards ({strangers[0].name}), expected a new folder or a set of shards; "
+                "choose another folder."
+            )
+        for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+            path.unlink()
+    ranks.wait()
+    return before
+
+
+def _ours(path: Path) -> bool:
+    name = path.name.removesuffix(PARTIAL_SUFFIX)
+    return name in OTHER_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
+
+
+def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder: Path, seed: int, manifest: Manifest) -> None:
+    made = manifest.generation
+    same = {
+        "origin (it was merged or cut out of other sets)": made is not None,
+        "teacher": manifest.teacher.digest == teacher.digest,
+        "generator run": made is not None and (made.settings, made.source) == (run_settings(config), source.digest),
+        "--seed": made is not None and made.seed == seed,
+        "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
+        "--logits": manifest.has_logits == config.emit.store_logits,
+    }
+    other = [name for name, equal in same.items() if not equal]
+    if other:
+        raise ClusterqError(
+            f"{folder} holds shards of another {other[0]}, to which nothing can be added; use --overwrite to replace them, or "
+            "write to a folder of their own with --out."
+        )
+
+
+def run_settings(config: GenConfig) -> dict[str, Any]:
+    """The hyperparameters that made the generator, for the manifest; paths of this machine stay out of it."""
+    values = config.model_dump(mode="json")
+    sections = ("preset", "method", "quant", "generator", "train")
+    return {**{section: values[section] for section in sections}, "seed": values["runtime"]["seed"]}
+
+
+def blocks_to_make(folder: Path, blocks: list[Block], before: Manifest | None) -> list[Block]:
+    """The shards that are not there yet, or damaged; one that an earlier emission planned and could not fill stays away."""
+    if before is None or before.generation is None:
+        return blocks
+    listed = {shard.file: shard for split in before.splits.values() for shard in split.shards}
+    made = before.generation
+    planned = {block.name for block in plan_blocks(made.rounds, before.teacher.spec.num_classes, made.samples_per_shard)}
+    return [
+        block
+        for block in blocks
+        if (not _is_whole(folder, listed[block.name]) if block.name in listed else block.name not in planned)
+    ]
+
+
+def _is_whole(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.file
+    return path.is_file() and path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256
