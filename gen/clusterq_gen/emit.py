@@ -30,7 +30,7 @@ def emit_shards(
     *,
     seed: int,
     overwrite: bool = False,
-    ranks: Ranks = Ranks(),  # noqa: B008  # immutable
+    ranks: Ranks | None = None,
 ) -> Manifest:
     """Write a set of shards, add to the one that is there, or mend it: finished shards that verify are kept.
 
@@ -40,6 +40,7 @@ def emit_shards(
         ClusterqError: the folder holds something else, or a set of other settings; none of the candidates was accepted; the
             disk is full.
     """
+    ranks = ranks or Ranks()
     classes = teacher.spec.num_classes
     class_names = read_class_names(config.emit, classes)
     before = set_to_extend(config, teacher, source, folder, seed, overwrite=overwrite, ranks=ranks)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.shards.manifest import read_manifest
@@ -49,3 +50,20 @@ def test_flags_stand_above_the_run_folder_and_it_above_the_manifest(
         find_teacher({}, None, manifest)
     named = read_manifest(foreign(digits_run, tmp_path, arch="resnet20_cifar10", is_factory=False))
     assert find_teacher({}, None, named).arch == "resnet20_cifar10"
+
+
+@pytest.mark.parametrize("arch", ["evil.py:build", "{run}/evil.py:build"])
+def test_no_code_is_loaded_that_came_with_a_run_folder(
+    arch: str, finetune: Cli, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "received"
+    shutil.copytree(digits_run, run)
+    monkeypatch.chdir(run)
+    (run / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["teacher"]["arch"] = arch.format(run=run)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    done = finetune("--shards", run, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "may have come with the folder" in done.err
+    assert not (run / "ran").exists()
