@@ -11,6 +11,7 @@ from clusterq_common.quant.convert import convert, quantizers
 from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG, STUDENT
+from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig
@@ -28,6 +29,7 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
             f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like)."
         )
     config = FinetuneConfig.from_yaml(folder / CONFIG)
+    refuse_code_of_folder(config.teacher.arch, folder)
     model, spec = build_architecture(config.teacher)
     example = torch.zeros(1, spec.channels, spec.size, spec.size)
     student = convert(model.eval(), config.quant, example, lambda _: None)

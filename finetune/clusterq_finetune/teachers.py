@@ -9,7 +9,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_common.runtime.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
-from clusterq_common.teacher.factory import is_factory
+from clusterq_common.teacher.factory import is_factory, refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 
@@ -34,8 +34,8 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
     if "arch" in flags and flags["arch"] != saved.get("arch"):
         saved = {}
     known = {**saved, **flags}
-    if run is not None and "arch" not in flags and is_factory(known.get("arch", "")):
-        _refuse_code_that_came_along(known["arch"], run)
+    if run is not None and "arch" not in flags and "arch" in known:
+        refuse_code_of_folder(known["arch"], run)
     if "arch" not in known:
         # Whatever the manifest says of itself: a name that would load code is never followed.
         if manifest.teacher.is_factory or is_factory(manifest.teacher.arch):
@@ -49,16 +49,6 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
         spec = manifest.teacher.spec.model_dump()
         known |= {field: spec[name] for field, name in SPEC_FIELDS.items() if known.get(field) is None}
     return TeacherConfig.checked(known)
-
-
-def _refuse_code_that_came_along(arch: str, run: Path) -> None:
-    """A run of one's own names a factory by its absolute path, outside the run: anything else was received with the folder."""
-    file = Path(arch.rpartition(":")[0])
-    if not file.is_absolute() or file.resolve().is_relative_to(run.resolve()):
-        raise ClusterqError(
-            f"--arch is missing: {run / CONFIG} names the factory {arch}, which may have come with the folder and is code; expected your "
-            "own word for it; look at the file, then pass --arch path/to/file.py:factory."
-        )
 
 
 def load_checked_teacher(config: TeacherConfig, manifest: Manifest, device: torch.device) -> Teacher:

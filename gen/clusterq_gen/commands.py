@@ -11,6 +11,7 @@ from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emit import emit_shards
@@ -63,6 +64,7 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
         ClusterqError: no run there, no finished generator, another teacher, or shards of other settings in the way.
     """
     config = GenConfig.from_yaml(run / CONFIG)
+    refuse_code_of_folder(config.teacher.arch, run)
     config = GenConfig.checked({**config.model_dump(), "emit": {**config.emit.model_dump(), **updates}})
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
     drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})

@@ -53,8 +53,14 @@ def test_flags_stand_above_the_run_folder_and_it_above_the_manifest(
 
 
 @pytest.mark.parametrize("arch", ["evil.py:build", "{run}/evil.py:build"])
-def test_no_code_is_loaded_that_came_with_a_run_folder(
-    arch: str, finetune: Cli, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_code_is_loaded_that_came_with_a_folder(
+    arch: str,
+    gen: Cli,
+    finetune: Cli,
+    digits_teacher: DigitsTeacher,
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "received"
     shutil.copytree(digits_run, run)
@@ -63,7 +69,16 @@ def test_no_code_is_loaded_that_came_with_a_run_folder(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["teacher"]["arch"] = arch.format(run=run)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    done = finetune("--shards", run, "--out", tmp_path / "out")
-    assert done.code == 2
-    assert "may have come with the folder" in done.err
+    student = run / "finetune-w4a4"
+    assert finetune("--shards", digits_run, "--epochs", 0, "--out", student).code == 0
+    settings = yaml.safe_load((student / "config.yaml").read_text())
+    settings["teacher"]["arch"] = "evil.py:build"
+    (student / "config.yaml").write_text(yaml.safe_dump(settings))
+    for done in (
+        finetune("--shards", run, "--out", tmp_path / "out"),
+        gen("emit", "--run", run, "--per-class", 1, "--out", tmp_path / "more"),
+        finetune("evaluate", "--student", student, "--val", digits_teacher.val),
+    ):
+        assert done.code == 2
+        assert "may have come with the folder" in done.err
     assert not (run / "ran").exists()

@@ -27,6 +27,22 @@ def shown_arch(arch: str) -> str:
     return f"{Path(path).name}:{function}" if is_factory(arch) else arch
 
 
+def refuse_code_of_folder(arch: str, folder: Path) -> None:
+    """Make sure that a folder's own config does not have its own code loaded: the folder may be somebody else's.
+
+    A run of one's own names a factory by its absolute path, outside the run.
+
+    Raises:
+        ClusterqError: it names a relative path, or one inside the folder.
+    """
+    file = Path(arch.rpartition(":")[0])
+    if is_factory(arch) and (not file.is_absolute() or file.resolve().is_relative_to(folder.resolve())):
+        raise ClusterqError(
+            f"--arch: the config in {folder} names the factory {arch}, which may have come with the folder and is code; expected the "
+            "absolute path of a file elsewhere; look at it, keep a copy outside the folder, and pass or write that path."
+        )
+
+
 def build_factory(arch: str) -> nn.Module:
     """Run the user's file and call its function.
 
