@@ -56,6 +56,7 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
         "generator run": made is not None and (made.settings, made.source) == (run_settings(config), source.digest),
         "--seed": made is not None and made.seed == seed,
         "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
+        "--samples-per-shard": made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
         "--logits": manifest.has_logits == config.emit.store_logits,
     }
     other = [name for name, equal in same.items() if not equal]

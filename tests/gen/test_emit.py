@@ -218,6 +218,11 @@ def test_other_seeds_give_other_images_and_are_not_mixed(digits_run: Path, whole
     refused = gen("emit", "--run", digits_run, *WANTED, "--seed", 9, "--out", tmp_path / "five")
     assert refused.code == 2
     assert "--seed" in refused.err
+    other_size = gen(
+        "emit", "--run", digits_run, "--per-class", 9, "--seed", 5, "--samples-per-shard", 20, "--out", tmp_path / "five"
+    )
+    assert other_size.code == 2
+    assert "--samples-per-shard" in other_size.err
     replaced = gen("emit", "--run", digits_run, *WANTED, "--out", tmp_path / "five", "--overwrite")
     assert replaced.code == 0, replaced.err
     assert tars(tmp_path / "five") == tars(whole)
