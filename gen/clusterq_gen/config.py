@@ -1,8 +1,9 @@
 """Settings of generator training: the paper's values as defaults, presets on top. Free of torch."""
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.config import RuntimeConfig
@@ -103,6 +104,12 @@ class EmitConfig(Settings):
         None, ge=1, description="images in a shard; if left out as many as fit into 1 GiB uncompressed, at most 8192"
     )
     workers: int = Field(0, ge=0, description="processes that encode images; 0: the main process does it")
+
+    @field_validator("class_names")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        # The saved configuration is read again from other folders.
+        return None if path is None else str(Path(path).resolve())
 
     @property
     def heldout(self) -> int:
