@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def write_set(folder: Path, count: int = 12, *, logits: bool = True, seed: int =
     return made
 
 
-def edit_manifest(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     change(values)

@@ -53,7 +53,7 @@ def test_the_same_image_twice_is_refused_or_dropped(tmp_path: Path) -> None:
 def test_sets_that_do_not_belong_together(tmp_path: Path) -> None:
     ours = opened(tmp_path / "a", 1)
     write_set(tmp_path / "b", seed=2)
-    edit_manifest(tmp_path / "b", lambda m: m["teacher"].update(digest="sha256:" + "7" * 64))  # type: ignore[attr-defined]
+    edit_manifest(tmp_path / "b", lambda m: m["teacher"].update(digest="sha256:" + "7" * 64))
     with pytest.raises(ClusterqError, match="merge sets of one teacher"):
         merge([ours, ShardSet.open(tmp_path / "b")], tmp_path / "out")
     write_set(tmp_path / "c", seed=2)
@@ -68,7 +68,7 @@ def test_sets_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_licences_and_notes(tmp_path: Path) -> None:
     for name, seed, licence in (("a", 1, "MIT"), ("b", 2, "MIT"), ("c", 3, "CC-BY-4.0")):
         write_set(tmp_path / name, seed=seed)
-        edit_manifest(tmp_path / name, lambda m, n=name, x=licence: m.update(license=x, note=f"note {n}"))  # type: ignore[misc]
+        edit_manifest(tmp_path / name, lambda m, n=name, x=licence: m.update(license=x, note=f"note {n}"))
     sets = {name: ShardSet.open(tmp_path / name) for name in "abc"}
     same = merge([sets["a"], sets["b"]], tmp_path / "same")
     assert (same.license, same.note) == ("MIT", "note a\n\nnote b")

@@ -152,7 +152,7 @@ def agree(folder: Path) -> None:
     """The manifest follows whatever the first shard has become."""
     path = folder / "synth-train-000000.tar"
     facts = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-    edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(facts))  # type: ignore[index]
+    edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(facts))
 
 
 def with_size(field: bytes) -> bytes:
@@ -242,7 +242,7 @@ def test_a_manifest_of_a_hundred_megabytes_is_not_read(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     return buffer.getvalue()

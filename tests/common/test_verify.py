@@ -40,7 +40,7 @@ def rewrite(folder: Path, change: Callable[[str, bytes], tuple[str, bytes] | Non
                 tar.addfile(info, io.BytesIO(changed[1]))
     if agree:
         facts = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(facts))  # type: ignore[index]
+        edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(facts))
 
 
 def test_a_good_set_has_no_problem_and_all_of_it_is_looked_at(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_samples(tmp_path: Path, change: Callable[[str, bytes], tuple[str, bytes
 
 def test_counts_by_class(tmp_path: Path) -> None:
     write_set(tmp_path)
-    edit_manifest(tmp_path, lambda m: m["splits"]["train"].update(per_class=[3, 5, 4]))  # type: ignore[index]
+    edit_manifest(tmp_path, lambda m: m["splits"]["train"].update(per_class=[3, 5, 4]))
     assert [one.what for one in problems(tmp_path)] == ["class 0 has 4 samples in split train, the manifest says 3"]
 
 

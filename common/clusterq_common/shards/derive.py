@@ -1,6 +1,6 @@
 """New sets out of others: merged, cut, or saved from damage; where the images come from stays written down."""
 
-import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -162,12 +162,9 @@ def _write(
             versions=versions(),
         )
         write_manifest(out, manifest)
-    except BaseException:
-        # Without a manifest they are no set, and what is left would be in the way of the next try.
-        for path in out.glob("synth-*.tar"):
-            path.unlink()
-        if out.is_dir() and not any(out.iterdir()):
-            os.rmdir(out)
+    except BaseException:  # an interruption too; it goes on its way below
+        # Without a manifest this is no set, and would be in the way of the next try. The folder was empty or missing before.
+        shutil.rmtree(out, ignore_errors=True)
         raise
     return manifest
 

@@ -92,7 +92,7 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
                 if suffix in samples.setdefault(key, {}):
                     raise ClusterqError(f"--shards: {path} holds {member.name!r} twice; {ADVICE}.")
                 samples[key][suffix] = (member.offset_data, member.size)
-                # The list of members that tarfile keeps would grow with the shard.
+                # The list of members that tarfile keeps would grow with the shard (an attribute its annotations leave out).
                 tar.members = []  # type: ignore[attr-defined]
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise ClusterqError(f"--shards: {path} is no readable tar ({error}); {ADVICE}.") from error
