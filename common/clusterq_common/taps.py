@@ -5,7 +5,7 @@ channel); whole-batch and class-wise statistics are reductions of those small (N
 statistics cost next to nothing, however many classes the teacher knows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from clusterq_common.runtime.precision import at_least_float32
+from clusterq_common.runtime.reduce import mean_across, sum_across
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,33 @@ class Moments:
     second: Tensor
     shift: Tensor
 
+    @classmethod
+    def joined(cls, moments: Sequence["Moments"]) -> "Moments":
+        """Several layers side by side, as if they were one with all their channels: one reduction then serves all."""
+        return cls(
+            ",".join(one.name for one in moments),
+            torch.cat([one.first for one in moments], dim=1),
+            torch.cat([one.second for one in moments], dim=1),
+            torch.cat([one.shift for one in moments]),
+        )
+
     def batch(self) -> Statistics:
-        """Statistics over the whole batch."""
-        first, second = self.first.mean(0), self.second.mean(0)
+        """Statistics over the whole batch, of all processes."""
+        first, second = mean_across(torch.stack([self.first.mean(0), self.second.mean(0)]))
         return Statistics(first + self.shift, (second - first.square()).clamp_min(0))
 
     def by_class(self, groups: ClassGroups, keep: Tensor | None = None) -> ClassStatistics:
-        """Statistics of each class present, over the samples for which `keep` ((N,) bool) holds; all when None."""
+        """Statistics of each class present, over the samples for which `keep` ((N,) bool) holds; all when None.
+
+        `groups.classes` is the same in every process; `groups.row` and `keep` belong to a process's own samples.
+        """
         weight = torch.ones_like(groups.row, dtype=self.first.dtype) if keep is None else keep.to(self.first.dtype)
         rows = groups.classes.numel()
-        count = weight.new_zeros(rows).index_add(0, groups.row, weight)
+        count = sum_across(weight.new_zeros(rows).index_add(0, groups.row, weight))
         share = (weight / count.clamp_min(1)[groups.row])[:, None]
-        first = self.first.new_zeros(rows, self.first.shape[1]).index_add(0, groups.row, self.first * share)
-        second = torch.zeros_like(first).index_add(0, groups.row, self.second * share)
+        own = torch.cat([self.first * share, self.second * share], dim=1)
+        summed = sum_across(own.new_zeros(rows, own.shape[1]).index_add(0, groups.row, own))
+        first, second = summed.chunk(2, dim=1)
         present = (count > 0)[:, None]
         mean = torch.where(present, first + self.shift, 0.0)
         return ClassStatistics(mean, (second - first.square()).clamp_min(0), count)
@@ -137,19 +154,19 @@ def stored_statistics(model: nn.Module) -> dict[str, Statistics]:
     for name, layer in batchnorm_layers(model).items():
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        found[name] = Statistics(layer.running_mean.float(), layer.running_var.float())
+        found[name] = Statistics(at_least_float32(layer.running_mean), at_least_float32(layer.running_var))
     return found
 
 
 def _moments_of(name: str, layer: _BatchNorm, x: Tensor) -> Moments:
     assert layer.running_mean is not None
-    shift = layer.running_mean.detach().float()
+    shift = at_least_float32(layer.running_mean.detach())
     # Squares of bf16 values keep three digits: leave autocast before taking them.
     with torch.autocast(x.device.type, enabled=False):
         if x.dim() == 2:
-            centred = x.float() - shift
+            centred = at_least_float32(x) - shift
             return Moments(name, centred, centred.square(), shift)
-        first, second = _ShiftedMoments.apply(x.float(), shift)
+        first, second = _ShiftedMoments.apply(at_least_float32(x), shift)
     return Moments(name, first, second, shift)
 
 

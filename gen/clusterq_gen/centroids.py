@@ -34,17 +34,14 @@ class SemanticLayers:
             raise ValueError(f"start_layer {first}, but the teacher has BatchNorm layers 0 to {len(moments) - 1}")
         deep = moments[first:]
         channels = tuple(moment.first.shape[1] for moment in deep)
-        device = deep[0].first.device
-        per_channel = torch.cat([torch.full((c,), eps[m.name], device=device) for m, c in zip(deep, channels, strict=True)])
+        like = deep[0].first
+        per_channel = torch.cat([like.new_full((c,), eps[m.name]) for m, c in zip(deep, channels, strict=True)])
         return cls(tuple(moment.name for moment in deep), channels, per_channel)
 
     def statistics(self, taps: BatchNormTaps, groups: ClassGroups, keep: Tensor) -> "ClassFeatures":
         """Class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
-        deep = taps.moments[-len(self.names) :]
-        found = [moment.by_class(groups, keep) for moment in deep]
-        mean = torch.cat([statistics.mean for statistics in found], dim=1)
-        var = torch.cat([statistics.var for statistics in found], dim=1)
-        return ClassFeatures(groups.classes, mean, torch.sqrt(var + self.eps), found[0].count)
+        found = Moments.joined(taps.moments[-len(self.names) :]).by_class(groups, keep)
+        return ClassFeatures(groups.classes, found.mean, torch.sqrt(found.var + self.eps), found.count)
 
     def layer_mean(self, values: Tensor) -> Tensor:
         """Mean over each layer's channels, then over layers: (K, D) -> (K,), no matter how wide a layer is."""
@@ -66,17 +63,16 @@ class Centroids:
 
     def __init__(self, num_classes: int, layers: SemanticLayers) -> None:
         self.layers = layers
-        width, device = layers.eps.numel(), layers.eps.device
-        self.mean = torch.zeros(num_classes, width, device=device)
-        self.std = torch.zeros(num_classes, width, device=device)
-        self.known = torch.zeros(num_classes, dtype=torch.bool, device=device)
+        self.mean = layers.eps.new_zeros(num_classes, layers.eps.numel())
+        self.std = torch.zeros_like(self.mean)
+        self.known = torch.zeros(num_classes, dtype=torch.bool, device=self.mean.device)
 
     @torch.no_grad()
     def update(self, features: ClassFeatures, rate: float) -> None:
         """Eq. 5: `mu <- (1 - b) mu + b mu_hat`, likewise sigma. Absent classes keep theirs; a new class takes its first."""
         rows = features.classes
         seen = (features.count > 0)[:, None]
-        share = torch.where(self.known[rows], rate, 1.0)[:, None] * seen
+        share = torch.where(self.known[rows], rate, 1.0).to(self.mean)[:, None] * seen
         self.mean[rows] = torch.lerp(self.mean[rows], features.mean.detach(), share)
         self.std[rows] = torch.lerp(self.std[rows], features.std.detach(), share)
         self.known[rows] |= seen[:, 0]

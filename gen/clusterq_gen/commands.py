@@ -6,7 +6,7 @@ import torch
 
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
-from clusterq_common.runtime.distributed import one_process, process_group
+from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
@@ -28,7 +28,6 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     Raises:
         ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `emit_shards`.
     """
-    one_process("clusterq-gen train")
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -36,16 +35,21 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         for line in describe_plan(config, teacher, device):
             say(line)
         return
-    resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
-    if not resuming:
-        config.to_yaml(out / CONFIG)
-    write_environment(out / ENVIRONMENT, device)
 
-    if not (resuming and (out / GENERATOR).is_file()):
-        _announce(config, teacher, device)
-        train_generator(config, teacher, out, device, resume=resuming)
-    source = GeneratorSource.load(out, config, teacher.spec, config.runtime.seed, device)
-    manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed)
+    def open_folder() -> tuple[bool, bool]:
+        resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
+        if not resuming:
+            config.to_yaml(out / CONFIG)
+        write_environment(out / ENVIRONMENT, device)
+        return resuming, resuming and (out / GENERATOR).is_file()
+
+    with process_group() as ranks:
+        resuming, trained = ranks.from_first(open_folder)
+        if not trained:
+            _announce(config, teacher, device)
+            train_generator(config, teacher, out, device, resume=resuming)
+        source = GeneratorSource.load(out, config, teacher.spec, config.runtime.seed, device)
+        manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     say(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
 

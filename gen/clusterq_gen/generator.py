@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterq_common.images import pixel_bounds
+from clusterq_common.runtime.precision import at_least_float32
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
+from clusterq_gen.synced_norm import SyncedBatchNorm2d
 
 LARGEST_EMBEDDING_SIZE = 64
 SLOPE = 0.2
@@ -45,13 +47,13 @@ class Generator(nn.Module):
         self.register_buffer("high", high, persistent=False)
         self.to_map = nn.Linear(config.latent_size, config.width * self.start**2)
         self.to_image = nn.Conv2d(config.width // 2, spec.channels, 3, padding=1)
-        self.standardise = nn.BatchNorm2d(spec.channels, affine=False)
+        self.standardise = SyncedBatchNorm2d(spec.channels, affine=False)
 
     def _first_map(self, z: Tensor) -> Tensor:
         return self.to_map(z).view(len(z), self.width, self.start, self.start).contiguous(memory_format=torch.channels_last)
 
     def _image(self, features: Tensor) -> Tensor:
-        image = self.standardise(torch.tanh(self.to_image(features)).float())
+        image = self.standardise(at_least_float32(torch.tanh(self.to_image(features))))
         image = image[:, :, : self.image_size, : self.image_size]
         # Outside these bounds a pixel could not be stored; inside them only rounding separates training from the shards.
         return torch.clamp(image, self.low, self.high)
@@ -64,9 +66,9 @@ class EmbeddingGenerator(Generator):
         super().__init__(config, spec)
         width, half = config.width, config.width // 2
         self.embedding = nn.Embedding(spec.num_classes, config.latent_size)
-        self.norm0 = nn.BatchNorm2d(width)
-        self.block1 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width, 0.8), nn.LeakyReLU(SLOPE))
-        self.block2 = nn.Sequential(nn.Conv2d(width, half, 3, padding=1), nn.BatchNorm2d(half, 0.8), nn.LeakyReLU(SLOPE))
+        self.norm0 = SyncedBatchNorm2d(width)
+        self.block1 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), SyncedBatchNorm2d(width, 0.8), nn.LeakyReLU(SLOPE))
+        self.block2 = nn.Sequential(nn.Conv2d(width, half, 3, padding=1), SyncedBatchNorm2d(half, 0.8), nn.LeakyReLU(SLOPE))
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         x = self.norm0(self._first_map(z * self.embedding(labels)))
@@ -98,7 +100,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.norm = SyncedBatchNorm2d(channels, affine=False)
         self.scale = nn.Embedding(num_classes, channels)
         self.shift = nn.Embedding(num_classes, channels)
         nn.init.ones_(self.scale.weight)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.reduce import average_gradients, broadcast, sum_across
 from clusterq_common.runtime.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
@@ -26,14 +28,17 @@ GRIDS_IN_A_RUN = 8
 def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device, *, resume: bool) -> Training:
     """Train a generator for a teacher and write checkpoints, metrics, sample grids and the final networks into `folder`.
 
-    With `resume`, go on from the last checkpoint; the result is the same as without the interruption.
+    With `resume`, go on from the last checkpoint; the result is the same as without the interruption. Several processes
+    share each batch; the first one writes.
 
     Raises:
         ClusterqError: a loss is no longer finite; the last good checkpoint stays.
     """
+    first = Ranks.current().first
     run = Training.start(config, teacher, device)
     if resume and (folder / CHECKPOINT).is_file():
         run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+    broadcast(run.generator)
     log = MetricsLog(folder / METRICS, keep_before_step=run.step)
     per_epoch = config.train.steps_per_epoch
     last_save = time.monotonic()
@@ -56,15 +61,17 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
                 note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
                 records = []
             ticker.advance(note=note)
-            if end_of_epoch:
+            if end_of_epoch and first:
                 _maybe_grid(run, folder)
                 if run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds:
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
                     last_save = time.monotonic()
 
-    save_weights(folder / GENERATOR, run.generator)
-    if run.student is not None:
-        save_weights(folder / STUDENT, run.student)
+    if first:
+        if run.student is not None:
+            save_weights(folder / STUDENT, run.student)
+        save_weights(folder / GENERATOR, run.generator)
+    Ranks.current().wait()
     return run
 
 
@@ -90,6 +97,7 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
         norms = _backward_by_term(terms, images)
     else:
         torch.stack(list(terms.values())).sum().backward()
+    average_gradients(run.generator.parameters())
     run.optimizer.step()
 
     # ---- centroids
@@ -105,6 +113,7 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
         student_terms = run.method.student(student_logits, teacher_logits.detach(), labels)
         run.student_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(student_terms.values())).sum().backward()
+        average_gradients(student.parameters())
         run.student_optimizer.step()
         agreement = (student_logits.detach().argmax(1) == teacher_logits.detach().argmax(1)).float().mean()
         student_metrics = {f"student/{name}": term.detach() for name, term in student_terms.items()}
@@ -139,13 +148,16 @@ def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     """Back-propagate the sum of the terms, and return the norm of each term's gradient at the generator's output.
 
-    Everything reaches the generator through its images, so the sum of these gradients, sent on, is the whole gradient.
+    Everything reaches the generator through its images, so the sum of these gradients, sent on, is the whole gradient. What is
+    minimised is the mean of the processes' losses, so a process's gradient counts 1 / world.
     """
     gradients = {}
     for name, term in terms.items():
         (gradients[name],) = torch.autograd.grad(term, images, retain_graph=True)
     images.backward(torch.stack(list(gradients.values())).sum(0))
-    return {name: torch.linalg.vector_norm(gradient.float()) for name, gradient in gradients.items()}
+    squares = torch.stack([gradient.float().square().sum() for gradient in gradients.values()])
+    norms = sum_across(squares).sqrt() / Ranks.current().world
+    return dict(zip(gradients, norms.unbind(), strict=True))
 
 
 def _note(record: dict[str, float]) -> str:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.device import place, training_autocast
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.reduce import broadcast, gather_batch
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import BatchNormTaps, ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
@@ -46,7 +48,17 @@ class Training:
 
     @classmethod
     def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "Training":
-        """A new run: the generator has fresh weights, drawn from the seed."""
+        """A new run: the generator has fresh weights, drawn from the seed.
+
+        Raises:
+            ClusterqError: the batch cannot be shared evenly among the processes.
+        """
+        world = Ranks.current().world
+        if config.train.batch_size % world:
+            raise ClusterqError(
+                f"--batch-size: {config.train.batch_size} images cannot be shared evenly by {world} processes, expected a multiple of "
+                f"{world}; the batch is that of all processes together."
+            )
         # Layers draw their first weights from the global generator: it is seeded here, and put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
@@ -69,14 +81,15 @@ class Training:
         return training_autocast(self.config.runtime, self.device)
 
     def inputs(self, step: int) -> tuple[Tensor, Tensor, ClassGroups]:
-        """Noise (N, latent), labels (N,) and their groups for one step, on the device."""
+        """Noise (N, latent), labels (N,) and their groups for one step, on the device: this process's part of the batch."""
         train, seed = self.config.train, self.config.runtime.seed
         classes = self.teacher.spec.num_classes
         per_batch = classes_in_batch(classes, train.batch_size, train.classes_per_batch)
         labels, groups = batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
         z = noise(seed, step, batch_size=train.batch_size, latent_size=self.config.generator.latent_size)
-        groups = ClassGroups(groups.classes.to(self.device), groups.row.to(self.device))
-        return z.to(self.device), labels.to(self.device), groups
+        own = Ranks.current().share(train.batch_size)
+        groups = ClassGroups(groups.classes.to(self.device), groups.row[own].to(self.device))
+        return z[own].to(self.generator.to_map.weight), labels[own].to(self.device), groups
 
     def set_learning_rates(self, epoch: int) -> None:
         """Both optimisers' rates for an epoch, by the schedule."""
@@ -109,13 +122,14 @@ class Training:
                     # Rates 1, 1/2, 1/3, ... make the mean over the rounds.
                     self.centroids.update(features, 1 / (1 + number // steps_per_round))
                 if number % keep_every == 0:
-                    images.append(batch.cpu())
+                    images.append(gather_batch(batch).cpu())
             self.generator.train()
         calibrate(self.student, images, self.config.quant, seed=self.config.runtime.seed)
+        broadcast(self.student)
 
     def _add_student(self, log: Any) -> None:
         spec = self.teacher.spec
-        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=self.device)
+        example = self.generator.to_map.weight.new_zeros(1, spec.channels, spec.size, spec.size)
         # In eval mode BatchNorm keeps the teacher's running statistics, as GDFQ trains its student.
         self.student = convert(self.teacher.model, self.config.quant, example, log).eval()
         self.student_optimizer = torch.optim.SGD(

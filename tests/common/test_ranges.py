@@ -19,7 +19,7 @@ def test_ema_of_a_constant_is_the_constant_at_every_step() -> None:
     """A corrected value fed back into the running one would climb far above."""
     observer = ActivationObserver()
     config = QuantConfig(range="minmax")
-    for _ in range(40):
+    for observer.batch in range(40):
         observer.update(torch.tensor([0.0, 1.0]))
         assert observer.range(4, config).high.item() == pytest.approx(1.0, rel=1e-5)
 
@@ -27,7 +27,7 @@ def test_ema_of_a_constant_is_the_constant_at_every_step() -> None:
 def test_ema_weighs_recent_batches_most() -> None:
     observer = ActivationObserver()
     highs = [1.0, 2.0, 4.0]
-    for high in highs:
+    for observer.batch, high in enumerate(highs):
         observer.update(torch.tensor([-high / 2, high]))
     weights = [0.1 * 0.9**age for age in (2, 1, 0)]
     expected = sum(w * h for w, h in zip(weights, highs, strict=True)) / sum(weights)
@@ -70,6 +70,7 @@ def test_sign_is_decided_by_every_value_seen() -> None:
     assert observer.range(4, QuantConfig(signed=True)).grid.signed
     rare = torch.rand(200_000)
     rare[123_456] = -0.5  # one value among many, which the random sample is likely to miss
+    observer.batch = 1
     observer.update(rare)
     assert observer.range(4, config).grid.signed
 
@@ -78,7 +79,7 @@ def test_sample_is_bounded_and_nothing_seen_is_an_error() -> None:
     observer = ActivationObserver()
     with pytest.raises(RuntimeError, match="no activation was observed"):
         observer.range(4, QuantConfig())
-    for _ in range(20):
+    for observer.batch in range(20):
         observer.update(torch.randn(100_000))
     assert observer._sample().numel() <= (1 << 18) + 2
 

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.runtime.precision import at_least_float32
+
 
 def distillation_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, summed over classes, mean over the batch (Hinton et al., 2015).
@@ -15,6 +17,6 @@ def distillation_kl(teacher_logits: Tensor, student_logits: Tensor, temperature:
         student_logits: (N, classes).
         temperature: T > 0.
     """
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=1)
+    student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

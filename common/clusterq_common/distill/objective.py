@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterq_common.distill.kl import distillation_kl
+from clusterq_common.runtime.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StudentObjective:
         """
         terms = {}
         if self.ce_weight:
-            terms["ce"] = self.ce_weight * F.cross_entropy(student_logits.float(), labels)
+            terms["ce"] = self.ce_weight * F.cross_entropy(at_least_float32(student_logits), labels)
         if self.kl_weight:
             terms["kl"] = self.kl_weight * distillation_kl(teacher_logits, student_logits, self.temperature)
         return terms

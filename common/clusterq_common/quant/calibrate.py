@@ -10,6 +10,7 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.ranges import ActivationObserver
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 
 
@@ -17,7 +18,8 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
     """Set the range of every activation quantizer from `batches` of images, (N, C, H, W) float32.
 
     The student runs in eval mode and float32, with quantized weights and float activations: a range is then what the
-    activation wants, not what the layers before it have already cut off.
+    activation wants, not what the layers before it have already cut off. Several processes are given the same batches, share
+    them out, and find the same ranges as one would.
 
     Raises:
         ClusterqError: no batch was given, or an activation is not finite.
@@ -25,16 +27,22 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
     sites = {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
     if not sites:
         return
+    ranks = Ranks.current()
     observers = {name: ActivationObserver(seed + number) for number, name in enumerate(sites)}
-    device = next(student.parameters()).device
+    device, dtype = next(student.parameters()).device, next(student.parameters()).dtype
     training = student.training
     student.eval()
     seen = 0
     with _observed(sites, observers), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for batch in batches:
-            student(batch.to(device).float())
+        for number, batch in enumerate(batches):
             seen += len(batch)
+            if number % ranks.world == ranks.rank:
+                for observer in observers.values():
+                    observer.batch = number
+                student(batch.to(device, dtype))
     student.train(training)
+    for observer in observers.values():
+        observer.merge(ranks)
     if not seen:
         raise ClusterqError("calibration saw no image; give at least one synthetic image (a shard set with samples).")
     for name, quantizer in sites.items():

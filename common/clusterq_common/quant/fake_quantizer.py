@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clusterq_common.quant.config import Scheme
 from clusterq_common.quant.grid import MIN_SCALE, Grid
+from clusterq_common.runtime.precision import at_least_float32
 
 
 class Quantized(NamedTuple):
@@ -32,7 +33,7 @@ class FakeQuantizer(nn.Module):
 
     Per tensor, or per channel of dimension 0 (weights). The range is held as buffers (`scale`, `zero_point`, `limits`), so
     that it is saved and loaded with the model; with `learned`, `scale` is a parameter that is trained as in LSQ (Esser et
-    al., 2020). Always float32: bf16 cannot hold the products.
+    al., 2020). Never below float32: bf16 cannot hold the products.
     """
 
     scale: Tensor
@@ -88,7 +89,7 @@ class FakeQuantizer(nn.Module):
             return x
         grid = self.grid
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = at_least_float32(x)
             if isinstance(self.scale, nn.Parameter) and torch.is_grad_enabled():
                 return _learned(x, self._positive_scale(), self.zero_point, grid)
             return _fake_quantize(x, self._positive_scale().detach(), self.zero_point, self.axis, grid)

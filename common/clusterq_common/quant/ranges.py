@@ -11,6 +11,8 @@ from torch import Tensor
 
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.grid import Grid
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.seeding import stream
 
 EMA_RATE = 0.1
 SAMPLES_PER_BATCH = 1 << 15
@@ -30,51 +32,71 @@ class Range(NamedTuple):
 class ActivationObserver:
     """Watches one activation over the calibration batches.
 
-    Keeps a bias-corrected exponential mean of each batch's minimum and maximum, the extremes over all batches, and a
-    random sample of values (at most 2^18) for the percentile and squared-error ranges.
+    Keeps each batch's minimum and maximum, and a random sample of its values, by the batch's number: what comes out of them
+    depends neither on who saw which batch nor on when.
+
+    Attributes:
+        batch: number of the batch that comes next; whoever shows batches sets it.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self._random = torch.Generator().manual_seed(seed)
-        self._mean = torch.zeros(2)
-        self._weight = 0.0
-        self._extremes = torch.tensor([torch.inf, -torch.inf])
-        self._samples: list[Tensor] = []
+        self.batch = 0
+        self._seed = seed
+        self._ends: dict[int, Tensor] = {}
+        self._samples: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in one batch, any shape and float dtype."""
+        """Take in the activation of batch number `batch`, any shape and float dtype."""
         values = x.detach().float().flatten()
         ends = torch.stack(torch.aminmax(values)).cpu()
-        # Adam's correction: the running value starts at zero and stays raw; only what is read is divided.
-        self._mean = (1 - EMA_RATE) * self._mean + EMA_RATE * ends
-        self._weight = (1 - EMA_RATE) * self._weight + EMA_RATE
-        self._extremes = torch.stack([torch.minimum(self._extremes[0], ends[0]), torch.maximum(self._extremes[1], ends[1])])
         if values.numel() > SAMPLES_PER_BATCH:
-            picked = torch.randint(values.numel(), (SAMPLES_PER_BATCH,), generator=self._random)
-            values = values[picked.to(values.device)]
-        self._samples.append(values.cpu())
+            random = stream(self._seed, "observer", self.batch)
+            values = values[torch.randint(values.numel(), (SAMPLES_PER_BATCH,), generator=random).to(values.device)]
+        if self.batch in self._ends:  # a layer that runs twice in a forward pass
+            before = self._ends[self.batch]
+            ends = torch.stack([torch.minimum(before[0], ends[0]), torch.maximum(before[1], ends[1])])
+            values = torch.cat([self._samples[self.batch], values.cpu()])
+        self._ends[self.batch], self._samples[self.batch] = ends, values.cpu()
+
+    def merge(self, ranks: Ranks) -> None:
+        """Add what the observers of other processes saw of the same activation."""
+        for ends, samples in ranks.gather((self._ends, self._samples)):
+            self._ends |= ends
+            self._samples |= samples
 
     def range(self, bits: int, config: QuantConfig) -> Range:
-        """The range by `config.range`.
+        """The range by `config.range`: `minmax` is a bias-corrected exponential mean over the batches, in their order.
 
         Raises:
             RuntimeError: no batch was seen.
         """
-        if not self._samples:
+        if not self._ends:
             raise RuntimeError("no activation was observed: the calibration saw no batch, or the layer was not reached")
         # Whether a sign is needed is decided by every value seen; a ReLU never gives one, a rare tail does.
-        grid = Grid.choose(bits, config.quantizer, minimum=float(self._extremes[0]), always_signed=config.signed)
+        ends = torch.stack([self._ends[number] for number in sorted(self._ends)])
+        extremes = torch.stack([ends[:, 0].min(), ends[:, 1].max()])
+        grid = Grid.choose(bits, config.quantizer, minimum=float(extremes[0]), always_signed=config.signed)
         if config.range == "minmax":
-            low, high = self._mean / self._weight
+            low, high = _exponential_mean(ends)
             return Range(grid, low[None], high[None])
-        return _estimate(self._sample()[None], grid, config)
+        return _estimate(torch.cat([self._sample(), extremes])[None], grid, config)
 
     def _sample(self) -> Tensor:
-        values = torch.cat(self._samples)
+        values = torch.cat([self._samples[number] for number in sorted(self._samples)])
         if values.numel() > SAMPLES_KEPT:
-            values = values[torch.randperm(values.numel(), generator=self._random)[:SAMPLES_KEPT]]
-        return torch.cat([values, self._extremes])
+            values = values[torch.randperm(values.numel(), generator=stream(self._seed, "sample"))[:SAMPLES_KEPT]]
+        return values
+
+
+def _exponential_mean(rows: Tensor) -> Tensor:
+    """Exponential mean over rows, the last one counting most: (B, 2) -> (2,)."""
+    mean, weight = torch.zeros_like(rows[0]), 0.0
+    for row in rows:
+        # Adam's correction: the running value starts at zero and stays raw; only what is read is divided.
+        mean = (1 - EMA_RATE) * mean + EMA_RATE * row
+        weight = (1 - EMA_RATE) * weight + EMA_RATE
+    return mean / weight
 
 
 def weight_range(weight: Tensor, bits: int, config: QuantConfig) -> Range:

@@ -8,15 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
+from clusterq_common.runtime.reduce import mean_across
 
 
 class MetricsLog:
-    """Appends records to a file; on resume, records later than the checkpoint are dropped first, since they will be redone."""
+    """Appends records to a file; on resume, records later than the checkpoint are dropped first, since they will be redone.
+
+    Of several processes the first one writes, and what it writes are means over all of them.
+    """
 
     def __init__(self, path: Path, *, keep_before_step: int = 0) -> None:
         self.path = path
+        self.ranks = Ranks.current()
+        if not self.ranks.first:
+            return
         kept = [record for record in read_metrics(path) if record["step"] < keep_before_step] if path.exists() else []
         atomic_write(path, "".join(_line(record) for record in kept))
 
@@ -31,7 +39,7 @@ class MetricsLog:
             ClusterqError: a value is not finite.
         """
         tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
-        numbers = iter(torch.stack(tensors).tolist()) if tensors else iter(())
+        numbers = iter(mean_across(torch.stack(tensors)).tolist()) if tensors else iter(())
         plain = [{k: next(numbers) if isinstance(v, Tensor) else v for k, v in record.items()} for record in records]
         self.append(plain)
         for record in plain:
@@ -45,7 +53,9 @@ class MetricsLog:
         return plain
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Write records, each with at least a `step`."""
+        """Write records, each with at least a `step`; the first process does it."""
+        if not self.ranks.first:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(_line(record) for record in records))
 

@@ -1,5 +1,6 @@
 """Progress: a bar on a terminal, a line now and then elsewhere. Both go to stderr; stdout is for results."""
 
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -12,9 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def speaks() -> bool:
+    """Whether this process talks to the person watching: of those that torchrun starts, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """One line for the person watching."""
-    print(line, file=sys.stderr, flush=True)
+    if speaks():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Ticker(ABC):
@@ -59,7 +66,7 @@ class _Lines(Ticker):
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Ticker]:
     """Show the progress of a block of work of `total` units, `done` of which are behind it already."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not speaks():
         yield _Lines(description, total, done)
         return
     columns = (

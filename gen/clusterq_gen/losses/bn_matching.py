@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from clusterq_common.taps import Moments
 from clusterq_gen.losses.batch import StepBatch
 
 
@@ -13,8 +14,10 @@ class BatchNormMatchingLoss:
     """
 
     def __call__(self, batch: StepBatch) -> Tensor:
-        distances = []
-        for moments in batch.taps:
-            seen, stored = moments.batch(), batch.stored[moments.name]
-            distances.append((seen.mean - stored.mean).square().mean() + (seen.var - stored.var).square().mean())
-        return torch.stack(distances).mean()
+        layers = list(batch.taps)
+        channels = [layer.first.shape[1] for layer in layers]
+        stored = [batch.stored[layer.name] for layer in layers]
+        seen = Moments.joined(layers).batch()
+        squares = (seen.mean - torch.cat([one.mean for one in stored])).square()
+        squares = squares + (seen.var - torch.cat([one.var for one in stored])).square()
+        return torch.stack([part.mean() for part in squares.split(channels)]).mean()

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.runtime.precision import at_least_float32
 from clusterq_gen.losses.batch import StepBatch
 
 
@@ -10,4 +11,4 @@ class ClassificationLoss:
     """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch."""
 
     def __call__(self, batch: StepBatch) -> Tensor:
-        return F.cross_entropy(batch.teacher_logits.float(), batch.labels)
+        return F.cross_entropy(at_least_float32(batch.teacher_logits), batch.labels)

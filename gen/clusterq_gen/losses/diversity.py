@@ -46,4 +46,4 @@ class DiversityLoss:
             drawn = torch.randn(like.shape, generator=random)
         else:
             drawn = torch.rand(like.shape, generator=random) * 2 - 1
-        return drawn.to(like.device)
+        return drawn.to(like)

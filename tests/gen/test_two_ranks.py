@@ -1,0 +1,132 @@
+"""Two processes with half a batch each take the steps that one takes with the whole batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.runtime.distributed import Ranks, process_group
+from clusterq_common.runtime.reduce import average_gradients, mean_across, sum_across
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.loop import train_step
+from clusterq_gen.synced_norm import SyncedBatchNorm2d
+from clusterq_gen.training import Training
+from tests.several import in_processes
+
+CPU = torch.device("cpu")
+STEPS = 5
+
+
+def teacher_in_float64() -> Teacher:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    spec = InputSpec(size=8, channels=2, num_classes=5, mean=(0.5, 0.4), std=(0.5, 0.3))
+    return Teacher(model.double().eval().requires_grad_(False), TeacherConfig(arch="small"), spec, "sha256:none")
+
+
+def settings(generator: str, ranges: str, norms_every: int) -> GenConfig:
+    train = {"epochs": 4, "warmup_epochs": 1, "steps_per_epoch": 2, "classes_per_batch": 5, "batch_size": 20, "gradient_norm_every": norms_every}
+    sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "generator": generator}}
+    # Sums, and large weights: every term must move the generator.
+    method = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0}
+    return resolve({**sections, "method": method, "quant": {"range": ranges}}, "quick", imagenet_sized=False)
+
+
+def five_steps(config: GenConfig) -> dict[str, Tensor]:
+    """What five steps, two of them in warm-up, make of everything that a run holds; the metrics too."""
+    run = Training.start(config, teacher_in_float64(), CPU)
+    run.generator.double()
+    state: dict[str, Tensor] = {}
+    with batchnorm_taps(run.teacher.model) as taps:
+        for step in range(STEPS):
+            run.step = step
+            if step == 2:
+                run.end_warmup(log=lambda _: None)
+            metrics = train_step(run, taps, run.stored_statistics())
+            values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+            # Norms are whole already; means over equal parts are the mean.
+            state |= {f"metric {step} {name}": mean_across(value.clone()) for name, value in values.items()}
+    assert run.student is not None
+    assert run.centroids is not None
+    for name, module in (("generator", run.generator), ("student", run.student)):
+        state |= {f"{name} {key}": value.detach().clone() for key, value in module.state_dict().items()}
+    return state | {f"centroids {key}": value for key, value in run.centroids.state_dict().items()}
+
+
+def compare_with_file(config: GenConfig, path: Path, tolerance: float) -> None:
+    with process_group() as ranks:
+        assert ranks.world == 2
+        found = five_steps(config)
+    for name, expected in torch.load(path).items():
+        torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("generator", "ranges", "norms_every", "tolerance"),
+    [
+        ("embedding", "mse", 10_000, 1e-9),
+        # Learned steps and the recorded norms are float32.
+        ("conditional-bn", "lsq", 1, 2e-5),
+    ],
+)
+def test_five_steps(generator: str, ranges: str, norms_every: int, tolerance: float, tmp_path: Path) -> None:
+    config = settings(generator, ranges, norms_every)
+    alone = five_steps(config)
+    assert alone["metric 4 loss/fda"] > 0
+    start = Training.start(config, teacher_in_float64(), CPU).generator.state_dict()
+    moved = [(alone[f"generator {name}"] - value).abs().max() for name, value in start.items() if value.is_floating_point()]
+    assert min(moved) > 0, "every parameter and every running statistic of the generator has moved"
+    torch.save(alone, tmp_path / "alone.pt")
+    in_processes(2, compare_with_file, config, tmp_path / "alone.pt", tolerance)
+
+
+def check_reductions() -> None:
+    with process_group() as ranks:
+        own = torch.tensor([1.0 + ranks.rank, 2.0], dtype=torch.float64, requires_grad=True)
+        # L_r = (r + 1) * S[0]^2 with S = sum over ranks: d(sum of L) / d own[0] = 3 * 2 * S[0], S[0] = 3.
+        ((ranks.rank + 1) * sum_across(own)[0] ** 2).backward()
+        assert own.grad is not None
+        assert own.grad.tolist() == [18.0, 0.0]
+        assert mean_across(torch.tensor(float(ranks.rank))).item() == 0.5
+
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+        parameters[0].grad = torch.full((2,), float(ranks.rank))
+        if ranks.first:
+            parameters[1].grad = torch.ones(2)
+        average_gradients(parameters)
+        assert parameters[0].grad.tolist() == [0.5, 0.5]
+        assert parameters[1].grad is not None, "a process without images takes the same step"
+        assert parameters[1].grad.tolist() == [0.5, 0.5]
+        assert parameters[2].grad is None
+
+        norm = SyncedBatchNorm2d(3).double()
+        plain = nn.BatchNorm2d(3).double()
+        whole = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5 + 100
+        share = ranks.share(6)
+        wanted = plain(whole)[share]
+        torch.testing.assert_close(norm(whole[share]), wanted)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(norm.state_dict()[name], value)
+        assert ranks.gather(ranks.rank) == [0, 1]
+        assert ranks.from_first(lambda: "said by the first") == "said by the first"
+
+
+def test_reductions_and_their_gradients() -> None:
+    in_processes(2, check_reductions)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 1000])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_shares_cover_a_batch_once(count: int, world: int) -> None:
+    parts = [list(range(count))[Ranks(rank, world).share(count)] for rank in range(world)]
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
