@@ -22,7 +22,7 @@ from clusterq_common.runtime.device import place
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_finetune.config import resolve
-from clusterq_finetune.data import EpochSampler
+from clusterq_finetune.data import EpochBatches
 from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import evaluate_models
 from clusterq_finetune.recipes.distill import distill
@@ -114,16 +114,16 @@ def main() -> None:
         )
         place(student, CPU)
         with tempfile.TemporaryDirectory() as folder:
-            distill(student, teacher, data, finetune, Path(folder), CPU)
+            distill(student, teacher, data, finetune, Path(folder), CPU, stored_logits=True)
         result[f"{name}_top1"] = evaluate_models({"student": student}, images, device=CPU)["student"].top1
     print(json.dumps(result))
 
 
 def calibration(data: InMemory, teacher: Teacher, count: int, seed: int) -> Iterator[Tensor]:
     """The images that the ranges come from, chosen as the fine-tuner does."""
-    order = EpochSampler(len(data), seed)
+    order = EpochBatches(len(data), count, seed)
     order.epoch = -1
-    chosen = list(order)[:count]
+    chosen = next(iter(order))
     for start in range(0, len(chosen), CHUNK):
         yield normalise(data.values[chosen[start : start + CHUNK]], teacher.spec)
 

@@ -11,24 +11,26 @@ Augmentation = Literal["none", "flip", "crop-flip"]
 PADDING_SHARE = 8
 
 
-def augment(pixels: Tensor, kind: Augmentation, random: torch.Generator) -> Tensor:
+def augment(pixels: Tensor, kind: Augmentation, random: torch.Generator, *, whole: int, own: slice) -> Tensor:
     """Flip each image left-right with probability one half; `crop-flip` also shifts it by up to an eighth, edges repeated.
 
     Args:
         pixels: (N, C, S, S) uint8.
         kind: `none` returns the pixels as they are.
         random: a CPU generator.
+        whole: images in the whole batch, of all processes: draws are made for all of them.
+        own: which of those these are.
     """
     if kind == "none":
         return pixels
     count, _, size, _ = pixels.shape
-    flip = (torch.rand(count, generator=random) < 0.5).to(pixels.device)
+    flip = (torch.rand(whole, generator=random)[own] < 0.5).to(pixels.device)
     pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
     if kind == "flip":
         return pixels
     margin = max(1, size // PADDING_SHARE)
     padded = F.pad(pixels.float(), [margin] * 4, mode="replicate").to(torch.uint8)
-    top, left = torch.randint(2 * margin + 1, (2, count), generator=random).to(pixels.device)
+    top, left = torch.randint(2 * margin + 1, (2, whole), generator=random)[:, own].to(pixels.device)
     span = torch.arange(size, device=pixels.device)
     rows = (top[:, None] + span)[:, None, :, None]
     columns = (left[:, None] + span)[:, None, None, :]

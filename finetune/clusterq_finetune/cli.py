@@ -10,9 +10,10 @@ from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.progress import speaks
 from clusterq_common.runtime.settings import merged, read_yaml
 from clusterq_finetune import shards_cli
-from clusterq_finetune.config import SECTIONS
+from clusterq_finetune.config import SECTIONS, recipe_notes
 from clusterq_finetune.layouts import LAYOUTS
 
 app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
@@ -24,7 +25,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with ever
 
 
 @app.callback(invoke_without_command=True)
-@with_flags(SECTIONS, typer.Option)
+@with_flags(SECTIONS, typer.Option, recipe_notes())
 def finetune(
     flags: dict[str, dict[str, Any]],
     context: typer.Context,
@@ -109,6 +110,8 @@ def reproduce(
         from clusterq_finetune.reproduce import reproduce
 
         report = reproduce(result, out, shards)
+        if not report:
+            return
         print(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
         if "agreement" in report:
             print(
@@ -148,6 +151,8 @@ def compare(
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
+    if not speaks():
+        return
     for line in lines:
         print(line)
     if as_json:

@@ -16,7 +16,7 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device
-from clusterq_common.runtime.distributed import one_process
+from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.runtime.environment import device_name, versions, write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write, sha256_file
@@ -26,15 +26,19 @@ from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig, resolve
-from clusterq_finetune.data import EpochSampler, ShardDataset, batches
+from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batches
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
+from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.preprocess import describe_preprocessing
 from clusterq_finetune.recipes.distill import distill
+from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
 
 NAMES_SHOWN = 10
+# GDFQ's line has one set of values for CIFAR and one for ImageNet.
+LARGEST_SMALL_IMAGE = 64
 
 
 def finetune(
@@ -50,16 +54,36 @@ def finetune(
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
-    Real images (`val`) are only looked at after the last step, and only to report.
+    Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
+    first one writes, and has the result.
 
     Raises:
         ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
-    one_process("clusterq-finetune")
+    with process_group() as ranks:
+        result = _finetune(flags, shards_path, out, val, classes, ranks, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    return result if ranks.first else {}
+
+
+def _finetune(
+    flags: dict[str, dict[str, Any]],
+    shards_path: Path,
+    out: Path | None,
+    val: Path | None,
+    classes: Path | None,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
     begin = time.monotonic()
     shards = ShardSet.open(shards_path)
     run = _run_folder_of(shards)
-    config = resolve(flags, str(shards.folder.resolve()), find_teacher(flags.get("teacher", {}), run, shards.manifest))
+    teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
+    large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
+    config = resolve(flags, str(shards.folder.resolve()), teacher_config, imagenet_sized=large)
+    _refuse_selection_without_heldout(config, shards)
     device = prepare_device(config.runtime)
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -73,20 +97,32 @@ def finetune(
         for line in _plan(config, shards, folder, images):
             say(line)
         return {}
-    resuming = open_run_folder(folder, resume=resume, overwrite=overwrite)
-    if resuming:
-        _refuse_other_settings(folder, config)
-    else:
-        config.to_yaml(folder / CONFIG)
-    write_environment(folder / ENVIRONMENT, device)
 
+    def open_folder() -> bool:
+        resuming = open_run_folder(folder, resume=resume, overwrite=overwrite)
+        if resuming:
+            _refuse_other_settings(folder, config)
+        else:
+            config.to_yaml(folder / CONFIG)
+        write_environment(folder / ENVIRONMENT, device)
+        return resuming
+
+    resuming = ranks.from_first(open_folder)
+    logits = choose_logits(config.recipe, next(iter(_calibration_batches(shards, config))), teacher, device)
     calibrate(student, _calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
+    if config.recipe.batchnorm == "recalibrated":
+        recalibrate_batchnorm(student, _calibration_images(shards, config, spec), device)
     place(student, device)
     calibrated = copy.deepcopy(student)
-    distill(student, teacher, shards, config, folder, device, resume=resuming)
-    save_weights(folder / STUDENT, student)
+    found = distill(student, teacher, shards, config, folder, device, stored_logits=logits.stored, resume=resuming)
+    if ranks.first:
+        save_weights(folder / STUDENT, student)
     seconds = time.monotonic() - begin
 
+    models = {"teacher": teacher.model, "calibrated": calibrated, "student": student}
+    evaluated = None if images is None else _evaluate(models, images, config, device)
+    if not ranks.first:
+        return {}
     result: dict[str, Any] = {
         "teacher": {"arch": config.teacher.arch, "digest": teacher.digest},
         "shards": {
@@ -95,17 +131,18 @@ def finetune(
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
         },
         "calibrated": {},
-        "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT)},
+        "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT), **found},
+        "teacher_logits": logits.as_result(),
         "settings": config.model_dump(mode="json"),
         "versions": versions(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": ranks.world,
         "seconds": round(seconds, 1),
         "out": str(folder),
     }
-    if images is not None:
-        models = {"teacher": teacher.model, "calibrated": calibrated, "student": student}
-        _add_evaluation(result, _evaluate(models, images, config, device), images, spec)
+    if images is not None and evaluated is not None:
+        _add_evaluation(result, evaluated, images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
     say(f"student: {folder / STUDENT}")
     return result
@@ -122,7 +159,7 @@ def evaluate_saved(
     device = prepare_device(runtime)
     student, spec, config = load_student(student_folder, device)
     images = open_validation(val, spec, classes=classes)
-    with progress("evaluating", len(images)) as ticker:
+    with process_group(), progress("evaluating", len(images)) as ticker:
         found = evaluate_models(
             {"student": student},
             images,
@@ -165,18 +202,31 @@ def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
     return run / name if run is not None and os.access(run, os.W_OK) else Path(name)
 
 
-def _calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
-    """The first images of a shuffled pass that training never makes."""
+def _calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[ShardBatch]:
+    """A shuffled pass that training never makes."""
     dataset = ShardDataset(shards, "train")
-    order = EpochSampler(len(dataset), config.runtime.seed)
+    order = EpochBatches(len(dataset), config.recipe.batch_size, config.runtime.seed)
     order.epoch = -1
+    yield from batches(dataset, order)
+
+
+def _calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
+    """Its first images."""
     left = config.recipe.calibration_images
-    for batch in batches(dataset, batch_size=config.recipe.batch_size, workers=0, sampler=order):
+    for batch in _calibration_batches(shards, config):
         pixels = batch.pixels[:left]
         left -= len(pixels)
         yield normalise(pixels, spec).contiguous(memory_format=torch.channels_last)
         if left <= 0:
             return
+
+
+def _refuse_selection_without_heldout(config: FinetuneConfig, shards: ShardSet) -> None:
+    if config.recipe.select == "heldout" and "heldout" not in shards.manifest.splits:
+        raise ClusterqError(
+            f"--select: heldout, but {shards.folder} has no held-out images, expected a split `heldout`; use --select last, or emit "
+            "shards with --heldout-per-class."
+        )
 
 
 def _evaluate(
@@ -216,10 +266,12 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
 
 def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: ValidationImages | None) -> list[str]:
     samples = len(shards.split("train"))
-    steps = -(-samples // config.recipe.batch_size)
+    recipe = config.recipe
+    steps = len(EpochBatches(samples, recipe.batch_size, 0, steps=recipe.steps_per_epoch))
     lines = [
         f"shards: {shards.folder}, {samples} training images",
-        f"steps: {config.recipe.epochs} epochs x {steps}, batch {config.recipe.batch_size}, seed {config.runtime.seed}",
+        f"steps: {recipe.epochs} epochs x {steps}, batch {recipe.batch_size}, {recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}), "
+        f"recipe {recipe.recipe}, seed {config.runtime.seed}",
         f"out: {folder} (student, checkpoint with optimizer state, metrics)",
     ]
     return lines if images is None else [*lines, f"evaluation: {len(images)} real images"]

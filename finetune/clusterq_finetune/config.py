@@ -1,4 +1,4 @@
-"""Settings of fine-tuning. Free of torch."""
+"""Settings of fine-tuning: recipes on top of defaults. Free of torch."""
 
 from typing import Any, Literal
 
@@ -6,31 +6,64 @@ from pydantic import Field, model_validator
 
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig
+
+RecipeName = Literal["fast", "paper", "best"]
 
 
 class RecipeConfig(Settings):
-    """How the student learns from the shards: ClusterQ Eq. 9 with Adam on a cosine."""
+    """How the student learns from the shards: ClusterQ Eq. 9 and what may be done around it."""
 
+    recipe: RecipeName = Field(
+        "fast",
+        description="where the defaults come from; fast: minutes on two cores; paper: Eq. 9 and GDFQ's schedule; best: what measured "
+        "best, at several times the cost",
+    )
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate only")
-    batch_size: int = Field(128, ge=1, description="images in a batch")
-    lr: float = Field(3e-4, gt=0, description="Adam's learning rate at the start of the cosine")
+    steps_per_epoch: int | None = Field(None, ge=1, description="steps in an epoch; one pass over the shards if left out")
+    batch_size: int = Field(128, ge=1, description="images in a batch, of all processes together")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
+    lr: float = Field(3e-4, gt=0, description="learning rate at the start")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="of the learning rate: cosine to zero, x0.1 at epochs 100, 200 and 300, or constant"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="on weights of convolutions and linear layers; never on BatchNorm, biases and quantizer steps"
+    )
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the shards' labels")
     kl_weight: float = Field(20.0, ge=0, description="weight of T^2 KL(teacher || student), mean over the batch; Eq. 9 has 1")
     temperature: float = Field(20.0, gt=0, description="T of the distillation")
-    augment: Literal["none", "flip", "crop-flip"] = Field(
-        "none",
-        description="light augmentation of the synthetic images; with none, the shards' logits replace the teacher's forward",
+    augment: Literal["none", "flip", "crop-flip"] = Field("none", description="light augmentation of the synthetic images")
+    teacher_logits: Literal["auto", "stored", "recomputed"] = Field(
+        "auto",
+        description="stored: the shards' (float16), checked against the teacher; recomputed: a teacher forward each step; auto: stored "
+        "where there are any and images are not augmented",
+    )
+    batchnorm: Literal["frozen", "recalibrated"] = Field(
+        "frozen",
+        description="BatchNorm statistics: frozen: the teacher's; recalibrated: measured once in the quantized student on synthetic "
+        "images, then frozen",
+    )
+    weight_ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of an exponential mean of the weights, which then is the student; 0: the last weights",
+    )
+    select: Literal["last", "heldout"] = Field(
+        "last", description="the student of the last epoch, or of the one with the least KL on the held-out synthetic images"
     )
     calibration_images: int = Field(1024, ge=1, description="synthetic images that set the activation ranges")
     workers: int = Field(0, ge=0, description="processes that decode images")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints, written at ends of epochs")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")
-    def _learns_something(self) -> "RecipeConfig":
+    def _consistent(self) -> "RecipeConfig":
         if self.ce_weight == self.kl_weight == 0:
             raise ValueError("ce_weight and kl_weight are both 0, so nothing would be learned")
+        if self.teacher_logits == "stored" and self.augment != "none":
+            raise ValueError(f"stored belongs to the stored images, but augment is {self.augment}")
         return self
 
 
@@ -51,12 +84,44 @@ SECTIONS: dict[str, type[Settings]] = {
     "runtime": RuntimeConfig,
 }
 
+# What each recipe changes in the defaults above.
+RECIPES: dict[RecipeName, dict[str, Any]] = {
+    "fast": {},
+    "paper": {
+        "epochs": 200,
+        "steps_per_epoch": 200,
+        "batch_size": 200,
+        "optimizer": "sgd",
+        "lr": 1e-4,
+        "schedule": "step",
+        "weight_decay": 1e-4,
+        "kl_weight": 1.0,
+    },
+    "best": {"epochs": 40, "weight_ema": 0.99},
+}
+# GDFQ's values for ImageNet, above 64 pixels a side.
+PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}
 
-def resolve(flags: dict[str, Any], shards: str, teacher: TeacherConfig) -> FinetuneConfig:
-    """Defaults and the flags that were given: section -> field -> value.
+
+def resolve(flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, imagenet_sized: bool = False) -> FinetuneConfig:
+    """Defaults, then the recipe, then the flags that were given: section -> field -> value.
 
     Raises:
         ClusterqError: a value that does not fit.
     """
     given = {section: values for section, values in flags.items() if section != "teacher"}
-    return FinetuneConfig.checked({"shards": shards, "teacher": teacher.model_dump(), **given})
+    recipe = given.get("recipe", {}).get("recipe", "fast")
+    values = dict(RECIPES.get(recipe, {}))
+    if recipe == "paper" and imagenet_sized:
+        values |= PAPER_IMAGENET
+    base = {"shards": shards, "teacher": teacher.model_dump(), "recipe": values}
+    return FinetuneConfig.checked(merged(base, given))
+
+
+def recipe_notes() -> dict[str, dict[str, str]]:
+    """How each recipe differs from a field's default, for the help: section -> field -> text."""
+    notes: dict[str, str] = {}
+    for recipe, values in RECIPES.items():
+        for name, value in values.items():
+            notes[name] = notes.get(name, str(RecipeConfig.model_fields[name].default)) + f"; {recipe}: {value}"
+    return {"recipe": notes}

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clusterq_common.images import normalise
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.reduce import sum_across
 from clusterq_common.runtime.settings import Settings
 from clusterq_finetune.datasets import ValidationImages
 
@@ -82,6 +84,12 @@ class _Counts:
         self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
         return predicted
 
+    def merge(self, ranks: Ranks) -> None:
+        """Add what the other processes counted; the seconds are the slowest one's."""
+        self.confusion, self.top5 = sum_across(self.confusion), sum_across(self.top5)
+        self.agreed, self.bins = sum_across(self.agreed), sum_across(self.bins)
+        self.seconds = max(ranks.gather(self.seconds))
+
     def result(self, *, agreement: bool, decode_seconds: float, unreadable: list[str]) -> EvaluationResult:
         confusion = self.confusion.cpu()
         of_class, right = confusion.sum(1), confusion.diagonal()
@@ -127,7 +135,7 @@ def evaluate_models(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate several models in one pass over the images, in float32.
+    """Evaluate several models in one pass over the images, in float32. Several processes share the images out; each gets the result.
 
     Args:
         models: by name; on `device`. Their training mode is restored afterwards. The one called `teacher`, first if it is there, is
@@ -141,7 +149,10 @@ def evaluate_models(
     Raises:
         ClusterqError: not one image can be read.
     """
-    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=images.collate)
+    ranks = Ranks.current()
+    # Every world-th image: each is counted once, however many there are.
+    own = range(ranks.rank, len(images), ranks.world)
+    loader = DataLoader(images, batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=images.collate)
     modes = {name: model.training for name, model in models.items()}
     counts = {name: _Counts(images.spec.num_classes, device) for name in models}
     unreadable: list[str] = []
@@ -163,11 +174,13 @@ def evaluate_models(
                     predicted = counts[name].add(logits, labels, teacher_top1)
                     teacher_top1 = predicted if name == TEACHER else teacher_top1
             if progress is not None:
-                progress(count + len(unreadable), len(images))
+                progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images))
             mark = time.monotonic()
     for name, model in models.items():
         model.train(modes[name])
-    if not count:
+        counts[name].merge(ranks)
+    unreadable = sorted(name for names in ranks.gather(unreadable) for name in names)
+    if len(unreadable) == len(images):
         raise ClusterqError(
             f"--val: none of the {len(unreadable)} images in {images.root} can be read (the first is {unreadable[0]}), expected "
             "image files; check the folder."

@@ -13,13 +13,14 @@ from clusterq_common.runtime.run_folder import STUDENT
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data import ShardDataset, batches
+from clusterq_finetune.data import ShardDataset, batches, in_order
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
 
 # On another machine, or with other versions or threads, float32 sums round differently and training amplifies it: students count
 # as equivalent when they name the same class on this share of the set's held-out images.
 EQUIVALENT_AGREEMENT = 0.95
+BATCH = 128
 
 
 def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]:
@@ -27,7 +28,8 @@ def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]
 
     Returns:
         `verdict`: `identical` (byte for byte), `equivalent` or `different`; both digests; where the bytes differ, the largest difference of a
-        weight relative to the largest weight of its tensor, and the share of held-out images on which both students agree.
+        weight relative to the largest weight of its tensor, and the share of held-out images on which both students agree. Empty
+        in every process of several but the first.
 
     Raises:
         ClusterqError: the result cannot be read, or the shards or the teacher are not those it was made with.
@@ -45,6 +47,8 @@ def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]
     flags = {section: values[section] for section in ("quant", "recipe", "runtime")}
     flags["teacher"] = {name: value for name, value in values["teacher"].items() if value is not None}
     result = finetune(flags, shards.folder, out, None, None, resume=False, overwrite=False, dry_run=False)
+    if not result:
+        return {}  # not the first of several processes
     if result["teacher"]["digest"] != saved["teacher"]["digest"]:
         raise ClusterqError(f"{path} was made for a teacher with digest {saved['teacher']['digest'][:19]}; pass those weights.")
     report = {"expected": saved["student"]["sha256"], "found": result["student"]["sha256"], "out": str(out)}
@@ -53,6 +57,8 @@ def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]
     differing = [name for name, version in result["versions"].items() if saved.get("versions", {}).get(name) != version]
     if differing:
         say(f"other versions than then: {', '.join(differing)}")
+    if saved.get("processes", 1) != result["processes"]:
+        say(f"{result['processes']} processes now, {saved.get('processes', 1)} then: sums round differently")
     original = path if path.is_dir() else path.parent
     if not (original / STUDENT).is_file():
         return {"verdict": "different", **report}
@@ -75,7 +81,8 @@ def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, A
     cpu = torch.device("cpu")
     models = [load_student(folder, cpu)[0] for folder in (first, second)]
     agreed = count = 0
-    for batch in batches(ShardDataset(shards, "heldout"), batch_size=128, workers=0):
+    heldout = ShardDataset(shards, "heldout")
+    for batch in batches(heldout, in_order(heldout, BATCH)):
         images = normalise(batch.pixels, shards.manifest.teacher.spec).contiguous(memory_format=torch.channels_last)
         a, b = (model(images).argmax(1) for model in models)
         agreed += int((a == b).sum())

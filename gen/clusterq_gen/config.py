@@ -58,7 +58,7 @@ class TrainConfig(Settings):
     epochs: int = Field(400, ge=1, description="generator epochs")
     steps_per_epoch: int = Field(200, ge=1, description="generator steps in an epoch")
     warmup_epochs: int = Field(50, ge=0, description="epochs on Eq. 7 alone, before centroids and student exist")
-    batch_size: int = Field(200, ge=1, description="images in a batch")
+    batch_size: int = Field(200, ge=1, description="images in a batch, of all processes together")
     classes_per_batch: int | None = Field(
         None, ge=1, description="distinct classes in a batch; if left out as many as leave four images each"
     )
@@ -68,7 +68,7 @@ class TrainConfig(Settings):
         "step", description="learning rates: x0.1 at epochs 100, 200, 300 (the paper), or cosine to zero"
     )
     gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints, written at ends of epochs")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":

@@ -60,12 +60,13 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
             if end_of_epoch or len(records) == STEPS_BETWEEN_RECORDS:
                 note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
                 records = []
-            ticker.advance(note=note)
-            if end_of_epoch and first:
-                _maybe_grid(run, folder)
-                if run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds:
+                if end_of_epoch and first:
+                    _maybe_grid(run, folder)
+                due = run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds
+                if due and first:
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
-                    last_save = time.monotonic()
+                last_save = time.monotonic() if due else last_save
+            ticker.advance(note=note)
 
     if first:
         if run.student is not None:

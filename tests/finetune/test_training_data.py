@@ -5,17 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.shards.read import ShardSet
-from clusterq_finetune.augment import augment
-from clusterq_finetune.data import EpochSampler, ShardDataset, batches
+from clusterq_finetune.augment import Augmentation
+from clusterq_finetune.augment import augment as augment_part
+from clusterq_finetune.data import EpochBatches, ShardDataset, batches, in_order
+
+
+def augment(pixels: torch.Tensor, kind: Augmentation, random: torch.Generator) -> torch.Tensor:
+    return augment_part(pixels, kind, random, whole=len(pixels), own=slice(None))
 
 
 def order(shards: ShardSet, workers: int, epoch: int, seed: int = 0) -> list[bytes]:
     dataset = ShardDataset(shards, "train")
-    sampler = EpochSampler(len(dataset), seed)
-    sampler.epoch = epoch
-    loader = batches(dataset, batch_size=16, workers=workers, sampler=sampler)
-    return [pixels.numpy().tobytes() for batch in loader for pixels in batch.pixels]
+    chosen = EpochBatches(len(dataset), 16, seed)
+    chosen.epoch = epoch
+    return [pixels.numpy().tobytes() for batch in batches(dataset, chosen, workers=workers) for pixels in batch.pixels]
 
 
 def test_order_depends_on_seed_and_epoch_alone(digits_run: Path) -> None:
@@ -29,13 +34,50 @@ def test_order_depends_on_seed_and_epoch_alone(digits_run: Path) -> None:
 
 def test_batches_hold_pixels_labels_and_logits(digits_run: Path) -> None:
     dataset = ShardDataset(ShardSet.open(digits_run), "train")
-    batch = next(iter(batches(dataset, batch_size=7, workers=0)))
+    batch = next(iter(batches(dataset, in_order(dataset, 7))))
     assert batch.pixels.shape == (7, 1, 8, 8)
     assert batch.pixels.dtype == torch.uint8
     assert batch.labels.dtype == torch.int64
     assert batch.logits is not None
     assert batch.logits.shape == (7, 10)
     assert torch.equal(batch.logits.argmax(1), batch.labels), "only images the teacher agrees with are kept"
+
+
+@pytest.mark.parametrize(("size", "batch_size", "steps"), [(10, 4, None), (10, 4, 7), (3, 8, 2), (10, 20, None), (1, 1, 3)])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_epochs_of_any_length_in_any_number_of_processes(size: int, batch_size: int, steps: int | None, world: int) -> None:
+    whole = EpochBatches(size, batch_size, 5, steps=steps)
+    parts = [EpochBatches(size, batch_size, 5, steps=steps, ranks=Ranks(rank, world)) for rank in range(world)]
+    for sampler in (whole, *parts):
+        sampler.epoch = 2
+    alone = list(whole)
+    assert len(alone) == len(whole) == (-(-size // batch_size) if steps is None else steps)
+    shared = list(zip(*parts, strict=True))
+    assert [[index for part in step for index in part] for step in shared] == alone
+    assert [whole.whole(step) for step in range(len(whole))] == [len(batch) for batch in alone]
+    flat = [index for batch in alone for index in batch]
+    for start in range(0, len(flat) - size + 1, size):
+        assert sorted(flat[start : start + size]) == list(range(size)), "every image once in every pass"
+    if steps is not None:
+        assert all(len(batch) == batch_size for batch in alone)
+    for sampler in parts:
+        sampler.first_step = len(alone) - 1
+    assert [index for part in parts for index in next(iter(part))] == alone[-1], "an interrupted epoch goes on where it stopped"
+
+
+def test_an_empty_part_of_a_batch_is_a_batch(digits_run: Path) -> None:
+    dataset = ShardDataset(ShardSet.open(digits_run), "train")
+    (batch,) = list(batches(dataset, [[]]))
+    assert batch.pixels.shape == (0, 1, 8, 8)
+    assert batch.labels.shape == (0,)
+
+
+def test_processes_augment_their_part_of_the_batch() -> None:
+    pixels = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8)
+    alone = augment(pixels, "crop-flip", torch.Generator().manual_seed(3))
+    parts = [Ranks(rank, 2).share(9) for rank in range(2)]
+    made = [augment_part(pixels[p], "crop-flip", torch.Generator().manual_seed(3), whole=9, own=p) for p in parts]
+    assert torch.equal(torch.cat(made), alone)
 
 
 def test_augmentation() -> None:

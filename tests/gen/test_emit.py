@@ -108,14 +108,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_other_programs_do_not_start_several_times_over(gen: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = gen("train", "--arch", "resnet20_cifar10", "--weights", "random", "--preset", "quick", "--out", tmp_path / "out")
-    assert done.code == 2
-    assert "torchrun started 2 processes" in done.err
-    assert not (tmp_path / "out").exists()
-
-
 def test_after_an_interruption_finished_shards_are_kept_and_the_rest_is_the_same(
     digits_run: Path, whole: Path, tmp_path: Path, gen: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

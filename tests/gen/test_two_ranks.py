@@ -34,7 +34,14 @@ def teacher_in_float64() -> Teacher:
 
 
 def settings(generator: str, ranges: str, norms_every: int) -> GenConfig:
-    train = {"epochs": 4, "warmup_epochs": 1, "steps_per_epoch": 2, "classes_per_batch": 5, "batch_size": 20, "gradient_norm_every": norms_every}
+    train = {
+        "epochs": 4,
+        "warmup_epochs": 1,
+        "steps_per_epoch": 2,
+        "classes_per_batch": 5,
+        "batch_size": 20,
+        "gradient_norm_every": norms_every,
+    }
     sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "generator": generator}}
     # Sums, and large weights: every term must move the generator.
     method = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0}
@@ -67,7 +74,9 @@ def compare_with_file(config: GenConfig, path: Path, tolerance: float) -> None:
         assert ranks.world == 2
         found = five_steps(config)
     for name, expected in torch.load(path).items():
-        torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ class StudentObjective:
     kl_weight: float
     temperature: float
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms that are computed: those of a weight above zero."""
+        return tuple(name for name, weight in (("ce", self.ce_weight), ("kl", self.kl_weight)) if weight)
+
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms by name, scalars; their sum is the loss. A term of weight zero is not computed.
 

@@ -1,8 +1,8 @@
 """How a model is quantized: settings only, free of torch."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from clusterq_common.quant.bits import Bits
 from clusterq_common.runtime.settings import Settings
@@ -10,6 +10,14 @@ from clusterq_common.runtime.settings import Settings
 Scheme = Literal["symmetric", "asymmetric"]
 Granularity = Literal["channel", "tensor"]
 RangeMethod = Literal["minmax", "percentile", "mse", "lsq"]
+
+
+def _entries(value: Any) -> Any:
+    """`"a=w8a8,b=w3a3"` as a tuple of its entries; anything else as it is."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+LayerBits = Annotated[tuple[str, ...], BeforeValidator(_entries)]
 
 
 class QuantConfig(Settings):
@@ -37,6 +45,11 @@ class QuantConfig(Settings):
     first_last_bits: int | None = Field(
         None, description="bits of the first and last layer; the same as all others if left out (the literature often has 8)"
     )
+    layer_bits: LayerBits = Field(
+        (),
+        description="other bits for some layers, pattern=bits with commas between: features.init_block=w8a8,*.conv2=w3a4; a pattern names "
+        "a layer or a block, * stands for anything, later ones win, also over --first-last-bits; the image keeps 8 bits",
+    )
     activation_sites: Literal["all", "relu"] = Field(
         "all",
         description="all: the input of every convolution and linear layer; relu: only outputs of ReLU, as in GDFQ's line",
@@ -50,6 +63,15 @@ class QuantConfig(Settings):
     def _bits(cls, text: str) -> str:
         return str(Bits.parse(text))
 
+    @field_validator("layer_bits")
+    @classmethod
+    def _layer_bits(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            if entry.count("=") != 1:
+                raise ValueError("expected pattern=bits, e.g. features.init_block=w8a8")
+        pairs = (entry.split("=") for entry in entries)
+        return tuple(f"{pattern.strip()}={Bits.parse(bits, '--layer-bits')}" for pattern, bits in pairs)
+
     @field_validator("first_last_bits")
     @classmethod
     def _first_last(cls, bits: int | None) -> int | None:
@@ -61,3 +83,8 @@ class QuantConfig(Settings):
     def widths(self) -> Bits:
         """The parsed bit-widths."""
         return Bits.parse(self.bits)
+
+    @property
+    def layer_rules(self) -> list[tuple[str, Bits]]:
+        """The parsed `layer_bits`: patterns and their bit-widths."""
+        return [(pattern, Bits.parse(bits)) for pattern, bits in (entry.split("=") for entry in self.layer_bits)]

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quant.bits import FLOAT
+from clusterq_common.quant.bits import FLOAT, Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, become
 from clusterq_common.quant.ranges import weight_range
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
+from clusterq_common.quant.widths import bits_of, matches, refuse_unused_patterns
 from clusterq_common.runtime.errors import ClusterqError
 
 # Pixels have 8 bits; fewer would throw away what the sensor gave.
@@ -38,17 +39,18 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     bits = config.widths
-    if bits.weights == bits.activations == FLOAT:
+    if bits.weights == bits.activations == FLOAT and not config.layer_bits:
         log(f"{bits}: nothing is quantized")
         return student
     order = quantizable_layers(student, example)
     ends = {order[0], order[-1]}
-    for name in order:
-        end_bits = config.first_last_bits if name in ends else None
-        _quantize_layer(student, name, config, end_bits, is_first=name == order[0])
-    activations = _quantize_activations(student, config) if config.activation_sites == "relu" else []
+    activations = _activations(student) if config.activation_sites == "relu" else []
     # Traced on the float model: torch.fx would stumble over quantizers.
-    branches = residual_branches(model) if config.branch_outputs and bits.activations != FLOAT else []
+    branches = residual_branches(model) if config.branch_outputs else []
+    refuse_unused_patterns(config, [*order, *activations, *branches])
+    for name in order:
+        _quantize_layer(student, name, config, bits_of(name, config, end=name in ends), is_first=name == order[0])
+    _quantize_activations(student, activations, config)
     _quantize_branches(student, branches, config)
     for line in _summary(student, config, order, activations, branches):
         log(line)
@@ -60,12 +62,11 @@ def quantizers(student: nn.Module) -> dict[str, FakeQuantizer]:
     return {name: module for name, module in student.named_modules() if isinstance(module, FakeQuantizer)}
 
 
-def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, end_bits: int | None, *, is_first: bool) -> None:
+def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool) -> None:
     layer = student.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    bits = config.widths
-    weight_bits = FLOAT if bits.weights == FLOAT else end_bits or bits.weights
-    input_bits = FLOAT if bits.activations == FLOAT or config.activation_sites == "relu" else end_bits or bits.activations
+    weight_bits = bits.weights
+    input_bits = FLOAT if config.activation_sites == "relu" else bits.activations
     if is_first and input_bits != FLOAT:
         input_bits = IMAGE_BITS
     weight_quantizer = None
@@ -86,25 +87,29 @@ def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, end_bits
     )
 
 
-def _quantize_activations(student: nn.Module, config: QuantConfig) -> list[str]:
-    if config.widths.activations == FLOAT:
-        return []
+def _activations(student: nn.Module) -> list[str]:
     names = [name for name, module in student.named_modules() if isinstance(module, ACTIVATIONS)]
     if not names:
         raise ClusterqError(
             "--activation-sites relu: the model has no ReLU or ReLU6 module, so no activation would be quantized; use "
             "--activation-sites all."
         )
-    for name in names:
-        quantizer = _activation_quantizer(config.widths.activations, config)
-        _replace(student, name, QuantActivation(student.get_submodule(name), quantizer))
     return names
+
+
+def _quantize_activations(student: nn.Module, names: list[str], config: QuantConfig) -> None:
+    for name in names:
+        bits = bits_of(name, config).activations
+        if bits != FLOAT:
+            _replace(student, name, QuantActivation(student.get_submodule(name), _activation_quantizer(bits, config)))
 
 
 def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig) -> None:
     for name in names:
-        layer = student.get_submodule(name)
-        quantizer = _activation_quantizer(config.widths.activations, config)
+        layer, bits = student.get_submodule(name), bits_of(name, config).activations
+        if bits == FLOAT:
+            continue
+        quantizer = _activation_quantizer(bits, config)
         if isinstance(layer, nn.BatchNorm2d):
             _replace(student, name, become(layer, QuantOutputBatchNorm2d, output_quantizer=quantizer))
         else:
@@ -135,7 +140,8 @@ def _summary(
         f"range {config.range}, activations at {config.activation_sites}); first/last at "
         f"{config.first_last_bits or 'the same bits'}"
     ]
-    special = [(name, layer) for name, layer in layers if name in {order[0], order[-1]}]
+    named = {name for name in order if any(matches(name, pattern) for pattern, _ in config.layer_rules)}
+    special = [(name, layer) for name, layer in layers if name in {order[0], order[-1]} | named]
     lines += [
         f"  {name}: weights {width(layer, 'weight_quantizer')}, input {width(layer, 'input_quantizer')} bits"
         for name, layer in special

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from clusterq_common.images import normalise
 from clusterq_common.shards.manifest import SplitName
@@ -16,11 +17,16 @@ RELATIVE_TOLERANCE = 2e-3
 BATCH = 64
 
 
+def logits_tolerance(logits: Tensor) -> Tensor:
+    """How far stored logits may be from these, (N, classes) -> (N,): 0.02 + 0.002 of an image's largest."""
+    return ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * logits.abs().amax(1)
+
+
 @torch.no_grad()
 def recheck(shards: ShardSet, split: SplitName, teacher: Teacher, count: int) -> Iterator[Problem]:
     """Problems among `count` samples spread evenly over a split: another top-1 or label than the teacher's, other logits.
 
-    Logits agree within 0.02 + 0.002 of the largest. Samples have to be readable: `verify_set` comes first.
+    Logits agree within `logits_tolerance`. Samples have to be readable: `verify_set` comes first.
     """
     reader = shards.split(split)
     device = next(teacher.model.parameters()).device
@@ -33,9 +39,10 @@ def recheck(shards: ShardSet, split: SplitName, teacher: Teacher, count: int) ->
         pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read]).to(device)
         images = normalise(pixels, teacher.spec).contiguous(memory_format=torch.channels_last)
         logits = teacher.model(images).float().cpu()
-        for number, (_, label, stored), now in zip(numbers, read, logits, strict=True):
+        for number, (_, label, stored), now, tolerance in zip(
+            numbers, read, logits, logits_tolerance(logits).tolist(), strict=True
+        ):
             file, key, top1 = reader.shard(number), reader.key(number), int(now.argmax())
-            tolerance = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * float(now.abs().max())
             # Where two classes are as close as that, rounding may decide between them.
             clear = float(now.max() - now[label]) > 2 * tolerance
             if keep and top1 != label and clear:

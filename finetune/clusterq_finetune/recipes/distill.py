@@ -1,28 +1,110 @@
-"""The `distill` recipe: the student learns labels and the teacher's logits from synthetic images (ClusterQ Eq. 9)."""
+"""The student learns labels and the teacher's logits from synthetic images (ClusterQ Eq. 9)."""
 
-import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.images import normalise
-from clusterq_common.quant.convert import parameters_by_kind
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
 from clusterq_common.runtime.device import training_autocast
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.reduce import average_gradients, broadcast
 from clusterq_common.runtime.run_folder import CHECKPOINT, METRICS
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.augment import augment
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data import EpochSampler, ShardBatch, ShardDataset, batches
+from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batches
+from clusterq_finetune.recipes.ema import WeightEma
+from clusterq_finetune.recipes.heldout import Selection, measure_heldout
+from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 
 STEPS_BETWEEN_RECORDS = 25
+
+
+class Distillation:
+    """A fine-tuning between two steps: what a checkpoint holds, and what a step does.
+
+    BatchNorm stays in eval mode: synthetic images do not have the statistics that the teacher's layers were trained with.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: Teacher, config: FinetuneConfig, device: torch.device, *, stored_logits: bool
+    ) -> None:
+        recipe = config.recipe
+        self.student, self.teacher, self.config, self.device = student.eval(), teacher, config, device
+        self.stored_logits = stored_logits
+        self.ranks = Ranks.current()
+        self.optimizer = build_optimizer(student, recipe)
+        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature)
+        self.ema = WeightEma(student, recipe.weight_ema)
+        self.selection = Selection()
+        self.step = 0
+        self.measured: dict[str, float] = {}
+
+    def take_step(self, batch: ShardBatch, whole: int, rate: float) -> dict[str, Tensor | float]:
+        """One optimizer step on this process's part of a batch of `whole` images. Returns what metrics.jsonl records."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        own = self.ranks.share(whole)
+        # The mean over processes is minimised: unequal parts weigh by their images.
+        weight = len(batch.labels) * self.ranks.world / whole
+        self.optimizer.zero_grad(set_to_none=True)
+        zero = torch.zeros((), device=self.device)
+        if not len(batch.labels):
+            terms, agreement = dict.fromkeys(self.objective.names, zero), zero
+        else:
+            images, labels, teacher_logits = self._prepare(batch, whole, own)
+            with training_autocast(self.config.runtime, self.device):
+                student_logits = self.student(images)
+            terms = {name: weight * term for name, term in self.objective(student_logits, teacher_logits, labels).items()}
+            torch.stack(list(terms.values())).sum().backward()
+            agreement = weight * (student_logits.detach().argmax(1) == teacher_logits.argmax(1)).float().mean()
+        average_gradients(self.student.parameters())
+        self.optimizer.step()
+        self.ema.update(self.step)
+        losses = {f"loss/{name}": term.detach() for name, term in terms.items()}
+        return {"step": self.step, **losses, "student/agreement": agreement, "lr": rate}
+
+    @torch.no_grad()
+    def _prepare(self, batch: ShardBatch, whole: int, own: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and teacher logits of a batch."""
+        random = stream(self.config.runtime.seed, "augment", self.step)
+        pixels = augment(batch.pixels, self.config.recipe.augment, random, whole=whole, own=own)
+        pixels = pixels.to(self.device, non_blocking=True)
+        images = normalise(pixels, self.teacher.spec).contiguous(memory_format=torch.channels_last)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        if self.stored_logits:
+            assert batch.logits is not None
+            return images, labels, batch.logits.to(self.device, non_blocking=True).float()
+        return images, labels, self.teacher.model(images).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs. Random draws and learning rates are functions of (seed, step)."""
+        return {
+            "step": self.step,
+            "seed": self.config.runtime.seed,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "selection": self.selection.state_dict(),
+            "measured": self.measured,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint of the same settings."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.selection.load_state_dict(state["selection"])
+        self.step, self.measured = state["step"], state["measured"]
 
 
 def distill(
@@ -33,94 +115,57 @@ def distill(
     folder: Path,
     device: torch.device,
     *,
+    stored_logits: bool,
     resume: bool = False,
-) -> None:
-    """Train a calibrated student in place, from the `train` split; nothing is chosen along the way, the last step counts.
+) -> dict[str, Any]:
+    """Train a calibrated student in place, from the `train` split.
 
-    BatchNorm stays in eval mode: synthetic images do not have the statistics that the teacher's layers were trained with.
-    With `resume`, go on from the folder's checkpoint; the result is the same as without the interruption.
+    With `resume`, go on from the folder's checkpoint; the result is the same as without the interruption. Several processes
+    share each batch; the first one writes.
+
+    Returns:
+        What the result says of it: `epoch` (the one whose weights the student has), and the last figures on held-out images.
 
     Raises:
         ClusterqError: a loss is no longer finite; the last good checkpoint stays.
     """
-    recipe, seed = config.recipe, config.runtime.seed
-    student.eval()
-    weights, scales = parameters_by_kind(student)
-    optimizer = torch.optim.Adam([*weights, *scales], lr=recipe.lr, fused=True)
-    objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature)
-
-    dataset = ShardDataset(shards, "train")
-    sampler = EpochSampler(len(dataset), seed)
-    loader = batches(dataset, batch_size=recipe.batch_size, workers=recipe.workers, sampler=sampler)
-    heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
-    total = recipe.epochs * len(loader)
-    first_epoch = 0
+    recipe, ranks = config.recipe, Ranks.current()
+    run = Distillation(student, teacher, config, device, stored_logits=stored_logits)
     if resume and (folder / CHECKPOINT).is_file():
-        state = load_checkpoint(folder / CHECKPOINT, device)
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch = state["epoch"]
-    step = first_epoch * len(loader)
-    log = MetricsLog(folder / METRICS, keep_before_step=step)
+        run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+    broadcast(student)
+    dataset = ShardDataset(shards, "train")
+    order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps_per_epoch, ranks=ranks)
+    heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
+    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
-    with progress("fine-tuning", total, done=step) as ticker:
-        for epoch in range(first_epoch, recipe.epochs):
-            sampler.epoch = epoch
-            for batch in loader:
-                rate = recipe.lr * 0.5 * (1 + math.cos(math.pi * step / total))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                images, labels, teacher_logits = _prepare(batch, teacher, config, device, step)
-                with training_autocast(config.runtime, device):
-                    student_logits = student(images)
-                terms = objective(student_logits, teacher_logits, labels)
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(terms.values())).sum().backward()
-                optimizer.step()
-
-                agreement = (student_logits.detach().argmax(1) == teacher_logits.argmax(1)).float().mean()
-                losses = {f"loss/{name}": term.detach() for name, term in terms.items()}
-                records.append({"step": step, **losses, "student/agreement": agreement, "lr": rate})
-                step += 1
+    with progress("fine-tuning", recipe.epochs * len(order), done=run.step) as ticker:
+        for epoch in range(run.step // len(order), recipe.epochs):
+            order.epoch, order.first_step = epoch, run.step % len(order)
+            for batch in batches(dataset, order, workers=recipe.workers):
+                rate = learning_rate(recipe, run.step, len(order))
+                records.append(run.take_step(batch, order.whole(run.step % len(order)), rate))
+                run.step += 1
                 note = ""
-                if len(records) == STEPS_BETWEEN_RECORDS or step % len(loader) == 0:
+                if len(records) == STEPS_BETWEEN_RECORDS or run.step % len(order) == 0:
                     last = log.append_step_values(records, folder / CHECKPOINT)[-1]
                     note = ", ".join(f"{key} {value:.3f}" for key, value in last.items() if key not in {"step", "lr"})
                     records = []
+                    if heldout is not None and run.step % len(order) == 0:
+                        with run.ema.applied():
+                            run.measured = measure_heldout(student, heldout, teacher, config, device)
+                            if recipe.select == "heldout":
+                                run.selection.offer(student, run.measured["heldout/kl"], epoch)
+                        log.append([{"step": run.step - 1, "epoch": epoch, **run.measured}])
+                    due = run.step == recipe.epochs * len(order) or time.monotonic() - last_save >= recipe.checkpoint_seconds
+                    if due and ranks.first:
+                        save_checkpoint(folder / CHECKPOINT, run.state_dict())
+                    last_save = time.monotonic() if due else last_save
                 ticker.advance(note=note)
-            if heldout is not None:
-                share = heldout_agreement(student, heldout, teacher, config, device)
-                log.append([{"step": step - 1, "epoch": epoch, "heldout/agreement": share}])
-            if epoch + 1 == recipe.epochs or time.monotonic() - last_save >= recipe.checkpoint_seconds:
-                state = {"epoch": epoch + 1, "student": student.state_dict(), "optimizer": optimizer.state_dict()}
-                save_checkpoint(folder / CHECKPOINT, state)
-                last_save = time.monotonic()
-
-
-@torch.no_grad()
-def heldout_agreement(
-    student: nn.Module, heldout: ShardDataset, teacher: Teacher, config: FinetuneConfig, device: torch.device
-) -> float:
-    """Share of held-out synthetic images on which student and teacher name the same class."""
-    agreed = 0
-    for batch in batches(heldout, batch_size=config.recipe.batch_size, workers=0):
-        images = normalise(batch.pixels.to(device), teacher.spec).contiguous(memory_format=torch.channels_last)
-        wanted = teacher.model(images) if batch.logits is None else batch.logits.to(device)
-        agreed += int((student(images).argmax(1) == wanted.argmax(1)).sum())
-    return agreed / max(1, len(heldout))
-
-
-@torch.no_grad()
-def _prepare(
-    batch: ShardBatch, teacher: Teacher, config: FinetuneConfig, device: torch.device, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels and teacher logits of a batch. Stored logits belong to the stored pixels: augmented ones need new."""
-    kind = config.recipe.augment
-    pixels = augment(batch.pixels, kind, stream(config.runtime.seed, "augment", step)).to(device, non_blocking=True)
-    images = normalise(pixels, teacher.spec).contiguous(memory_format=torch.channels_last)
-    labels = batch.labels.to(device, non_blocking=True)
-    if kind == "none" and batch.logits is not None:
-        return images, labels, batch.logits.to(device, non_blocking=True).float()
-    return images, labels, teacher.model(images).float()
+    run.ema.finish()
+    run.selection.finish(student)
+    ranks.wait()
+    chosen = run.selection.epoch if run.selection.student else recipe.epochs - 1
+    return {"epoch": chosen, **run.measured}

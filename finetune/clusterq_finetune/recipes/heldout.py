@@ -1,0 +1,62 @@
+"""What may be looked at along the way: synthetic images that training never sees. Real ones never."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.distill.kl import distillation_kl
+from clusterq_common.images import normalise
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.reduce import sum_across
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.data import ShardDataset, batches, in_order
+
+
+@torch.no_grad()
+def measure_heldout(
+    student: nn.Module, heldout: ShardDataset, teacher: Teacher, config: FinetuneConfig, device: torch.device
+) -> dict[str, float]:
+    """How close the student is to the teacher on the held-out images, all of them counted once over all processes.
+
+    Returns:
+        `heldout/agreement`: share of images on which both name the same class; `heldout/kl`: `T^2 KL(teacher || student)`, mean.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in batches(heldout, in_order(heldout, config.recipe.batch_size, Ranks.current())):
+        images = normalise(batch.pixels.to(device), teacher.spec).contiguous(memory_format=torch.channels_last)
+        wanted = teacher.model(images) if batch.logits is None else batch.logits.to(device).float()
+        found = student(images)
+        sums[0] += (found.argmax(1) == wanted.argmax(1)).sum()
+        sums[1] += distillation_kl(wanted, found, config.recipe.temperature).double() * len(images)
+    agreement, kl = (sum_across(sums) / len(heldout)).tolist()
+    return {"heldout/agreement": agreement, "heldout/kl": kl}
+
+
+@dataclass
+class Selection:
+    """The student with the least KL on held-out synthetic images so far; empty when nothing is selected."""
+
+    kl: float = float("inf")
+    epoch: int = -1
+    student: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, student: nn.Module, kl: float, epoch: int) -> None:
+        """Keep a copy of the student if it is better than the one kept."""
+        if kl < self.kl:
+            self.kl, self.epoch = kl, epoch
+            self.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
+
+    def finish(self, student: nn.Module) -> None:
+        """The one kept becomes the student."""
+        if self.student:
+            student.load_state_dict(self.student)
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"kl": self.kl, "epoch": self.epoch, "student": self.student}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take over a checkpoint's selection."""
+        self.kl, self.epoch, self.student = state["kl"], state["epoch"], state["student"]  # type: ignore[assignment]

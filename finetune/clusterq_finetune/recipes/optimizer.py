@@ -1,0 +1,38 @@
+"""The optimizer of a student, and its learning rate over the steps."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clusterq_common.quant.convert import parameters_by_kind
+from clusterq_finetune.config import RecipeConfig
+
+MILESTONES = (100, 200, 300)
+
+
+def build_optimizer(student: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """Adam (decoupled weight decay) or SGD (Nesterov 0.9), decay on weight matrices alone.
+
+    Decay would pull BatchNorm's scales and the quantizers' steps towards zero, which neither wants.
+    """
+    weights, scales = parameters_by_kind(student)
+    norms = {id(p) for module in student.modules() if isinstance(module, _BatchNorm) for p in module.parameters(recurse=False)}
+    decayed = [p for p in weights if p.dim() > 1 and id(p) not in norms]
+    chosen = {id(p) for p in decayed}
+    free = [p for p in weights if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": [*free, *scales], "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+
+
+def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate of a step, a function of its number alone: a resumed run needs no scheduler state."""
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))
+    if recipe.schedule == "step":
+        return float(recipe.lr * 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in MILESTONES))
+    return recipe.lr
