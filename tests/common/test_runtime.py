@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
 from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device, training_autocast
+from clusterq_common.runtime.device import prepare_cuda, prepare_device, training_autocast
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_path, atomic_write
 from clusterq_common.runtime.flags import with_flags
@@ -209,3 +210,21 @@ def test_progress_on_a_terminal_and_elsewhere(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr()
     assert "bar" in shown.err
     assert shown.out == ""
+
+
+def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    kept = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        prepare_cuda(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32
+        prepare_cuda(deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept

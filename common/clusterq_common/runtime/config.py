@@ -15,4 +15,9 @@ class RuntimeConfig(Settings):
     amp: Literal["auto", "off", "bf16"] = Field(
         "auto", description="bf16 autocast around training convolutions; auto: on GPUs that have it, off on CPUs"
     )
+    deterministic: bool = Field(
+        True,
+        description="on CUDA: ask for kernels that give the same bytes each time; off is somewhat faster",
+        json_schema_extra={"flag": "--deterministic/--no-deterministic"},
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; torch's own choice if left out")

@@ -25,8 +25,23 @@ def prepare_device(config: RuntimeConfig) -> torch.device:
         )
     if not available or config.device == "cpu":
         return torch.device("cpu")
+    prepare_cuda(deterministic=config.deterministic)
     # Under torchrun each process has a GPU of its own.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def prepare_cuda(*, deterministic: bool) -> None:
+    """Settings that hold for the whole process, made before anything runs on a GPU."""
+    # bf16 autocast is where speed comes from; TF32 would round what fake-quantizers have put on a grid.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A warning names what has no deterministic kernel, instead of ending the run.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def place(module: nn.Module, device: torch.device | str) -> None:

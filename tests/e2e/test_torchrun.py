@@ -1,0 +1,82 @@
+"""Both programs under torchrun, two processes: one dies on the way, the job says so and goes on later."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clusterq_common.shards.manifest import read_manifest
+from tests.conftest import TINY, Cli, DigitsTeacher
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a job through /proc")
+
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+    # Without -- torchrun takes some options for its own.
+    command = [*LAUNCHER, program, "--", *(str(argument) for argument in arguments), "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    out, err = job.communicate(timeout=180)
+    assert job.returncode == 0, err
+    return out
+
+
+def process_of(job: subprocess.Popen[str], rank: int) -> int:
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    found = [pid for pid in children if f"\0RANK={rank}\0" in f"\0{Path(f'/proc/{pid}/environ').read_text()}"]
+    assert len(found) == 1
+    return int(found[0])
+
+
+def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["train", *digits_teacher.flags, *TINY, "--out", out]
+    job = start("clusterq_gen", *arguments)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process_of(job, 1), signal.SIGKILL)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "another process of this job has ended" in err or "Signal 9" in err
+    assert not (out / "generator.safetensors").exists()
+
+    finish(start("clusterq_gen", *arguments, "--resume"))
+    assert read_manifest(out / "shards").splits["train"].per_class == [12] * 10
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(240)), "one writer"
+    assert not list(out.rglob("*.partial"))
+
+    flags = ["--shards", out, "--bits", "w4a4", "--epochs", 2, "--batch-size", 32, "--val", digits_teacher.val, "--json"]
+    alone = finetune(*flags, "--out", tmp_path / "alone")
+    assert alone.code == 0, alone.err
+    shared = finish(start("clusterq_finetune", *flags, "--out", tmp_path / "shared"))
+    assert len(shared.splitlines()) == len(alone.out.splitlines()), "one speaker"
+    one, two = (json.loads(text.splitlines()[-1]) for text in (alone.out, shared))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["teacher"]["top1"] == one["teacher"]["top1"]
+    assert two["teacher"]["images"] == one["teacher"]["images"]
+    assert two["calibrated"]["top1"] == pytest.approx(one["calibrated"]["top1"], abs=0.5)
+    assert two["student"]["top1"] == pytest.approx(one["student"]["top1"], abs=2)
+
+    again = finish(
+        start("clusterq_finetune", "evaluate", "--student", tmp_path / "shared", "--val", digits_teacher.val, "--json")
+    )
+    assert json.loads(again.splitlines()[-1])["student"]["top1"] == two["student"]["top1"]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
+    job = start("clusterq_gen", "train", *digits_teacher.flags, *TINY, "--batch-size", 41, "--out", tmp_path / "out")
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "--batch-size: 41 images cannot be shared evenly by 2 processes" in err
