@@ -25,6 +25,10 @@ class RecipeConfig(Settings):
     batch_size: int = Field(128, ge=1, description="images in a batch, of all processes together")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
     lr: float = Field(3e-4, gt=0, description="learning rate at the start")
+    lr_unit: Literal["absolute", "relative"] = Field(
+        "absolute",
+        description="absolute: as the optimizer has it; relative: updates scaled by the size of each output channel's weights",
+    )
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="of the learning rate: cosine to zero, x0.1 at epochs 100, 200 and 300, or constant"
     )

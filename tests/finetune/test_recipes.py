@@ -19,6 +19,7 @@ from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.heldout import Selection
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
+from clusterq_finetune.recipes.relative import RelativeSteps
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")
@@ -218,3 +219,25 @@ def test_layer_bits(short, digits_run: Path, finetune: Cli, tmp_path: Path) -> N
         bad = finetune("--shards", digits_run, "--layer-bits", text, "--out", tmp_path / "no")
         assert bad.code == 2, text
     assert not (tmp_path / "no").exists()
+
+
+def test_relative_steps_leave_dead_channels_dead() -> None:
+    student = small_student()
+    with torch.no_grad():
+        student.get_parameter("0.weight")[2] = 0
+        student.get_parameter("3.weight").mul_(100)
+    recipe = RecipeConfig(lr=0.01, lr_unit="relative")
+    optimizer = build_optimizer(student, recipe)
+    RelativeSteps(student, optimizer)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    for step in range(3):
+        student(torch.randn(8, 2, 8, 8, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+    moved = {name: (p.detach() - before[name]) for name, p in student.named_parameters()}
+    assert moved["0.weight"][2].abs().max() == 0
+    for name in ("0.weight", "3.weight", "8.weight"):
+        rows = before[name].flatten(1)
+        relative = moved[name].flatten(1).abs().amax(1) / rows.square().mean(1).sqrt().clamp_min(1e-12)
+        assert 0.01 < relative.max() <= 3.1 * 0.01, "Adam moves by at most about the rate"
+    steps = [float(moved[name].abs() / before[name]) for name in moved if name.endswith("scale")]
+    assert 0.001 < max(steps) < 3.1 * 0.01

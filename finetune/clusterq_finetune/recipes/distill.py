@@ -25,6 +25,7 @@ from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batch
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.heldout import Selection, measure_heldout
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
+from clusterq_finetune.recipes.relative import RelativeSteps
 
 STEPS_BETWEEN_RECORDS = 25
 
@@ -43,6 +44,8 @@ class Distillation:
         self.stored_logits = stored_logits
         self.ranks = Ranks.current()
         self.optimizer = build_optimizer(student, recipe)
+        if recipe.lr_unit == "relative":
+            RelativeSteps(student, self.optimizer)
         self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature)
         self.ema = WeightEma(student, recipe.weight_ema)
         self.selection = Selection()
