@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.config import RuntimeConfig
@@ -35,6 +34,7 @@ from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
+from clusterq_finetune.view import view
 
 NAMES_SHOWN = 10
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
@@ -216,7 +216,7 @@ def _calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpe
     for batch in _calibration_batches(shards, config):
         pixels = batch.pixels[:left]
         left -= len(pixels)
-        yield normalise(pixels, spec).contiguous(memory_format=torch.channels_last)
+        yield view(pixels, spec, config.recipe.low_pass)
         if left <= 0:
             return
 

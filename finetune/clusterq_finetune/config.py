@@ -32,17 +32,29 @@ class RecipeConfig(Settings):
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="of the learning rate: cosine to zero, x0.1 at epochs 100, 200 and 300, or constant"
     )
+    warmup_steps: int = Field(
+        0, ge=0, description="steps over which the learning rate rises from zero, before its schedule counts"
+    )
     weight_decay: float = Field(
         0.0, ge=0, description="on weights of convolutions and linear layers; never on BatchNorm, biases and quantizer steps"
     )
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the shards' labels")
     kl_weight: float = Field(20.0, ge=0, description="weight of T^2 KL(teacher || student), mean over the batch; Eq. 9 has 1")
     temperature: float = Field(20.0, gt=0, description="T of the distillation")
+    sure: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="cross-entropy only where the teacher's confidence in the label is at least this; 0: everywhere",
+    )
+    low_pass: float = Field(
+        0.0, ge=0, le=8, description="blur of the synthetic images, the Gaussian's standard deviation in pixels; 0: none"
+    )
     augment: Literal["none", "flip", "crop-flip"] = Field("none", description="light augmentation of the synthetic images")
     teacher_logits: Literal["auto", "stored", "recomputed"] = Field(
         "auto",
         description="stored: the shards' (float16), checked against the teacher; recomputed: a teacher forward each step; auto: stored "
-        "where there are any and images are not augmented",
+        "where there are any and images are neither augmented nor blurred",
     )
     batchnorm: Literal["frozen", "recalibrated"] = Field(
         "frozen",
@@ -66,9 +78,14 @@ class RecipeConfig(Settings):
     def _consistent(self) -> "RecipeConfig":
         if self.ce_weight == self.kl_weight == 0:
             raise ValueError("ce_weight and kl_weight are both 0, so nothing would be learned")
-        if self.teacher_logits == "stored" and self.augment != "none":
-            raise ValueError(f"stored belongs to the stored images, but augment is {self.augment}")
+        if self.teacher_logits == "stored" and self.changes_images:
+            raise ValueError("stored belongs to the stored images, but augment or low_pass changes them")
         return self
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether networks see other images than those that the stored logits belong to."""
+        return self.augment != "none" or self.low_pass > 0
 
 
 class FinetuneConfig(Settings):

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from clusterq_common.images import normalise
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.shards.recheck import logits_tolerance
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.data import ShardBatch
+from clusterq_finetune.view import view
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, dev
     Raises:
         ClusterqError: stored ones are asked for and there are none, or they are not this teacher's.
     """
-    wanted = recipe.teacher_logits == "stored" or (recipe.teacher_logits == "auto" and recipe.augment == "none")
+    wanted = recipe.teacher_logits == "stored" or (recipe.teacher_logits == "auto" and not recipe.changes_images)
     if batch.logits is None:
         if recipe.teacher_logits == "stored":
             raise ClusterqError(
                 "--teacher-logits: stored, but these shards hold no logits, expected .logits.npy members; use recomputed."
             )
         return LogitsSource(False, None, None)
-    images = normalise(batch.pixels.to(device), teacher.spec).contiguous(memory_format=torch.channels_last)
+    images = view(batch.pixels.to(device), teacher.spec)
     now = teacher.model(images).float().cpu()
     apart = (batch.logits.float() - now).abs().amax(1)
     allowed = logits_tolerance(now)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from clusterq_common.images import normalise
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
 from clusterq_common.runtime.run_folder import STUDENT
@@ -16,6 +15,7 @@ from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import ShardDataset, batches, in_order
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
+from clusterq_finetune.view import view
 
 # On another machine, or with other versions or threads, float32 sums round differently and training amplifies it: students count
 # as equivalent when they name the same class on this share of the set's held-out images.
@@ -83,7 +83,7 @@ def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, A
     agreed = count = 0
     heldout = ShardDataset(shards, "heldout")
     for batch in batches(heldout, in_order(heldout, BATCH)):
-        images = normalise(batch.pixels, shards.manifest.teacher.spec).contiguous(memory_format=torch.channels_last)
+        images = view(batch.pixels, shards.manifest.teacher.spec)
         a, b = (model(images).argmax(1) for model in models)
         agreed += int((a == b).sum())
         count += len(images)

@@ -116,6 +116,30 @@ def test_learned_scale_gradient_equals_plain_lsq(bits: int, signed: bool, seed: 
     torch.testing.assert_close(made.scale.grad, expected, rtol=2e-3, atol=2e-4)
 
 
+@given(st.integers(2, 8), st.sampled_from(["symmetric", "asymmetric"]), st.integers(0, 1000))
+def test_learned_scales_of_channels(bits: int, scheme: Scheme, seed: int) -> None:
+    """Each channel's gradient is that of a quantizer of its own."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 2, 5, generator=random) * torch.tensor([0.1, 1.0, 10.0])[:, None, None]
+    upstream = torch.randn(3, 2, 5, generator=random)
+    weight = x.clone().requires_grad_(True)
+    made = quantizer(x * 0.5, bits, scheme, channels=3, learned=True)
+    made(weight).mul(upstream).sum().backward()
+    for channel in range(3):
+        # One channel as a tensor of shape (1, 10): numel / shape[0] is then the channel's count.
+        own = x[channel].reshape(1, -1).clone().requires_grad_(True)
+        single = FakeQuantizer(made.grid, learned=True)
+        single.set_range(made.grid, torch.zeros(1), torch.ones(1))
+        with torch.no_grad():
+            single.scale.copy_(made.scale[channel])
+            single.zero_point.copy_(made.zero_point[channel])
+        out = single(own)
+        assert torch.equal(out.flatten(), made(weight)[channel].flatten())
+        out.mul(upstream[channel].reshape(1, -1)).sum().backward()
+        torch.testing.assert_close(made.scale.grad[channel], single.scale.grad[0], rtol=2e-3, atol=1e-4)
+        assert torch.equal(weight.grad[channel].flatten(), own.grad.flatten())
+
+
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("value", [0.0, 1e-30, -1e-42])
 def test_dead_channels_give_no_nan(scheme: Scheme, value: float) -> None:

@@ -85,6 +85,8 @@ def test_learning_rates() -> None:
     step = RecipeConfig(epochs=400, lr=1.0, schedule="step")
     assert [learning_rate(step, epoch * 3 + 2, 3) for epoch in (0, 99, 100, 250, 399)] == pytest.approx([1, 1, 0.1, 0.01, 1e-3])
     assert learning_rate(RecipeConfig(schedule="constant", lr=0.3), 999, 1) == 0.3
+    rising = RecipeConfig(schedule="constant", lr=1.0, warmup_steps=3)
+    assert [learning_rate(rising, step, 1) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
 
 
 def test_weight_mean_against_a_plain_loop() -> None:

@@ -11,11 +11,16 @@ from clusterq_common.runtime.precision import at_least_float32
 
 @dataclass(frozen=True)
 class StudentObjective:
-    """ClusterQ Eq. 9: `L2 = w_ce * CE(student, y) + w_kl * T^2 KL(teacher || student)`; the paper has w_ce = w_kl = 1."""
+    """ClusterQ Eq. 9: `L2 = w_ce * CE(student, y) + w_kl * T^2 KL(teacher || student)`; the paper has w_ce = w_kl = 1.
+
+    With `sure` above 0, only images on which the teacher's confidence in the label is at least that have a cross-entropy, as SynQ
+    has hard labels for easy samples alone; the mean stays one over the whole batch.
+    """
 
     ce_weight: float
     kl_weight: float
     temperature: float
+    sure: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,7 +37,11 @@ class StudentObjective:
         """
         terms = {}
         if self.ce_weight:
-            terms["ce"] = self.ce_weight * F.cross_entropy(at_least_float32(student_logits), labels)
+            losses = F.cross_entropy(at_least_float32(student_logits), labels, reduction="none")
+            if self.sure:
+                confidence = teacher_logits.softmax(1).gather(1, labels[:, None])[:, 0]
+                losses = losses * (confidence >= self.sure)
+            terms["ce"] = self.ce_weight * losses.mean()
         if self.kl_weight:
             terms["kl"] = self.kl_weight * distillation_kl(teacher_logits, student_logits, self.temperature)
         return terms

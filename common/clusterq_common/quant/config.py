@@ -36,6 +36,9 @@ class QuantConfig(Settings):
         False, description="keep symmetric grids signed even for inputs that are never negative, as Eq. 2-3 is written"
     )
     weight_granularity: Granularity = Field("channel", description="one weight scale per output channel, or per tensor")
+    weight_steps: Literal["fixed", "learned"] = Field(
+        "fixed", description="weight scales: set once by least squared error, or trained with the weights (LSQ)"
+    )
     range: RangeMethod = Field(
         "lsq",
         description="where activation ranges come from: EMA of min/max, percentile, mse (search for the least squared error), "

@@ -72,7 +72,11 @@ def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bi
     weight_quantizer = None
     if weight_bits != FLOAT:
         grid, low, high = weight_range(layer.weight, weight_bits, config)
-        weight_quantizer = FakeQuantizer(grid, channels=low.numel() if config.weight_granularity == "channel" else None)
+        weight_quantizer = FakeQuantizer(
+            grid,
+            channels=low.numel() if config.weight_granularity == "channel" else None,
+            learned=config.weight_steps == "learned",
+        )
         weight_quantizer.to(layer.weight.device).set_range(grid, low, high)
     _replace(
         student,

@@ -91,7 +91,7 @@ class FakeQuantizer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
             if isinstance(self.scale, nn.Parameter) and torch.is_grad_enabled():
-                return _learned(x, self._positive_scale(), self.zero_point, grid)
+                return _learned(x, self._positive_scale(), self.zero_point, self.axis, grid)
             return _fake_quantize(x, self._positive_scale().detach(), self.zero_point, self.axis, grid)
 
     @torch.no_grad()
@@ -125,34 +125,39 @@ def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | Non
     return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
 
 
-def _learned(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    result: Tensor = _LearnedScale.apply(x, scale, zero_point, grid)
+def _learned(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
+    result: Tensor = _LearnedScale.apply(x, scale, zero_point, axis, grid)
     return result
 
 
 class _LearnedScale(torch.autograd.Function):
-    """LSQ (Esser et al., 2020, Eq. 3 and section 2.2), per tensor: d y / d s is (y - x) / s inside the grid, y / s outside.
+    """LSQ (Esser et al., 2020, Eq. 3 and section 2.2): d y / d s is (y - x) / s inside the grid, y / s outside.
 
-    Both cases are `(y - inside * x) / s`, so the scale's gradient is two dot products instead of a map.
+    Both cases are `(y - inside * x) / s`, so the scale's gradient is two dot products instead of a map: over the tensor, or
+    over each channel of dimension 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-        y = _fake_quantize(x, scale, zero_point, None, grid)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
+        y = _fake_quantize(x, scale, zero_point, axis, grid)
         ctx.save_for_backward(x, y, scale, zero_point)
-        ctx.grid = grid
+        ctx.axis, ctx.grid = axis, grid
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, y, scale, zero_point = ctx.saved_tensors
         grid: Grid = ctx.grid
-        low = (grid.low - zero_point) * scale
-        high = (grid.high - zero_point) * scale
+        shape = _broadcast(x, ctx.axis)
+        low = ((grid.low - zero_point) * scale).view(shape)
+        high = ((grid.high - zero_point) * scale).view(shape)
         grad_x = grad * ((x >= low) & (x <= high))
-        slope = (torch.sum(grad * y) - torch.sum(grad_x * x)) / scale
+        if ctx.axis is None:
+            slope, count = torch.sum(grad * y) - torch.sum(grad_x * x), x.numel() / x.shape[0]
+        else:
+            slope, count = torch.addcmul(grad * y, grad_x, x, value=-1).flatten(1).sum(1), x.numel() / x.shape[0]
         # The paper's gradient scale, 1 / sqrt(N Q): steps of the size that the weights' updates have.
-        return grad_x, slope / (x.numel() / x.shape[0] * grid.high) ** 0.5, None, None
+        return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
 
 
 def _broadcast(x: Tensor, axis: int | None) -> list[int]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.distill.objective import StudentObjective
-from clusterq_common.images import normalise
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
@@ -26,6 +25,7 @@ from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.heldout import Selection, measure_heldout
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 from clusterq_finetune.recipes.relative import RelativeSteps
+from clusterq_finetune.view import view
 
 STEPS_BETWEEN_RECORDS = 25
 
@@ -46,7 +46,7 @@ class Distillation:
         self.optimizer = build_optimizer(student, recipe)
         if recipe.lr_unit == "relative":
             RelativeSteps(student, self.optimizer)
-        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature)
+        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.sure)
         self.ema = WeightEma(student, recipe.weight_ema)
         self.selection = Selection()
         self.step = 0
@@ -82,7 +82,7 @@ class Distillation:
         random = stream(self.config.runtime.seed, "augment", self.step)
         pixels = augment(batch.pixels, self.config.recipe.augment, random, whole=whole, own=own)
         pixels = pixels.to(self.device, non_blocking=True)
-        images = normalise(pixels, self.teacher.spec).contiguous(memory_format=torch.channels_last)
+        images = view(pixels, self.teacher.spec, self.config.recipe.low_pass)
         labels = batch.labels.to(self.device, non_blocking=True)
         if self.stored_logits:
             assert batch.logits is not None

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.distill.kl import distillation_kl
-from clusterq_common.images import normalise
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.reduce import sum_across
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import ShardDataset, batches, in_order
+from clusterq_finetune.view import view
 
 
 @torch.no_grad()
@@ -25,8 +25,9 @@ def measure_heldout(
     """
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches(heldout, in_order(heldout, config.recipe.batch_size, Ranks.current())):
-        images = normalise(batch.pixels.to(device), teacher.spec).contiguous(memory_format=torch.channels_last)
-        wanted = teacher.model(images) if batch.logits is None else batch.logits.to(device).float()
+        images = view(batch.pixels.to(device), teacher.spec, config.recipe.low_pass)
+        own = batch.logits is None or config.recipe.low_pass > 0
+        wanted = teacher.model(images).float() if own else batch.logits.to(device).float()
         found = student(images)
         sums[0] += (found.argmax(1) == wanted.argmax(1)).sum()
         sums[1] += distillation_kl(wanted, found, config.recipe.temperature).double() * len(images)

@@ -31,8 +31,9 @@ def build_optimizer(student: nn.Module, recipe: RecipeConfig) -> torch.optim.Opt
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """The rate of a step, a function of its number alone: a resumed run needs no scheduler state."""
+    lr = recipe.lr * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
     if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))
+        return lr * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))
     if recipe.schedule == "step":
-        return float(recipe.lr * 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in MILESTONES))
-    return recipe.lr
+        return float(lr * 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in MILESTONES))
+    return lr
