@@ -12,7 +12,7 @@ from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.runtime.settings import merged, read_yaml
 from clusterq_finetune import shards_cli
-from clusterq_finetune.config import SECTIONS
+from clusterq_finetune.config import SECTIONS, EvaluationConfig
 from clusterq_finetune.layouts import LAYOUTS
 
 app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
@@ -67,7 +67,9 @@ def finetune(
 
 
 @app.command()
+@with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
+    flags: dict[str, dict[str, Any]],
     student: Annotated[Path, typer.Option("--student", help="Folder of a finished fine-tuning.")],
     val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
     classes: Classes = None,
@@ -84,7 +86,8 @@ def evaluate(
         from clusterq_finetune import commands
 
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
-        result = commands.evaluate_saved(student, val, classes, runtime, batch_size=batch_size, workers=workers)
+        evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
+        result = commands.evaluate_saved(student, val, classes, evaluation, runtime, batch_size=batch_size, workers=workers)
         _print(commands.summary(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug)

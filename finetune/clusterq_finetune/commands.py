@@ -24,8 +24,9 @@ from clusterq_common.runtime.progress import progress, say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, STUDENT, open_run_folder
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.config import FinetuneConfig, resolve
+from clusterq_finetune.config import EvaluationConfig, FinetuneConfig, resolve
 from clusterq_finetune.data import EpochSampler, ShardDataset, batches
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
@@ -64,7 +65,8 @@ def finetune(
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
     folder = out or _default_folder(run, config)
-    images = None if val is None else open_validation(val, teacher.spec, classes=classes)
+    geometry = config.evaluation.over(known_geometry(teacher.spec.size, teacher.config.arch))
+    images = None if val is None else open_validation(val, teacher.spec, classes=classes, geometry=geometry)
 
     spec = teacher.spec
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
@@ -112,16 +114,24 @@ def finetune(
 
 
 def evaluate_saved(
-    student_folder: Path, val: Path, classes: Path | None, runtime: RuntimeConfig, *, batch_size: int, workers: int
+    student_folder: Path,
+    val: Path,
+    classes: Path | None,
+    evaluation: EvaluationConfig,
+    runtime: RuntimeConfig,
+    *,
+    batch_size: int,
+    workers: int,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 of a saved student on real images.
+    """Top-1 and top-5 of a saved student on real images, resized and cropped as `evaluation` says, else as when it was tuned.
 
     Raises:
         ClusterqError: see `load_student`, `open_validation`.
     """
     device = prepare_device(runtime)
     student, spec, config = load_student(student_folder, device)
-    images = open_validation(val, spec, classes=classes)
+    known = config.evaluation.over(known_geometry(spec.size, config.teacher.arch))
+    images = open_validation(val, spec, classes=classes, geometry=evaluation.over(known))
     with progress("evaluating", len(images)) as ticker:
         found = evaluate_models(
             {"student": student},
@@ -198,7 +208,7 @@ def _add_evaluation(
     for name, evaluation in found.items():
         result[name] |= evaluation.model_dump()
     result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
-    result["preprocessing"] = describe_preprocessing(spec)
+    result["preprocessing"] = describe_preprocessing(spec, images.geometry)
 
 
 def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:

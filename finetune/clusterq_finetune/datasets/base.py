@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.preprocess import preprocess
 
@@ -29,6 +30,9 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         layout: what kind of place that is, in words.
         labels: class index of each image.
         spec: what the teacher takes.
+
+    Attributes:
+        geometry: how they are resized and cropped; unless it is set, as is usual for images of the teacher's size.
     """
 
     def __init__(self, root: Path, layout: str, labels: list[int], spec: InputSpec) -> None:
@@ -36,6 +40,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         self.layout = layout
         self.labels = labels
         self.spec = spec
+        self.geometry = known_geometry(spec.size)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,7 +62,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         label, name = self.labels[index], self.name(index)
         try:
             with self.open(index) as image:
-                return preprocess(image, self.spec), label, name
+                return preprocess(image, self.spec, self.geometry), label, name
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             # Reported, not swallowed: the result counts and names every image that could not be read.
             return None, label, name
