@@ -73,6 +73,9 @@ def evaluate(
     student: Annotated[Path, typer.Option("--student", help="Folder of a finished fine-tuning.")],
     val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
     classes: Classes = None,
+    integer: Annotated[
+        bool, typer.Option("--integer", help="Also in integer arithmetic, as hardware computes it: simulated, slow.")
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
@@ -87,7 +90,9 @@ def evaluate(
 
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
         evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
-        result = commands.evaluate_saved(student, val, classes, evaluation, runtime, batch_size=batch_size, workers=workers)
+        result = commands.evaluate_saved(
+            student, val, classes, evaluation, runtime, batch_size=batch_size, workers=workers, integer=integer
+        )
         _print(commands.summary(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug)
