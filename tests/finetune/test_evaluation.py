@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from clusterq_common.images import normalise
 from clusterq_common.runtime.errors import ClusterqError
@@ -135,8 +136,23 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
     assert found.images == 10
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(ClusterqError, match="none of the 12 images"):
-        evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU)
+    for workers in (0, 2):
+        with pytest.raises(ClusterqError, match="none of the 12 images"):
+            evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU, workers=workers)
+
+
+def test_a_workers_batch_lies_in_shared_memory_before_it_is_sent(tmp_path: Path) -> None:
+    """Freed by the sending thread, batches leave holes in a worker's heap, which then grows for minutes."""
+    write_tree(tmp_path, ["a", "b", "c"])
+    images = open_validation(tmp_path, SMALL)
+    seen: list[bool] = []
+
+    def collate(samples: list[tuple[Tensor | None, int, str]]) -> bool:
+        return images.collate(samples).pixels.is_shared()
+
+    for workers in (0, 1):
+        seen += DataLoader(images, batch_size=12, num_workers=workers, collate_fn=collate)
+    assert seen == [False, True]
 
 
 def test_imagenet_index_comes_from_the_full_list(tmp_path: Path) -> None:
