@@ -20,6 +20,7 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.device import place
 from clusterq_common.shards.read import ShardSet, shard_folder
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_finetune.config import resolve
 from clusterq_finetune.data import EpochBatches
@@ -102,7 +103,7 @@ def main() -> None:
     }
     flags = {"quant": {"bits": options.bits}, "recipe": {"epochs": options.epochs}, "runtime": {"seed": options.seed}}
     finetune = resolve(flags, str(like.folder), config.teacher)
-    images = open_validation(options.val, teacher.spec)
+    images = open_validation(options.val, teacher.spec, geometry=known_geometry(teacher.spec.size, teacher.config.arch))
     for name, data in sets.items():
         example = torch.zeros(1, teacher.spec.channels, teacher.spec.size, teacher.spec.size)
         student = convert(teacher.model, finetune.quant, example, lambda _: None).eval()

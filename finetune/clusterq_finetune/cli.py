@@ -13,7 +13,7 @@ from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.runtime.progress import speaks
 from clusterq_common.runtime.settings import merged, read_yaml
 from clusterq_finetune import shards_cli
-from clusterq_finetune.config import SECTIONS, recipe_notes
+from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
 from clusterq_finetune.layouts import LAYOUTS
 
 app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
@@ -68,10 +68,15 @@ def finetune(
 
 
 @app.command()
+@with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
+    flags: dict[str, dict[str, Any]],
     student: Annotated[Path, typer.Option("--student", help="Folder of a finished fine-tuning.")],
     val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
     classes: Classes = None,
+    integer: Annotated[
+        bool, typer.Option("--integer", help="Also in integer arithmetic, as hardware computes it: simulated, slow.")
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
@@ -85,7 +90,10 @@ def evaluate(
         from clusterq_finetune import commands
 
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
-        result = commands.evaluate_saved(student, val, classes, runtime, batch_size=batch_size, workers=workers)
+        evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
+        result = commands.evaluate_saved(
+            student, val, classes, evaluation, runtime, batch_size=batch_size, workers=workers, integer=integer
+        )
         _print(commands.summary(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
-from clusterq_common.quant.convert import convert
+from clusterq_common.quant.convert import convert, quantizers
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import Ranks, process_group
@@ -23,11 +23,13 @@ from clusterq_common.runtime.progress import progress, say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, STUDENT, open_run_folder
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.config import FinetuneConfig, resolve
+from clusterq_finetune.config import EvaluationConfig, FinetuneConfig, resolve
 from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batches
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
+from clusterq_finetune.integer import IntegerStudent
 from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.preprocess import describe_preprocessing
 from clusterq_finetune.recipes.distill import distill
@@ -88,7 +90,8 @@ def _finetune(
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
     folder = out or _default_folder(run, config)
-    images = None if val is None else open_validation(val, teacher.spec, classes=classes)
+    geometry = config.evaluation.over(known_geometry(teacher.spec.size, teacher.config.arch))
+    images = None if val is None else open_validation(val, teacher.spec, classes=classes, geometry=geometry)
 
     spec = teacher.spec
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
@@ -149,26 +152,48 @@ def _finetune(
 
 
 def evaluate_saved(
-    student_folder: Path, val: Path, classes: Path | None, runtime: RuntimeConfig, *, batch_size: int, workers: int
+    student_folder: Path,
+    val: Path,
+    classes: Path | None,
+    evaluation: EvaluationConfig,
+    runtime: RuntimeConfig,
+    *,
+    batch_size: int,
+    workers: int,
+    integer: bool = False,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 of a saved student on real images.
+    """Top-1 and top-5 of a saved student on real images, resized and cropped as `evaluation` says, else as when it was tuned.
+
+    With `integer` also in integer arithmetic, and how far the two are apart.
 
     Raises:
-        ClusterqError: see `load_student`, `open_validation`.
+        ClusterqError: see `load_student`, `open_validation`; or integers are wanted of a student without any.
     """
     device = prepare_device(runtime)
     student, spec, config = load_student(student_folder, device)
-    images = open_validation(val, spec, classes=classes)
+    models: dict[str, nn.Module] = {"student": student}
+    if integer:
+        if not quantizers(student):
+            raise ClusterqError(
+                f"--integer: the student in {student_folder} is at {config.quant.bits}, expected quantized layers; leave --integer out."
+            )
+        models["integer"] = IntegerStudent(student)
+    known = config.evaluation.over(known_geometry(spec.size, config.teacher.arch))
+    images = open_validation(val, spec, classes=classes, geometry=evaluation.over(known))
     with process_group(), progress("evaluating", len(images)) as ticker:
         found = evaluate_models(
-            {"student": student},
+            models,
             images,
             device=device,
             batch_size=batch_size,
             workers=workers,
             progress=lambda done, _: ticker.advance(done - ticker.done),
         )
-    result: dict[str, Any] = {"student": {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}}
+        compared = {name: model.comparison() for name, model in models.items() if isinstance(model, IntegerStudent)}
+    result: dict[str, Any] = {
+        "student": {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)},
+        **compared,
+    }
     _add_evaluation(result, found, images, spec)
     return result
 
@@ -180,6 +205,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
         f"top-5 {part['top5']:.2f} % on {part['images']} images"
         + ("" if part["agreement"] is None else f", agrees with the teacher on {part['agreement']:.2f} %")
+        + _apart(part)
         + f" ({part['images_per_second']:.0f} images/s)"
         for name, part in measured.items()
     ]
@@ -188,6 +214,14 @@ def summary(result: dict[str, Any]) -> list[str]:
         shown = ", ".join(unreadable[:NAMES_SHOWN]) + (" ..." if len(unreadable) > NAMES_SHOWN else "")
         lines.append(f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}: {shown}")
     return lines
+
+
+def _apart(part: dict[str, Any]) -> str:
+    """How far integer arithmetic is from the student, where that was measured."""
+    if "agreement_with_student" not in part:
+        return ""
+    agreement, difference = part["agreement_with_student"], part["largest_logit_difference"]
+    return f", agrees with the student on {agreement:.2f} %, logits at most {difference:.2g} apart"
 
 
 def _run_folder_of(shards: ShardSet) -> Path | None:
@@ -248,7 +282,7 @@ def _add_evaluation(
     for name, evaluation in found.items():
         result[name] |= evaluation.model_dump()
     result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
-    result["preprocessing"] = describe_preprocessing(spec)
+    result["preprocessing"] = describe_preprocessing(spec, images.geometry)
 
 
 def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.settings import Settings, merged
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import Geometry, Interpolation, TeacherConfig
 
 RecipeName = Literal["fast", "paper", "best"]
 
@@ -88,6 +88,25 @@ class RecipeConfig(Settings):
         return self.augment != "none" or self.low_pass > 0
 
 
+class EvaluationConfig(Settings):
+    """How real images are resized and cropped where that is not as known for the teacher's family."""
+
+    crop_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="side of the centre crop over the resized image's shorter side; as known for the architecture (mostly 0.875) if "
+        "left out",
+    )
+    interpolation: Interpolation | None = Field(
+        None, description="of that resizing; as known for the architecture (mostly bilinear) if left out"
+    )
+
+    def over(self, known: Geometry) -> Geometry:
+        """`known` with what is given here on top."""
+        return known.model_copy(update=self.model_dump(exclude_none=True))
+
+
 class FinetuneConfig(Settings):
     """Everything that determines a fine-tuned student, apart from the shards' content; saved as config.yaml."""
 
@@ -95,6 +114,7 @@ class FinetuneConfig(Settings):
     teacher: TeacherConfig
     quant: QuantConfig = QuantConfig()
     recipe: RecipeConfig = RecipeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
 
@@ -102,6 +122,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
     "recipe": RecipeConfig,
+    "evaluation": EvaluationConfig,
     "runtime": RuntimeConfig,
 }
 

@@ -1,43 +1,55 @@
 """A real image as its teacher wants it, as published accuracies were measured."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from clusterq_common.png import MODES
-from clusterq_common.teacher.spec import InputSpec
+from clusterq_common.teacher.spec import Geometry, InputSpec
 
-# Up to this size images are used whole (CIFAR, digits); above, resized and centre-cropped (ImageNet).
-LARGEST_WHOLE_IMAGE = 64
-CROP_SHARE = 0.875
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def preprocess(image: Image.Image, spec: InputSpec) -> Tensor:
+def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tensor:
     """A decoded image as (C, S, S) uint8.
 
-    Up to 64 pixels: as it is, resized bilinearly where its size differs. Above: the shorter side resized to S / 0.875
-    (256 for 224), bilinear with antialiasing, then the centre cropped.
+    With a crop share: the shorter side resized to ceil(S / share) (256 for 224 at 0.875), antialiased, then the centre cropped;
+    what torchvision's Resize and CenterCrop do to a PIL image, pixel by pixel. Without: the whole image, resized where its size
+    differs.
     """
     image = image.convert(MODES[spec.channels])
-    if spec.size <= LARGEST_WHOLE_IMAGE:
+    resampling = RESAMPLING[geometry.interpolation]
+    if geometry.crop_share is None:
         if image.size != (spec.size, spec.size):
-            image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
+            image = image.resize((spec.size, spec.size), resampling)
     else:
-        shorter = round(spec.size / CROP_SHARE)
-        scale = shorter / min(image.size)
-        width, height = (max(shorter, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - spec.size) // 2, (height - spec.size) // 2
+        image = image.resize(resized(image.size, shorter_side(spec.size, geometry.crop_share)), resampling)
+        # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
+        left, top = (round((side - spec.size) / 2) for side in image.size)
         image = image.crop((left, top, left + spec.size, top + spec.size))
     array = np.array(image).reshape(spec.size, spec.size, spec.channels)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def describe_preprocessing(spec: InputSpec) -> str:
+def shorter_side(size: int, crop_share: float) -> int:
+    """Of the resized image, in pixels. A share that divides the size evenly must not be one pixel more by rounding."""
+    return math.ceil(size / crop_share - 1e-9)
+
+
+def resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Width and height with the shorter one at `shorter`; the longer one keeps the proportions, cut off to a whole number."""
+    width, height = size
+    return (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
+
+
+def describe_preprocessing(spec: InputSpec, geometry: Geometry) -> str:
     """The same in words, for the result."""
-    if spec.size <= LARGEST_WHOLE_IMAGE:
-        geometry = f"whole image at {spec.size}x{spec.size}"
+    if geometry.crop_share is None:
+        words = f"whole image at {spec.size}x{spec.size} ({geometry.interpolation}, antialiased, where its size differs)"
     else:
-        geometry = f"shorter side to {round(spec.size / CROP_SHARE)} (bilinear, antialiased), centre crop {spec.size}"
-    return f"{geometry}; (pixels / 255 - {list(spec.mean)}) / {list(spec.std)}"
+        shorter = shorter_side(spec.size, geometry.crop_share)
+        words = f"shorter side to {shorter} ({geometry.interpolation}, antialiased), centre crop {spec.size}"
+    return f"{words}; (pixels / 255 - {list(spec.mean)}) / {list(spec.std)}"

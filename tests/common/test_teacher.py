@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import build_architecture, load_teacher
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
 
 FACTORY = """
@@ -60,12 +61,33 @@ def test_sizes_and_normalisation_of_pytorchcv_families() -> None:
         build_architecture(TeacherConfig(arch="resnet20_cifar10", num_classes=7))
 
 
+def test_normalisation_of_other_data_sets_and_of_foreign_weights() -> None:
+    assert build_architecture(TeacherConfig(arch="resnet20_svhn"))[1].std == (0.2023, 0.1994, 0.2010), "CIFAR's"
+    assert build_architecture(TeacherConfig(arch="resnet10_cub"))[1].std == (0.229, 0.224, 0.225), "ImageNet's"
+    assert build_architecture(TeacherConfig(arch="efficientnet_b0b"))[1].std == (0.229, 0.224, 0.225)
+    assert build_architecture(TeacherConfig(arch="efficientnet_b0c"))[1].std == (0.5, 0.5, 0.5)
+    with pytest.raises(ClusterqError, match="--mean, --std missing"):
+        build_architecture(TeacherConfig(arch="resnet10", num_classes=7))
+
+
+def test_geometry_is_that_of_pytorchcvs_own_evaluation() -> None:
+    """Its table of models has the share of each, 0 where it is not known."""
+    table = {name: row for name, row in model_store._model_sha1.items() if row[5] == "in1k" and row[7]}
+    assert len(table) > 300
+    for name, row in table.items():
+        size, share, remark = row[6], row[7], row[9]
+        wanted = Geometry(crop_share=share, interpolation="bicubic" if remark.endswith("*") else "bilinear")
+        assert known_geometry(size, name) == wanted, name
+    assert known_geometry(32, "resnet20_cifar10").crop_share is None
+    assert known_geometry(64).crop_share is None
+    assert known_geometry(96, "/mine/efficientnet_b1.py:net") == Geometry(crop_share=0.875, interpolation="bilinear")
+
+
 @pytest.mark.parametrize(
     ("arch", "sentence"),
     [
         ("resnet19", "did you mean resnet18"),
         ("alexnet", "no BatchNorm layer"),
-        ("resnet20_svhn", "--mean, --std missing"),
         ("nowhere.py:net", "does not exist"),
     ],
 )

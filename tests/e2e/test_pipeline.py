@@ -65,9 +65,52 @@ def test_saved_student_evaluates_the_same(tuned: dict, digits_teacher: DigitsTea
     assert done.code == 0, done.err
     again = json.loads(done.out.splitlines()[-1])
     assert again["student"]["top1"] == tuned["student"]["top1"]
+    assert again["preprocessing"] == tuned["preprocessing"]
+    assert again["preprocessing"].startswith("whole image at 8x8")
     assert "top-1" in done.out
     student, _, _ = load_student(Path(tuned["out"]), torch.device("cpu"))
     assert {quantizer.bits for quantizer in quantizers(student).values()} == {3, 8}
+
+
+def test_evaluation_in_integers(tuned: dict, digits_teacher: DigitsTeacher, finetune: Cli) -> None:  # type: ignore[type-arg]
+    done = finetune("evaluate", "--student", tuned["out"], "--val", digits_teacher.val, "--integer", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out.splitlines()[-1])
+    assert found["student"]["top1"] == tuned["student"]["top1"]
+    assert found["integer"]["images"] == found["student"]["images"]
+    assert found["integer"]["top1"] == pytest.approx(found["student"]["top1"], abs=1)
+    assert found["integer"]["agreement_with_student"] >= 99
+    assert 0 < found["integer"]["largest_logit_difference"] < 5
+    assert f"agrees with the student on {found['integer']['agreement_with_student']:.2f} %" in done.out
+
+
+def test_a_float_student_has_no_integers(
+    digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
+) -> None:
+    assert finetune("--shards", digits_run, "--bits", "w32a32", "--epochs", 0, "--out", tmp_path / "s").code == 0
+    done = finetune("evaluate", "--student", tmp_path / "s", "--val", digits_teacher.val, "--integer")
+    assert done.code == 2
+    assert "is at w32a32, expected quantized layers" in done.err
+
+
+def test_resizing_and_cropping_can_be_set_and_are_reported(
+    digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
+) -> None:
+    flags = ["--shards", digits_run, "--bits", "w8a8", "--epochs", 0, "--out", tmp_path / "s", "--val", digits_teacher.val]
+    done = finetune(*flags, "--crop-share", 0.5, "--json")
+    assert done.code == 0, done.err
+    tuned = json.loads(done.out.splitlines()[-1])
+    assert tuned["preprocessing"].startswith("shorter side to 16 (bilinear, antialiased), centre crop 8; ")
+    evaluate = ["evaluate", "--student", tmp_path / "s", "--val", digits_teacher.val, "--json"]
+    again = json.loads(finetune(*evaluate).out.splitlines()[-1])
+    assert again["preprocessing"] == tuned["preprocessing"], "as when it was tuned"
+    assert again["student"]["top1"] == tuned["student"]["top1"]
+    other = json.loads(finetune(*evaluate, "--crop-share", 1, "--interpolation", "bicubic").out.splitlines()[-1])
+    assert other["preprocessing"].startswith("shorter side to 8 (bicubic, antialiased), centre crop 8; ")
+    assert other["student"]["top1"] > tuned["student"]["top1"] + 10, "not the middle quarter alone"
+    refused = finetune(*evaluate, "--crop-share", 1.5)
+    assert refused.code == 2
+    assert "--crop-share: input should be less than or equal to 1 (found 1.5)" in refused.err
 
 
 def test_fine_tuning_repeats_for_any_number_of_workers(

@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from clusterq_common.images import normalise
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import load_teacher
-from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_common.teacher.spec import Geometry, InputSpec, TeacherConfig
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.datasets.files import ImageFiles
 from clusterq_finetune.datasets.labels import imagenet_wnids
 from clusterq_finetune.evaluate import evaluate_models, wilson_interval
-from clusterq_finetune.preprocess import describe_preprocessing, preprocess
+from clusterq_finetune.preprocess import describe_preprocessing, preprocess, resized, shorter_side
 
 CPU = torch.device("cpu")
 SMALL = InputSpec(size=8, channels=3, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -132,8 +136,23 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
     assert found.images == 10
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(ClusterqError, match="none of the 12 images"):
-        evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU)
+    for workers in (0, 2):
+        with pytest.raises(ClusterqError, match="none of the 12 images"):
+            evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU, workers=workers)
+
+
+def test_a_workers_batch_lies_in_shared_memory_before_it_is_sent(tmp_path: Path) -> None:
+    """Freed by the sending thread, batches leave holes in a worker's heap, which then grows for minutes."""
+    write_tree(tmp_path, ["a", "b", "c"])
+    images = open_validation(tmp_path, SMALL)
+    seen: list[bool] = []
+
+    def collate(samples: list[tuple[Tensor | None, int, str]]) -> bool:
+        return images.collate(samples).pixels.is_shared()
+
+    for workers in (0, 1):
+        seen += DataLoader(images, batch_size=12, num_workers=workers, collate_fn=collate)
+    assert seen == [False, True]
 
 
 def test_imagenet_index_comes_from_the_full_list(tmp_path: Path) -> None:
@@ -179,26 +198,61 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "foreign", r"1 class folders that are not in the class list \(cats\)", IMAGENET)
 
 
-@pytest.mark.parametrize("size", [(299, 299), (500, 333), (224, 600), (64, 64)])
-def test_imagenet_preprocessing(size: tuple[int, int]) -> None:
+def as_torchvision(image: Image.Image, shorter: int, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Resize(shorter) and CenterCrop(size) of torchvision 0.2 and later, for PIL images, step by step."""
+    width, height = image.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_short, new_long = shorter, int(shorter * long / short)
+    image = image.resize((new_short, new_long) if width <= height else (new_long, new_short), resampling)
+    top, left = int(round((image.height - size) / 2.0)), int(round((image.width - size) / 2.0))  # noqa: RUF046
+    return image.crop((left, top, left + size, top + size))
+
+
+@pytest.mark.parametrize(
+    "size", [(299, 299), (500, 333), (333, 500), (224, 600), (256, 411), (64, 64), (7, 5), (1, 1), (259, 258)]
+)
+@pytest.mark.parametrize(
+    ("side", "share", "shorter"), [(224, 0.875, 256), (240, 0.882, 273), (300, 0.904, 332), (224, 1.0, 224), (32, 0.875, 37)]
+)
+def test_photographs_are_resized_and_cropped_as_torchvision_does(
+    size: tuple[int, int], side: int, share: float, shorter: int
+) -> None:
     image = Image.effect_noise(size, 60).convert("RGB")
-    found = preprocess(image, IMAGENET)
-    scale = 256 / min(size)
-    resized = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BILINEAR)
-    left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
-    expected = np.array(resized)[top : top + 224, left : left + 224]
-    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
-    assert "256" in describe_preprocessing(IMAGENET)
+    spec = IMAGENET.model_copy(update={"size": side})
+    for name, resampling in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        geometry = Geometry.checked({"crop_share": share, "interpolation": name})
+        expected = np.array(as_torchvision(image, shorter, side, resampling))
+        np.testing.assert_array_equal(preprocess(image, spec, geometry).permute(1, 2, 0).numpy(), expected)
+        assert f"shorter side to {shorter} ({name}, antialiased), centre crop {side}" in describe_preprocessing(spec, geometry)
+
+
+@given(size=st.integers(65, 700), share=st.floats(0.5, 1), width=st.integers(1, 3000), height=st.integers(1, 3000))
+def test_the_crop_lies_inside(size: int, share: float, width: int, height: int) -> None:
+    shorter = shorter_side(size, share)
+    assert size <= shorter <= size / share + 1
+    wide, high = resized((width, height), shorter)
+    assert min(wide, high) == shorter
+    assert max(wide, high) == int(shorter * max(width, height) / min(width, height))
+
+
+def test_an_even_share_is_not_rounded_up() -> None:
+    assert [shorter_side(size, share) for size, share in ((224, 0.7), (231, 0.55), (180, 0.9), (224, 0.56))] == [
+        320,
+        420,
+        200,
+        400,
+    ]
 
 
 def test_small_images_are_used_whole_in_the_teachers_channels() -> None:
+    whole = known_geometry(8)
     grey = Image.effect_noise((8, 8), 60)
-    colour = preprocess(grey, SMALL)
+    colour = preprocess(grey, SMALL, whole)
     assert all(torch.equal(colour[c], torch.from_numpy(np.array(grey))) for c in range(3))
-    one = preprocess(grey.convert("RGB"), SMALL.model_copy(update={"channels": 1}))
+    one = preprocess(grey.convert("RGB"), SMALL.model_copy(update={"channels": 1}), whole)
     assert torch.equal(one[0], colour[0])
-    assert preprocess(grey.resize((20, 20)), SMALL).shape == (3, 8, 8)
-    assert "whole image" in describe_preprocessing(SMALL)
+    assert preprocess(grey.resize((20, 10)), SMALL, whole).shape == (3, 8, 8)
+    assert "whole image" in describe_preprocessing(SMALL, whole)
 
 
 def thin_out(images: ValidationImages, step: int) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.datasets.labels import imagenet_wnids
@@ -47,7 +48,7 @@ def check(images: ValidationImages, layout: str) -> None:
         assert label == LABELS[index]
         assert name.split(".")[0][-8:] in shown
         assert pixels is not None
-        assert torch.equal(pixels, preprocess(Image.open(io.BytesIO(data)), IMAGENET))
+        assert torch.equal(pixels, preprocess(Image.open(io.BytesIO(data)), IMAGENET, known_geometry(224)))
 
 
 def kaggle(root: Path) -> Path:

@@ -1,18 +1,46 @@
-"""What is known about pytorchcv's classifiers: their names, their images, their normalisation."""
+"""What is known about pytorchcv's classifiers: their names, their images, their normalisation, how they were evaluated."""
 
 import difflib
 import inspect
+import re
 from typing import Any
 
 from torch import nn
 
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import Geometry, TeacherConfig
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-# Suffixes of other data sets than ImageNet. None: classifiers whose normalisation the user has to give.
-STATISTICS_BY_SUFFIX = {"cifar10": CIFAR_STATISTICS, "cifar100": CIFAR_STATISTICS, "svhn": None, "cub": None}
+HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Suffixes of other data sets than ImageNet, as pytorchcv's author evaluates them (github.com/osmr/imgclsmob, pytorch/datasets/:
+# SVHN with CIFAR's transforms, CUB-200-2011 with ImageNet's).
+STATISTICS_BY_SUFFIX = {
+    "cifar10": CIFAR_STATISTICS,
+    "cifar100": CIFAR_STATISTICS,
+    "svhn": CIFAR_STATISTICS,
+    "cub": IMAGENET_STATISTICS,
+}
+# Up to this size images are used whole (CIFAR, digits); above, resized and centre-cropped (ImageNet).
+LARGEST_WHOLE_IMAGE = 64
+# What pytorchcv's evaluation does (osmr/imgclsmob, sotabench.py): a bilinear resize to ceil(size / share), then the centre crop.
+CROP_SHARE = 0.875
+# The exceptions: column `scale` of its model_store.py.
+CROP_SHARES = {
+    "efficientnet_b1": 0.882,
+    "efficientnet_b2": 0.89,
+    "efficientnet_b3": 0.904,
+    "efficientnet_b4": 0.922,
+    "efficientnet_b5": 0.934,
+    "efficientnet_b6": 0.942,
+    "efficientnet_b7": 0.949,
+    "efficientnet_b8": 0.954,
+    "efficientnet_edge_medium": 0.882,
+    "efficientnet_edge_large": 0.904,
+}
+# pytorchcv's README marks these with an asterisk, "non-standard preprocessing": they are timm's tf_efficientnet_*_ap and
+# tf_efficientnet_{es,em,el}, which timm evaluates bicubically with mean = std = 0.5 (timm/models/efficientnet.py, default_cfgs).
+NON_STANDARD = re.compile(r"efficientnet_(b\dc|edge_(small|medium|large)_b)")
 NAMES_OFFERED = 3
 
 
@@ -30,8 +58,7 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
         offer = f"did you mean {', '.join(near)}?" if near else "pytorchcv's model list has them all."
         raise ClusterqError(f"--arch: {config.arch!r} is no pytorchcv model, nor a path/to/file.py:factory; {offer}")
     model = _construct(name, _models[name], config)
-    suffix = name.rsplit("_", 1)[-1]
-    statistics = STATISTICS_BY_SUFFIX.get(suffix, IMAGENET_STATISTICS if getattr(model, "num_classes", None) == 1000 else None)
+    statistics = _statistics(name, getattr(model, "num_classes", None))
     size = getattr(model, "in_size", None)
     return model, {
         "input_size": size[0] if isinstance(size, tuple | list) else size,
@@ -40,6 +67,30 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
         "mean": statistics[0] if statistics else None,
         "std": statistics[1] if statistics else None,
     }
+
+
+def known_geometry(size: int, arch: str = "") -> Geometry:
+    """How the published accuracy of an architecture that takes `size` pixels was measured.
+
+    For a user's own factory, and where nothing else is known, as is usual: up to 64 pixels the whole image, above a bilinear resize
+    and a centre crop of 87.5 %.
+    """
+    if size <= LARGEST_WHOLE_IMAGE:
+        return Geometry(crop_share=None, interpolation="bilinear")
+    name = arch.lower()
+    # Variants of a family end in a letter: efficientnet_b1c, efficientnet_edge_large_b.
+    share = next((share for family, share in CROP_SHARES.items() if re.fullmatch(family + "(_?[a-z])?", name)), CROP_SHARE)
+    return Geometry(crop_share=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
+
+
+def _statistics(name: str, classes: int | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation; None where the user has to give them: a head for classes of the user's own."""
+    suffix = name.rsplit("_", 1)[-1]
+    if suffix in STATISTICS_BY_SUFFIX:
+        return STATISTICS_BY_SUFFIX[suffix]
+    if classes != 1000:
+        return None
+    return HALF_STATISTICS if NON_STANDARD.fullmatch(name) else IMAGENET_STATISTICS
 
 
 def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:

@@ -1,6 +1,6 @@
 """What a teacher is called and what it expects: settings only, free of torch."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -12,6 +12,7 @@ def _numbers(value: Any) -> Any:
     return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
 
 
+Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
 
@@ -31,6 +32,19 @@ class InputSpec(Settings):
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         return self
+
+
+class Geometry(Settings):
+    """How a photograph becomes the square image that a classifier takes.
+
+    Attributes:
+        crop_share: side of the centre crop over the shorter side of the resized photograph; None: the whole picture, squeezed
+            into the square.
+        interpolation: of the resizing, antialiased.
+    """
+
+    crop_share: float | None = Field(gt=0, le=1)
+    interpolation: Interpolation
 
 
 class TeacherConfig(Settings):

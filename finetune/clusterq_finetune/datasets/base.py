@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.preprocess import preprocess
 
@@ -29,6 +30,9 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         layout: what kind of place that is, in words.
         labels: class index of each image.
         spec: what the teacher takes.
+
+    Attributes:
+        geometry: how they are resized and cropped; unless it is set, as is usual for images of the teacher's size.
     """
 
     def __init__(self, root: Path, layout: str, labels: list[int], spec: InputSpec) -> None:
@@ -36,6 +40,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         self.layout = layout
         self.labels = labels
         self.spec = spec
+        self.geometry = known_geometry(spec.size)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,7 +62,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         label, name = self.labels[index], self.name(index)
         try:
             with self.open(index) as image:
-                return preprocess(image, self.spec), label, name
+                return preprocess(image, self.spec, self.geometry), label, name
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             # Reported, not swallowed: the result counts and names every image that could not be read.
             return None, label, name
@@ -65,7 +70,12 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
     def collate(self, samples: list[tuple[Tensor | None, int, str]]) -> ValidationBatch:
         """Samples of a loader as one batch, unreadable ones apart."""
         good = [(pixels, label) for pixels, label, _ in samples if pixels is not None]
-        shape = (0, self.spec.channels, self.spec.size, self.spec.size)
-        pixels = torch.stack([pixels for pixels, _ in good]) if good else torch.zeros(shape, dtype=torch.uint8)
+        batch = torch.empty(len(good), self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
+        if get_worker_info() is not None:
+            # Where it must lie to be sent. Sending it would otherwise free it from another thread, at any time: the images decoded
+            # meanwhile settle in the hole, and the process grows by hundreds of megabytes.
+            batch.share_memory_()
+        if good:
+            torch.stack([pixels for pixels, _ in good], out=batch)
         labels = torch.tensor([label for _, label in good], dtype=torch.long)
-        return ValidationBatch(pixels, labels, [name for pixels_or_none, _, name in samples if pixels_or_none is None])
+        return ValidationBatch(batch, labels, [name for pixels, _, name in samples if pixels is None])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.teacher.spec import InputSpec
+from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.datasets.base import ValidationImages
 from clusterq_finetune.datasets.cifar import cifar_batch, open_cifar
 from clusterq_finetune.datasets.files import kaggle_solution, open_class_folders, open_kaggle
@@ -13,17 +13,27 @@ from clusterq_finetune.layouts import LAYOUTS
 IMAGENET_TAR = "ILSVRC2012_img_val.tar"
 
 
-def open_validation(path: Path, spec: InputSpec, *, classes: Path | None = None) -> ValidationImages:
+def open_validation(
+    path: Path, spec: InputSpec, *, classes: Path | None = None, geometry: Geometry | None = None
+) -> ValidationImages:
     """List the images of a place, whatever its layout; none is decoded yet.
 
     Args:
         path: a folder or a file; see `LAYOUTS`.
         spec: what the teacher takes.
         classes: file with one class folder name a line in index order, for class folders whose order cannot be known.
+        geometry: how images are resized and cropped; if left out, as is usual for the teacher's size.
 
     Raises:
         ClusterqError: nothing there, no known layout, or labels that do not fit the teacher.
     """
+    images = _open(path, spec, classes)
+    if geometry is not None:
+        images.geometry = geometry
+    return images
+
+
+def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages:
     if path.is_file():
         if path.name == IMAGENET_TAR:
             return open_imagenet_tar(path, spec)
