@@ -20,7 +20,7 @@ from clusterq_common.runtime.environment import device_name, versions, write_env
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write, sha256_file
 from clusterq_common.runtime.progress import progress, say
-from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, STUDENT, open_run_folder
+from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
@@ -31,6 +31,7 @@ from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.integer import IntegerStudent
 from clusterq_finetune.logits import choose_logits
+from clusterq_finetune.predictions import Predictions
 from clusterq_finetune.preprocess import describe_preprocessing
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
@@ -123,7 +124,7 @@ def _finetune(
     seconds = time.monotonic() - begin
 
     models = {"teacher": teacher.model, "calibrated": calibrated, "student": student}
-    evaluated = None if images is None else _evaluate(models, images, config, device)
+    evaluated = None if images is None else _evaluate(models, images, config, device, folder)
     if not ranks.first:
         return {}
     result: dict[str, Any] = {
@@ -264,16 +265,20 @@ def _refuse_selection_without_heldout(config: FinetuneConfig, shards: ShardSet) 
 
 
 def _evaluate(
-    models: dict[str, nn.Module], images: ValidationImages, config: FinetuneConfig, device: torch.device
+    models: dict[str, nn.Module], images: ValidationImages, config: FinetuneConfig, device: torch.device, folder: Path
 ) -> dict[str, EvaluationResult]:
+    predictions = Predictions()
     with progress("evaluating", len(images)) as ticker:
-        return evaluate_models(
+        found = evaluate_models(
             models,
             images,
             device=device,
             workers=config.recipe.workers,
             progress=lambda done, _: ticker.advance(done - ticker.done),
+            predictions=predictions,
         )
+    predictions.save(folder / PREDICTIONS)
+    return found
 
 
 def _add_evaluation(

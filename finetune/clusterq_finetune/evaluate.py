@@ -14,6 +14,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.reduce import sum_across
 from clusterq_common.runtime.settings import Settings
 from clusterq_finetune.datasets import ValidationImages
+from clusterq_finetune.predictions import Predictions
 
 TOP = 5
 BINS = 15
@@ -134,6 +135,7 @@ def evaluate_models(
     batch_size: int = 256,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    predictions: Predictions | None = None,
 ) -> dict[str, EvaluationResult]:
     """Evaluate several models in one pass over the images, in float32. Several processes share the images out; each gets the result.
 
@@ -145,6 +147,7 @@ def evaluate_models(
         batch_size: images in a batch.
         workers: decoding processes.
         progress: called with the images seen so far and their total.
+        predictions: where each image's predicted classes go, if anywhere.
 
     Raises:
         ClusterqError: not one image can be read.
@@ -167,12 +170,15 @@ def evaluate_models(
                 pixels, labels = batch.pixels.to(device), batch.labels.to(device)
                 inputs = normalise(pixels, images.spec).contiguous(memory_format=torch.channels_last)
                 teacher_top1 = None
+                named: dict[str, Tensor] = {}
                 for name, model in models.items():
                     begin = _now(device)
                     logits = model.eval()(inputs)
                     counts[name].seconds += _now(device) - begin
-                    predicted = counts[name].add(logits, labels, teacher_top1)
-                    teacher_top1 = predicted if name == TEACHER else teacher_top1
+                    named[name] = counts[name].add(logits, labels, teacher_top1)
+                    teacher_top1 = named[name] if name == TEACHER else teacher_top1
+                if predictions is not None:
+                    predictions.add(batch.names, batch.labels, named)
             if progress is not None:
                 progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images))
             mark = time.monotonic()

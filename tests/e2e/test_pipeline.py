@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -245,3 +246,13 @@ def test_help_is_quick_and_states_defaults() -> None:
         [sys.executable, "-m", "clusterq_gen", "train", "--help"], env=environment, check=True, capture_output=True, text=True
     ).stdout
     assert "(default: 200; paper-imagenet: 16; quick:" in " ".join(shown.split())
+
+
+def test_predictions_are_kept_image_by_image(tuned: dict) -> None:  # type: ignore[type-arg]
+    with np.load(Path(tuned["out"]) / "predictions.npz", allow_pickle=False) as found:
+        assert set(found) == {"name", "label", "teacher", "calibrated", "student"}
+        assert len(set(found["name"].tolist())) == tuned["student"]["images"]
+        for model in ("teacher", "calibrated", "student"):
+            assert 100 * (found[model] == found["label"]).mean() == pytest.approx(tuned[model]["top1"])
+        agreement = 100 * (found["student"] == found["teacher"]).mean()
+        assert agreement == pytest.approx(tuned["student"]["agreement"])

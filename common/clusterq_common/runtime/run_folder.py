@@ -12,11 +12,12 @@ CHECKPOINT = "checkpoints/last.pt"
 GENERATOR = "generator.safetensors"
 STUDENT = "student.safetensors"
 RESULT = "result.json"
+PREDICTIONS = "predictions.npz"
 SAMPLES = "samples"
 SHARDS = "shards"
 
 # What a program may delete on --overwrite: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, STUDENT, RESULT, SAMPLES, SHARDS)
+OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, STUDENT, RESULT, PREDICTIONS, SAMPLES, SHARDS)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:

@@ -15,10 +15,11 @@ from clusterq_finetune.preprocess import preprocess
 
 
 class ValidationBatch(NamedTuple):
-    """pixels (N, C, S, S) uint8, labels (N,) int64, and the names of images that could not be read."""
+    """pixels (N, C, S, S) uint8, labels (N,) int64 and names of N images, and the names of those that could not be read."""
 
     pixels: Tensor
     labels: Tensor
+    names: list[str]
     unreadable: list[str]
 
 
@@ -78,4 +79,5 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         if good:
             torch.stack([pixels for pixels, _ in good], out=batch)
         labels = torch.tensor([label for _, label in good], dtype=torch.long)
-        return ValidationBatch(batch, labels, [name for pixels, _, name in samples if pixels is None])
+        names = [name for pixels, _, name in samples if pixels is not None]
+        return ValidationBatch(batch, labels, names, [name for pixels, _, name in samples if pixels is None])
