@@ -1,0 +1,93 @@
+"""Accuracy differences on the same images: what they are, and how sure one can be."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference in percentage points, and its 95 % confidence interval over images."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Several seeds of one setting, evaluated on the same images.
+
+    Attributes:
+        names: of the images, sorted.
+        right: by model, (seeds, images): whether it named the class.
+    """
+
+    names: list[str]
+    right: dict[str, Bools]
+
+    @classmethod
+    def read(cls, files: Sequence[Path]) -> "Repeats":
+        """From the predictions.npz of runs that were evaluated on the same images.
+
+        Raises:
+            ValueError: the images differ.
+        """
+        names: list[str] = []
+        right: dict[str, list[Bools]] = {}
+        for file in files:
+            with np.load(file, allow_pickle=False) as found:
+                if names and found["name"].tolist() != names:
+                    raise ValueError(f"{file} is about other images than {files[0]}")
+                names = found["name"].tolist()
+                for model in ("teacher", "calibrated", "student"):
+                    right.setdefault(model, []).append(found[model] == found["label"])
+        return cls(names, {model: np.stack(rows) for model, rows in right.items()})
+
+    def only(self, keep: Callable[[str, int], bool]) -> "Repeats":
+        """The images for which `keep(name, position in its folder)` holds, positions counted from 0 in sorted order."""
+        seen: dict[str, int] = {}
+        chosen = []
+        for name in self.names:
+            folder = name.rpartition("/")[0]
+            chosen.append(keep(name, seen.get(folder, 0)))
+            seen[folder] = seen.get(folder, 0) + 1
+        mask = np.array(chosen)
+        return Repeats(
+            [n for n, k in zip(self.names, chosen, strict=True) if k], {m: r[:, mask] for m, r in self.right.items()}
+        )
+
+    def top1(self, model: str) -> list[float]:
+        """Percent, by seed."""
+        return [float(value) for value in 100 * self.right[model].mean(1)]
+
+    def below(self, model: str = "student", reference: str = "teacher") -> Interval:
+        """How many points `model` lies below `reference` on average over seeds, paired by image."""
+        return paired(self.right[reference], self.right[model])
+
+
+def paired(first: Bools, second: Bools) -> Interval:
+    """First minus second, (seeds, images) each, in points: over images of the difference of the seeds' means.
+
+    The interval speaks of the images that might have been drawn instead; the spread over seeds is stated beside it.
+    """
+    apart = 100 * (first.mean(0) - second.mean(0))
+    half = Z * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")
+    middle = float(apart.mean())
+    return Interval(middle, middle - half, middle + half)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
