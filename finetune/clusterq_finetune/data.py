@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.seeding import stream
@@ -42,7 +42,10 @@ class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):
             return ShardBatch(empty, torch.zeros(0, dtype=torch.long), None)
         pixels, labels, logits = zip(*samples, strict=True)
         stored = None if logits[0] is None else torch.stack([one for one in logits if one is not None])
-        return ShardBatch(torch.stack(pixels), torch.tensor(labels), stored)
+        batch = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
+        if get_worker_info() is not None:
+            batch.share_memory_()  # as in evaluation: a worker whose batches are made where they are sent from does not grow
+        return ShardBatch(torch.stack(pixels, out=batch), torch.tensor(labels), stored)
 
 
 class EpochBatches(Sampler[list[int]]):
