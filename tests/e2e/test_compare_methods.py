@@ -1,0 +1,71 @@
+"""tools/compare_methods.py on the digits, and the arithmetic of its intervals."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TINY, DigitsTeacher
+from tools.compare.paired import Repeats, paired
+
+
+def test_paired_intervals() -> None:
+    first = np.array([[True, True, False, True], [True, False, False, True]])
+    second = np.array([[True, False, False, False], [True, False, True, False]])
+    apart = np.array([0.0, 50.0, -50.0, 100.0])
+    found = paired(first, second)
+    assert found.mean == pytest.approx(apart.mean()) == pytest.approx(100 * (first.mean() - second.mean()))
+    half = 1.959964 * apart.std(ddof=1) / 2
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
+    same = paired(first, first)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_halves_are_every_second_file_of_each_class(tmp_path: Path) -> None:
+    names = np.array(["a/1", "a/2", "a/3", "b/1", "b/9"])
+    right = np.array([1, 0, 1, 1, 0], dtype=np.int32)
+    np.savez(tmp_path / "p.npz", name=names, label=np.ones(5, np.int32), teacher=right, calibrated=right, student=right)
+    whole = Repeats.read([tmp_path / "p.npz"])
+    assert whole.only(lambda _, place: place % 2 == 0).names == ["a/1", "a/3", "b/1"]
+    odd = whole.only(lambda _, place: place % 2 == 1)
+    assert odd.names == ["a/2", "b/9"]
+    assert odd.top1("student") == [0.0]
+    np.savez(tmp_path / "q.npz", name=names[:4], label=right[:4], teacher=right[:4], calibrated=right[:4], student=right[:4])
+    with pytest.raises(ValueError, match="other images"):
+        Repeats.read([tmp_path / "p.npz", tmp_path / "q.npz"])
+
+
+def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
+    out = tmp_path / "compare"
+    # A finished set of one method is used as it is: as after an interruption.
+    shutil.copytree(digits_run, out / "sets" / "clusterq-0")
+    _, arch, _, weights, *rest = digits_teacher.flags
+    flags = ["--arch", arch, "--weights", weights, "--teacher-flags", " ".join(rest), "--out", out, "--threads", 1]
+    flags += ["--methods", "clusterq,noise", "--bits", "w3a3", "--recipes", "calibrate,fast", "--seeds", "0", "--images", 12]
+    flags += ["--finetune-flags", "--batch-size 32 --calibration-images 64", "--train-flags", " ".join(TINY)]
+    flags += ["--real-upper-bound", digits_teacher.val, "--val", digits_teacher.val]
+    command = [sys.executable, ROOT / "tools" / "compare_methods.py", *flags]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run() -> str:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert run().count("== clusterq_finetune") == 6
+    assert "== clusterq" not in run(), "what is finished is kept"
+    rows = json.loads((out / "table.json").read_text())
+    assert [(row["method"], row["recipe"]) for row in rows] == [
+        (method, recipe) for method in ("clusterq", "noise", "real") for recipe in ("calibrate", "fast")
+    ]
+    by_name = {(row["method"], row["recipe"]): row for row in rows}
+    assert by_name["clusterq", "calibrate"]["student"] == by_name["clusterq", "calibrate"]["calibrated"]
+    assert float(by_name["noise", "fast"]["student"]) < float(by_name["real", "fast"]["student"])
+    assert by_name["clusterq", "fast"]["first method minus this"] == "0.00 [0.00, 0.00]"
+    assert float(by_name["clusterq", "fast"]["student, CPU min"]) > 0
+    assert len((out / "table.md").read_text().splitlines()) == 2 + len(rows)
