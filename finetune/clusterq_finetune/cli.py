@@ -60,9 +60,10 @@ def finetune(
         if path is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
         from clusterq_finetune import commands
+        from clusterq_finetune.summary import summary_lines
 
         result = commands.finetune(values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run)
-        _print(commands.summary(result), result, as_json=as_json)
+        _print(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug)
 
@@ -88,13 +89,14 @@ def evaluate(
 
     def run() -> None:
         from clusterq_finetune import commands
+        from clusterq_finetune.summary import summary_lines
 
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
         evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
         result = commands.evaluate_saved(
             student, val, classes, evaluation, runtime, batch_size=batch_size, workers=workers, integer=integer
         )
-        _print(commands.summary(result), result, as_json=as_json)
+        _print(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug)
 

@@ -4,12 +4,11 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert, quantizers
@@ -24,22 +23,20 @@ from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS,
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
-from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.calibration import calibration_batches, calibration_images
 from clusterq_finetune.config import EvaluationConfig, FinetuneConfig, resolve
-from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batches
+from clusterq_finetune.data import EpochBatches
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.integer import IntegerStudent
 from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.predictions import Predictions
-from clusterq_finetune.preprocess import describe_preprocessing
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.student import load_student
+from clusterq_finetune.summary import add_evaluation
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
-from clusterq_finetune.view import view
 
-NAMES_SHOWN = 10
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
 LARGEST_SMALL_IMAGE = 64
 
@@ -112,10 +109,10 @@ def _finetune(
         return resuming
 
     resuming = ranks.from_first(open_folder)
-    logits = choose_logits(config.recipe, next(iter(_calibration_batches(shards, config))), teacher, device)
-    calibrate(student, _calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
+    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
+    calibrate(student, calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
     if config.recipe.batchnorm == "recalibrated":
-        recalibrate_batchnorm(student, _calibration_images(shards, config, spec), device)
+        recalibrate_batchnorm(student, calibration_images(shards, config, spec), device)
     place(student, device)
     calibrated = copy.deepcopy(student)
     found = distill(student, teacher, shards, config, folder, device, stored_logits=logits.stored, resume=resuming)
@@ -146,7 +143,7 @@ def _finetune(
         "out": str(folder),
     }
     if images is not None and evaluated is not None:
-        _add_evaluation(result, evaluated, images, spec)
+        add_evaluation(result, evaluated, images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
     say(f"student: {folder / STUDENT}")
     return result
@@ -195,34 +192,8 @@ def evaluate_saved(
         "student": {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)},
         **compared,
     }
-    _add_evaluation(result, found, images, spec)
+    add_evaluation(result, found, images, spec)
     return result
-
-
-def summary(result: dict[str, Any]) -> list[str]:
-    """The accuracies of a result as lines for a person, and the images that could not be read."""
-    measured = {name: part for name, part in result.items() if isinstance(part, dict) and "top1" in part}
-    lines = [
-        f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
-        f"top-5 {part['top5']:.2f} % on {part['images']} images"
-        + ("" if part["agreement"] is None else f", agrees with the teacher on {part['agreement']:.2f} %")
-        + _apart(part)
-        + f" ({part['images_per_second']:.0f} images/s)"
-        for name, part in measured.items()
-    ]
-    unreadable = next(iter(measured.values()))["unreadable"] if measured else []
-    if unreadable:
-        shown = ", ".join(unreadable[:NAMES_SHOWN]) + (" ..." if len(unreadable) > NAMES_SHOWN else "")
-        lines.append(f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}: {shown}")
-    return lines
-
-
-def _apart(part: dict[str, Any]) -> str:
-    """How far integer arithmetic is from the student, where that was measured."""
-    if "agreement_with_student" not in part:
-        return ""
-    agreement, difference = part["agreement_with_student"], part["largest_logit_difference"]
-    return f", agrees with the student on {agreement:.2f} %, logits at most {difference:.2g} apart"
 
 
 def _run_folder_of(shards: ShardSet) -> Path | None:
@@ -235,25 +206,6 @@ def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
     """`finetune-w4a4` in the run folder, or in the current directory for shards from elsewhere or a folder that is read-only."""
     name = f"finetune-{config.quant.bits}"
     return run / name if run is not None and os.access(run, os.W_OK) else Path(name)
-
-
-def _calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[ShardBatch]:
-    """A shuffled pass that training never makes."""
-    dataset = ShardDataset(shards, "train")
-    order = EpochBatches(len(dataset), config.recipe.batch_size, config.runtime.seed)
-    order.epoch = -1
-    yield from batches(dataset, order)
-
-
-def _calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
-    """Its first images."""
-    left = config.recipe.calibration_images
-    for batch in _calibration_batches(shards, config):
-        pixels = batch.pixels[:left]
-        left -= len(pixels)
-        yield view(pixels, spec, config.recipe.low_pass)
-        if left <= 0:
-            return
 
 
 def _refuse_selection_without_heldout(config: FinetuneConfig, shards: ShardSet) -> None:
@@ -279,15 +231,6 @@ def _evaluate(
         )
     predictions.save(folder / PREDICTIONS)
     return found
-
-
-def _add_evaluation(
-    result: dict[str, Any], found: dict[str, EvaluationResult], images: ValidationImages, spec: InputSpec
-) -> None:
-    for name, evaluation in found.items():
-        result[name] |= evaluation.model_dump()
-    result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
-    result["preprocessing"] = describe_preprocessing(spec, images.geometry)
 
 
 def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tools.compare.paired import Repeats, paired
 
 from tests.conftest import ROOT, TINY, DigitsTeacher
-from tools.compare.paired import Repeats, paired
 
 
 def test_paired_intervals() -> None:
