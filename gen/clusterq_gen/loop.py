@@ -62,9 +62,10 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
                     last_save = time.monotonic()
 
-    save_weights(folder / GENERATOR, run.generator)
     if run.student is not None:
         save_weights(folder / STUDENT, run.student)
+    # Last, since its presence says that the training is finished.
+    save_weights(folder / GENERATOR, run.generator)
     return run
 
 
