@@ -70,7 +70,7 @@ def test_killed_at_random_points(name: str, request: pytest.FixtureRequest, tmp_
     run, messages = tmp_path / "out", tmp_path / "messages"
     drawn = random.Random(SEED)
     points = sorted(drawn.randrange(progress(job.whole)) for _ in range(KILLS))
-    killed = []
+    killed: list[int] = []
     arguments = [*job.arguments, "--out", str(run), "--resume"]
     for point in points:
         process = attempts.start(job.program, arguments, messages)
