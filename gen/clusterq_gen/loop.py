@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
@@ -33,7 +33,8 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     """
     run = Training.start(config, teacher, device)
     if resume and (folder / CHECKPOINT).is_file():
-        run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+        with taking_over(folder / CHECKPOINT):
+            run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     log = MetricsLog(folder / METRICS, keep_before_step=run.step)
     per_epoch = config.train.steps_per_epoch
     last_save = time.monotonic()

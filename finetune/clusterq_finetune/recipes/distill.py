@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.images import normalise
 from clusterq_common.quant.convert import parameters_by_kind
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
@@ -57,9 +57,10 @@ def distill(
     first_epoch = 0
     if resume and (folder / CHECKPOINT).is_file():
         state = load_checkpoint(folder / CHECKPOINT, device)
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch = state["epoch"]
+        with taking_over(folder / CHECKPOINT):
+            student.load_state_dict(state["student"])
+            optimizer.load_state_dict(state["optimizer"])
+            first_epoch = state["epoch"]
     step = first_epoch * len(loader)
     log = MetricsLog(folder / METRICS, keep_before_step=step)
     last_save = time.monotonic()
