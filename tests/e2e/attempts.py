@@ -28,7 +28,7 @@ torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1)
 
 def start(program: str, arguments: list[str], messages: Path) -> ForkServerProcess:
     """Start `clusterq-gen` or `clusterq-finetune`; what it says goes to the file `messages`."""
-    process = SERVER.Process(target=_run, args=(program, arguments, messages))
+    process = SERVER.Process(target=_run, args=(program, arguments, messages), daemon=True)
     process.start()
     return process
 
@@ -38,7 +38,7 @@ def start_deadly(program: str, arguments: list[str], messages: Path, run: Path, 
 
     That file's name, digits as #, is then in `run`'s neighbour `died-at`; files in `survived` do it no harm.
     """
-    process = SERVER.Process(target=_run_deadly, args=(program, arguments, messages, run, survived))
+    process = SERVER.Process(target=_run_deadly, args=(program, arguments, messages, run, survived), daemon=True)
     process.start()
     return process
 
