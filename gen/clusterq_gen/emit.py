@@ -48,6 +48,8 @@ def emit_shards(
     generation["rounds"] = rounds_of(config.emit, before)
     todo = blocks_to_make(folder, plan_blocks(generation["rounds"], classes, generation["samples_per_shard"]), before)
     if before is not None and not todo:
+        if ranks.first:  # the emission that wrote the manifest may have died before it tidied up
+            Journal(folder, {}).close()
         say(f"{folder} holds that many images already, and its shards are whole; nothing to do")
         return before
 

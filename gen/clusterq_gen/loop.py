@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
@@ -37,7 +37,8 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     first = Ranks.current().first
     run = Training.start(config, teacher, device)
     if resume and (folder / CHECKPOINT).is_file():
-        run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+        with taking_over(folder / CHECKPOINT):
+            run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     broadcast(run.generator)
     log = MetricsLog(folder / METRICS, keep_before_step=run.step)
     per_epoch = config.train.steps_per_epoch
@@ -71,6 +72,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     if first:
         if run.student is not None:
             save_weights(folder / STUDENT, run.student)
+        # Last, since its presence says that the training is finished.
         save_weights(folder / GENERATOR, run.generator)
     Ranks.current().wait()
     return run

@@ -107,6 +107,9 @@ def test_run_folders(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert open_run_folder(run) is False
     assert open_run_folder(run, resume=True) is False, "nothing there yet: a new run"
+    (run / "config.yaml.partial").write_text("the process died h")
+    assert open_run_folder(run, resume=True) is False, "the run had not begun"
+    assert not list(run.iterdir())
     (run / "config.yaml").write_text("x")
     (run / "shards").mkdir()
     (run / "mine.txt").write_text("kept")

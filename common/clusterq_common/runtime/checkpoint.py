@@ -1,5 +1,7 @@
 """Checkpoints: one file, written whole, read without pickle's powers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,18 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ClusterqError(f"{path} holds {type(state).__name__}, expected a checkpoint; use --overwrite to start anew.")
     return state
+
+
+@contextmanager
+def taking_over(path: Path) -> Iterator[None]:
+    """Where a run takes over the state that `load_checkpoint` read from `path`.
+
+    Raises:
+        ClusterqError: the state lacks something, or belongs to a run of another kind or shape.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ClusterqError(
+            f"{path} is no checkpoint of this run ({type(error).__name__}); use --overwrite to start the run anew."
+        ) from error

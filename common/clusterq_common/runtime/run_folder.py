@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import PARTIAL_SUFFIX
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -36,6 +37,8 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
         raise ClusterqError("--resume and --overwrite exclude each other; give the one that you mean.")
     if folder.exists() and not folder.is_dir():
         raise ClusterqError(f"{flag}: {folder} is a file, expected a folder; choose another name.")
+    if resume:  # what a process leaves behind that dies before its run has begun
+        (folder / f"{CONFIG}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
     filled = folder.is_dir() and any(folder.iterdir())
     if filled and not (resume or overwrite):
         raise ClusterqError(
@@ -47,6 +50,7 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
     if overwrite:
         for name in OWN_FILES:
             _remove(folder / name)
+            _remove(folder / f"{name}{PARTIAL_SUFFIX}")
     folder.mkdir(parents=True, exist_ok=True)
     return filled and resume
 

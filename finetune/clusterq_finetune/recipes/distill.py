@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.distill.objective import StudentObjective
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.metrics import MetricsLog
@@ -135,7 +135,8 @@ def distill(
     recipe, ranks = config.recipe, Ranks.current()
     run = Distillation(student, teacher, config, device, stored_logits=stored_logits)
     if resume and (folder / CHECKPOINT).is_file():
-        run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+        with taking_over(folder / CHECKPOINT):
+            run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     broadcast(student)
     dataset = ShardDataset(shards, "train")
     order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps_per_epoch, ranks=ranks)
