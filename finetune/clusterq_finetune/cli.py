@@ -72,7 +72,9 @@ def finetune(
 @with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
     flags: dict[str, dict[str, Any]],
-    student: Annotated[Path, typer.Option("--student", help="Folder of a finished fine-tuning.")],
+    student: Annotated[
+        Path, typer.Option("--student", help="Folder of a finished fine-tuning, or of a generator's run: its in-loop student.")
+    ],
     val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
     classes: Classes = None,
     integer: Annotated[

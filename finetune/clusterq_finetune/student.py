@@ -11,6 +11,7 @@ from clusterq_common.quant.convert import convert, quantizers
 from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG, STUDENT
+from clusterq_common.runtime.settings import read_yaml
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import InputSpec
@@ -18,7 +19,9 @@ from clusterq_finetune.config import FinetuneConfig
 
 
 def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSpec, FinetuneConfig]:
-    """Rebuild a fine-tuned student, ranges included; it needs the architecture but not the teacher's weights.
+    """Rebuild a student, ranges included; it needs the architecture but not the teacher's weights.
+
+    The folder is that of a fine-tuning, or of a generator's run: then it is the student that was trained beside the generator.
 
     Raises:
         ClusterqError: the folder holds no student, or one that does not fit its config.
@@ -26,9 +29,10 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
     path = folder / STUDENT
     if not path.is_file():
         raise ClusterqError(
-            f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like)."
+            f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like), or of "
+            "a generator's run."
         )
-    config = FinetuneConfig.from_yaml(folder / CONFIG)
+    config = _config_of(folder)
     refuse_code_of_folder(config.teacher.arch, folder)
     model, spec = build_architecture(config.teacher)
     example = torch.zeros(1, spec.channels, spec.size, spec.size)
@@ -43,3 +47,11 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
         raise ClusterqError(f"--student: {path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.")
     place(student.eval(), device)
     return student, spec, config
+
+
+def _config_of(folder: Path) -> FinetuneConfig:
+    """The settings saved with a student. A generator's run has more sections, which say nothing about its student."""
+    values = read_yaml(folder / CONFIG)
+    if "generator" in values:
+        values = {"shards": str(folder), **{name: values[name] for name in ("teacher", "quant", "runtime") if name in values}}
+    return FinetuneConfig.checked(values, source=str(folder / CONFIG))

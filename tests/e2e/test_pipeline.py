@@ -84,6 +84,14 @@ def test_evaluation_in_integers(tuned: dict, digits_teacher: DigitsTeacher, fine
     assert f"agrees with the student on {found['integer']['agreement_with_student']:.2f} %" in done.out
 
 
+def test_the_in_loop_student_is_evaluated_too(digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli) -> None:
+    done = finetune("evaluate", "--student", digits_run, "--val", digits_teacher.val, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out.splitlines()[-1])
+    assert found["student"]["bits"] == "w4a4"
+    assert found["student"]["top1"] > 50
+
+
 def test_a_float_student_has_no_integers(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
