@@ -60,12 +60,12 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     assert run().count("== clusterq_finetune") == 6
     assert "== clusterq" not in run(), "what is finished is kept"
     rows = json.loads((out / "table.json").read_text())
-    assert [(row["method"], row["recipe"]) for row in rows] == [
+    assert [(row["set"], row["recipe"]) for row in rows] == [
         (method, recipe) for method in ("clusterq", "noise", "real") for recipe in ("calibrate", "fast")
     ]
-    by_name = {(row["method"], row["recipe"]): row for row in rows}
+    by_name = {(row["set"], row["recipe"]): row for row in rows}
     assert by_name["clusterq", "calibrate"]["student"] == by_name["clusterq", "calibrate"]["calibrated"]
     assert float(by_name["noise", "fast"]["student"]) < float(by_name["real", "fast"]["student"])
-    assert by_name["clusterq", "fast"]["first method minus this"] == "0.00 [0.00, 0.00]"
+    assert by_name["clusterq", "fast"]["first set minus this"] == "0.00 [0.00, 0.00]"
     assert float(by_name["clusterq", "fast"]["student, CPU min"]) > 0
     assert len((out / "table.md").read_text().splitlines()) == 2 + len(rows)

@@ -1,0 +1,93 @@
+"""The papers' analyses, one command each: what a setting of the generator's training changes in the student.
+
+    python tools/analyses.py de-and-ema --arch resnet20_cifar10 --weights resnet20.safetensors --val cifar10/test --out analyses/
+
+de-and-ema       ClusterQ, Table IV: with and without diversity enhancement and EMA centroids
+ema-rate         ClusterQ, Fig. 8: the rate b of the centroids' update
+diversity        ClusterQ, Fig. 9: the weight a3 of diversity enhancement
+images           training images for each class
+batch-classes    distinct classes in a batch, at the same batch size: class-wise statistics from few or many samples
+adadfq           AdaDFQ's own ablations: each boundary, L_ds and L_as
+
+At the papers' scale: --train-flags "--preset paper-imagenet" --arch resnet18 --val imagenet/val. Finished runs are kept, as by compare_methods.py, and each
+analysis has a folder of its own in --out.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.guard import run_guarded
+from compare.runs import Comparison, Setting, markdown
+
+
+def _values(flag: str, values: list[str]) -> dict[str, list[str]]:
+    return {f"{flag.removeprefix('--')}-{value}": [flag, value] for value in values}
+
+
+# Analysis -> set's name -> flags of clusterq-gen train. The first one is what the others are compared with.
+ANALYSES: dict[str, dict[str, list[str]]] = {
+    "de-and-ema": {
+        "full": [],
+        "without-ema": ["--ema-rate", "0"],
+        "without-de": ["--alpha-de", "0"],
+        "without-both": ["--ema-rate", "0", "--alpha-de", "0"],
+        "gdfq": ["--method", "gdfq"],
+    },
+    "ema-rate": _values("--ema-rate", ["0.2", "0", "0.1", "0.4", "0.6", "0.8", "1"]),
+    "diversity": _values("--alpha-de", ["0.6", "0", "0.2", "0.4", "0.8", "1"]),
+    "images": _values("--per-class", ["512", "1", "8", "64", "128", "256", "1024"]),
+    "batch-classes": _values("--classes-per-batch", ["10", "5", "2", "1"]),
+    "adadfq": {
+        "full": ["--method", "adadfq"],
+        "without-lower-boundary": ["--method", "adadfq", "--lambda-l", "0"],
+        "without-upper-boundary": ["--method", "adadfq", "--lambda-u", "1"],
+        "without-ds": ["--method", "adadfq", "--alpha-ds", "0"],
+        "without-as": ["--method", "adadfq", "--alpha-as", "0"],
+    },
+}
+
+
+def main(
+    analysis: Annotated[str, typer.Argument(help=f"One of {', '.join(ANALYSES)}.", show_default=False)],
+    arch: Annotated[str, typer.Option(help="As for clusterq-gen train.")],
+    val: Annotated[Path, typer.Option(help="Real images to evaluate on, at the end.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs and tables.")],
+    weights: Annotated[str | None, typer.Option(help="As for clusterq-gen train.")] = None,
+    teacher_flags: Annotated[str, typer.Option(help="More flags about the teacher.")] = "",
+    bits: Annotated[str, typer.Option(help="With commas between.")] = "w4a4",
+    recipe: Annotated[str, typer.Option(help="Recipe of clusterq-finetune; `calibrate` does not fine-tune.")] = "fast",
+    seeds: Annotated[str, typer.Option(help="With commas between.")] = "0,1,2",
+    train_flags: Annotated[str, typer.Option(help="Flags of clusterq-gen train, for every set.")] = "--preset quick",
+    finetune_flags: Annotated[str, typer.Option(help="Flags of clusterq-finetune, for every run.")] = "",
+    images: Annotated[int, typer.Option(help="Images for each class, where the analysis is not about that.")] = 512,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each run.")] = None,
+) -> None:
+    """Run what is missing, then print the table."""
+
+    def run() -> None:
+        if analysis not in ANALYSES:
+            raise ClusterqError(f"{analysis!r} is no analysis, expected one of {', '.join(ANALYSES)}.")
+        sets = ANALYSES[analysis]
+        limit = [] if threads is None else ["--threads", str(threads)]
+        comparison = Comparison(
+            out=out / analysis,
+            val=val,
+            teacher=["--arch", arch, *shlex.split(teacher_flags), *([] if weights is None else ["--weights", weights])],
+            sets=sets,
+            seeds=[int(seed) for seed in seeds.split(",")],
+            train=[*shlex.split(train_flags), *limit],
+            finetune=[*shlex.split(finetune_flags), *limit],
+            images=images,
+        )
+        settings = [Setting(name, b, "all", recipe) for b in bits.split(",") for name in sets]
+        print(markdown(comparison.table(settings)), end="")
+
+    run_guarded(run)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,179 @@
+"""Runs that a comparison needs, each made once, and the table that comes out of them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.files import atomic_write
+from clusterq_common.runtime.progress import say
+from clusterq_common.teacher.load import load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from compare.other_shards import write_noise, write_real
+from compare.paired import Repeats, paired, spread
+
+# How else results are reported: never in one row with the others.
+PROTOCOLS = {"all": [], "ends8": ["--first-last-bits", "8"], "relu": ["--activation-sites", "relu"]}
+# Sets that clusterq-gen does not make.
+NOISE, REAL = "noise", "real"
+COST = "cost.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table: a set of shards by name, and what is made from it."""
+
+    name: str
+    bits: str
+    protocol: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that all rows have in common.
+
+    Attributes:
+        out: folder of all runs and of the table.
+        val: real images, evaluated on at the end.
+        teacher: flags that name the teacher.
+        sets: flags of `clusterq-gen train` by the set's name.
+        seeds: of sets and students.
+        train: flags of `clusterq-gen train` for every set; `finetune`: of `clusterq-finetune` for every student.
+        images: training images for each class.
+        real: real images for the upper bound.
+    """
+
+    out: Path
+    val: Path
+    teacher: list[str]
+    sets: dict[str, list[str]]
+    seeds: list[int]
+    train: list[str] = field(default_factory=list)
+    finetune: list[str] = field(default_factory=list)
+    images: int = 512
+    real: Path | None = None
+
+    def table(self, settings: list[Setting]) -> list[dict[str, Any]]:
+        """Make what is missing, then one row a setting; table.json and table.md are written to `out`.
+
+        Raises:
+            ClusterqError: a program failed; what is finished is kept.
+        """
+        for name, flags in self.sets.items():
+            for seed in self.seeds:
+                self._make_set(name, flags, seed)
+        for setting in settings:
+            for seed in self.seeds:
+                flags = [*PROTOCOLS[setting.protocol], *self.finetune, "--seed", str(seed)]
+                flags += ["--epochs", "0"] if setting.recipe == "calibrate" else ["--recipe", setting.recipe]
+                shards = ["--shards", str(self._set(setting.name, seed)), *self.teacher, "--bits", setting.bits]
+                _once(
+                    self._student(setting, seed), ["clusterq_finetune", *shards, "--val", str(self.val), *flags], "result.json"
+                )
+        rows = list(self._rows(settings))
+        atomic_write(self.out / "table.json", json.dumps(rows, indent=2) + "\n")
+        atomic_write(self.out / "table.md", markdown(rows))
+        return rows
+
+    def _set(self, name: str, seed: int) -> Path:
+        return self.out / "sets" / f"{name}-{seed}"
+
+    def _student(self, setting: Setting, seed: int) -> Path:
+        return self.out / "students" / f"{setting.name}-{setting.bits}-{setting.protocol}-{setting.recipe}-{seed}"
+
+    def _make_set(self, name: str, flags: list[str], seed: int) -> None:
+        folder = self._set(name, seed)
+        if name not in {NOISE, REAL}:
+            own = ["--per-class", str(self.images), *self.train, *flags, "--seed", str(seed)]
+            _once(folder, ["clusterq_gen", "train", *self.teacher, *own], "shards/manifest.json")
+            return
+        if (folder / "manifest.json").is_file():
+            return
+        pairs = zip(self.teacher[::2], self.teacher[1::2], strict=True)
+        values = {flag.removeprefix("--").replace("-", "_"): value for flag, value in pairs}
+        teacher = load_teacher(TeacherConfig.checked(values), device=prepare_device(RuntimeConfig()))
+        if name == NOISE:
+            write_noise(folder, teacher, self.images * teacher.spec.num_classes, seed)
+        else:
+            assert self.real is not None
+            write_real(folder, teacher, self.real, self.images, seed)
+
+    def _rows(self, settings: list[Setting]) -> Iterator[dict[str, Any]]:
+        first: dict[tuple[str, str, str], Repeats] = {}
+        for setting in settings:
+            folders = [self._student(setting, seed) for seed in self.seeds]
+            whole = Repeats.read([folder / "predictions.npz" for folder in folders])
+            result = json.loads((folders[0] / "result.json").read_text())
+            made = [_cost(self._set(setting.name, seed)) for seed in self.seeds]
+            tuned = [_cost(folder) for folder in folders]
+            reference = first.setdefault((setting.bits, setting.protocol, setting.recipe), whole)
+            yield {
+                "set": setting.name,
+                "bits": setting.bits,
+                "protocol": setting.protocol,
+                "recipe": setting.recipe,
+                "seeds": len(self.seeds),
+                "images": result["shards"]["training_images"],
+                "teacher": spread(whole.top1("teacher")[:1]),
+                "calibrated": spread(whole.top1("calibrated")),
+                "student": spread(whole.top1("student")),
+                "below teacher [95 %]": str(whole.below()),
+                "even half": str(whole.only(lambda _, place: place % 2 == 0).below()),
+                "odd half": str(whole.only(lambda _, place: place % 2 == 1).below()),
+                "first set minus this": str(paired(reference.right["student"], whole.right["student"])),
+                "set, CPU min": _mean(made, "cpu_seconds"),
+                "student, CPU min": _mean(tuned, "cpu_seconds"),
+                "peak MB": _largest([*made, *tuned], "peak_mb"),
+            }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows)]) + "\n"
+
+
+def _once(folder: Path, command: list[str], last: str) -> None:
+    """Run a program unless its last file is there; what it cost is noted, interruptions included."""
+    if (folder / last).is_file():
+        return
+    say(f"== {' '.join(command)}")
+    begin = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", *command, "--out", str(folder), "--resume"])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if folder.is_dir():
+        earlier = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_mb": 0.0} | _cost(folder)
+        cost = {
+            "seconds": earlier["seconds"] + time.monotonic() - begin,
+            "cpu_seconds": earlier["cpu_seconds"] + usage.ru_utime + usage.ru_stime,
+            "peak_mb": max(earlier["peak_mb"], usage.ru_maxrss / 1024),
+        }
+        atomic_write(folder / COST, json.dumps(cost) + "\n")
+    if process.returncode:
+        raise ClusterqError(f"{' '.join(command[:2])} ended with exit code {process.returncode}; its own message says why.")
+
+
+def _cost(folder: Path) -> dict[str, float]:
+    path = folder / COST
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _mean(costs: list[dict[str, float]], name: str) -> str:
+    minutes = [cost[name] / 60 for cost in costs if name in cost]
+    return f"{sum(minutes) / len(minutes):.1f}" if minutes else ""
+
+
+def _largest(costs: list[dict[str, float]], name: str) -> str:
+    values = [cost[name] for cost in costs if name in cost]
+    return f"{max(values):.0f}" if values else ""
