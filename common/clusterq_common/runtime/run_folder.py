@@ -10,13 +10,14 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoints/last.pt"
 GENERATOR = "generator.safetensors"
+BANK = "bank"
 STUDENT = "student.safetensors"
 RESULT = "result.json"
 SAMPLES = "samples"
 SHARDS = "shards"
 
 # What a program may delete on --overwrite: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, STUDENT, RESULT, SAMPLES, SHARDS)
+OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, BANK, STUDENT, RESULT, SAMPLES, SHARDS)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:
