@@ -50,7 +50,7 @@ class BankConfig(Settings):
     )
     bank_crop_least: float = Field(0.5, gt=0, le=1, description="smallest share of an image's area that a crop keeps")
     bank_spare: float = Field(
-        1.1, ge=1, description="images made of each class for one that is wanted, since the teacher may reject some"
+        1.25, ge=1, description="images made of each class for one that is wanted, since the teacher may reject some"
     )
 
     @model_validator(mode="after")
