@@ -80,7 +80,18 @@ class Moments:
 
     def batch(self) -> Statistics:
         """Statistics over the whole batch, of all processes."""
-        first, second = mean_across(torch.stack([self.first.mean(0), self.second.mean(0)]))
+        return self._statistics(mean_across(torch.stack([self.first.mean(0), self.second.mean(0)])))
+
+    def own(self) -> Statistics:
+        """Statistics over this process's images alone, where each process has batches of its own."""
+        return self._statistics(torch.stack([self.first.mean(0), self.second.mean(0)]))
+
+    def by_sample(self) -> Statistics:
+        """Statistics of each sample over its positions, (N, C) both."""
+        return self._statistics((self.first, self.second))
+
+    def _statistics(self, moments: Tensor | tuple[Tensor, Tensor]) -> Statistics:
+        first, second = moments
         return Statistics(first + self.shift, (second - first.square()).clamp_min(0))
 
     def by_class(self, groups: ClassGroups, keep: Tensor | None = None) -> ClassStatistics:

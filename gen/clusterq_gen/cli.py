@@ -10,6 +10,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.runtime.run_folder import CONFIG
+from clusterq_gen.bank.config import refuse_meaningless, with_method
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, preset_notes, resolve
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train a generator for a classifier, then write class-labelled shards.
+    """Train a generator for a classifier, or optimise images without one, then write class-labelled shards.
 
     Example: clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4 --out out/
     """
@@ -63,7 +64,7 @@ def emit(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write shards from a trained generator: more images per class, or images of another seed.
+    """Write shards from a trained generator: more images per class, or images of another seed; or from a bank what it holds.
 
     Settings left out are those of the run. Example: clusterq-gen emit --run out/ --per-class 200
     """
@@ -106,7 +107,9 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
     values = read_yaml(config)
     if "teacher" not in values:
         raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
-    return merged(values, flags)
+    whole = merged(with_method(values, flags), flags)
+    refuse_meaningless(whole, flags)
+    return whole
 
 
 def main() -> None:

@@ -11,22 +11,27 @@ from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_gen.config import GenConfig
+from clusterq_gen.bank.config import is_bank
+from clusterq_gen.bank.layout import BankLayout
+from clusterq_gen.bank.make import make_bank
+from clusterq_gen.bank.source import BankSource
+from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.emit import emit_shards
 from clusterq_gen.loop import estimate_seconds, train_generator
 from clusterq_gen.plan import describe_plan
-from clusterq_gen.source import GeneratorSource
+from clusterq_gen.source import GeneratorSource, Source
 
 LARGE_INPUT = 128
 
 
 def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
-    """Train a generator for a teacher, then write its shards.
+    """Train a generator for a teacher, or optimise a bank of images, then write shards.
 
     Raises:
-        ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `emit_shards`.
+        ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
     """
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
@@ -45,10 +50,13 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
 
     with process_group() as ranks:
         resuming, trained = ranks.from_first(open_folder)
-        if not trained:
+        if is_bank(config.method.method):
+            _announce_bank(config, teacher, device)
+            make_bank(config, teacher, out, device)
+        elif not trained:
             _announce(config, teacher, device)
             train_generator(config, teacher, out, device, resume=resuming)
-        source = GeneratorSource.load(out, config, teacher.spec, config.runtime.seed, device)
+        source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     say(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
@@ -65,22 +73,52 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
         overwrite: replace shards that are there instead of adding to them.
 
     Raises:
-        ClusterqError: no run there, no finished generator, another teacher, or shards of other settings in the way.
+        ClusterqError: no run there, no finished generator or bank, more images than a bank holds, another teacher, or shards of
+            other settings in the way.
     """
-    config = GenConfig.from_yaml(run / CONFIG)
-    refuse_code_of_folder(config.teacher.arch, run)
-    config = GenConfig.checked({**config.model_dump(), "emit": {**config.emit.model_dump(), **updates}})
+    made = GenConfig.from_yaml(run / CONFIG)
+    refuse_code_of_folder(made.teacher.arch, run)
+    config = GenConfig.checked({**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}})
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
     drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
     device = prepare_device(drawing)
     teacher = load_teacher(config.teacher, device=device)
-    source = GeneratorSource.load(run, config, teacher.spec, drawing.seed, device)
+    source = _source(run, made, config.emit, drawing.seed, teacher, device)
     folder = out or run / SHARDS
     with process_group() as ranks:
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
         say(f"shards: {folder} ({counts})")
+
+
+def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> Source:
+    """What a run folder draws its images from: a generator or a bank.
+
+    Args:
+        made: the run's own settings.
+        emit, seed: what is wanted now.
+
+    Raises:
+        ClusterqError: it is not finished; or it is a bank, and more or other images are wanted than it holds.
+    """
+    if not is_bank(made.method.method):
+        return GeneratorSource.load(run, made, teacher.spec, seed, device)
+    if seed != made.runtime.seed:
+        raise ClusterqError(
+            f"--seed: {seed}, but {run} holds a bank of images, made with seed {made.runtime.seed}, that no other seed can draw from; leave "
+            "the flag out, or make another bank with `clusterq-gen train --seed`."
+        )
+    source = BankSource.load(run, made, teacher, device, keep_misclassified=emit.keep_misclassified)
+    wanted: dict[SplitName, int] = {"train": emit.per_class, "heldout": emit.heldout}
+    for split, count in wanted.items():
+        if count > source.capacity[split]:
+            flag = {"train": "--per-class", "heldout": "--heldout-per-class"}[split]
+            raise ClusterqError(
+                f"{flag}: {count}, but the bank in {run} holds at most {source.capacity[split]} images of a class for the split {split}; "
+                f"ask for no more, or make a larger bank with `clusterq-gen train {flag} {count}`."
+            )
+    return source
 
 
 def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
@@ -108,12 +146,25 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
     return GenConfig.checked(saved)
 
 
-def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
+def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:
     if device.type == "cpu" and teacher.spec.size >= LARGE_INPUT:
         say(
             f"Warning: {teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
-            "meant for. --epochs, --steps-per-epoch and --batch-size make it smaller."
+            f"meant for. {flags} make it smaller."
         )
+
+
+def _announce_bank(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
+    _warn_of_slowness(config, teacher, device, "--bank-steps and --per-class")
+    layout = BankLayout.of(config, teacher.spec.num_classes)
+    say(
+        f"{config.method.method} on {device}: a bank of {layout.batches} batches of {layout.batch_size} images, "
+        f"{config.bank.bank_steps} steps each"
+    )
+
+
+def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
+    _warn_of_slowness(config, teacher, device, "--epochs, --steps-per-epoch and --batch-size")
     minutes = estimate_seconds(config, teacher, device) / 60
     steps = config.train.epochs * config.train.steps_per_epoch
     say(

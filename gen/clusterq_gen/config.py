@@ -10,15 +10,20 @@ from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_bank, method_of, refuse_meaningless
 
-MethodName = Literal["clusterq", "gdfq"]
+MethodName = Literal["clusterq", "gdfq", "zeroq", "dsg", "intraq"]
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
     """Which losses, and how much of each (ClusterQ Eq. 4-9)."""
 
-    method: MethodName = Field("clusterq", description="clusterq: all terms; gdfq: the same loop without FDA and DE")
+    method: MethodName = Field(
+        "clusterq",
+        description="clusterq: all terms; gdfq: the same loop without FDA and DE; zeroq, dsg, intraq: no generator, a bank of "
+        "images is optimised",
+    )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
     alpha_de: float = Field(0.6, ge=0, description="a3, weight of diversity enhancement (Eq. 8)")
@@ -126,6 +131,7 @@ class GenConfig(Settings):
     quant: QuantConfig = QuantConfig()
     generator: GeneratorConfig = GeneratorConfig()
     train: TrainConfig = TrainConfig()
+    bank: BankConfig = BankConfig()
     emit: EmitConfig = EmitConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -136,6 +142,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "quant": QuantConfig,
     "generator": GeneratorConfig,
     "train": TrainConfig,
+    "bank": BankConfig,
     "emit": EmitConfig,
     "runtime": RuntimeConfig,
 }
@@ -154,7 +161,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> GenConfig:
-    """Defaults, then the preset, then the flags that were given.
+    """Defaults, then the method's own where it trains no generator, then the preset, then the flags that were given.
 
     Args:
         flags: section -> field -> value.
@@ -162,13 +169,16 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
         imagenet_sized: whether the teacher's input has more than 64 pixels a side.
 
     Raises:
-        ClusterqError: a value that does not fit.
+        ClusterqError: a value that does not fit, or a flag that the method does not look at.
     """
     chosen = ("paper-imagenet" if imagenet_sized else "paper-cifar") if preset == "auto" else preset
-    values = merged(PRESETS[chosen], flags)
+    method = method_of(flags)
+    base = merged(BANK_METHODS[method], BANK_PRESETS[chosen]) if is_bank(method) else PRESETS[chosen]
+    values = merged(base, flags)
+    refuse_meaningless(values, flags)
     # A shorter run keeps the preset's share of warm-up, unless the warm-up was given too.
     train = flags.get("train", {})
-    if "epochs" in train and "warmup_epochs" not in train:
+    if "epochs" in train and "warmup_epochs" not in train and not is_bank(method):
         whole = TrainConfig(**PRESETS[chosen].get("train", {}))
         values["train"]["warmup_epochs"] = train["epochs"] * whole.warmup_epochs // whole.epochs if train["epochs"] > 0 else 0
     if "teacher" not in values or "arch" not in values["teacher"]:
@@ -179,12 +189,14 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
 
 
 def preset_notes() -> dict[str, dict[str, str]]:
-    """How each preset differs from a field's default, for the help: section -> field -> text."""
+    """How each preset, and each method without a generator, differs from a field's default, for the help: section -> field -> text."""
     notes: dict[str, dict[str, str]] = {}
-    for preset, sections in PRESETS.items():
+    sources = [*PRESETS.items(), *BANK_METHODS.items()]
+    sources += [(preset, {"bank": sections["bank"]}) for preset, sections in BANK_PRESETS.items() if "bank" in sections]
+    for source, sections in sources:
         for section, values in sections.items():
             for name, value in values.items():
                 default = SECTIONS[section].model_fields[name].default
                 shown = notes.setdefault(section, {}).setdefault(name, str(default))
-                notes[section][name] = f"{shown}; {preset}: {value}"
+                notes[section][name] = f"{shown}; {source}: {value}"
     return notes

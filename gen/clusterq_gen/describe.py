@@ -14,6 +14,7 @@ from clusterq_common.shards.write import Written, samples_per_shard
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.factory import is_factory, shown_arch
 from clusterq_common.teacher.load import Teacher
+from clusterq_gen.bank.config import is_bank
 from clusterq_gen.blocks import Block
 from clusterq_gen.candidates import CHUNK, Tally
 from clusterq_gen.config import EmitConfig, GenConfig
@@ -90,7 +91,8 @@ def describe_set(
     if "train" not in splits:
         raise ClusterqError(
             f"the teacher agreed with none of {tally.candidates} generated images, expected some for the shards; train longer "
-            "(--epochs), or keep what it takes for other classes with --keep-misclassified."
+            f"({'--bank-steps' if is_bank(config.method.method) else '--epochs'}), or keep what it takes for other classes with "
+            "--keep-misclassified."
         )
     warn_of_short_classes(tally.short)
     earlier = before.generation if before else None

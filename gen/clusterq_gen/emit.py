@@ -46,7 +46,8 @@ def emit_shards(
     before = set_to_extend(config, teacher, source, folder, seed, overwrite=overwrite, ranks=ranks)
     generation = how_made(config, teacher, source, seed, before)
     generation["rounds"] = rounds_of(config.emit, before)
-    todo = blocks_to_make(folder, plan_blocks(generation["rounds"], classes, generation["samples_per_shard"]), before)
+    blocks = plan_blocks(generation["rounds"], classes, generation["samples_per_shard"], source.block)
+    todo = blocks_to_make(folder, blocks, before)
     if before is not None and not todo:
         if ranks.first:  # the emission that wrote the manifest may have died before it tidied up
             Journal(folder, {}).close()

@@ -8,6 +8,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import PARTIAL_SUFFIX, sha256_file
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
 from clusterq_common.teacher.load import Teacher
+from clusterq_gen.bank.config import SHARED, is_bank
 from clusterq_gen.blocks import Block, plan_blocks
 from clusterq_gen.config import GenConfig
 from clusterq_gen.journal import JOURNAL, Journal
@@ -53,7 +54,7 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
     same = {
         "origin (it was merged or cut out of other sets)": made is not None,
         "teacher": manifest.teacher.digest == teacher.digest,
-        "generator run": made is not None and (made.settings, made.source) == (run_settings(config), source.digest),
+        "training run": made is not None and (made.settings, made.source) == (run_settings(config), source.digest),
         "--seed": made is not None and made.seed == seed,
         "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
         "--samples-per-shard": made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
@@ -68,10 +69,16 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
 
 
 def run_settings(config: GenConfig) -> dict[str, Any]:
-    """The hyperparameters that made the generator, for the manifest; paths of this machine stay out of it."""
+    """The hyperparameters that made the generator or the bank, for the manifest; paths of this machine stay out of it."""
     values = config.model_dump(mode="json")
+    seed = values["runtime"]["seed"]
+    if is_bank(config.method.method):
+        # What a bank does not look at stays out. `labels` is what makes the labels' meaning clear to whoever gets the set.
+        labels = "asked for; the teacher had to agree" if config.bank.labelled else "the teacher's own top-1"
+        shared = {section: {name: values[section][name] for name in sorted(SHARED[section])} for section in ("method", "train")}
+        return {"preset": values["preset"], **shared, "bank": values["bank"], "labels": labels, "seed": seed}
     sections = ("preset", "method", "quant", "generator", "train")
-    return {**{section: values[section] for section in sections}, "seed": values["runtime"]["seed"]}
+    return {**{section: values[section] for section in sections}, "seed": seed}
 
 
 def blocks_to_make(folder: Path, blocks: list[Block], before: Manifest | None) -> list[Block]:

@@ -5,6 +5,8 @@ import torch
 from clusterq_common.quant.convert import convert
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.load import Teacher
+from clusterq_gen.bank.config import is_bank
+from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.config import GenConfig
 from clusterq_gen.generator import build_generator
 from clusterq_gen.latent import classes_in_batch
@@ -12,6 +14,33 @@ from clusterq_gen.latent import classes_in_batch
 
 def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
     """Shapes, layers quantized, steps and disk, a line each; runs one image through generator and teacher."""
+    first = f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
+    lines = _bank_lines(config, teacher, device) if is_bank(config.method.method) else _generator_lines(config, teacher, device)
+    return [first, *lines]
+
+
+def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
+    spec, layout = teacher.spec, BankLayout.of(config, teacher.spec.num_classes)
+    images = layout.batches * layout.batch_size
+    made_for = f"{layout.classes} classes in each" if layout.classes else "labelled by the teacher's own answer"
+    return [
+        f"shapes: image ({spec.channels}, {spec.size}, {spec.size}) -> logits ({spec.num_classes},)",
+        f"bank: {layout.batches} batches of {layout.batch_size} images, {made_for}",
+        f"steps: {config.bank.bank_steps} for each batch, {layout.batches * config.bank.bank_steps:,} in all; {config.method.method}, "
+        f"preset {config.preset}, on {device}",
+        f"disk: {images * spec.channels * spec.size**2 / 1e6:,.0f} MB of bank; {_shards(config, teacher)}",
+    ]
+
+
+def _shards(config: GenConfig, teacher: Teacher) -> str:
+    spec = teacher.spec
+    images = (config.emit.per_class + config.emit.heldout) * spec.num_classes
+    # PNG of generated images compresses little; logits and tar headers come on top.
+    size = images * (spec.channels * spec.size**2 + 2 * spec.num_classes + 4 * 1024)
+    return f"{images:,} images, at most {size / 1e6:,.0f} MB of shards"
+
+
+def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
     spec, train = teacher.spec, config.train
     lines: list[str] = []
     generator = build_generator(config.generator, spec).to(device).eval()
@@ -22,9 +51,6 @@ def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> 
         logits = teacher.model(image)
     weights = sum(parameter.numel() for parameter in generator.parameters())
     lines.append(
-        f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
-    )
-    lines.append(
         f"shapes: z (N, {config.generator.latent_size}) -> image {tuple(image.shape[1:])} -> logits {tuple(logits.shape[1:])}"
     )
     lines.append(f"generator: {type(generator).__name__}, {weights:,} parameters")
@@ -34,11 +60,6 @@ def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> 
         f"steps: {train.epochs} epochs x {train.steps_per_epoch}, {train.warmup_epochs} epochs of warm-up; batch {train.batch_size} "
         f"of {per_batch} classes; {config.method.method}, preset {config.preset}, on {device}"
     )
-    images = (config.emit.per_class + config.emit.heldout) * spec.num_classes
-    # PNG of generated images compresses little; logits and tar headers come on top.
-    size = images * (spec.channels * spec.size**2 + 2 * spec.num_classes + 4 * 1024)
     checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
-    lines.append(
-        f"disk: {images:,} images, at most {size / 1e6:,.0f} MB of shards; checkpoint about {checkpoint / 1e6:,.0f} MB"
-    )
+    lines.append(f"disk: {_shards(config, teacher)}; checkpoint about {checkpoint / 1e6:,.0f} MB")
     return lines

@@ -27,15 +27,16 @@ def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> N
     with torch.no_grad():
         images = generator(z.to(generator.low.device), labels.to(generator.low.device))
     generator.train(training)
-    atomic_write(path, encode_png(_tile(to_pixels(images.cpu(), spec), classes)))
+    write_grid(path, to_pixels(images.cpu(), spec))
 
 
-def _tile(pixels: Tensor, rows: int) -> Tensor:
-    """(rows * COLUMNS, C, S, S) uint8 as one picture (C, H, W) on white."""
-    _, channels, size, _ = pixels.shape
+def write_grid(path: Path, pixels: Tensor) -> None:
+    """Write (rows * COLUMNS, C, S, S) uint8 as one PNG on white."""
+    count, channels, size, _ = pixels.shape
+    rows = count // COLUMNS
     cell = size + MARGIN
     canvas = torch.full((channels, rows * cell + MARGIN, COLUMNS * cell + MARGIN), 255, dtype=torch.uint8)
     for number, picture in enumerate(pixels):
         top, left = number // COLUMNS * cell + MARGIN, number % COLUMNS * cell + MARGIN
         canvas[:, top : top + size, left : left + size] = picture
-    return canvas
+    atomic_write(path, encode_png(canvas))

@@ -10,8 +10,10 @@ from torch import Tensor
 from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import GENERATOR
+from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_gen.blocks import Block, fresh_block
 from clusterq_gen.config import GenConfig
 from clusterq_gen.generator import Generator, build_generator
 from clusterq_gen.latent import candidate_noise
@@ -28,6 +30,10 @@ class Source(Protocol):
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
         """Normalised images (N, C, S, S) for `(label, attempt)` pairs."""
+        ...
+
+    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> Block:
+        """What one shard is to hold, and from which attempts: a function of its slots alone."""
         ...
 
 
@@ -58,6 +64,9 @@ class GeneratorSource:
             raise ClusterqError(f"{path} does not fit the run's config.yaml ({error}); train the run again.") from error
         place(generator, device)
         return cls(generator, seed)
+
+    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> Block:
+        return fresh_block(split, number, slots, num_classes)
 
     @torch.no_grad()
     def images(self, tries: list[tuple[int, int]]) -> Tensor:

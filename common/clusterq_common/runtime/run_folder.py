@@ -11,6 +11,7 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoints/last.pt"
 GENERATOR = "generator.safetensors"
+BANK = "bank"
 STUDENT = "student.safetensors"
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
@@ -18,7 +19,7 @@ SAMPLES = "samples"
 SHARDS = "shards"
 
 # What a program may delete on --overwrite: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, STUDENT, RESULT, PREDICTIONS, SAMPLES, SHARDS)
+OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, BANK, STUDENT, RESULT, PREDICTIONS, SAMPLES, SHARDS)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from clusterq_common.shards.manifest import Manifest, SplitName
+from clusterq_common.shards.manifest import Generation, Manifest, SplitName
 
 
 def dataset_card(manifest: Manifest) -> str:
@@ -105,7 +105,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
 def _making(manifest: Manifest) -> str:
     made = manifest.generation
     if made is not None:
-        return (
+        return _images_by(made) + (
             f"Method {made.method}, seed {made.seed}. The teacher agreed with the label of {100 * made.teacher_agreement:.1f} % of "
             f"{made.candidates} images drawn; those it takes for another class were "
             f"{'kept' if made.keep_misclassified else 'dropped and replaced'}."
@@ -116,6 +116,14 @@ def _making(manifest: Manifest) -> str:
         how = f"method {parent.generation.method}, seed {parent.generation.seed}" if parent.generation else "itself derived"
         lines.append(f"- `{parent.digest}`, {parent.samples} images, {how}")
     return "\n".join(lines)
+
+
+def _images_by(made: Generation) -> str:
+    """A bank's settings say so; a generator needs no words."""
+    if "bank" not in made.settings:
+        return ""
+    labels = made.settings.get("labels")
+    return f"No generator: each image was optimised directly, in a bank of them. Labels: {labels}. "
 
 
 def _list(values: tuple[float, ...]) -> str:

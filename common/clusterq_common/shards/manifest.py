@@ -83,12 +83,18 @@ class Generation(Settings):
 
     method: str = Field(description="name of the method")
     settings: dict[str, Any] = Field(description="every hyperparameter of the run")
-    source: Digest = Field(description="of what drew the images: the generator's weights")
-    seed: Count = Field(description="seed of the candidates: noise is a function of (seed, class, attempt)")
-    rounds: list[dict[SplitName, Count]] = Field(
-        min_length=1, description="images asked for of each class, by split: at first, and after each extension"
+    source: Digest = Field(
+        description="of what the images came from: the generator's weights, or the files of a bank of images"
     )
-    candidates: Count = Field(description="images drawn in all")
+    seed: Count = Field(
+        description="seed of the candidates: noise is a function of (seed, class, attempt); of a bank, the seed it was made with"
+    )
+    rounds: list[dict[SplitName, Count]] = Field(
+        min_length=1,
+        description="images asked for of each class, by split: at first, and after each extension; on average over classes where the "
+        "labels of a bank are the teacher's own",
+    )
+    candidates: Count = Field(description="images drawn in all, or taken from a bank")
     rejected: list[Count] = Field(description="by class, candidates dropped because the teacher took them for another class")
     teacher_agreement: Share = Field(description="share of the candidates on which the teacher agreed with the label")
     keep_misclassified: bool = Field(description="whether disagreeing images were kept")

@@ -1,0 +1,80 @@
+"""From noise to a whole bank on disk: batches that are finished are kept, the others are shared out among processes."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.files import atomic_write
+from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.run_folder import METRICS, SAMPLES
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.bank.files import batch_path, is_finished, made_of, read_answers, read_losses, read_pixels, write_batch
+from clusterq_gen.bank.layout import BankLayout
+from clusterq_gen.bank.optimise import BankRun
+from clusterq_gen.config import GenConfig
+from clusterq_gen.samples import COLUMNS, MOST_CLASSES, write_grid
+
+
+def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device) -> None:
+    """Optimise every batch that is not there yet, then write what each one cost (metrics.jsonl) and a grid of images.
+
+    A batch is a function of the seed and its number, so an interrupted bank goes on to the same bytes, and under torchrun process
+    r makes the batches r, r + world, ...
+
+    Raises:
+        ClusterqError: see `BankRun.optimise`.
+    """
+    ranks, made = Ranks.current(), made_of(config, teacher)
+    layout = BankLayout.of(config, teacher.spec.num_classes)
+    mine = layout.share(ranks)
+    missing = [number for number in mine if not is_finished(batch_path(folder, number), made)]
+    if missing:
+        run = BankRun.start(config, teacher, device)
+        with progress("optimising batches of images", len(mine), done=len(mine) - len(missing)) as ticker:
+            for number in missing:
+                batch = run.optimise(number)
+                write_batch(batch_path(folder, number), batch, made)
+                agreed = float((batch.top1 == batch.labels).float().mean())
+                ticker.advance(note=_note(batch.losses, agreed if layout.classes else None))
+    ranks.wait()
+    if ranks.first:
+        paths = [batch_path(folder, number) for number in range(layout.batches)]
+        _write_metrics(folder / METRICS, paths)
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        _save_grid(folder / SAMPLES / "bank.png", paths, layout.num_classes)
+    ranks.wait()
+
+
+def _note(losses: dict[str, float], agreed: float | None) -> str:
+    """The progress line's numbers: each term, first and last."""
+    names = [name.removeprefix("loss/") for name in losses if name.startswith("loss/")]
+    parts = [f"{name} {losses[f'first/{name}']:.3g} -> {losses[f'loss/{name}']:.3g}" for name in names]
+    return ", ".join(parts + ([] if agreed is None else [f"teacher {100 * agreed:.0f} %"]))
+
+
+def _write_metrics(path: Path, batches: list[Path]) -> None:
+    """One line a batch: its number as `step`, its losses, the share of images in which the teacher sees their label."""
+    lines = []
+    for number, batch in enumerate(batches):
+        labels, top1 = read_answers(batch)
+        agreed = sum(a == b for a, b in zip(labels, top1, strict=True)) / len(labels)
+        lines.append(json.dumps({"step": number, **read_losses(batch), "teacher/accuracy": agreed}) + "\n")
+    atomic_write(path, "".join(lines))
+
+
+def _save_grid(path: Path, batches: list[Path], num_classes: int) -> None:
+    """The first images of each of the first classes, a row each; white where the bank has none."""
+    classes = min(num_classes, MOST_CLASSES)
+    rows: list[list[torch.Tensor]] = [[] for _ in range(classes)]
+    for batch in batches:
+        labels, _ = read_answers(batch)
+        for place, label in enumerate(labels):
+            if label < classes and len(rows[label]) < COLUMNS:
+                rows[label].append(read_pixels(batch, [place])[0])
+        if all(len(row) == COLUMNS for row in rows):
+            break
+    white = torch.full_like(next(row for row in rows if row)[0], 255) if any(rows) else None
+    if white is not None:
+        write_grid(path, torch.stack([image for row in rows for image in row + [white] * (COLUMNS - len(row))]))
