@@ -11,14 +11,18 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig
 
-MethodName = Literal["clusterq", "gdfq"]
+MethodName = Literal["clusterq", "gdfq", "adadfq"]
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
-    """Which losses, and how much of each (ClusterQ Eq. 4-9)."""
+    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ)."""
 
-    method: MethodName = Field("clusterq", description="clusterq: all terms; gdfq: the same loop without FDA and DE")
+    method: MethodName = Field(
+        "clusterq",
+        description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
+        "generator and student over what a sample teaches",
+    )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
     alpha_de: float = Field(0.6, ge=0, description="a3, weight of diversity enhancement (Eq. 8)")
@@ -37,7 +41,25 @@ class MethodConfig(Settings):
         description="l_st, the first BatchNorm layer (0 = first to run) that counts as semantic; the deep half if left out",
     )
     kl_weight: float = Field(1.0, ge=0, description="g, weight of T^2 KL in the in-loop student's loss (Eq. 9)")
-    temperature: float = Field(20.0, gt=0, description="T of the distillation")
+    temperature: float = Field(20.0, gt=0, description="T of the distillation, and of adadfq's student")
+    alpha_ds: float = Field(
+        0.2,
+        ge=0,
+        description="adadfq: weight of L_ds, which seeks what the teacher knows and the student not (paper: 0.3 for MobileNetV2 at w4a4)",
+    )
+    alpha_as: float = Field(0.1, ge=0, description="adadfq: weight of L_as, which seeks what both know")
+    lambda_l: float = Field(
+        0.1, ge=0, le=1, description="adadfq: least agreement H' of an image, 0 to 1 (paper: 0.3 for ResNet-18)"
+    )
+    lambda_u: float = Field(0.8, ge=0, le=1, description="adadfq: most agreement H' of an image, 0 to 1")
+    beta: float = Field(1.0, ge=0, description="adadfq: weight of both L_ds and L_as, on top of their own")
+    gamma: float = Field(1.0, ge=0, description="adadfq: weight of the BatchNorm-statistics distance")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MethodConfig":
+        if self.lambda_l > self.lambda_u:
+            raise ValueError(f"lambda_l ({self.lambda_l}) must not exceed lambda_u ({self.lambda_u})")
+        return self
 
 
 class GeneratorConfig(Settings):
@@ -152,9 +174,22 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# What a method changes on top, by preset: AdaDFQ's released settings, but for its later drop of the learning rates on ImageNet.
+METHOD_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "adadfq": {
+        "paper-cifar": {"train": {"batch_size": 16, "warmup_epochs": 4}},
+        "paper-imagenet": {"method": {"temperature": 5.0}, "train": {"student_lr": 1e-5}},
+    },
+}
+
+
+def preset_values(preset: str, method: str) -> dict[str, dict[str, Any]]:
+    """What a preset changes in the defaults for a method: section -> field -> value."""
+    return merged(PRESETS[preset], METHOD_PRESETS.get(method, {}).get(preset, {}))
+
 
 def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> GenConfig:
-    """Defaults, then the preset, then the flags that were given.
+    """Defaults, then the preset, then what the method changes in it, then the flags that were given.
 
     Args:
         flags: section -> field -> value.
@@ -165,11 +200,12 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
         ClusterqError: a value that does not fit.
     """
     chosen = ("paper-imagenet" if imagenet_sized else "paper-cifar") if preset == "auto" else preset
-    values = merged(PRESETS[chosen], flags)
+    base = preset_values(chosen, flags.get("method", {}).get("method", MethodConfig().method))
+    values = merged(base, flags)
     # A shorter run keeps the preset's share of warm-up, unless the warm-up was given too.
     train = flags.get("train", {})
     if "epochs" in train and "warmup_epochs" not in train:
-        whole = TrainConfig(**PRESETS[chosen].get("train", {}))
+        whole = TrainConfig(**base.get("train", {}))
         values["train"]["warmup_epochs"] = train["epochs"] * whole.warmup_epochs // whole.epochs if train["epochs"] > 0 else 0
     if "teacher" not in values or "arch" not in values["teacher"]:
         raise ClusterqError(
@@ -181,7 +217,11 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
 def preset_notes() -> dict[str, dict[str, str]]:
     """How each preset differs from a field's default, for the help: section -> field -> text."""
     notes: dict[str, dict[str, str]] = {}
-    for preset, sections in PRESETS.items():
+    everything = list(PRESETS.items())
+    everything += [
+        (f"{preset} with {method}", v) for method, presets in METHOD_PRESETS.items() for preset, v in presets.items()
+    ]
+    for preset, sections in everything:
         for section, values in sections.items():
             for name, value in values.items():
                 default = SECTIONS[section].model_fields[name].default

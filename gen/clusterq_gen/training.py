@@ -91,6 +91,18 @@ class Training:
         groups = ClassGroups(groups.classes.to(self.device), groups.row[own].to(self.device))
         return z[own].to(self.generator.to_map.weight), labels[own].to(self.device), groups
 
+    def opponent_logits(self, images: Tensor) -> Tensor | None:
+        """The in-loop student's logits (N, classes), with gradient to the images and none to its parameters.
+
+        None during warm-up, and for methods that do not look at them.
+        """
+        if self.student is None or not self.method.needs_student:
+            return None
+        self.student.requires_grad_(False)
+        logits: Tensor = self.student(images)
+        self.student.requires_grad_(True)
+        return logits
+
     def set_learning_rates(self, epoch: int) -> None:
         """Both optimisers' rates for an epoch, by the schedule."""
         factor = schedule_factor(self.config.train, epoch)

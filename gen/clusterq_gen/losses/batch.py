@@ -20,6 +20,8 @@ class StepBatch:
         stored: the teacher's running statistics by layer.
         features: class-wise statistics in the semantic layers, with gradient; None during warm-up.
         centroids: None during warm-up.
+        student_logits: (N, classes), with gradient to the images and none to the student; None during warm-up, and for methods
+            none of whose terms asks for them.
     """
 
     step: int
@@ -29,3 +31,9 @@ class StepBatch:
     stored: dict[str, Statistics]
     features: ClassFeatures | None
     centroids: Centroids | None
+    student_logits: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What a cross-entropy aims at."""
+        return self.labels
