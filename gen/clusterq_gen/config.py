@@ -11,17 +11,17 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig
 
-MethodName = Literal["clusterq", "gdfq", "adadfq"]
+MethodName = Literal["clusterq", "gdfq", "adadfq", "qimera"]
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
-    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ)."""
+    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera)."""
 
     method: MethodName = Field(
         "clusterq",
         description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
-        "generator and student over what a sample teaches",
+        "generator and student over what a sample teaches; qimera: gdfq with images between classes",
     )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
@@ -54,6 +54,22 @@ class MethodConfig(Settings):
     lambda_u: float = Field(0.8, ge=0, le=1, description="adadfq: most agreement H' of an image, 0 to 1")
     beta: float = Field(1.0, ge=0, description="adadfq: weight of both L_ds and L_as, on top of their own")
     gamma: float = Field(1.0, ge=0, description="adadfq: weight of the BatchNorm-statistics distance")
+
+    mix_probability: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="probability that an image in training mixes classes, with any method (Qimera); if left out 0.4 for qimera and 0 for "
+        "the others; shards hold images of one class",
+    )
+    mix_classes: int | None = Field(
+        None, ge=2, description="classes in a mixed image; if left out a tenth of the teacher's, at least 2, as Qimera has it"
+    )
+
+    @property
+    def mixing(self) -> float:
+        """The probability that an image mixes classes."""
+        return (0.4 if self.method == "qimera" else 0.0) if self.mix_probability is None else self.mix_probability
 
     @model_validator(mode="after")
     def _consistent(self) -> "MethodConfig":
@@ -174,12 +190,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# What a method changes on top, by preset: AdaDFQ's released settings, but for its later drop of the learning rates on ImageNet.
+# What a method changes on top, by preset, as released. Left out: AdaDFQ's later drop of the learning rates on ImageNet, and Qimera's
+# latent sizes, which are those of the teachers' last layers.
 METHOD_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "adadfq": {
         "paper-cifar": {"train": {"batch_size": 16, "warmup_epochs": 4}},
         "paper-imagenet": {"method": {"temperature": 5.0}, "train": {"student_lr": 1e-5}},
     },
+    "qimera": {"paper-cifar": {"train": {"warmup_epochs": 4}}},
 }
 
 

@@ -83,16 +83,20 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     Other methods have other equations. Returns what metrics.jsonl records, as scalars still on the device.
     """
     config, student = run.config, run.student
-    z, labels, groups = run.inputs(run.step)
+    latent = run.inputs(run.step)
 
     # ---- generator
     with run.autocast():
-        images = run.generator(z, labels)
+        images = run.generator(latent.z, latent.classes)
         teacher_logits = run.teacher.model(images)
         opponent_logits = run.opponent_logits(images)
-    correct = teacher_logits.detach().argmax(1) == labels
-    features = None if run.centroids is None else run.centroids.layers.statistics(taps, groups, correct)
-    batch = StepBatch(run.step, labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits)
+    correct = latent.asked_for(teacher_logits.detach().argmax(1))
+    features = None
+    if run.centroids is not None:
+        features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
+    batch = StepBatch(
+        run.step, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
+    )
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
@@ -113,7 +117,7 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
         assert run.student_optimizer is not None
         with run.autocast():
             student_logits = student(images.detach())
-        student_terms = run.method.student(student_logits, teacher_logits.detach(), labels)
+        student_terms = run.method.student(student_logits, teacher_logits.detach(), latent.classes)
         run.student_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(student_terms.values())).sum().backward()
         average_gradients(student.parameters())

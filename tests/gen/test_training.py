@@ -8,28 +8,12 @@ import torch
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.taps import batchnorm_taps
-from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.load import Teacher
 from clusterq_gen import loop
-from clusterq_gen.config import PRESETS, GenConfig, TrainConfig, preset_notes, resolve
+from clusterq_gen.config import PRESETS, TrainConfig, preset_notes, resolve
 from clusterq_gen.loop import train_generator, train_step
 from clusterq_gen.training import Training, schedule_factor
-from tests.conftest import FACTORY, DigitsTeacher
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def teacher(digits_teacher: DigitsTeacher) -> Teacher:
-    sizes = {"input_size": 8, "in_channels": 1, "num_classes": 10, "mean": "0.5", "std": "0.5"}
-    return load_teacher(TeacherConfig(arch=FACTORY, weights=str(digits_teacher.weights), **sizes))
-
-
-def small(teacher: Teacher, **sections: dict[str, object]) -> GenConfig:
-    train = {"epochs": 3, "warmup_epochs": 1, "steps_per_epoch": 4, "batch_size": 20, "checkpoint_seconds": 0.0}
-    train |= sections.pop("train", {})  # type: ignore[arg-type]
-    flags = {"teacher": teacher.config.model_dump(), "train": train, "generator": {"width": 16}, **sections}
-    return resolve(flags, "quick", imagenet_sized=False)
+from tests.gen.conftest import CPU, small
 
 
 def records(folder: Path) -> list[dict[str, float]]:
@@ -110,7 +94,7 @@ def test_term_by_term_gradient_is_the_gradient(teacher: Teacher) -> None:
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [{}, {"method": "adadfq"}])
+@pytest.mark.parametrize("method", [{}, {"method": "adadfq"}, {"mix_probability": 0.5}])
 def test_resumed_run_equals_an_uninterrupted_one(
     method: dict[str, object], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from clusterq_gen.losses.batch import StepBatch
 
 
 class ClassificationLoss:
-    """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch."""
+    """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch; a mixed image's y is its shares (Qimera's soft label)."""
 
     def __call__(self, batch: StepBatch) -> Tensor:
-        return F.cross_entropy(at_least_float32(batch.teacher_logits), batch.labels)
+        return F.cross_entropy(at_least_float32(batch.teacher_logits), batch.targets)

@@ -8,8 +8,14 @@ from clusterq_gen.methods.adadfq import adadfq
 from clusterq_gen.methods.clusterq import clusterq
 from clusterq_gen.methods.gdfq import gdfq
 from clusterq_gen.methods.method import Method
+from clusterq_gen.methods.qimera import qimera
 
-METHODS: dict[str, Callable[[MethodConfig, int], Method]] = {"clusterq": clusterq, "gdfq": gdfq, "adadfq": adadfq}
+METHODS: dict[str, Callable[[MethodConfig, int], Method]] = {
+    "clusterq": clusterq,
+    "gdfq": gdfq,
+    "adadfq": adadfq,
+    "qimera": qimera,
+}
 
 
 def build_method(config: MethodConfig, seed: int) -> Method:
