@@ -16,7 +16,7 @@ Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
-    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera)."""
+    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
 
     method: MethodName = Field(
         "clusterq",
@@ -28,6 +28,11 @@ class MethodConfig(Settings):
     alpha_de: float = Field(0.6, ge=0, description="a3, weight of diversity enhancement (Eq. 8)")
     fda_reduction: Literal["sum", "mean"] = Field(
         "mean", description="how FDA and DE reduce over present classes, semantic layers and channels"
+    )
+    fda_units: Literal["raw", "std"] = Field(
+        "raw",
+        description="what FDA, DE and their lambdas count in: raw: the BatchNorm inputs' own units (the paper); std: each channel's running "
+        "std in the teacher, so that weights mean the same for every teacher",
     )
     ema_rate: float = Field(0.2, ge=0, le=1, description="b, share of the batch in the centroids' update (Eq. 5)")
     de_noise: Literal["gaussian", "uniform"] = Field(
@@ -64,6 +69,20 @@ class MethodConfig(Settings):
     )
     mix_classes: int | None = Field(
         None, ge=2, description="classes in a mixed image; if left out a tenth of the teacher's, at least 2, as Qimera has it"
+    )
+
+    hard_gamma: float = Field(
+        0.0,
+        ge=0,
+        description="images weigh (1 - p)^gamma in the class loss, p the teacher's probability of the class, so that hard ones count more "
+        "(HAST: 2 on CIFAR, 0.5 on ImageNet); 0: all alike; unused by adadfq",
+    )
+    soft_target: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="the probability of its class that an image is to reach is drawn between this and 1 (IntraQ: 0.95 on CIFAR-10); 1: "
+        "certainty; unused by adadfq",
     )
 
     @property

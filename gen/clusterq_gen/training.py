@@ -169,8 +169,9 @@ class Training:
     def _add_centroids(self, taps: BatchNormTaps) -> None:
         if self.centroids is None:
             eps = {name: layer.eps for name, layer in batchnorm_layers(self.teacher.model).items()}
+            stored = self.stored_statistics() if self.config.method.fda_units == "std" else None
             try:
-                layers = SemanticLayers.choose(taps.moments, eps, self.config.method.start_layer)
+                layers = SemanticLayers.choose(taps.moments, eps, self.config.method.start_layer, stored)
             except ValueError as error:
                 raise ClusterqError(f"--start-layer: {error}; choose a smaller number.") from error
             self.centroids = Centroids(self.teacher.spec.num_classes, layers)

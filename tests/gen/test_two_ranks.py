@@ -70,13 +70,14 @@ def five_steps(config: GenConfig) -> dict[str, Tensor]:
     return state | {f"centroids {key}": value for key, value in centroids.items()}
 
 
+EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "fda_units": "std"}
 # Name -> settings, and how close the results must be: learned steps, recorded norms and accuracies are float32.
 CASES = {
     "clusterq": (settings("embedding", "mse", 10_000), 1e-9),
     "clusterq, learned steps": (settings("conditional-bn", "lsq", 1), 2e-5),
     "adadfq": (settings("embedding", "mse", 10_000, method="adadfq"), 1e-9),
     "qimera": (settings("embedding", "mse", 10_000, method="qimera"), 1e-7),
-    "clusterq, mixed": (settings("conditional-bn", "mse", 10_000, mix_probability=0.4, mix_classes=3), 1e-7),
+    "clusterq, mixed": (settings("conditional-bn", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
 }
 
 

@@ -12,7 +12,7 @@ def clusterq(config: MethodConfig, seed: int) -> Method:
     fda = FeatureAlignmentLoss(config.fda_reduction)
     diversity = DiversityLoss(config.de_noise, config.de_mean_std, config.de_std_std, config.fda_reduction, seed)
     terms = (
-        *base_terms(config),
+        *base_terms(config, seed),
         Term("fda", config.alpha_fda, fda, centroids=True),
         Term("de", config.alpha_de, diversity, centroids=True),
     )

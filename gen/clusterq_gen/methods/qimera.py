@@ -11,4 +11,4 @@ def qimera(config: MethodConfig, seed: int) -> Method:
     Left out: the paper's disentanglement layer between embeddings and generator, and embeddings that start from the teacher's last
     layer.
     """
-    return Method("qimera", base_terms(config), student_objective(config))
+    return Method("qimera", base_terms(config, seed), student_objective(config))
