@@ -59,7 +59,6 @@ class MethodConfig(Settings):
     lambda_u: float = Field(0.8, ge=0, le=1, description="adadfq: most agreement H' of an image, 0 to 1")
     beta: float = Field(1.0, ge=0, description="adadfq: weight of both L_ds and L_as, on top of their own")
     gamma: float = Field(1.0, ge=0, description="adadfq: weight of the BatchNorm-statistics distance")
-
     mix_probability: float | None = Field(
         None,
         ge=0,
@@ -70,7 +69,6 @@ class MethodConfig(Settings):
     mix_classes: int | None = Field(
         None, ge=2, description="classes in a mixed image; if left out a tenth of the teacher's, at least 2, as Qimera has it"
     )
-
     hard_gamma: float = Field(
         0.0,
         ge=0,

@@ -77,10 +77,11 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
 
 
 def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]) -> dict[str, Tensor | float]:
-    """One step of the generator (Eq. 7 in warm-up, then Eq. 8) and, after warm-up, one of the student (Eq. 9).
+    """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
 
     One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
-    Other methods have other equations. Returns what metrics.jsonl records, as scalars still on the device.
+    Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
+    one of its classes.
     """
     config, student = run.config, run.student
     latent = run.inputs(run.step)

@@ -166,7 +166,8 @@ def test_presets_and_precedence() -> None:
         resolve({}, "quick", imagenet_sized=False)
 
 
-def test_bf16_autocast_trains_too(teacher: Teacher, tmp_path: Path) -> None:
-    run = train_generator(small(teacher, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
+@pytest.mark.parametrize("method", [{}, {"method": "adadfq", "mix_probability": 0.5}])
+def test_bf16_autocast_trains_too(method: dict[str, object], teacher: Teacher, tmp_path: Path) -> None:
+    run = train_generator(small(teacher, method=method, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
     assert run.step == 12
     assert all(parameter.dtype == torch.float32 for parameter in run.generator.parameters())
