@@ -125,7 +125,8 @@ class BatchNormTaps:
 def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
     """Tap every BatchNorm layer of `model` for the length of the block; the hooks are gone after it, whatever happens.
 
-    A new forward pass of `model` replaces the moments of the one before. A layer called twice in one pass appears twice.
+    A new forward pass of `model` replaces the moments of the one before. A layer called twice in one pass appears twice. A copy of
+    the model made inside the block is not tapped.
 
     Raises:
         ValueError: the model has no BatchNorm layer.
@@ -134,14 +135,20 @@ def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
     if not layers:
         raise ValueError("the model has no BatchNorm layer to tap")
     taps = BatchNormTaps()
-    handles = [model.register_forward_pre_hook(lambda *_: taps.moments.clear())]
+
+    # Whoever deep-copies the model copies its hooks: they act for the model itself alone.
+    def begin(module: nn.Module, _: Any) -> None:
+        if module is model:
+            taps.moments.clear()
 
     def tap(name: str, layer: _BatchNorm) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            taps.moments.append(_moments_of(name, layer, args[0]))
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if module is layer:
+                taps.moments.append(_moments_of(name, layer, args[0]))
 
         return hook
 
+    handles = [model.register_forward_pre_hook(begin)]
     try:
         handles += [layer.register_forward_pre_hook(tap(name, layer)) for name, layer in layers.items()]
         yield taps

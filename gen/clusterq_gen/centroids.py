@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clusterq_common.taps import BatchNormTaps, ClassGroups, Moments
+from clusterq_common.taps import BatchNormTaps, ClassGroups, Moments, Statistics
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,22 @@ class SemanticLayers:
         names: layers in the order of execution.
         channels: channels of each.
         eps: (D,) BatchNorm's own eps for each channel: sqrt(var + eps) keeps the gradient of dead channels finite.
+        unit: (D,) what means and stds are divided by; None for the units of the BatchNorm inputs.
     """
 
     names: tuple[str, ...]
     channels: tuple[int, ...]
     eps: Tensor
+    unit: Tensor | None = None
 
     @classmethod
-    def choose(cls, moments: list[Moments], eps: dict[str, float], start: int | None) -> "SemanticLayers":
+    def choose(
+        cls, moments: list[Moments], eps: dict[str, float], start: int | None, stored: dict[str, Statistics] | None = None
+    ) -> "SemanticLayers":
         """Layers from number `start` on (in order of execution), the deep half when None.
+
+        With `stored`, the layers' running statistics, everything is counted in a channel's own std, sqrt(running var + eps): what
+        BatchNorm divides by, so that distances mean the same in every channel and for every teacher.
 
         Raises:
             ValueError: there is no such layer.
@@ -36,12 +43,16 @@ class SemanticLayers:
         channels = tuple(moment.first.shape[1] for moment in deep)
         like = deep[0].first
         per_channel = torch.cat([like.new_full((c,), eps[m.name]) for m, c in zip(deep, channels, strict=True)])
-        return cls(tuple(moment.name for moment in deep), channels, per_channel)
+        unit = None if stored is None else torch.sqrt(torch.cat([stored[m.name].var for m in deep]).to(like) + per_channel)
+        return cls(tuple(moment.name for moment in deep), channels, per_channel, unit)
 
     def statistics(self, taps: BatchNormTaps, groups: ClassGroups, keep: Tensor) -> "ClassFeatures":
         """Class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
         found = Moments.joined(taps.moments[-len(self.names) :]).by_class(groups, keep)
-        return ClassFeatures(groups.classes, found.mean, torch.sqrt(found.var + self.eps), found.count)
+        mean, std = found.mean, torch.sqrt(found.var + self.eps)
+        if self.unit is not None:
+            mean, std = mean / self.unit, std / self.unit
+        return ClassFeatures(groups.classes, mean, std, found.count)
 
     def layer_mean(self, values: Tensor) -> Tensor:
         """Mean over each layer's channels, then over layers: (K, D) -> (K,), no matter how wide a layer is."""

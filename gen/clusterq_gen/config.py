@@ -12,23 +12,29 @@ from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_bank, method_of, refuse_meaningless
 
-MethodName = Literal["clusterq", "gdfq", "zeroq", "dsg", "intraq"]
+MethodName = Literal["clusterq", "gdfq", "adadfq", "qimera", "zeroq", "dsg", "intraq"]
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
-    """Which losses, and how much of each (ClusterQ Eq. 4-9)."""
+    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
 
     method: MethodName = Field(
         "clusterq",
-        description="clusterq: all terms; gdfq: the same loop without FDA and DE; zeroq, dsg, intraq: no generator, a bank of "
-        "images is optimised",
+        description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
+        "generator and student over what a sample teaches; qimera: gdfq with images between classes; zeroq, dsg, intraq: no generator, "
+        "a bank of images is optimised",
     )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
     alpha_de: float = Field(0.6, ge=0, description="a3, weight of diversity enhancement (Eq. 8)")
     fda_reduction: Literal["sum", "mean"] = Field(
         "mean", description="how FDA and DE reduce over present classes, semantic layers and channels"
+    )
+    fda_units: Literal["raw", "std"] = Field(
+        "raw",
+        description="what FDA, DE and their lambdas count in: raw: the BatchNorm inputs' own units (the paper); std: each channel's running "
+        "std in the teacher, so that weights mean the same for every teacher",
     )
     ema_rate: float = Field(0.2, ge=0, le=1, description="b, share of the batch in the centroids' update (Eq. 5)")
     de_noise: Literal["gaussian", "uniform"] = Field(
@@ -42,7 +48,53 @@ class MethodConfig(Settings):
         description="l_st, the first BatchNorm layer (0 = first to run) that counts as semantic; the deep half if left out",
     )
     kl_weight: float = Field(1.0, ge=0, description="g, weight of T^2 KL in the in-loop student's loss (Eq. 9)")
-    temperature: float = Field(20.0, gt=0, description="T of the distillation")
+    temperature: float = Field(20.0, gt=0, description="T of the distillation, and of adadfq's student")
+    alpha_ds: float = Field(
+        0.2,
+        ge=0,
+        description="adadfq: weight of L_ds, which seeks what the teacher knows and the student not (paper: 0.3 for MobileNetV2 at w4a4)",
+    )
+    alpha_as: float = Field(0.1, ge=0, description="adadfq: weight of L_as, which seeks what both know")
+    lambda_l: float = Field(
+        0.1, ge=0, le=1, description="adadfq: least agreement H' of an image, 0 to 1 (paper: 0.3 for ResNet-18)"
+    )
+    lambda_u: float = Field(0.8, ge=0, le=1, description="adadfq: most agreement H' of an image, 0 to 1")
+    beta: float = Field(1.0, ge=0, description="adadfq: weight of both L_ds and L_as, on top of their own")
+    gamma: float = Field(1.0, ge=0, description="adadfq: weight of the BatchNorm-statistics distance")
+    mix_probability: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="probability that an image in training mixes classes, with any method (Qimera); if left out 0.4 for qimera and 0 for "
+        "the others; shards hold images of one class",
+    )
+    mix_classes: int | None = Field(
+        None, ge=2, description="classes in a mixed image; if left out a tenth of the teacher's, at least 2, as Qimera has it"
+    )
+    hard_gamma: float = Field(
+        0.0,
+        ge=0,
+        description="images weigh (1 - p)^gamma in the class loss, p the teacher's probability of the class, so that hard ones count more "
+        "(HAST: 2 on CIFAR, 0.5 on ImageNet); 0: all alike; unused by adadfq",
+    )
+    soft_target: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="the probability of its class that an image is to reach is drawn between this and 1 (IntraQ: 0.95 on CIFAR-10); 1: "
+        "certainty; unused by adadfq",
+    )
+
+    @property
+    def mixing(self) -> float:
+        """The probability that an image mixes classes."""
+        return (0.4 if self.method == "qimera" else 0.0) if self.mix_probability is None else self.mix_probability
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MethodConfig":
+        if self.lambda_l > self.lambda_u:
+            raise ValueError(f"lambda_l ({self.lambda_l}) must not exceed lambda_u ({self.lambda_u})")
+        return self
 
 
 class GeneratorConfig(Settings):
@@ -159,9 +211,24 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# What a method changes on top, by preset, as released. Left out: AdaDFQ's later drop of the learning rates on ImageNet, and Qimera's
+# latent sizes, which are those of the teachers' last layers.
+METHOD_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "adadfq": {
+        "paper-cifar": {"train": {"batch_size": 16, "warmup_epochs": 4}},
+        "paper-imagenet": {"method": {"temperature": 5.0}, "train": {"student_lr": 1e-5}},
+    },
+    "qimera": {"paper-cifar": {"train": {"warmup_epochs": 4}}},
+}
+
+
+def preset_values(preset: str, method: str) -> dict[str, dict[str, Any]]:
+    """What a preset changes in the defaults for a method: section -> field -> value."""
+    return merged(PRESETS[preset], METHOD_PRESETS.get(method, {}).get(preset, {}))
+
 
 def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> GenConfig:
-    """Defaults, then the method's own where it trains no generator, then the preset, then the flags that were given.
+    """Defaults, then the preset and what the method changes in it (one that trains no generator has its own), then the flags that were given.
 
     Args:
         flags: section -> field -> value.
@@ -173,13 +240,13 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
     """
     chosen = ("paper-imagenet" if imagenet_sized else "paper-cifar") if preset == "auto" else preset
     method = method_of(flags)
-    base = merged(BANK_METHODS[method], BANK_PRESETS[chosen]) if is_bank(method) else PRESETS[chosen]
+    base = merged(BANK_METHODS[method], BANK_PRESETS[chosen]) if is_bank(method) else preset_values(chosen, method)
     values = merged(base, flags)
     refuse_meaningless(values, flags)
     # A shorter run keeps the preset's share of warm-up, unless the warm-up was given too.
     train = flags.get("train", {})
     if "epochs" in train and "warmup_epochs" not in train and not is_bank(method):
-        whole = TrainConfig(**PRESETS[chosen].get("train", {}))
+        whole = TrainConfig(**base.get("train", {}))
         values["train"]["warmup_epochs"] = train["epochs"] * whole.warmup_epochs // whole.epochs if train["epochs"] > 0 else 0
     if "teacher" not in values or "arch" not in values["teacher"]:
         raise ClusterqError(
@@ -193,6 +260,7 @@ def preset_notes() -> dict[str, dict[str, str]]:
     notes: dict[str, dict[str, str]] = {}
     sources = [*PRESETS.items(), *BANK_METHODS.items()]
     sources += [(preset, {"bank": sections["bank"]}) for preset, sections in BANK_PRESETS.items() if "bank" in sections]
+    sources += [(f"{preset} with {method}", v) for method, presets in METHOD_PRESETS.items() for preset, v in presets.items()]
     for source, sections in sources:
         for section, values in sections.items():
             for name, value in values.items():

@@ -29,7 +29,8 @@ def build_generator(config: GeneratorConfig, spec: InputSpec) -> "Generator":
 class Generator(nn.Module):
     """What both generators share: the first feature map, and the way from the last one to an image.
 
-    Call with z (N, latent_size) float32 and y (N,) int64; returns (N, C, S, S) float32, normalised as the teacher wants.
+    Call with z (N, latent_size) float32 and y: (N,) int64, or (N, classes) shares for images between classes; returns
+    (N, C, S, S) float32, normalised as the teacher wants.
     """
 
     low: Tensor
@@ -70,8 +71,8 @@ class EmbeddingGenerator(Generator):
         self.block1 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), SyncedBatchNorm2d(width, 0.8), nn.LeakyReLU(SLOPE))
         self.block2 = nn.Sequential(nn.Conv2d(width, half, 3, padding=1), SyncedBatchNorm2d(half, 0.8), nn.LeakyReLU(SLOPE))
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        x = self.norm0(self._first_map(z * self.embedding(labels)))
+    def forward(self, z: Tensor, classes: Tensor) -> Tensor:
+        x = self.norm0(self._first_map(z * look_up(self.embedding, classes)))
         x = self.block1(F.interpolate(x, scale_factor=2))
         return self._image(self.block2(F.interpolate(x, scale_factor=2)))
 
@@ -88,15 +89,15 @@ class ConditionalBatchNormGenerator(Generator):
         self.conv2 = nn.Conv2d(width, half, 3, padding=1)
         self.norm2 = ConditionalBatchNorm2d(spec.num_classes, half)
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        x = self.norm0(self._first_map(z), labels)
-        x = F.leaky_relu(self.norm1(self.conv1(F.interpolate(x, scale_factor=2)), labels), SLOPE)
-        x = F.leaky_relu(self.norm2(self.conv2(F.interpolate(x, scale_factor=2)), labels), SLOPE)
+    def forward(self, z: Tensor, classes: Tensor) -> Tensor:
+        x = self.norm0(self._first_map(z), classes)
+        x = F.leaky_relu(self.norm1(self.conv1(F.interpolate(x, scale_factor=2)), classes), SLOPE)
+        x = F.leaky_relu(self.norm2(self.conv2(F.interpolate(x, scale_factor=2)), classes), SLOPE)
         return self._image(x)
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """BatchNorm whose scale and shift are looked up by class (de Vries et al., 2017); x (N, C, H, W), labels (N,)."""
+    """BatchNorm whose scale and shift are looked up by class (de Vries et al., 2017); x (N, C, H, W), classes as the generator's."""
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -106,6 +107,16 @@ class ConditionalBatchNorm2d(nn.Module):
         nn.init.ones_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        scale, shift = self.scale(labels)[:, :, None, None], self.shift(labels)[:, :, None, None]
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        scale, shift = look_up(self.scale, classes)[:, :, None, None], look_up(self.shift, classes)[:, :, None, None]
         return torch.addcmul(shift, self.norm(x), scale)
+
+
+def look_up(table: nn.Embedding, classes: Tensor) -> Tensor:
+    """Rows (N, width) of a class table: those of labels (N,) int64, or superposed by shares (N, classes), as in Qimera."""
+    if classes.dim() == 1:
+        rows: Tensor = table(classes)
+        return rows
+    # As exact as the look-up is: not in bf16.
+    with torch.autocast(classes.device.type, enabled=False):
+        return classes @ table.weight

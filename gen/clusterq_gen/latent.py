@@ -1,5 +1,7 @@
 """What goes into the generator: class labels and noise, each a function of the seed and the step alone."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,37 @@ from clusterq_common.taps import ClassGroups
 
 # With fewer images of a class than this in a batch, the statistics of the class mean little.
 IMAGES_PER_CLASS = 4
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """What the generator is asked for in one step.
+
+    Attributes:
+        z: (N, latent_size) noise.
+        labels: (N,) int64; of a mixed image, one of its classes.
+        groups: the labels' groups.
+        mixture: (N, classes), each image's shares of the classes; None where no image is mixed.
+    """
+
+    z: Tensor
+    labels: Tensor
+    groups: ClassGroups
+    mixture: Tensor | None = None
+
+    @property
+    def classes(self) -> Tensor:
+        """What is asked for: the labels, or the shares where images are mixed. Generator and cross-entropies take both."""
+        return self.labels if self.mixture is None else self.mixture
+
+    @property
+    def unmixed(self) -> Tensor:
+        """(N,) bool: images of one class."""
+        return torch.ones_like(self.labels, dtype=torch.bool) if self.mixture is None else self.mixture.amax(1) == 1
+
+    def asked_for(self, answer: Tensor) -> Tensor:
+        """(N,) bool: whether `answer`, (N,) int64, names the image's class, or one of them."""
+        return self.labels == answer if self.mixture is None else self.mixture.gather(1, answer[:, None])[:, 0] > 0
 
 
 def classes_in_batch(num_classes: int, batch_size: int, wanted: int | None) -> int:

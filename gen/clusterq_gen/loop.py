@@ -79,20 +79,27 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
 
 
 def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]) -> dict[str, Tensor | float]:
-    """One step of the generator (Eq. 7 in warm-up, then Eq. 8) and, after warm-up, one of the student (Eq. 9).
+    """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
 
-    One teacher forward serves both. Returns what metrics.jsonl records, as scalars still on the device.
+    One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
+    Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
+    one of its classes.
     """
     config, student = run.config, run.student
-    z, labels, groups = run.inputs(run.step)
+    latent = run.inputs(run.step)
 
     # ---- generator
     with run.autocast():
-        images = run.generator(z, labels)
+        images = run.generator(latent.z, latent.classes)
         teacher_logits = run.teacher.model(images)
-    correct = teacher_logits.detach().argmax(1) == labels
-    features = None if run.centroids is None else run.centroids.layers.statistics(taps, groups, correct)
-    batch = StepBatch(run.step, labels, teacher_logits, taps, stored, features, run.centroids)
+        opponent_logits = run.opponent_logits(images)
+    correct = latent.asked_for(teacher_logits.detach().argmax(1))
+    features = None
+    if run.centroids is not None:
+        features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
+    batch = StepBatch(
+        run.step, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
+    )
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
@@ -113,7 +120,7 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
         assert run.student_optimizer is not None
         with run.autocast():
             student_logits = student(images.detach())
-        student_terms = run.method.student(student_logits, teacher_logits.detach(), labels)
+        student_terms = run.method.student(student_logits, teacher_logits.detach(), latent.classes)
         run.student_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(student_terms.values())).sum().backward()
         average_gradients(student.parameters())
@@ -144,8 +151,8 @@ def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) 
         train_step(run, taps, stored)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    # The student's step after warm-up costs about as much again as its share of the networks.
-    return (time.monotonic() - begin) * run.total_steps * 1.4
+    # The student's step after warm-up costs about as much again as its share of the networks; more where it takes part twice.
+    return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
 
 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
@@ -164,8 +171,9 @@ def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Ten
 
 
 def _note(record: dict[str, float]) -> str:
-    """The progress line's numbers."""
-    parts = [f"class {record['loss/class']:.3f}", f"teacher {100 * record['teacher/accuracy']:.0f} %"]
+    """The progress line's numbers: the method's first loss, and who agrees."""
+    name = next(key for key in record if key.startswith("loss/"))
+    parts = [f"{name.removeprefix('loss/')} {record[name]:.3f}", f"teacher {100 * record['teacher/accuracy']:.0f} %"]
     if "student/agreement" in record:
         parts.append(f"student agrees {100 * record['student/agreement']:.0f} %")
     return ", ".join(parts)

@@ -20,9 +20,10 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import GenConfig, TrainConfig
 from clusterq_gen.generator import Generator, build_generator
-from clusterq_gen.latent import batch_labels, classes_in_batch, noise
+from clusterq_gen.latent import LatentBatch, batch_labels, classes_in_batch, noise
 from clusterq_gen.methods import build_method
 from clusterq_gen.methods.method import Method
+from clusterq_gen.mixture import classes_in_mixture, mixtures
 
 # Centroids start from as many rounds through all classes as these images allow, at least one and at most four; ranges start
 # from about half as many images, taken evenly from them.
@@ -51,7 +52,7 @@ class Training:
         """A new run: the generator has fresh weights, drawn from the seed.
 
         Raises:
-            ClusterqError: the batch cannot be shared evenly among the processes.
+            ClusterqError: the batch cannot be shared evenly among the processes, or the method does not fit the teacher.
         """
         world = Ranks.current().world
         if config.train.batch_size % world:
@@ -59,6 +60,11 @@ class Training:
                 f"--batch-size: {config.train.batch_size} images cannot be shared evenly by {world} processes, expected a multiple of "
                 f"{world}; the batch is that of all processes together."
             )
+        if config.method.mixing:
+            try:
+                classes_in_mixture(teacher.spec.num_classes, config.method.mix_classes)
+            except ValueError as error:
+                raise ClusterqError(f"--mix-classes: {error}; choose a smaller number.") from error
         # Layers draw their first weights from the global generator: it is seeded here, and put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
@@ -80,16 +86,39 @@ class Training:
         """The context for training forwards."""
         return training_autocast(self.config.runtime, self.device)
 
-    def inputs(self, step: int) -> tuple[Tensor, Tensor, ClassGroups]:
-        """Noise (N, latent), labels (N,) and their groups for one step, on the device: this process's part of the batch."""
-        train, seed = self.config.train, self.config.runtime.seed
+    def inputs(self, step: int, *, mixed: bool = True) -> LatentBatch:
+        """What the generator is asked for in one step, on the device: this process's part of the batch.
+
+        Args:
+            step: number of the step.
+            mixed: whether images may mix classes, where the settings say so.
+        """
+        train, method, seed = self.config.train, self.config.method, self.config.runtime.seed
         classes = self.teacher.spec.num_classes
         per_batch = classes_in_batch(classes, train.batch_size, train.classes_per_batch)
         labels, groups = batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
         z = noise(seed, step, batch_size=train.batch_size, latent_size=self.config.generator.latent_size)
         own = Ranks.current().share(train.batch_size)
         groups = ClassGroups(groups.classes.to(self.device), groups.row[own].to(self.device))
-        return z[own].to(self.generator.to_map.weight), labels[own].to(self.device), groups
+        like = self.generator.to_map.weight
+        shares = None
+        if mixed and method.mixing:
+            per_image = classes_in_mixture(classes, method.mix_classes)
+            whole = mixtures(seed, step, labels, probability=method.mixing, per_image=per_image, num_classes=classes)
+            shares = whole[own].to(like)
+        return LatentBatch(z[own].to(like), labels[own].to(self.device), groups, shares)
+
+    def opponent_logits(self, images: Tensor) -> Tensor | None:
+        """The in-loop student's logits (N, classes), with gradient to the images and none to its parameters.
+
+        None during warm-up, and for methods that do not look at them.
+        """
+        if self.student is None or not self.method.needs_student:
+            return None
+        self.student.requires_grad_(False)
+        logits: Tensor = self.student(images)
+        self.student.requires_grad_(True)
+        return logits
 
     def set_learning_rates(self, epoch: int) -> None:
         """Both optimisers' rates for an epoch, by the schedule."""
@@ -112,13 +141,14 @@ class Training:
             self.generator.eval()
             for number in range(rounds * steps_per_round):
                 # Numbered after the last step of training: these batches are no step's batches.
-                z, labels, groups = self.inputs(self.total_steps + number)
-                batch = self.generator(z, labels)
-                keep = self.teacher.model(batch).argmax(1) == labels
+                # Images of one class, as the shards will hold.
+                latent = self.inputs(self.total_steps + number, mixed=False)
+                batch = self.generator(latent.z, latent.labels)
+                keep = latent.asked_for(self.teacher.model(batch).argmax(1))
                 if self.method.needs_centroids:
                     self._add_centroids(taps)
                     assert self.centroids is not None
-                    features = self.centroids.layers.statistics(taps, groups, keep)
+                    features = self.centroids.layers.statistics(taps, latent.groups, keep)
                     # Rates 1, 1/2, 1/3, ... make the mean over the rounds.
                     self.centroids.update(features, 1 / (1 + number // steps_per_round))
                 if number % keep_every == 0:
@@ -139,8 +169,9 @@ class Training:
     def _add_centroids(self, taps: BatchNormTaps) -> None:
         if self.centroids is None:
             eps = {name: layer.eps for name, layer in batchnorm_layers(self.teacher.model).items()}
+            stored = self.stored_statistics() if self.config.method.fda_units == "std" else None
             try:
-                layers = SemanticLayers.choose(taps.moments, eps, self.config.method.start_layer)
+                layers = SemanticLayers.choose(taps.moments, eps, self.config.method.start_layer, stored)
             except ValueError as error:
                 raise ClusterqError(f"--start-layer: {error}; choose a smaller number.") from error
             self.centroids = Centroids(self.teacher.spec.num_classes, layers)

@@ -1,5 +1,7 @@
 """BatchNorm taps against slow references."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,6 +138,17 @@ def test_hooks_are_gone_afterwards_and_lists_do_not_grow() -> None:
     with pytest.raises(RuntimeError, match="inside"), batchnorm_taps(model):
         raise RuntimeError("inside")
     assert hooks() == 0
+
+
+def test_a_copy_made_inside_the_block_is_not_tapped() -> None:
+    model = network()
+    images = torch.randn(2, 3, 10, 10)
+    with batchnorm_taps(model) as taps:
+        twin = copy.deepcopy(model)
+        model(images)
+        seen = list(taps)
+        twin(10 * images)
+        assert [id(moments) for moments in taps] == [id(moments) for moments in seen]
 
 
 def test_model_without_batchnorm_is_refused_and_stored_statistics_are_the_layers() -> None:

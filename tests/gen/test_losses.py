@@ -1,71 +1,25 @@
 """Every loss against a slow reference: Python loops over samples, classes, layers and channels, in float64."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.runtime.seeding import stream
-from clusterq_common.taps import ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
-from clusterq_gen.centroids import Centroids, SemanticLayers
+from clusterq_common.taps import ClassGroups, Statistics, stored_statistics
+from clusterq_gen.centroids import SemanticLayers
 from clusterq_gen.config import MethodConfig
-from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.classification import ClassificationLoss
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.methods import build_method
-
-LABELS = torch.tensor([0, 2, 0, 2, 5, 5, 0])
-EPS = 1e-3
-
-
-class Scene:
-    """A small teacher, a batch, and everything that the losses look at."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        norms = [nn.BatchNorm2d(c, eps=EPS) for c in (4, 3, 5)]
-        convolutions = [nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3), nn.Conv2d(3, 5, 3)]
-        layers = [layer for pair in zip(convolutions, norms, strict=True) for layer in (*pair, nn.ReLU())]
-        self.model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 6)).eval()
-        for norm in norms:
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-        self.images = torch.randn(7, 2, 12, 12, requires_grad=True)
-        self.keep = torch.tensor([1, 1, 1, 0, 0, 0, 1]).bool()  # class 5 has no correctly classified sample
-        with batchnorm_taps(self.model) as self.taps:
-            self.logits = self.model(self.images)
-        eps = {name: layer.eps for name, layer in batchnorm_layers(self.model).items()}
-        self.layers = SemanticLayers.choose(self.taps.moments, eps, 1)
-        self.centroids = Centroids(6, self.layers)
-        self.centroids.mean.normal_()
-        self.centroids.std.uniform_(0.5, 1.5)
-        self.centroids.known[:3] = True
-        self.features = self.layers.statistics(self.taps, ClassGroups.of(LABELS), self.keep)
-        self.batch = StepBatch(3, LABELS, self.logits, self.taps, stored_statistics(self.model), self.features, self.centroids)
-
-    def inputs(self) -> list[Tensor]:
-        """What flows into each BatchNorm, float64."""
-        found, x = [], self.images
-        for layer in self.model:
-            if isinstance(layer, nn.BatchNorm2d):
-                found.append(x.detach().double())
-            x = layer(x)
-        return found
-
-    def class_statistics(self, label: int) -> list[tuple[Tensor, Tensor]]:
-        """Mean and sqrt(var + eps) of a class in the semantic layers, by a loop over kept samples."""
-        members = [n for n in range(7) if LABELS[n] == label and self.keep[n]]
-        result = []
-        for x in self.inputs()[1:]:
-            joined = torch.cat([x[n].reshape(x.shape[1], -1) for n in members], dim=1)
-            result.append((joined.mean(1), (joined.var(1, correction=0) + EPS).sqrt()))
-        return result
+from tests.gen.scene import EPS, LABELS, Scene
 
 
 def slow_alignment(scene: Scene, reduction: str, noise: tuple[Tensor, Tensor] | None = None) -> float:
@@ -135,6 +89,89 @@ def test_bn_matching_and_classification() -> None:
     assert BatchNormMatchingLoss()(scene.batch).item() == pytest.approx(float(sum(per_layer) / 3), rel=1e-4)
     plain = -sum(F.log_softmax(scene.logits[n], 0)[LABELS[n]] for n in range(7)) / 7
     assert ClassificationLoss()(scene.batch).item() == pytest.approx(float(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("gamma", "epsilon"), [(2.0, 1.0), (0.5, 1.0), (0.0, 0.9), (1.5, 0.5)])
+def test_hard_images_and_soft_targets(gamma: float, epsilon: float, mixed: bool) -> None:
+    """HAST's weight and IntraQ's target, image by image; a mixed image is judged by its shares and aims at 1."""
+    scene = Scene()
+    shares = torch.eye(6)[LABELS]
+    if mixed:
+        shares[2] = torch.tensor([0.6, 0, 0, 0.3, 0.1, 0])
+    targets = epsilon + (1 - epsilon) * torch.rand(7, generator=stream(5, "soft-target", 3)).double()
+    batch = replace(scene.batch, teacher_logits=5 * scene.logits, mixture=shares if mixed else None)
+    plain = 0.0
+    for n in range(7):
+        p = (5 * scene.logits[n].detach().double()).softmax(0)
+        asked = sum(float(shares[n, c] * p[c]) for c in range(6))
+        hit = sum(float(shares[n, c]) * math.log(p[c]) for c in range(6))
+        t = 1.0 if mixed and n == 2 else float(targets[n])
+        plain += (1 - asked) ** gamma * (-t * hit - (1 - t) * math.log(1 - asked)) / 7
+    found = ClassificationLoss(gamma, epsilon, seed=5)(batch)
+    assert found.item() == pytest.approx(plain, rel=1e-4)
+    found.backward()
+    assert (scene.images.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize(("gamma", "epsilon"), [(0.5, 1.0), (0.5, 0.9), (2.0, 0.5)])
+def test_certain_images_have_finite_gradients(gamma: float, epsilon: float) -> None:
+    logits = (200 * torch.eye(6)[LABELS]).requires_grad_()
+    wrong = (200 * torch.eye(6)[(LABELS + 1) % 6]).requires_grad_()
+    for rows in (logits, wrong):
+        loss = ClassificationLoss(gamma, epsilon)(replace(Scene().batch, teacher_logits=rows))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert rows.grad is not None
+        assert torch.isfinite(rows.grad).all()
+
+
+def test_the_soft_target_is_where_the_loss_is_least() -> None:
+    loss = ClassificationLoss(soft_target=0.5, seed=1)
+    target = 0.5 + 0.5 * torch.rand(1, generator=stream(1, "soft-target", 3)).item()
+    for p, sign in ((target, 0), (target - 0.1, -1), (target + 0.1, 1)):
+        row = torch.tensor([[p, 1 - p]]).log().requires_grad_()
+        batch = replace(Scene().batch, teacher_logits=row, labels=torch.tensor([0]))
+        loss(batch).backward()
+        assert row.grad is not None
+        assert row.grad[0, 0].item() == pytest.approx(0.1 * sign, abs=1e-5)
+
+
+def test_units_of_the_running_std() -> None:
+    """Distances in a channel's own std: the slow reference divides by sqrt(running var + eps), channel by channel."""
+    scene = Scene()
+    eps = {moments.name: EPS for moments in scene.taps}
+    stored = stored_statistics(scene.model)
+    layers = SemanticLayers.choose(scene.taps.moments, eps, 1, stored)
+    features = layers.statistics(scene.taps, ClassGroups.of(LABELS), scene.keep)
+    units = [math.sqrt(float(v) + EPS) for name in layers.names for v in stored[name].var]
+    scene.centroids.layers = layers
+    plain = 0.0
+    for row, label in ((0, 0), (1, 2)):
+        mean, std = (torch.cat([part[i] for part in scene.class_statistics(label)]) for i in range(2))
+        mu, sigma = scene.centroids.mean[label].double(), scene.centroids.std[label].double()
+        for d, unit in enumerate(units):
+            assert features.mean[row, d].item() == pytest.approx(float(mean[d]) / unit, rel=1e-4, abs=1e-5)
+            plain += (float(mean[d]) / unit - float(mu[d])) ** 2 + (float(std[d]) / unit - float(sigma[d])) ** 2
+    found = FeatureAlignmentLoss("sum")(replace(scene.batch, features=features))
+    assert found.item() == pytest.approx(plain, rel=1e-4)
+    found.backward()
+    assert scene.images.grad.abs().max() > 0
+
+
+def test_units_of_the_running_std_do_not_see_a_channels_scale() -> None:
+    """A teacher whose semantic channels are all ten times as large has the same features."""
+    scene = Scene()
+    eps = {moments.name: 0.0 for moments in scene.taps}
+    groups = ClassGroups.of(LABELS)
+    stored = stored_statistics(scene.model)
+    scaled = [replace(m, first=10 * m.first, second=100 * m.second, shift=10 * m.shift) for m in scene.taps]
+    larger = {name: Statistics(10 * one.mean, 100 * one.var) for name, one in stored.items()}
+    before = SemanticLayers.choose(scene.taps.moments, eps, 1, stored).statistics(scene.taps, groups, scene.keep)
+    scene.taps.moments = scaled
+    after = SemanticLayers.choose(scaled, eps, 1, larger).statistics(scene.taps, groups, scene.keep)
+    torch.testing.assert_close(after.mean, before.mean)
+    torch.testing.assert_close(after.std[:2], before.std[:2])
 
 
 def test_centroids_follow_equation_5() -> None:

@@ -8,28 +8,12 @@ import torch
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.taps import batchnorm_taps
-from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.load import Teacher
 from clusterq_gen import loop
-from clusterq_gen.config import PRESETS, GenConfig, TrainConfig, preset_notes, resolve
+from clusterq_gen.config import PRESETS, TrainConfig, preset_notes, resolve
 from clusterq_gen.loop import train_generator, train_step
 from clusterq_gen.training import Training, schedule_factor
-from tests.conftest import FACTORY, DigitsTeacher
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def teacher(digits_teacher: DigitsTeacher) -> Teacher:
-    sizes = {"input_size": 8, "in_channels": 1, "num_classes": 10, "mean": "0.5", "std": "0.5"}
-    return load_teacher(TeacherConfig(arch=FACTORY, weights=str(digits_teacher.weights), **sizes))
-
-
-def small(teacher: Teacher, **sections: dict[str, object]) -> GenConfig:
-    train = {"epochs": 3, "warmup_epochs": 1, "steps_per_epoch": 4, "batch_size": 20, "checkpoint_seconds": 0.0}
-    train |= sections.pop("train", {})  # type: ignore[arg-type]
-    flags = {"teacher": teacher.config.model_dump(), "train": train, "generator": {"width": 16}, **sections}
-    return resolve(flags, "quick", imagenet_sized=False)
+from tests.gen.conftest import CPU, small
 
 
 def records(folder: Path) -> list[dict[str, float]]:
@@ -60,6 +44,34 @@ def test_gdfq_has_no_centroids_and_no_alignment(teacher: Teacher, tmp_path: Path
     assert "loss/fda" not in records(tmp_path)[-1]
 
 
+def test_the_students_answer_moves_the_generator_but_not_the_student(teacher: Teacher) -> None:
+    run = Training.start(small(teacher, method={"method": "adadfq"}, quant={"range": "lsq"}), teacher, CPU)
+    assert run.opponent_logits(torch.zeros(2, 1, 8, 8)) is None, "there is none in warm-up"
+    run.end_warmup(log=lambda _: None)
+    assert run.student is not None
+    images = torch.randn(5, 1, 8, 8, requires_grad=True)
+    logits = run.opponent_logits(images)
+    assert logits is not None
+    torch.testing.assert_close(logits, run.student(images))
+    logits.square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().max() > 0
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in run.student.parameters())
+
+
+@pytest.mark.parametrize(("method", "asked"), [("clusterq", 1), ("gdfq", 1), ("adadfq", 2)])
+def test_the_student_is_asked_no_more_often_than_the_method_needs(teacher: Teacher, method: str, asked: int) -> None:
+    run = Training.start(small(teacher, method={"method": method}), teacher, CPU)
+    run.end_warmup(log=lambda _: None)
+    assert run.student is not None
+    calls: list[int] = []
+    run.student.register_forward_pre_hook(lambda *_: calls.append(1))
+    with batchnorm_taps(teacher.model) as taps:
+        run.step = 5
+        train_step(run, taps, run.stored_statistics())
+    assert len(calls) == asked
+
+
 def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) -> None:
     found = records(digits_run)
     first, last = found[:10], found[-10:]
@@ -82,8 +94,11 @@ def test_term_by_term_gradient_is_the_gradient(teacher: Teacher) -> None:
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-5)
 
 
-def test_resumed_run_equals_an_uninterrupted_one(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small(teacher)
+@pytest.mark.parametrize("method", [{}, {"method": "adadfq"}, {"mix_probability": 0.5}])
+def test_resumed_run_equals_an_uninterrupted_one(
+    method: dict[str, object], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(teacher, method=method)
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = train_generator(config, teacher, tmp_path / "whole", CPU, resume=False)
@@ -151,7 +166,8 @@ def test_presets_and_precedence() -> None:
         resolve({}, "quick", imagenet_sized=False)
 
 
-def test_bf16_autocast_trains_too(teacher: Teacher, tmp_path: Path) -> None:
-    run = train_generator(small(teacher, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
+@pytest.mark.parametrize("method", [{}, {"method": "adadfq", "mix_probability": 0.5}])
+def test_bf16_autocast_trains_too(method: dict[str, object], teacher: Teacher, tmp_path: Path) -> None:
+    run = train_generator(small(teacher, method=method, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
     assert run.step == 12
     assert all(parameter.dtype == torch.float32 for parameter in run.generator.parameters())

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.runtime.distributed import Ranks, process_group
-from clusterq_common.runtime.reduce import average_gradients, mean_across, sum_across
+from clusterq_common.runtime.reduce import average_gradients, mean_across, min_across, sum_across
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_gen.config import GenConfig, resolve
 from clusterq_gen.loop import train_step
+from clusterq_gen.methods import build_method
 from clusterq_gen.synced_norm import SyncedBatchNorm2d
 from clusterq_gen.training import Training
 from tests.several import in_processes
@@ -33,7 +34,7 @@ def teacher_in_float64() -> Teacher:
     return Teacher(model.double().eval().requires_grad_(False), TeacherConfig(arch="small"), spec, "sha256:none")
 
 
-def settings(generator: str, ranges: str, norms_every: int) -> GenConfig:
+def settings(generator: str, ranges: str, norms_every: int, **method: object) -> GenConfig:
     train = {
         "epochs": 4,
         "warmup_epochs": 1,
@@ -44,8 +45,8 @@ def settings(generator: str, ranges: str, norms_every: int) -> GenConfig:
     }
     sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "generator": generator}}
     # Sums, and large weights: every term must move the generator.
-    method = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0}
-    return resolve({**sections, "method": method, "quant": {"range": ranges}}, "quick", imagenet_sized=False)
+    weights = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0}
+    return resolve({**sections, "method": {**weights, **method}, "quant": {"range": ranges}}, "quick", imagenet_sized=False)
 
 
 def five_steps(config: GenConfig) -> dict[str, Tensor]:
@@ -63,39 +64,49 @@ def five_steps(config: GenConfig) -> dict[str, Tensor]:
             # Norms are whole already; means over equal parts are the mean.
             state |= {f"metric {step} {name}": mean_across(value.clone()) for name, value in values.items()}
     assert run.student is not None
-    assert run.centroids is not None
     for name, module in (("generator", run.generator), ("student", run.student)):
         state |= {f"{name} {key}": value.detach().clone() for key, value in module.state_dict().items()}
-    return state | {f"centroids {key}": value for key, value in run.centroids.state_dict().items()}
+    centroids = {} if run.centroids is None else run.centroids.state_dict()
+    return state | {f"centroids {key}": value for key, value in centroids.items()}
 
 
-def compare_with_file(config: GenConfig, path: Path, tolerance: float) -> None:
+EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "fda_units": "std"}
+# Name -> settings, and how close the results must be: learned steps, recorded norms and accuracies are float32.
+CASES = {
+    "clusterq": (settings("embedding", "mse", 10_000), 1e-9),
+    "clusterq, learned steps": (settings("conditional-bn", "lsq", 1), 2e-5),
+    "adadfq": (settings("embedding", "mse", 10_000, method="adadfq"), 1e-9),
+    "qimera": (settings("embedding", "mse", 10_000, method="qimera"), 1e-7),
+    "clusterq, mixed": (settings("conditional-bn", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
+}
+
+
+def compare_with_files(folder: Path) -> None:
     with process_group() as ranks:
         assert ranks.world == 2
-        found = five_steps(config)
-    for name, expected in torch.load(path).items():
-        torch.testing.assert_close(
-            found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        found = {case: five_steps(config) for case, (config, _) in CASES.items()}
+    for case, (_, tolerance) in CASES.items():
+        for name, expected in torch.load(folder / f"{case}.pt").items():
+            torch.testing.assert_close(
+                found[case][name],
+                expected,
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda text, n=f"{case}, {name}": f"{n}: {text}",
+            )
 
 
-@pytest.mark.parametrize(
-    ("generator", "ranges", "norms_every", "tolerance"),
-    [
-        ("embedding", "mse", 10_000, 1e-9),
-        # Learned steps and the recorded norms are float32.
-        ("conditional-bn", "lsq", 1, 2e-5),
-    ],
-)
-def test_five_steps(generator: str, ranges: str, norms_every: int, tolerance: float, tmp_path: Path) -> None:
-    config = settings(generator, ranges, norms_every)
-    alone = five_steps(config)
-    assert alone["metric 4 loss/fda"] > 0
-    start = Training.start(config, teacher_in_float64(), CPU).generator.state_dict()
-    moved = [(alone[f"generator {name}"] - value).abs().max() for name, value in start.items() if value.is_floating_point()]
-    assert min(moved) > 0, "every parameter and every running statistic of the generator has moved"
-    torch.save(alone, tmp_path / "alone.pt")
-    in_processes(2, compare_with_file, config, tmp_path / "alone.pt", tolerance)
+def test_five_steps(tmp_path: Path) -> None:
+    """All cases in the same two processes: starting them takes longer than the steps."""
+    for case, (config, _) in CASES.items():
+        alone = five_steps(config)
+        losses = {name.split("/")[1] for name in alone if name.startswith("metric 4 loss/")}
+        assert losses == {term.name for term in build_method(config.method, 0).terms}, "every term takes part"
+        start = Training.start(config, teacher_in_float64(), CPU).generator.state_dict()
+        moved = [(alone[f"generator {name}"] - value).abs().max() for name, value in start.items() if value.is_floating_point()]
+        assert min(moved) > 0, "every parameter and every running statistic of the generator has moved"
+        torch.save(alone, tmp_path / f"{case}.pt")
+    in_processes(2, compare_with_files, tmp_path)
 
 
 def check_reductions() -> None:
@@ -106,6 +117,7 @@ def check_reductions() -> None:
         assert own.grad is not None
         assert own.grad.tolist() == [18.0, 0.0]
         assert mean_across(torch.tensor(float(ranks.rank))).item() == 0.5
+        assert min_across(torch.tensor([1.0 + ranks.rank, -ranks.rank], requires_grad=True)).tolist() == [1.0, -1.0]
 
         parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
         parameters[0].grad = torch.full((2,), float(ranks.rank))

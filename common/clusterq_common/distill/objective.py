@@ -1,12 +1,21 @@
 """What a student minimises; the in-loop student and the fine-tuner share it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.runtime.precision import at_least_float32
+
+
+class Objective(Protocol):
+    """What a student minimises, as weighted terms by name."""
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Scalars whose sum is the loss, from logits (N, classes) and labels: (N,) int64, or (N, classes) weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class StudentObjective:
         Args:
             student_logits: (N, classes).
             teacher_logits: (N, classes), without gradient.
-            labels: (N,) int64.
+            labels: (N,) int64, or (N, classes) weights whose rows sum to one.
         """
         terms = {}
         if self.ce_weight:

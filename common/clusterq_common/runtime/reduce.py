@@ -31,6 +31,17 @@ def mean_across(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def min_across(x: Tensor) -> Tensor:
+    """Smallest over processes, element by element, of equal shape in each; no gradient."""
+    if Ranks.current().world == 1:
+        return x.detach()
+    least = x.detach().clone(memory_format=torch.contiguous_format)
+    with peers_alive():
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return least
+
+
+@torch.no_grad()
 def gather_batch(x: Tensor) -> Tensor:
     """The whole batch (world * N, ...) from every process's equal part (N, ...), in the order of ranks; no gradient."""
     world = Ranks.current().world

@@ -20,6 +20,10 @@ class StepBatch:
         stored: the teacher's running statistics by layer.
         features: class-wise statistics in the semantic layers, with gradient; None during warm-up.
         centroids: None during warm-up.
+        student_logits: (N, classes), with gradient to the images and none to the student; None during warm-up, and for methods
+            none of whose terms asks for them.
+        mixture: (N, classes) shares of the classes in each image, rows sum to one; None where no image is mixed. Class features
+            hold unmixed images only.
     """
 
     step: int
@@ -29,3 +33,10 @@ class StepBatch:
     stored: dict[str, Statistics]
     features: ClassFeatures | None
     centroids: Centroids | None
+    student_logits: Tensor | None = None
+    mixture: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What a cross-entropy aims at: labels (N,), or shares (N, classes) where images are mixed."""
+        return self.labels if self.mixture is None else self.mixture

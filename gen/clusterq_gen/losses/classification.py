@@ -1,14 +1,53 @@
 """The generated image must look like its class to the teacher."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.precision import at_least_float32
+from clusterq_common.runtime.seeding import stream
 from clusterq_gen.losses.batch import StepBatch
 
 
 class ClassificationLoss:
-    """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch."""
+    """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch; a mixed image's y is its shares (Qimera's soft label).
+
+    Two ways not to let easy images count alike, each off by default; with p the teacher's probability of the class:
+
+    - HAST (Li et al., CVPR 2023): each image weighs `(1 - p)^gamma`, so that those which the teacher already knows fade out. With
+      gradient through the weight, as its equation is written; the mean is over images, not over weights. Of a mixed image p is the
+      mean under its shares.
+    - IntraQ's soft inception loss (Zhong et al., CVPR 2022, Eq. 8): p aims at t drawn from U(epsilon, 1), afresh for each image and
+      step, instead of 1. The paper writes `(p - t)^2`, whose gradient vanishes for a generator that knows no class yet; here it is
+      `-t log p - (1 - t) log(1 - p)`, least at the same p = t, and the plain cross-entropy where t = 1. Mixed images keep t = 1.
+
+    Args:
+        hard_gamma: HAST's gamma; 0 weighs all images alike.
+        soft_target: IntraQ's epsilon, in (0, 1]; 1 aims at certainty.
+        seed: the targets are a function of the seed and the step.
+    """
+
+    def __init__(self, hard_gamma: float = 0.0, soft_target: float = 1.0, seed: int = 0) -> None:
+        self.hard_gamma, self.soft_target, self.seed = hard_gamma, soft_target, seed
 
     def __call__(self, batch: StepBatch) -> Tensor:
-        return F.cross_entropy(at_least_float32(batch.teacher_logits), batch.labels)
+        logits = at_least_float32(batch.teacher_logits)
+        if self.hard_gamma == 0 and self.soft_target == 1:
+            return F.cross_entropy(logits, batch.targets)
+        logs = F.log_softmax(logits, dim=1)
+        shares = F.one_hot(batch.labels, logs.shape[1]) if batch.mixture is None else batch.mixture
+        shares = shares.to(logs)
+        hit = (shares * logs).sum(1)
+        # log(1 - p) from the other classes' probabilities: finite, and so is its gradient, also where p rounds to one.
+        miss = torch.logsumexp(logs + torch.log1p(-shares), dim=1)
+        target = self._targets(batch.step, shares)
+        losses = -target * hit - (1 - target) * miss
+        return torch.mean(torch.exp(self.hard_gamma * miss) * losses)
+
+    def _targets(self, step: int, shares: Tensor) -> Tensor:
+        """t of this process's images, (N,), drawn for the whole batch."""
+        ranks = Ranks.current()
+        whole = len(shares) * ranks.world
+        drawn = torch.rand(whole, generator=stream(self.seed, "soft-target", step))[ranks.share(whole)].to(shares)
+        return torch.where(shares.amax(1) == 1, self.soft_target + (1 - self.soft_target) * drawn, 1.0)

@@ -17,7 +17,7 @@ class DiversityLoss:
 
     Args:
         noise: gaussian with the given standard deviations (Eq. 6), or uniform within plus/minus them (the paper's setup).
-        mean_std: lambda_mu, in units of the BatchNorm inputs.
+        mean_std: lambda_mu, in the units of the centroids: those of the BatchNorm inputs, or their running stds.
         std_std: lambda_sigma, likewise.
         reduction: as for FDA.
         seed: the targets are a function of the seed and the step.

@@ -11,5 +11,9 @@ def clusterq(config: MethodConfig, seed: int) -> Method:
     """Generator: Eq. 7 in warm-up, then `L1 + a2 L_FDA + a3 L_DE` (Eq. 8); student: Eq. 9."""
     fda = FeatureAlignmentLoss(config.fda_reduction)
     diversity = DiversityLoss(config.de_noise, config.de_mean_std, config.de_std_std, config.fda_reduction, seed)
-    terms = (*base_terms(config), Term("fda", config.alpha_fda, fda), Term("de", config.alpha_de, diversity))
+    terms = (
+        *base_terms(config, seed),
+        Term("fda", config.alpha_fda, fda, centroids=True),
+        Term("de", config.alpha_de, diversity, centroids=True),
+    )
     return Method("clusterq", terms, student_objective(config))

@@ -8,14 +8,14 @@ from clusterq_gen.methods.method import Method, Term
 
 
 def gdfq(config: MethodConfig, seed: int) -> Method:
-    """Generator: `CE(M_FP(x), y) + a1 L_BNS` (Eq. 7) throughout; student: Eq. 9. It draws nothing, so `seed` is unused."""
-    return Method("gdfq", base_terms(config), student_objective(config))
+    """Generator: `CE(M_FP(x), y) + a1 L_BNS` (Eq. 7) throughout; student: Eq. 9."""
+    return Method("gdfq", base_terms(config, seed), student_objective(config))
 
 
-def base_terms(config: MethodConfig) -> tuple[Term, ...]:
-    """ClusterQ Eq. 7, which every phase of both methods contains."""
+def base_terms(config: MethodConfig, seed: int) -> tuple[Term, ...]:
+    """ClusterQ Eq. 7, which every phase of GDFQ's line of methods contains."""
     return (
-        Term("class", 1.0, ClassificationLoss(), warmup=True),
+        Term("class", 1.0, ClassificationLoss(config.hard_gamma, config.soft_target, seed), warmup=True),
         Term("bns", config.alpha_bns, BatchNormMatchingLoss(), warmup=True),
     )
 

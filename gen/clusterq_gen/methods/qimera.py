@@ -1,0 +1,14 @@
+"""Qimera (Choi et al., NeurIPS 2021): GDFQ with images between classes."""
+
+from clusterq_gen.config import MethodConfig
+from clusterq_gen.methods.gdfq import base_terms, student_objective
+from clusterq_gen.methods.method import Method
+
+
+def qimera(config: MethodConfig, seed: int) -> Method:
+    """GDFQ's terms and student; what is its own is what the generator is asked for (`mixture.py`), with soft labels throughout.
+
+    Left out: the paper's disentanglement layer between embeddings and generator, and embeddings that start from the teacher's last
+    layer.
+    """
+    return Method("qimera", base_terms(config, seed), student_objective(config))

@@ -1,0 +1,26 @@
+"""What the generator's tests share: the loaded teacher, and settings of a very short run."""
+
+import pytest
+import torch
+
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_gen.config import GenConfig, resolve
+from tests.conftest import FACTORY, DigitsTeacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def teacher(digits_teacher: DigitsTeacher) -> Teacher:
+    """The demo's classifier, loaded."""
+    sizes = {"input_size": 8, "in_channels": 1, "num_classes": 10, "mean": "0.5", "std": "0.5"}
+    return load_teacher(TeacherConfig(arch=FACTORY, weights=str(digits_teacher.weights), **sizes))
+
+
+def small(teacher: Teacher, **sections: dict[str, object]) -> GenConfig:
+    """Settings of a run of twelve steps, four of them in warm-up; `sections` go on top."""
+    train = {"epochs": 3, "warmup_epochs": 1, "steps_per_epoch": 4, "batch_size": 20, "checkpoint_seconds": 0.0}
+    train |= sections.pop("train", {})  # type: ignore[arg-type]
+    flags = {"teacher": teacher.config.model_dump(), "train": train, "generator": {"width": 16}, **sections}
+    return resolve(flags, "quick", imagenet_sized=False)
