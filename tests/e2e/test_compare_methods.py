@@ -1,5 +1,6 @@
 """tools/compare_methods.py on the digits, and the arithmetic of its intervals."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from tools.compare.paired import Repeats, paired
 
-from tests.conftest import ROOT, TINY, DigitsTeacher
+from tests.conftest import ROOT, TINY, Cli, DigitsTeacher
 
 
 def test_paired_intervals() -> None:
@@ -69,3 +70,19 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     assert by_name["clusterq", "fast"]["first set minus this"] == "0.00 [0.00, 0.00]"
     assert float(by_name["clusterq", "fast"]["student, CPU min"]) > 0
     assert len((out / "table.md").read_text().splitlines()) == 2 + len(rows)
+
+
+def test_every_analysis_is_one_of_settings_that_exist(
+    digits_teacher: DigitsTeacher, gen: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    analyses = importlib.import_module("analyses").ANALYSES
+    assert set(analyses) == {"de-and-ema", "ema-rate", "diversity", "images", "batch-classes", "adadfq"}
+    for name, sets in analyses.items():
+        plans = set()
+        for flags in sets.values():
+            done = gen("train", *digits_teacher.flags, "--preset", "quick", *flags, "--out", tmp_path / "no", "--dry-run")
+            assert done.code == 0, (name, flags, done.err)
+            plans.add(tuple(flags))
+        assert len(plans) == len(sets), name
+    assert not (tmp_path / "no").exists()
