@@ -24,10 +24,11 @@ class RecipeConfig(Settings):
     steps_per_epoch: int | None = Field(None, ge=1, description="steps in an epoch; one pass over the shards if left out")
     batch_size: int = Field(128, ge=1, description="images in a batch, of all processes together")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
-    lr: float = Field(3e-4, gt=0, description="learning rate at the start")
+    lr: float = Field(5e-3, gt=0, description="learning rate at the start")
     lr_unit: Literal["absolute", "relative"] = Field(
-        "absolute",
-        description="absolute: as the optimizer has it; relative: updates scaled by the size of each output channel's weights",
+        "relative",
+        description="relative: updates scaled by the size of each output channel's weights, 0.01 being one per cent; absolute: as the "
+        "optimizer has it",
     )
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="of the learning rate: cosine to zero, x0.1 at epochs 100, 200 and 300, or constant"
@@ -135,6 +136,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
         "batch_size": 200,
         "optimizer": "sgd",
         "lr": 1e-4,
+        "lr_unit": "absolute",
         "schedule": "step",
         "weight_decay": 1e-4,
         "kl_weight": 1.0,

@@ -150,7 +150,9 @@ def test_calibration_needs_images_and_finite_values() -> None:
 
 def test_learned_scales_are_parameters_apart() -> None:
     weights, scales = parameters_by_kind(converted(OddOrder(), 12, 2, range="lsq"))
-    assert len(scales) == 3
+    assert len(scales) == 6, "of the inputs and the weights of three layers"
+    assert len(parameters_by_kind(converted(OddOrder(), 12, 2, range="lsq", weight_steps="fixed"))[1]) == 3
+    assert len(parameters_by_kind(converted(OddOrder(), 12, 2, range="mse", weight_steps="learned"))[1]) == 3
     assert not {id(scale) for scale in scales} & {id(weight) for weight in weights}
     assert not parameters_by_kind(converted(OddOrder(), 12, 2, range="mse"))[1]
 

@@ -62,7 +62,7 @@ def test_recipes_and_precedence() -> None:
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_weight_decay_spares_batchnorm_biases_and_steps(kind: str) -> None:
     student = small_student()
-    recipe = RecipeConfig(optimizer=kind, weight_decay=0.5, lr=0.1)  # type: ignore[arg-type]
+    recipe = RecipeConfig(optimizer=kind, weight_decay=0.5, lr=0.1, lr_unit="absolute")  # type: ignore[arg-type]
     optimizer = build_optimizer(student, recipe)
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     for parameter in student.parameters():
@@ -241,5 +241,6 @@ def test_relative_steps_leave_dead_channels_dead() -> None:
         rows = before[name].flatten(1)
         relative = moved[name].flatten(1).abs().amax(1) / rows.square().mean(1).sqrt().clamp_min(1e-12)
         assert 0.01 < relative.max() <= 3.1 * 0.01, "Adam moves by at most about the rate"
-    steps = [float(moved[name].abs() / before[name]) for name in moved if name.endswith("scale")]
+    steps = [float((moved[name].abs() / before[name]).max()) for name in moved if name.endswith("scale")]
+    assert len(steps) == 6, "of three layers' weights and inputs"
     assert 0.001 < max(steps) < 3.1 * 0.01

@@ -36,8 +36,10 @@ class QuantConfig(Settings):
         False, description="keep symmetric grids signed even for inputs that are never negative, as Eq. 2-3 is written"
     )
     weight_granularity: Granularity = Field("channel", description="one weight scale per output channel, or per tensor")
-    weight_steps: Literal["fixed", "learned"] = Field(
-        "fixed", description="weight scales: set once by least squared error, or trained with the weights (LSQ)"
+    weight_steps: Literal["auto", "fixed", "learned"] = Field(
+        "auto",
+        description="weight scales: fixed: set once; learned: trained with the weights, as in LSQ; auto: as the activations', learned for "
+        "--range lsq",
     )
     range: RangeMethod = Field(
         "lsq",
@@ -86,6 +88,11 @@ class QuantConfig(Settings):
     def widths(self) -> Bits:
         """The parsed bit-widths."""
         return Bits.parse(self.bits)
+
+    @property
+    def learns_weight_steps(self) -> bool:
+        """Whether weight scales are trained."""
+        return self.weight_steps == "learned" or (self.weight_steps == "auto" and self.range == "lsq")
 
     @property
     def layer_rules(self) -> list[tuple[str, Bits]]:

@@ -75,7 +75,7 @@ def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bi
         weight_quantizer = FakeQuantizer(
             grid,
             channels=low.numel() if config.weight_granularity == "channel" else None,
-            learned=config.weight_steps == "learned",
+            learned=config.learns_weight_steps,
         )
         weight_quantizer.to(layer.weight.device).set_range(grid, low, high)
     _replace(
