@@ -33,6 +33,7 @@ from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.preprocess import describe_preprocessing
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
+from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
 
@@ -114,6 +115,10 @@ def _finetune(
         recalibrate_batchnorm(student, _calibration_images(shards, config, spec), device)
     place(student, device)
     calibrated = copy.deepcopy(student)
+    blocks = []
+    if config.recipe.reconstruct != "none":
+        pixels = _first_pixels(shards, config, config.recipe.reconstruct_images)
+        blocks = reconstruct(student, teacher, pixels, config, folder, device, resume=resuming)
     found = distill(student, teacher, shards, config, folder, device, stored_logits=logits.stored, resume=resuming)
     if ranks.first:
         save_weights(folder / STUDENT, student)
@@ -131,6 +136,7 @@ def _finetune(
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
         },
         "calibrated": {},
+        "reconstruction": blocks,
         "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT), **found},
         "teacher_logits": logits.as_result(),
         "settings": config.model_dump(mode="json"),
@@ -212,13 +218,18 @@ def _calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[S
 
 def _calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
     """Its first images."""
-    left = config.recipe.calibration_images
-    for batch in _calibration_batches(shards, config):
-        pixels = batch.pixels[:left]
-        left -= len(pixels)
+    for pixels in _first_pixels(shards, config, config.recipe.calibration_images).split(config.recipe.batch_size):
         yield normalise(pixels, spec).contiguous(memory_format=torch.channels_last)
-        if left <= 0:
-            return
+
+
+def _first_pixels(shards: ShardSet, config: FinetuneConfig, count: int) -> Tensor:
+    """Its first images, (count, C, S, S) uint8, or all where there are fewer."""
+    parts: list[Tensor] = []
+    for batch in _calibration_batches(shards, config):
+        parts.append(batch.pixels[: count - sum(len(part) for part in parts)])
+        if sum(len(part) for part in parts) >= count:
+            break
+    return torch.cat(parts)
 
 
 def _refuse_selection_without_heldout(config: FinetuneConfig, shards: ShardSet) -> None:
@@ -274,4 +285,10 @@ def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: Valida
         f"recipe {recipe.recipe}, seed {config.runtime.seed}",
         f"out: {folder} (student, checkpoint with optimizer state, metrics)",
     ]
+    if recipe.reconstruct != "none":
+        lines.insert(
+            1,
+            f"reconstruction: each {recipe.reconstruct} in {recipe.reconstruct_steps} steps, batch {recipe.reconstruct_batch_size}, on "
+            f"{recipe.reconstruct_images} images",
+        )
     return lines if images is None else [*lines, f"evaluation: {len(images)} real images"]
