@@ -62,7 +62,9 @@ class RecipeConfig(Settings):
     reconstruct_steps: int = Field(500, ge=1, description="steps for each layer or block")
     reconstruct_batch_size: int = Field(32, ge=1, description="images in a batch of the reconstruction")
     reconstruct_images: int = Field(1024, ge=1, description="synthetic images that blocks are reconstructed on")
-    reconstruct_lr: float = Field(1e-2, gt=0, description="learning rate of the rounding")
+    reconstruct_lr: float = Field(
+        0.05, gt=0, description="learning rate of the rounding; times the steps about 20, as in BRECQ (0.001 over 20,000)"
+    )
     rounding_weight: float = Field(
         100.0,
         ge=0,

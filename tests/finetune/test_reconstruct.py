@@ -15,6 +15,7 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.runtime.distributed import process_group
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
@@ -239,6 +240,18 @@ def test_a_block_that_got_worse_is_left_as_it_was(tmp_path: Path) -> None:
     student, result = reconstructed(config, tmp_path)
     assert all(entry["after"] == entry["before"] for entry in result)
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in nearest.state_dict().items())
+
+
+def test_rates_too_high_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ClusterqError, match=r"reconstruction error of 0 became (nan|inf)"):
+        reconstructed(settings(reconstruct_steps=5, weight_step_lr=1e4), tmp_path)
+    assert not (tmp_path / recipe.RECONSTRUCTED).exists()
+
+
+def test_a_block_in_float_is_passed_over(tmp_path: Path) -> None:
+    config = settings({"bits": "w3a3", "layer_bits": "3=w32a32", "range": "mse"}, reconstruct_steps=5)
+    _, result = reconstructed(config, tmp_path)
+    assert result[1]["before"] == result[1]["after"] != 0
 
 
 def test_fixed_steps_stay_fixed(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def run_until(model: nn.Module, block: Block, images: Tensor, *, output: bool = 
 
 
 def _empty(count: int, like: Tensor) -> Tensor:
-    return torch.empty(count, *like.shape[1:], device=like.device, dtype=like.dtype)
+    return _channels_last(torch.empty(count, *like.shape[1:], device=like.device, dtype=like.dtype))
 
 
 def _channels_last(x: Tensor) -> Tensor:

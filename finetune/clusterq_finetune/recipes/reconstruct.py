@@ -53,7 +53,8 @@ def reconstruct(
     """Settle the weights' rounding in place, block by block; float32 throughout.
 
     With `resume`, go on after the last finished block; the result is the same as without the interruption. Several processes
-    do the same work on the same images; the first one's student counts, and it writes.
+    do the same work on the same images; the first one's student counts, and it writes. A block that comes out worse than it was,
+    on its own images with everything quantized, is left as it was.
 
     Args:
         student: calibrated.
@@ -62,8 +63,6 @@ def reconstruct(
         config: of the run.
         folder: of the run; a checkpoint is written to it after each block.
         device: where both networks are.
-
-    A block that comes out worse than it was, on its own images with everything quantized, is left as it was.
 
     Returns:
         For each block its name and `||student - teacher||^2 / ||teacher||^2` of its output, before and after.
@@ -119,7 +118,7 @@ def _one_block(
     if not math.isfinite(after):
         raise ClusterqError(
             f"the reconstruction error of {block} became {after}, expected a finite number; try a smaller --reconstruct-lr or "
-            "--reconstruct-step-lr with --overwrite."
+            "--weight-step-lr with --overwrite."
         )
     note = ""
     if after > before:
@@ -148,13 +147,16 @@ def reconstruct_block(module: nn.Module, data: BlockData, recipe: RecipeConfig, 
     activations = [q for name, q in quantizers(module).items() if not name.endswith("weight_quantizer")]
     mask = RandomMask(recipe.drop_probability)
     with _others_frozen(module, activations), learned_rounding(rounded_layers(module)) as roundings, dropped(activations, mask):
-        optimizer = _optimizer(list(roundings.values()), activations, recipe)
+        groups = _parameter_groups(list(roundings.values()), activations, recipe)
+        if not groups:
+            return
+        optimizer = torch.optim.Adam(groups)
         weights = sum(rounding.variable.numel() for rounding in roundings.values())
         first_rates = [group["lr"] for group in optimizer.param_groups]
-        for step in range(recipe.reconstruct_steps if first_rates else 0):
+        for step in range(recipe.reconstruct_steps):
             random = stream(seed, "reconstruct", number, step)
             indices = torch.randint(len(data), (recipe.reconstruct_batch_size,), generator=random)
-            mask.random = torch.Generator(data.device).manual_seed(random.initial_seed())
+            mask.random = torch.Generator(data.device).manual_seed(stream(seed, "drop", number, step).initial_seed())
             batch = data.batch(indices)
             output = module(mask.mix(batch.float_input, batch.student_input))
             loss = (output - batch.target).square().sum() * (max(weights, 1) / len(output) / first_error)
@@ -205,9 +207,10 @@ def rounded_layers(module: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
     }
 
 
-def _optimizer(
+def _parameter_groups(
     roundings: list[LearnedRounding], activations: list[FakeQuantizer], recipe: RecipeConfig
-) -> torch.optim.Optimizer:
+) -> list[dict[str, Any]]:
+    """For the optimizer; `falls`: the rate goes to zero on a cosine, the rounding's stays."""
     groups: list[dict[str, Any]] = []
     if roundings:
         groups.append({"params": [r.variable for r in roundings], "lr": recipe.reconstruct_lr, "falls": False})
@@ -220,7 +223,7 @@ def _optimizer(
             for q in activations
             if isinstance(q.scale, nn.Parameter)
         ]
-    return torch.optim.Adam(groups)
+    return groups
 
 
 @contextmanager
