@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from clusterq_common.shards.read import ShardSet
@@ -20,11 +21,16 @@ def calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[Sh
 
 
 def calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
-    """Its first images."""
-    left = config.recipe.calibration_images
-    for batch in calibration_batches(shards, config):
-        pixels = batch.pixels[:left]
-        left -= len(pixels)
+    """Its first images as networks see them, in batches."""
+    for pixels in first_pixels(shards, config, config.recipe.calibration_images).split(config.recipe.batch_size):
         yield view(pixels, spec, config.recipe.low_pass)
-        if left <= 0:
-            return
+
+
+def first_pixels(shards: ShardSet, config: FinetuneConfig, count: int) -> Tensor:
+    """Its first images, (count, C, S, S) uint8, or all where there are fewer."""
+    parts: list[Tensor] = []
+    for batch in calibration_batches(shards, config):
+        parts.append(batch.pixels[: count - sum(len(part) for part in parts)])
+        if sum(len(part) for part in parts) >= count:
+            break
+    return torch.cat(parts)

@@ -23,7 +23,7 @@ from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS,
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
-from clusterq_finetune.calibration import calibration_batches, calibration_images
+from clusterq_finetune.calibration import calibration_batches, calibration_images, first_pixels
 from clusterq_finetune.config import EvaluationConfig, FinetuneConfig, resolve
 from clusterq_finetune.data import EpochBatches
 from clusterq_finetune.datasets import ValidationImages, open_validation
@@ -33,6 +33,7 @@ from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.predictions import Predictions
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
+from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.student import load_student
 from clusterq_finetune.summary import add_evaluation
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
@@ -115,6 +116,10 @@ def _finetune(
         recalibrate_batchnorm(student, calibration_images(shards, config, spec), device)
     place(student, device)
     calibrated = copy.deepcopy(student)
+    blocks = []
+    if config.recipe.reconstruct != "none":
+        pixels = first_pixels(shards, config, config.recipe.reconstruct_images)
+        blocks = reconstruct(student, teacher, pixels, config, folder, device, resume=resuming)
     found = distill(student, teacher, shards, config, folder, device, stored_logits=logits.stored, resume=resuming)
     if ranks.first:
         save_weights(folder / STUDENT, student)
@@ -132,6 +137,7 @@ def _finetune(
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
         },
         "calibrated": {},
+        "reconstruction": blocks,
         "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT), **found},
         "teacher_logits": logits.as_result(),
         "settings": config.model_dump(mode="json"),
@@ -256,4 +262,10 @@ def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: Valida
         f"recipe {recipe.recipe}, seed {config.runtime.seed}",
         f"out: {folder} (student, checkpoint with optimizer state, metrics)",
     ]
+    if recipe.reconstruct != "none":
+        lines.insert(
+            1,
+            f"reconstruction: each {recipe.reconstruct} in {recipe.reconstruct_steps} steps, batch {recipe.reconstruct_batch_size}, on "
+            f"{recipe.reconstruct_images} images",
+        )
     return lines if images is None else [*lines, f"evaluation: {len(images)} real images"]

@@ -20,7 +20,7 @@ class RecipeConfig(Settings):
         description="where the defaults come from; fast: minutes on two cores; paper: Eq. 9 and GDFQ's schedule; best: what measured "
         "best, at several times the cost",
     )
-    epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate only")
+    epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
     steps_per_epoch: int | None = Field(None, ge=1, description="steps in an epoch; one pass over the shards if left out")
     batch_size: int = Field(128, ge=1, description="images in a batch, of all processes together")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
@@ -70,6 +70,38 @@ class RecipeConfig(Settings):
     )
     select: Literal["last", "heldout"] = Field(
         "last", description="the student of the last epoch, or of the one with the least KL on the held-out synthetic images"
+    )
+    reconstruct: Literal["none", "layer", "block"] = Field(
+        "none",
+        description="before the epochs, learn the weights' rounding (AdaRound) so that each layer, or each residual unit (BRECQ), gives "
+        "what the teacher's gives; with --epochs 0 nothing else is trained",
+    )
+    reconstruct_steps: int = Field(500, ge=1, description="steps for each layer or block")
+    reconstruct_batch_size: int = Field(32, ge=1, description="images in a batch of the reconstruction")
+    reconstruct_images: int = Field(1024, ge=1, description="synthetic images that blocks are reconstructed on")
+    reconstruct_lr: float = Field(
+        0.05, gt=0, description="learning rate of the rounding; times the steps about 20, as in BRECQ (0.001 over 20,000)"
+    )
+    rounding_weight: float = Field(
+        100.0,
+        ge=0,
+        description="weight of the term that makes each weight decide for up or down, in shares of the error that it has",
+    )
+    drop_probability: float = Field(
+        0.5, ge=0, le=1, description="share of activations left in float at random while a block is reconstructed (QDrop)"
+    )
+    weight_step_lr: float = Field(
+        1e-3,
+        ge=0,
+        description="learning rate of the weights' steps beside the rounding, relative to the step (Genie); 0: fixed",
+    )
+    activation_step_lr: float = Field(
+        2e-3,
+        ge=0,
+        description="learning rate of learned activation steps in the reconstruction, relative to the step; 0: fixed",
+    )
+    reconstruct_gigabytes: float = Field(
+        4.0, ge=0, description="memory for the inputs and outputs of a block; larger ones are computed again for each batch"
     )
     calibration_images: int = Field(1024, ge=1, description="synthetic images that set the activation ranges")
     workers: int = Field(0, ge=0, description="processes that decode images")

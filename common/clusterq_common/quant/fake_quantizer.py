@@ -24,7 +24,7 @@ class Quantized(NamedTuple):
 
     def dequantize(self) -> Tensor:
         """The real values, float32."""
-        shape = _broadcast(self.integers, self.axis)
+        shape = broadcast_shape(self.integers, self.axis)
         return (self.integers - self.zero_point.view(shape)).float() * self.scale.view(shape)
 
 
@@ -99,7 +99,7 @@ class FakeQuantizer(nn.Module):
         """The integers behind `forward`, by the same float32 arithmetic (multiply by 1 / scale, round half to even)."""
         grid = self.grid
         scale = self._positive_scale().detach()
-        shape = _broadcast(x, self.axis)
+        shape = broadcast_shape(x, self.axis)
         rounded = torch.round(x.float() * (1.0 / scale).view(shape)) + self.zero_point.view(shape)
         return Quantized(rounded.clamp(grid.low, grid.high).to(torch.int32), scale, self.zero_point, self.axis)
 
@@ -148,7 +148,7 @@ class _LearnedScale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, y, scale, zero_point = ctx.saved_tensors
         grid: Grid = ctx.grid
-        shape = _broadcast(x, ctx.axis)
+        shape = broadcast_shape(x, ctx.axis)
         low = ((grid.low - zero_point) * scale).view(shape)
         high = ((grid.high - zero_point) * scale).view(shape)
         grad_x = grad * ((x >= low) & (x <= high))
@@ -160,5 +160,6 @@ class _LearnedScale(torch.autograd.Function):
         return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
 
 
-def _broadcast(x: Tensor, axis: int | None) -> list[int]:
+def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
+    """How a scale is viewed to multiply `x`: -1 at its channel axis, 1 elsewhere."""
     return [1] * x.dim() if axis is None else [-1 if dimension == axis else 1 for dimension in range(x.dim())]

@@ -1,0 +1,340 @@
+"""Blocks are found in networks of several kinds, and reconstruct what the teacher gives: on small networks and from the command line."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pytorchcv.model_provider import get_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.convert import convert
+from clusterq_common.quant.structure import quantizable_layers
+from clusterq_common.runtime.distributed import process_group
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.factory import build_factory
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_finetune.config import FinetuneConfig, resolve
+from clusterq_finetune.recipes import reconstruct as recipe
+from clusterq_finetune.recipes.blocks import Block, Parts, find_blocks
+from clusterq_finetune.recipes.captured import BlockData
+from clusterq_finetune.recipes.reconstruct import annealed_beta, reconstruct, relative_error, rounded_layers
+from clusterq_finetune.student import load_student
+from tests.conftest import FACTORY, Cli, DigitsTeacher
+from tests.several import in_processes
+
+CPU = torch.device("cpu")
+SPEC = InputSpec(size=8, channels=2, num_classes=4, mean=(0.5, 0.5), std=(0.25, 0.25))
+
+
+class Residual(nn.Module):
+    """A depthwise and a pointwise convolution around which the input is added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.deep_norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.point = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.deep_norm(self.deep(x)))
+        return torch.relu(self.norm(self.point(y)) + x)
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Odd(nn.Module):
+    """A module for the addition, a module of two tensors that holds a layer, and a layer that runs twice."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.conv(x) + y  # type: ignore[no-any-return]
+
+    class Unit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.add = nn.Conv2d(2, 2, 3, padding=1), Sum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.add(x, self.conv(x))  # type: ignore[no-any-return]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit, self.pair, self.twice, self.head = Odd.Unit(), Odd.Pair(), nn.Conv2d(2, 2, 1), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.unit(x)
+        x = self.twice(self.twice(self.pair(x, x)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    first = [nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+    net = nn.Sequential(*first, Residual(8), Residual(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    net.train()
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(32, 2, 8, 8))  # statistics that fit
+    return net.eval().requires_grad_(False)
+
+
+def pixels(count: int) -> Tensor:
+    """Smooth images: on white noise each weight acts alone, and rounding to nearest cannot be beaten."""
+    coarse = torch.rand(count, 2, 3, 3, generator=torch.Generator().manual_seed(count))
+    return (interpolate(coarse, (8, 8), mode="bilinear") * 255).to(torch.uint8)
+
+
+def settings(quant: dict[str, object] | None = None, **values: object) -> FinetuneConfig:
+    base: dict[str, object] = {
+        "reconstruct": "block",
+        "reconstruct_lr": 0.1,
+        "reconstruct_steps": 100,
+        "reconstruct_batch_size": 16,
+    }
+    return resolve({"recipe": base | values, "quant": quant or {"bits": "w2a4"}}, "shards", TeacherConfig(arch="small"))
+
+
+def prepared(config: FinetuneConfig) -> tuple[nn.Module, Teacher]:
+    """A calibrated student, and its teacher."""
+    teacher = Teacher(small_net(), TeacherConfig(arch="small"), SPEC, "sha256:none")
+    student = convert(teacher.model, config.quant, torch.zeros(1, 2, 8, 8), lambda _: None).eval()
+    calibrate(student, [(pixels(64).float() / 255 - 0.5) * 4], config.quant)
+    return student, teacher
+
+
+def reconstructed(config: FinetuneConfig, folder: Path, *, resume: bool = False) -> tuple[nn.Module, list[dict[str, object]]]:
+    student, teacher = prepared(config)
+    return student, reconstruct(student, teacher, pixels(64), config, folder, CPU, resume=resume)
+
+
+def parts_of(model: nn.Module, size: int, channels: int, parts: Parts) -> tuple[list[Block], list[str], list[str]]:
+    example = torch.zeros(1, channels, size, size)
+    layers = quantizable_layers(model.eval(), example)
+    blocks, left = find_blocks(model, layers, example, parts)
+    covered = [layer for block in blocks for layer in block.layers]
+    assert sorted(covered + left) == sorted(layers), "every layer once"
+    return blocks, left, layers
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "blocks", "layers"),
+    [("resnet20_cifar10", 32, 11, 22), ("resnet18", 224, 10, 21), ("mobilenetv2_w1", 224, 20, 54)],
+)
+def test_blocks_of_pytorchcv_networks_are_their_units(name: str, size: int, blocks: int, layers: int) -> None:
+    model = get_model(name, pretrained=False)
+    found, left, _ = parts_of(model, size, 3, "block")
+    names = [str(block) for block in found]
+    assert left == []
+    assert len(found) == blocks
+    units = {module for module, _ in model.named_modules() if module.count(".") == 2 and "unit" in module.rpartition(".")[2]}
+    assert units <= set(names)
+    assert set(names) - units == {"features.init_block", "output", *({"features.final_block"} & set(names))}
+    single, left, _ = parts_of(model, size, 3, "layer")
+    assert left == []
+    assert len(single) == layers
+    assert all(len(block.layers) == 1 for block in single)
+    assert all(block.modules[0] != block.layers[0] for block in single[:-1]), "BatchNorm and activation are inside"
+
+
+@pytest.mark.parametrize("parts", ["block", "layer"])
+def test_plain_sequences_fall_back_to_layers(parts: Parts) -> None:
+    blocks, left, _ = parts_of(build_factory(FACTORY), 8, 1, parts)
+    assert left == []
+    assert [block.modules for block in blocks][:2] == [("0", "1", "2"), ("3", "4", "5")]
+    assert blocks[-1].modules == ("17",)
+
+
+def test_blocks_of_a_factory_of_ones_own() -> None:
+    blocks, _, _ = parts_of(small_net(), 8, 2, "block")
+    assert [block.modules for block in blocks] == [("0", "1", "2"), ("3",), ("4",), ("7",)]
+    blocks, _, _ = parts_of(small_net(), 8, 2, "layer")
+    assert [block.modules for block in blocks][1:3] == [("3.deep", "3.deep_norm", "3.relu"), ("3.point", "3.norm")]
+    blocks, left, _ = parts_of(Odd(), 8, 2, "block")
+    assert [(block.modules, block.layers) for block in blocks] == [
+        (("unit",), ("unit.conv",)),
+        (("pair.conv",), ("pair.conv",)),
+        (("head",), ("head",)),
+    ]
+    assert left == ["twice"], "what runs twice is no block"
+
+
+def test_a_block_gives_what_it_gives_in_the_network() -> None:
+    student, teacher = prepared(settings())
+    blocks, _, _ = parts_of(teacher.model, 8, 2, "block")
+    seen: list[Tensor] = []
+    for block in blocks:
+        held = BlockData(teacher.model, student, block, pixels(20), SPEC, CPU, 1e9)
+        again = BlockData(teacher.model, student, block, pixels(20), SPEC, CPU, 0)
+        assert held.held is not None
+        assert again.held is None
+        indices = torch.tensor([3, 19, 3])
+        for one, other in zip(held.batch(indices), again.batch(indices), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        batch = held.batch(torch.arange(20))
+        torch.testing.assert_close(block.of(teacher.model)(batch.float_input.clone()), batch.target, rtol=1e-5, atol=1e-6)
+        assert held.bytes == 4 * sum(tensor.numel() for tensor in batch)
+        seen.append(batch.student_input)
+    torch.testing.assert_close(seen[0], (pixels(20).float() / 255 - 0.5) / 0.25, rtol=1e-4, atol=1e-5)
+
+
+def test_annealing() -> None:
+    assert annealed_beta(19, 100) is None
+    assert annealed_beta(20, 100) == 20
+    assert annealed_beta(60, 100) == pytest.approx(11)
+    assert annealed_beta(99, 100) == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "quant",
+    [
+        {"bits": "w2a4"},
+        {"bits": "w3a3", "quantizer": "asymmetric", "range": "mse"},
+        {"bits": "w3a4", "weight_granularity": "tensor", "activation_sites": "relu"},
+        {"bits": "w2a8", "branch_outputs": True, "layer_bits": "3.deep=w32a32"},
+    ],
+)
+def test_reconstruction_beats_rounding_to_nearest(quant: dict[str, object], tmp_path: Path) -> None:
+    config = settings(quant)
+    nearest, teacher = prepared(config)
+    student, result = reconstructed(config, tmp_path)
+    blocks, _, _ = parts_of(teacher.model, 8, 2, "block")
+    assert [entry["block"] for entry in result] == [str(block) for block in blocks]
+    for block in blocks:
+        # Both get what the reconstructed student gives before the block: only the block differs.
+        data = BlockData(teacher.model, student, block, pixels(64), SPEC, CPU, 1e9)
+        better, worse = (relative_error(block.of(network), data) for network in (student, nearest))
+        # The last layer has 32 weights: there may be nothing to gain.
+        assert better <= worse if block is blocks[-1] else better < 0.95 * worse, block
+    for name, layer in rounded_layers(student).items():
+        quantizer = layer.weight_quantizer
+        assert quantizer is not None
+        if name != "7":
+            assert torch.equal(quantizer(layer.weight), layer.weight), f"{name} lies on its grid"
+        before = nearest.get_submodule(name)
+        moved = quantizer.to_int(layer.weight).integers - before.weight_quantizer.to_int(before.weight).integers
+        assert moved.abs().max() <= 1, "up or down, no further"
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    for name, value in student.state_dict().items():
+        if "quantizer" not in name and not name.endswith("weight"):
+            assert torch.equal(value, nearest.state_dict()[name]), f"{name} is no part of it"
+
+
+def test_a_block_that_got_worse_is_left_as_it_was(tmp_path: Path) -> None:
+    config = settings(reconstruct_steps=10, reconstruct_lr=1e-6, weight_step_lr=3.0)
+    nearest, _ = prepared(config)
+    student, result = reconstructed(config, tmp_path)
+    assert all(entry["after"] == entry["before"] for entry in result)
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in nearest.state_dict().items())
+
+
+def test_rates_too_high_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ClusterqError, match=r"reconstruction error of 0 became (nan|inf)"):
+        reconstructed(settings(reconstruct_steps=5, weight_step_lr=1e4), tmp_path)
+    assert not (tmp_path / recipe.RECONSTRUCTED).exists()
+
+
+def test_a_block_in_float_is_passed_over(tmp_path: Path) -> None:
+    config = settings({"bits": "w3a3", "layer_bits": "3=w32a32", "range": "mse"}, reconstruct_steps=5)
+    _, result = reconstructed(config, tmp_path)
+    assert result[1]["before"] == result[1]["after"] != 0
+
+
+def test_fixed_steps_stay_fixed(tmp_path: Path) -> None:
+    config = settings(weight_step_lr=0.0, activation_step_lr=0.0, drop_probability=0.0, reconstruct="layer")
+    nearest, _ = prepared(config)
+    student, result = reconstructed(config, tmp_path)
+    assert len(result) == 6
+    before = nearest.state_dict()
+    scales = [name for name in before if name.endswith("scale")]
+    assert scales
+    assert all(torch.equal(before[name], student.state_dict()[name]) for name in scales)
+
+
+def interrupted(config: FinetuneConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """A run that ends in the middle of a block."""
+    whole = recipe.reconstruct_block
+
+    def cut(module: nn.Module, data: BlockData, settings: object, seed: int, number: int):  # type: ignore[no-untyped-def]
+        for step in whole(module, data, config.recipe, seed, number):
+            if (number, step) == (block, 5):
+                raise KeyboardInterrupt
+            yield step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "reconstruct_block", cut)
+        with pytest.raises(KeyboardInterrupt):
+            reconstructed(config, folder)
+
+
+def test_resumed_equals_uninterrupted_and_another_seed_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(reconstruct_steps=15)
+    whole, result = reconstructed(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "cut", monkeypatch, block=2)
+    resumed, again = reconstructed(config, tmp_path / "cut", resume=True)
+    assert again == result
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"seed": 1})})
+    other, _ = reconstructed(config, tmp_path / "other")
+    assert any(not torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def compare_with_file(config: FinetuneConfig, folder: Path) -> None:
+    with process_group() as ranks:
+        assert ranks.world == 2
+        student, _ = reconstructed(config, folder / "two")
+    for name, expected in torch.load(folder / "alone.pt").items():
+        assert torch.equal(student.state_dict()[name], expected), name
+
+
+def test_two_processes_have_the_same_student_as_one(tmp_path: Path) -> None:
+    config = settings(reconstruct_steps=4)
+    student, _ = reconstructed(config, tmp_path / "one")
+    torch.save(copy.deepcopy(student.state_dict()), tmp_path / "alone.pt")
+    in_processes(2, compare_with_file, config, tmp_path)
+
+
+def test_command_line(digits_run: Path, finetune: Cli, tmp_path: Path, digits_teacher: DigitsTeacher) -> None:
+    base = ["--shards", digits_run, "--bits", "w2a4", "--batch-size", 32, "--val", digits_teacher.val]
+    base += ["--reconstruct", "block", "--reconstruct-steps", 40, "--reconstruct-batch-size", 16]
+    dry = finetune(*base, "--out", tmp_path / "dry", "--dry-run")
+    assert "each block in 40 steps" in dry.err
+    results = []
+    for name, flags in {"alone": ["--epochs", 0], "again": ["--epochs", 0], "distilled": ["--epochs", 2]}.items():
+        done = finetune(*base, *flags, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    alone, again, distilled = results
+    assert [block["block"] for block in alone["reconstruction"]] == ["0", "3", "6", "9", "12", "17"]
+    assert alone["student"]["top1"] > alone["calibrated"]["top1"] + 5
+    assert alone["student"]["sha256"] == again["student"]["sha256"]
+    assert distilled["reconstruction"] == alone["reconstruction"]
+    assert distilled["student"]["sha256"] != alone["student"]["sha256"]
+    student, _, _ = load_student(tmp_path / "alone", CPU)
+    saved = load_file(tmp_path / "alone" / "student.safetensors")
+    for name, layer in rounded_layers(student).items():
+        assert layer.weight_quantizer is not None
+        assert torch.equal(layer.weight_quantizer.to_int(layer.weight).dequantize(), saved[f"{name}.weight"])
+    # Both stages have ended: resuming finds nothing left to do.
+    resumed = finetune(*base, "--epochs", 2, "--out", tmp_path / "distilled", "--resume")
+    assert resumed.code == 0, resumed.err
+    same = json.loads((tmp_path / "distilled" / "result.json").read_text())
+    assert same["student"]["sha256"] == distilled["student"]["sha256"]
+    refused = finetune(*base, "--epochs", 2, "--out", tmp_path / "distilled", "--resume", "--drop-probability", 0.1)
+    assert refused.code == 2
+    assert "drop_probability" in refused.err
