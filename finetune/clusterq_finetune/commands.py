@@ -100,6 +100,8 @@ def _finetune(
             say(line)
         return {}
 
+    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
+
     def open_folder() -> bool:
         resuming = open_run_folder(folder, resume=resume, overwrite=overwrite)
         if resuming:
@@ -110,7 +112,6 @@ def _finetune(
         return resuming
 
     resuming = ranks.from_first(open_folder)
-    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
     calibrate(student, calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
     if config.recipe.batchnorm == "recalibrated":
         recalibrate_batchnorm(student, calibration_images(shards, config, spec), device)

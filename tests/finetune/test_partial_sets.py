@@ -105,3 +105,21 @@ def test_small_and_lopsided_sets(
     assert len(agreements) == (0 if build is nothing_held_out else 2)
     again = finetune("evaluate", "--student", tmp_path / "out", "--val", digits_teacher.val, "--json")
     assert json.loads(again.out.splitlines()[-1])["student"]["top1"] == result["student"]["top1"]
+
+
+def test_what_a_set_lacks_cannot_be_asked_for(
+    digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetune: Cli, tmp_path: Path
+) -> None:
+    Sets(digits_run, gen, finetune).emit(tmp_path / "set", "--per-class", 1, "--heldout-per-class", 0, "--no-logits")
+    flags = ["--shards", tmp_path / "set", *digits_teacher.flags[:4], "--epochs", 1, "--out", tmp_path / "out"]
+    selected = finetune(*flags, "--select", "heldout")
+    assert selected.code == 2
+    assert "has no held-out images" in selected.err
+    stored = finetune(*flags, "--teacher-logits", "stored")
+    assert stored.code == 2
+    assert "these shards hold no logits" in stored.err
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+    done = finetune(*flags)
+    assert done.code == 0, done.err
+    logits = json.loads((tmp_path / "out" / "result.json").read_text())["teacher_logits"]
+    assert logits == {"source": "recomputed", "largest_difference": None, "tolerance": None}
