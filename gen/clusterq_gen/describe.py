@@ -9,10 +9,9 @@ import torch
 from clusterq_common.runtime.environment import commit, device_name, versions
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, TeacherFacts, set_digest
+from clusterq_common.shards.facts import teacher_facts
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
 from clusterq_common.shards.write import Written, samples_per_shard
-from clusterq_common.taps import batchnorm_layers
-from clusterq_common.teacher.factory import is_factory, shown_arch
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.blocks import Block
@@ -109,14 +108,7 @@ def describe_set(
         digest=set_digest(splits),
         created_by=f"clusterq {version('clusterq')}",
         commit=commit(),
-        teacher=TeacherFacts(
-            arch=shown_arch(config.teacher.arch),
-            is_factory=is_factory(config.teacher.arch),
-            digest=teacher.digest,
-            parameters=sum(parameter.numel() for parameter in teacher.model.parameters()),
-            batchnorm_layers=len(batchnorm_layers(teacher.model)),
-            spec=teacher.spec,
-        ),
+        teacher=teacher_facts(teacher),
         # What was said of the set before holds until something else is said.
         class_names=class_names or (before.class_names if before else None),
         license=config.emit.license or (before.license if before else None),

@@ -10,10 +10,9 @@ from clusterq_common.images import encode_png, normalise, pixel_bounds, to_array
 from clusterq_common.runtime.environment import versions
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.shards.digest import sample_digest
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, TeacherFacts, set_digest
+from clusterq_common.shards.facts import teacher_facts
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
 from clusterq_common.shards.write import Sample, Written, shard_name, write_manifest, write_shard
-from clusterq_common.taps import batchnorm_layers
-from clusterq_common.teacher.factory import is_factory, shown_arch
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.datasets import open_validation
 
@@ -93,14 +92,7 @@ def _write(folder: Path, teacher: Teacher, batches: Iterable[tuple[Tensor, list[
         digest=set_digest(splits),
         created_by="clusterq tools/compare_methods.py",
         commit=None,
-        teacher=TeacherFacts(
-            arch=shown_arch(teacher.config.arch),
-            is_factory=is_factory(teacher.config.arch),
-            digest=teacher.digest,
-            parameters=sum(parameter.numel() for parameter in teacher.model.parameters()),
-            batchnorm_layers=len(batchnorm_layers(teacher.model)),
-            spec=teacher.spec,
-        ),
+        teacher=teacher_facts(teacher),
         pixels=Pixels(clipped=0.0),
         has_logits=True,
         mean_confidence=sum(sample.teacher_confidence for sample in samples) / len(samples),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -51,19 +51,19 @@ class Ranks:
         """Let the first process alone do something; every process gets what it returned (anything that pickle can carry)."""
         if self.world == 1:
             return action()
-        box = [action() if self.first else None]
+        box: list[Any] = [action() if self.first else None]
         with peers_alive():
             torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[return-value]
+        return cast(T, box[0])
 
     def gather(self, value: T) -> list[T]:
         """Every process's `value`, in the order of ranks, for every process."""
         if self.world == 1:
             return [value]
-        values: list[T | None] = [None] * self.world
+        values: list[Any] = [None] * self.world
         with peers_alive():
             torch.distributed.all_gather_object(values, value)
-        return values  # type: ignore[return-value]
+        return values
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What may be looked at along the way: synthetic images that training never sees. Real ones never."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +55,10 @@ class Selection:
         if self.student:
             student.load_state_dict(self.student)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"kl": self.kl, "epoch": self.epoch, "student": self.student}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's selection."""
-        self.kl, self.epoch, self.student = state["kl"], state["epoch"], state["student"]  # type: ignore[assignment]
+        self.kl, self.epoch, self.student = state["kl"], state["epoch"], state["student"]

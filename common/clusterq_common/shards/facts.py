@@ -1,0 +1,18 @@
+"""What a manifest says of the teacher."""
+
+from clusterq_common.shards.manifest import TeacherFacts
+from clusterq_common.taps import batchnorm_layers
+from clusterq_common.teacher.factory import is_factory, shown_arch
+from clusterq_common.teacher.load import Teacher
+
+
+def teacher_facts(teacher: Teacher) -> TeacherFacts:
+    """Name, digest, size and images of the classifier; of a factory no path of this machine."""
+    return TeacherFacts(
+        arch=shown_arch(teacher.config.arch),
+        is_factory=is_factory(teacher.config.arch),
+        digest=teacher.digest,
+        parameters=sum(parameter.numel() for parameter in teacher.model.parameters()),
+        batchnorm_layers=len(batchnorm_layers(teacher.model)),
+        spec=teacher.spec,
+    )
