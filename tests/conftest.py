@@ -105,7 +105,7 @@ def real_data() -> Path:
 
 
 def _invoke(app: object, arguments: tuple[object, ...]) -> Outcome:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])  # type: ignore[arg-type]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)

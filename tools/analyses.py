@@ -13,14 +13,26 @@ At the papers' scale: --train-flags "--preset paper-imagenet" --arch resnet18 --
 analysis has a folder of its own in --out.
 """
 
-import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.guard import run_guarded
+from compare.options import (
+    Arch,
+    BitsList,
+    FinetuneFlags,
+    Images,
+    Out,
+    Seeds,
+    TeacherFlags,
+    Threads,
+    TrainFlags,
+    Val,
+    Weights,
+    common_flags,
+)
 from compare.runs import Comparison, Setting, markdown
 
 
@@ -53,18 +65,18 @@ ANALYSES: dict[str, dict[str, list[str]]] = {
 
 def main(
     analysis: Annotated[str, typer.Argument(help=f"One of {', '.join(ANALYSES)}.", show_default=False)],
-    arch: Annotated[str, typer.Option(help="As for clusterq-gen train.")],
-    val: Annotated[Path, typer.Option(help="Real images to evaluate on, at the end.")],
-    out: Annotated[Path, typer.Option(help="Folder of all runs and tables.")],
-    weights: Annotated[str | None, typer.Option(help="As for clusterq-gen train.")] = None,
-    teacher_flags: Annotated[str, typer.Option(help="More flags about the teacher.")] = "",
-    bits: Annotated[str, typer.Option(help="With commas between.")] = "w4a4",
+    arch: Arch,
+    val: Val,
+    out: Out,
+    weights: Weights = None,
+    teacher_flags: TeacherFlags = "",
+    bits: BitsList = "w4a4",
     recipe: Annotated[str, typer.Option(help="Recipe of clusterq-finetune; `calibrate` does not fine-tune.")] = "fast",
-    seeds: Annotated[str, typer.Option(help="With commas between.")] = "0,1,2",
-    train_flags: Annotated[str, typer.Option(help="Flags of clusterq-gen train, for every set.")] = "--preset quick",
-    finetune_flags: Annotated[str, typer.Option(help="Flags of clusterq-finetune, for every run.")] = "",
-    images: Annotated[int, typer.Option(help="Images for each class, where the analysis is not about that.")] = 512,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each run.")] = None,
+    seeds: Seeds = "0,1,2",
+    train_flags: TrainFlags = "--preset quick",
+    finetune_flags: FinetuneFlags = "",
+    images: Images = 512,
+    threads: Threads = None,
 ) -> None:
     """Run what is missing, then print the table."""
 
@@ -72,15 +84,12 @@ def main(
         if analysis not in ANALYSES:
             raise ClusterqError(f"{analysis!r} is no analysis, expected one of {', '.join(ANALYSES)}.")
         sets = ANALYSES[analysis]
-        limit = [] if threads is None else ["--threads", str(threads)]
         comparison = Comparison(
             out=out / analysis,
             val=val,
-            teacher=["--arch", arch, *shlex.split(teacher_flags), *([] if weights is None else ["--weights", weights])],
+            **common_flags(arch, weights, teacher_flags, train_flags, finetune_flags, threads),
             sets=sets,
             seeds=[int(seed) for seed in seeds.split(",")],
-            train=[*shlex.split(train_flags), *limit],
-            finetune=[*shlex.split(finetune_flags), *limit],
             images=images,
         )
         settings = [Setting(name, b, "all", recipe) for b in bits.split(",") for name in sets]

@@ -11,7 +11,6 @@ evaluated on). Every student is evaluated once, at the end of its training, on a
 second file of each class in sorted order, from the first or from the second.
 """
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -19,25 +18,39 @@ import typer
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.guard import run_guarded
+from compare.options import (
+    Arch,
+    BitsList,
+    FinetuneFlags,
+    Images,
+    Out,
+    Seeds,
+    TeacherFlags,
+    Threads,
+    TrainFlags,
+    Val,
+    Weights,
+    common_flags,
+)
 from compare.runs import PROTOCOLS, REAL, Comparison, Setting, markdown
 
 
 def main(
-    arch: Annotated[str, typer.Option(help="As for clusterq-gen train.")],
-    val: Annotated[Path, typer.Option(help="Real images to evaluate on, at the end.")],
-    out: Annotated[Path, typer.Option(help="Folder of all runs and of the table.")],
-    weights: Annotated[str | None, typer.Option(help="As for clusterq-gen train.")] = None,
-    teacher_flags: Annotated[str, typer.Option(help="More flags about the teacher, e.g. '--input-size 8 --mean 0.5'.")] = "",
+    arch: Arch,
+    val: Val,
+    out: Out,
+    weights: Weights = None,
+    teacher_flags: TeacherFlags = "",
     methods: Annotated[str, typer.Option(help="With commas between.")] = "clusterq,gdfq",
-    bits: Annotated[str, typer.Option(help="With commas between.")] = "w4a4",
+    bits: BitsList = "w4a4",
     protocols: Annotated[str, typer.Option(help=f"Of {', '.join(PROTOCOLS)}: which layers have the stated bits.")] = "all",
     recipes: Annotated[str, typer.Option(help="With commas between; `calibrate` does not fine-tune.")] = "fast",
-    seeds: Annotated[str, typer.Option(help="With commas between.")] = "0,1,2",
-    train_flags: Annotated[str, typer.Option(help="Flags of clusterq-gen train, for every method.")] = "--preset quick",
-    finetune_flags: Annotated[str, typer.Option(help="Flags of clusterq-finetune, for every run.")] = "",
-    images: Annotated[int, typer.Option(help="Images for each class, in every set.")] = 512,
+    seeds: Seeds = "0,1,2",
+    train_flags: TrainFlags = "--preset quick",
+    finetune_flags: FinetuneFlags = "",
+    images: Images = 512,
     real_upper_bound: Annotated[Path | None, typer.Option(help="Real images in class folders, none of them in --val.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each run.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Run what is missing, then print the table."""
 
@@ -57,15 +70,12 @@ def main(
             raise ClusterqError(
                 "--methods: real needs --real-upper-bound DIR, a folder of real images that are not evaluated on."
             )
-        limit = [] if threads is None else ["--threads", str(threads)]
         comparison = Comparison(
             out=out,
             val=val,
-            teacher=["--arch", arch, *shlex.split(teacher_flags), *([] if weights is None else ["--weights", weights])],
+            **common_flags(arch, weights, teacher_flags, train_flags, finetune_flags, threads),
             sets={name: ["--method", name] for name in names},
             seeds=[int(seed) for seed in seeds.split(",")],
-            train=[*shlex.split(train_flags), *limit],
-            finetune=[*shlex.split(finetune_flags), *limit],
             images=images,
             real=real_upper_bound,
         )

@@ -38,7 +38,7 @@ def quiet(_: str) -> None:
 
 
 def converted(model: nn.Module, size: int = 32, channels: int = 3, **settings: object) -> nn.Module:
-    return convert(model, QuantConfig(**settings), torch.zeros(1, channels, size, size), quiet)  # type: ignore[arg-type]
+    return convert(model, QuantConfig(**settings), torch.zeros(1, channels, size, size), quiet)
 
 
 def bits(student: nn.Module) -> dict[str, int]:

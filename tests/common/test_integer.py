@@ -41,7 +41,7 @@ def student_and_images(seed: int = 0, **settings: object) -> tuple[nn.Module, Te
     torch.manual_seed(seed)
     model = Varied()
     model(torch.randn(64, 3, 16, 16))  # BatchNorm's statistics
-    config = QuantConfig(**settings)  # type: ignore[arg-type]
+    config = QuantConfig(**settings)
     student = convert(model.eval(), config, torch.zeros(1, 3, 16, 16), lambda _: None).eval()
     calibrate(student, [torch.randn(64, 3, 16, 16)], config)
     return student, torch.randn(32, 3, 16, 16)

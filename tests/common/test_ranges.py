@@ -49,7 +49,7 @@ def test_percentile_leaves_the_tail_outside() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_least_squares_beats_minmax_and_is_near_the_best(scheme: str, bits: int) -> None:
     x = torch.randn(4000, generator=torch.Generator().manual_seed(1)) + 0.3
-    grid = Grid.choose(bits, scheme, minimum=-1.0)  # type: ignore[arg-type]
+    grid = Grid.choose(bits, scheme, minimum=-1.0)
     low, high = least_squares_range(x[None], grid)
     found = error(x, Range(grid, low, high))
     assert found <= error(x, Range(grid, x.amin()[None], x.amax()[None]))

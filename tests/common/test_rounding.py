@@ -27,12 +27,12 @@ QUANTS = [
 def layer(groups: int, **settings: object) -> QuantConv2d:
     """A calibrated quantized convolution, 4 -> 8 channels."""
     torch.manual_seed(0)
-    config = QuantConfig(**settings)  # type: ignore[arg-type]
+    config = QuantConfig(**settings)
     # A first and a last layer around it, so that nothing about it is special.
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=groups), nn.Conv2d(8, 2, 1)).eval()
     student = convert(net, config, torch.zeros(1, 3, 6, 6), lambda _: None)
     calibrate(student, [torch.randn(8, 3, 6, 6)], config)
-    found = student[1]  # type: ignore[index]
+    found = student[1]
     assert isinstance(found, QuantConv2d)
     return found
 

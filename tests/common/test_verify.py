@@ -30,7 +30,7 @@ def rewrite(folder: Path, change: Callable[[str, bytes], tuple[str, bytes] | Non
     """Rewrite the first shard member by member; with `agree` the manifest's size and SHA-256 follow, not its content digest."""
     path = folder / FIRST
     with tarfile.open(path) as tar:
-        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
     with tarfile.open(path, "w") as tar:
         for pair in members:
             changed = change(*pair)

@@ -12,14 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import clusterq_finetune.commands  # noqa: F401
-import clusterq_gen.commands  # noqa: F401
 from clusterq_finetune.cli import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 APPS = {"gen": gen_app, "finetune": finetune_app}
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+SERVER.set_forkserver_preload([__name__, "clusterq_gen.commands", "clusterq_finetune.commands"])
 # In the server too, before any work: a process that has threads must not be forked.
 torch.set_num_threads(1)
 # The first optimizer imports the half of torch that `import torch` leaves out.

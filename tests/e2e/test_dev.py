@@ -28,7 +28,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(module, "BIN", tmp_path / ".venv" / "bin")
-    module.ran = []  # type: ignore[attr-defined]
+    module.ran = []
 
     def run(what: str, *command: str | Path) -> None:
         module.ran.append(" ".join(map(str, command)))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,16 @@ from tests.conftest import TINY, Cli, DigitsTeacher
 
 
 @pytest.fixture(scope="module")
-def tuned(digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict:  # type: ignore[type-arg]
+def tuned(
+    digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """One fine-tuning from a copy of the shared run; its JSON result."""
     run = tmp_path_factory.mktemp("tuned") / "out"
     shutil.copytree(digits_run, run)
     done = finetune("--shards", run, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--val", digits_teacher.val, "--json")
     assert done.code == 0, done.err
-    return json.loads(done.out.splitlines()[-1])  # type: ignore[no-any-return]
+    result: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+    return result
 
 
 def test_a_run_folder_holds_what_it_should(digits_run: Path) -> None:
@@ -43,7 +47,7 @@ def test_a_run_folder_holds_what_it_should(digits_run: Path) -> None:
     assert Path(config["teacher"]["weights"]).is_absolute()
 
 
-def test_result(tuned: dict, digits_teacher: DigitsTeacher) -> None:  # type: ignore[type-arg]
+def test_result(tuned: dict[str, Any], digits_teacher: DigitsTeacher) -> None:
     assert tuned["teacher"]["top1"] == pytest.approx(digits_teacher.accuracy, abs=0.01)
     assert tuned["student"]["top1"] > 60
     assert tuned["student"]["top1"] >= tuned["calibrated"]["top1"] - 2
@@ -60,7 +64,7 @@ def test_result(tuned: dict, digits_teacher: DigitsTeacher) -> None:  # type: ig
     assert sum("heldout/agreement" in record for record in metrics) == 4
 
 
-def test_saved_student_evaluates_the_same(tuned: dict, digits_teacher: DigitsTeacher, finetune: Cli) -> None:  # type: ignore[type-arg]
+def test_saved_student_evaluates_the_same(tuned: dict[str, Any], digits_teacher: DigitsTeacher, finetune: Cli) -> None:
     done = finetune("evaluate", "--student", tuned["out"], "--val", digits_teacher.val, "--json")
     assert done.code == 0, done.err
     again = json.loads(done.out.splitlines()[-1])
@@ -72,7 +76,7 @@ def test_saved_student_evaluates_the_same(tuned: dict, digits_teacher: DigitsTea
     assert {quantizer.bits for quantizer in quantizers(student).values()} == {3, 8}
 
 
-def test_evaluation_in_integers(tuned: dict, digits_teacher: DigitsTeacher, finetune: Cli) -> None:  # type: ignore[type-arg]
+def test_evaluation_in_integers(tuned: dict[str, Any], digits_teacher: DigitsTeacher, finetune: Cli) -> None:
     done = finetune("evaluate", "--student", tuned["out"], "--val", digits_teacher.val, "--integer", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out.splitlines()[-1])
@@ -121,7 +125,9 @@ def test_resizing_and_cropping_can_be_set_and_are_reported(
     assert "--crop-share: input should be less than or equal to 1 (found 1.5)" in refused.err
 
 
-def test_shards_apart_from_their_run_name_no_code(tuned: dict, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
+def test_shards_apart_from_their_run_name_no_code(
+    tuned: dict[str, Any], digits_run: Path, finetune: Cli, tmp_path: Path
+) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(digits_run / "shards", bare)
     flags = ["--shards", bare, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--json"]
@@ -135,11 +141,11 @@ def test_shards_apart_from_their_run_name_no_code(tuned: dict, digits_run: Path,
 
 
 def test_resumed_fine_tuning_is_the_uninterrupted_one(
-    tuned: dict,
+    tuned: dict[str, Any],
     digits_run: Path,
     finetune: Cli,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def save_then_stop(path: Path, state: dict[str, object]) -> None:
         save_checkpoint(path, state)
@@ -228,7 +234,7 @@ def test_help_is_quick_and_states_defaults() -> None:
     assert "(default: 200; paper-imagenet: 16; quick:" in " ".join(shown.split())
 
 
-def test_predictions_are_kept_image_by_image(tuned: dict) -> None:  # type: ignore[type-arg]
+def test_predictions_are_kept_image_by_image(tuned: dict[str, Any]) -> None:
     with np.load(Path(tuned["out"]) / "predictions.npz", allow_pickle=False) as found:
         assert set(found) == {"name", "label", "teacher", "calibrated", "student"}
         assert len(set(found["name"].tolist())) == tuned["student"]["images"]

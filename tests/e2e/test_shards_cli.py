@@ -59,13 +59,13 @@ def test_verify_finds_labels_and_logits_that_are_not_the_teachers(
             teacher_top1=label,
             content=sample_digest(label, png.decode(sample.png, 8, 1)),
             logits=sample.logits + 1,
-        )  # type: ignore[operator]
+        )
         for sample, label in zip(made, swapped, strict=True)
     ]
     written = Written.nothing(10)
     written.add(write_shard(tmp_path, shard_name("train", 0), lies, start_key=0, num_classes=10))
     splits = {"train": written.split()}
-    write_manifest(tmp_path, manifest.model_copy(update={"splits": splits, "digest": set_digest(splits)}))  # type: ignore[arg-type]
+    write_manifest(tmp_path, manifest.model_copy(update={"splits": splits, "digest": set_digest(splits)}))
     assert finetune("shards", "verify", tmp_path).code == 0
     found = finetune("shards", "verify", tmp_path, *digits_teacher.flags[:4])
     assert found.code == 2

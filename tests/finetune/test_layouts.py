@@ -76,7 +76,7 @@ def test_kaggle(tmp_path: Path) -> None:
 
 
 def tar_of(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(path, mode) as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -170,14 +170,14 @@ def test_cifar_10(tmp_path: Path, protocol: int) -> None:
         assert "CIFAR" in images.layout
         assert images.labels == [0, 1, 2, 3]
         pixels, _, _ = images[2]
-        expected = values[b"data"].reshape(-1, 3, 32, 32)[2]  # type: ignore[attr-defined]
+        expected = values[b"data"].reshape(-1, 3, 32, 32)[2]
         np.testing.assert_array_equal(pixels, expected)
     refused(folder, "is a batch of CIFAR, the teacher has 1000", IMAGENET)
 
 
 def test_cifar_10_as_python_2_wrote_it(tmp_path: Path) -> None:
     """The published files are of protocol 2, with byte strings for everything: the opcodes of one, written by hand."""
-    raw = batch(1)[b"data"].tobytes()  # type: ignore[attr-defined]
+    raw = batch(1)[b"data"].tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x01M\x00\x0ct"
     array += b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     array += b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from tests.conftest import Cli
 
 CPU = torch.device("cpu")
 TEACHER = TeacherConfig(arch="resnet18")
+# A short fine-tuning by name, with flags: its folder and its result.
+Short = Callable[..., tuple[Path, dict[str, Any]]]
 
 
 def small_net() -> nn.Sequential:
@@ -62,7 +66,7 @@ def test_recipes_and_precedence() -> None:
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_weight_decay_spares_batchnorm_biases_and_steps(kind: str) -> None:
     student = small_student()
-    recipe = RecipeConfig(optimizer=kind, weight_decay=0.5, lr=0.1, lr_unit="absolute")  # type: ignore[arg-type]
+    recipe = RecipeConfig(optimizer=kind, weight_decay=0.5, lr=0.1, lr_unit="absolute")
     optimizer = build_optimizer(student, recipe)
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     for parameter in student.parameters():
@@ -142,10 +146,10 @@ def test_recalibrated_statistics_are_those_of_the_student() -> None:
 
 
 @pytest.fixture
-def short(digits_run: Path, finetune: Cli, tmp_path: Path):  # type: ignore[no-untyped-def]
+def short(digits_run: Path, finetune: Cli, tmp_path: Path) -> Short:
     """A short fine-tuning with flags; returns its folder and result."""
 
-    def run(name: str, *flags: object) -> tuple[Path, dict]:  # type: ignore[type-arg]
+    def run(name: str, *flags: object) -> tuple[Path, dict[str, Any]]:
         out = tmp_path / name
         base = ["--shards", digits_run, "--bits", "w3a3", "--batch-size", 32, "--lr", 0.003, "--out", out]
         done = finetune(*base, *flags)
@@ -160,7 +164,7 @@ def heldout_values(folder: Path) -> list[float]:
     return [record["heldout/kl"] for record in lines if "heldout/kl" in record]
 
 
-def test_stored_and_recomputed_logits_give_nearly_the_same_student(short) -> None:  # type: ignore[no-untyped-def]
+def test_stored_and_recomputed_logits_give_nearly_the_same_student(short: Short) -> None:
     stored, said = short("stored", "--epochs", 2)
     recomputed, asked = short("recomputed", "--epochs", 2, "--teacher-logits", "recomputed")
     assert said["teacher_logits"]["source"] == "stored"
@@ -174,7 +178,7 @@ def test_stored_and_recomputed_logits_give_nearly_the_same_student(short) -> Non
     assert result["teacher_logits"]["source"] == "recomputed", "stored logits do not belong to mirrored images"
 
 
-def test_selection_by_held_out_images(short) -> None:  # type: ignore[no-untyped-def]
+def test_selection_by_held_out_images(short: Short) -> None:
     # A rate so high that the first epochs are the good ones.
     flags = ("--epochs", 4, "--lr", 0.05, "--schedule", "constant")
     folder, result = short("heldout", *flags, "--select", "heldout")
@@ -186,7 +190,7 @@ def test_selection_by_held_out_images(short) -> None:  # type: ignore[no-untyped
     assert same == (result["student"]["epoch"] == 3)
 
 
-def test_paper_recipe_runs_and_is_recorded(short) -> None:  # type: ignore[no-untyped-def]
+def test_paper_recipe_runs_and_is_recorded(short: Short) -> None:
     folder, result = short("paper", "--recipe", "paper", "--epochs", 2, "--steps-per-epoch", 6)
     recipe = result["settings"]["recipe"]
     assert (recipe["recipe"], recipe["optimizer"], recipe["schedule"], recipe["kl_weight"]) == ("paper", "sgd", "step", 1.0)
@@ -194,7 +198,7 @@ def test_paper_recipe_runs_and_is_recorded(short) -> None:  # type: ignore[no-un
     assert sum("loss/kl" in record for record in steps) == 12
 
 
-def test_weight_mean_and_recalibration_change_the_student_and_reload(short, finetune: Cli) -> None:  # type: ignore[no-untyped-def]
+def test_weight_mean_and_recalibration_change_the_student_and_reload(short: Short, finetune: Cli) -> None:
     digests = set()
     for flags in ((), ("--weight-ema", 0.9), ("--batchnorm", "recalibrated"), ("--weight-decay", 0.5)):
         _, result = short("-".join(map(str, flags)) or "plain", "--epochs", 1, *flags)
@@ -202,7 +206,7 @@ def test_weight_mean_and_recalibration_change_the_student_and_reload(short, fine
     assert len(digests) == 4
 
 
-def test_layer_bits(short, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_layer_bits(short: Short, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     from clusterq_finetune.student import load_student
 
     folder, result = short("mixed", "--epochs", 1, "--layer-bits", "*=w2a2, 0=w8a6,1?=w4a5")

@@ -62,7 +62,7 @@ class Odd(nn.Module):
             self.conv = nn.Conv2d(2, 2, 1)
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.conv(x) + y  # type: ignore[no-any-return]
+            return self.conv(x) + y
 
     class Unit(nn.Module):
         def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Odd(nn.Module):
             self.conv, self.add = nn.Conv2d(2, 2, 3, padding=1), Sum()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.add(x, self.conv(x))  # type: ignore[no-any-return]
+            return self.add(x, self.conv(x))
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.unit(x)
         x = self.twice(self.twice(self.pair(x, x)))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(x.mean((2, 3)))
 
 
 def small_net() -> nn.Sequential:
@@ -269,7 +269,7 @@ def interrupted(config: FinetuneConfig, folder: Path, monkeypatch: pytest.Monkey
     """A run that ends in the middle of a block."""
     whole = recipe.reconstruct_block
 
-    def cut(module: nn.Module, data: BlockData, settings: object, seed: int, number: int):  # type: ignore[no-untyped-def]
+    def cut(module: nn.Module, data: BlockData, settings: object, seed: int, number: int):
         for step in whole(module, data, config.recipe, seed, number):
             if (number, step) == (block, 5):
                 raise KeyboardInterrupt

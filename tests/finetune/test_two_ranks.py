@@ -87,7 +87,7 @@ def compare_with_file(config: FinetuneConfig, path: Path, tolerance: float) -> N
     ],
 )
 def test_five_steps(recipe: dict[str, object], ranges: str, tolerance: float, tmp_path: Path) -> None:
-    flags = {"recipe": recipe, "quant": QuantConfig(range=ranges).model_dump()}  # type: ignore[arg-type]
+    flags = {"recipe": recipe, "quant": QuantConfig(range=ranges).model_dump()}
     config = resolve(flags, "shards", TeacherConfig(arch="small"))
     alone = five_steps(config)
     moved = alone["0.weight"] - small_teacher().model.state_dict()["0.weight"]
@@ -118,7 +118,7 @@ def test_an_uneven_set_is_counted_once(digits_teacher: object, tmp_path: Path) -
     val = tmp_path / "val"
     for label in range(10):
         (val / f"{label}").mkdir(parents=True)
-    source = sorted(digits_teacher.val.rglob("*.png"))[:40]  # type: ignore[attr-defined]
+    source = sorted(digits_teacher.val.rglob("*.png"))[:40]
     for number, path in enumerate(source):
         (val / f"{number % 10}" / f"{number:03}.png").write_bytes(path.read_bytes())
     (val / "3" / "broken.png").write_bytes(b"no image")

@@ -21,6 +21,6 @@ def teacher(digits_teacher: DigitsTeacher) -> Teacher:
 def small(teacher: Teacher, **sections: dict[str, object]) -> GenConfig:
     """Settings of a run of twelve steps, four of them in warm-up; `sections` go on top."""
     train = {"epochs": 3, "warmup_epochs": 1, "steps_per_epoch": 4, "batch_size": 20, "checkpoint_seconds": 0.0}
-    train |= sections.pop("train", {})  # type: ignore[arg-type]
+    train |= sections.pop("train", {})
     flags = {"teacher": teacher.config.model_dump(), "train": train, "generator": {"width": 16}, **sections}
     return resolve(flags, "quick", imagenet_sized=False)

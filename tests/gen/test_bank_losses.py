@@ -43,7 +43,7 @@ def small_teacher() -> Teacher:
 def inputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """What flows into each BatchNorm, float64."""
     found = []
-    for layer in model:  # type: ignore[attr-defined]
+    for layer in model:
         if isinstance(layer, nn.BatchNorm2d):
             found.append(x.detach().double())
         x = layer(x)
@@ -51,7 +51,7 @@ def inputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]  # type: ignore[attr-defined]
+    return [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
 
 
 def slow_distance(x: Tensor, norm: nn.BatchNorm2d, mean_slack: float = 0.0, std_slack: float = 0.0) -> float:
@@ -61,8 +61,8 @@ def slow_distance(x: Tensor, norm: nn.BatchNorm2d, mean_slack: float = 0.0, std_
         values = x[:, c].flatten()
         mean = sum(values.tolist()) / len(values)
         var = sum((value - mean) ** 2 for value in values.tolist()) / len(values)
-        sigma = math.sqrt(norm.running_var[c].item() + EPS)  # type: ignore[index]
-        total += max(abs(mean - norm.running_mean[c].item()) - mean_slack, 0.0) ** 2  # type: ignore[index]
+        sigma = math.sqrt(norm.running_var[c].item() + EPS)
+        total += max(abs(mean - norm.running_mean[c].item()) - mean_slack, 0.0) ** 2
         total += max(abs(math.sqrt(var + EPS) - sigma) - std_slack, 0.0) ** 2
     return total / x.shape[1]
 
@@ -191,7 +191,7 @@ def test_features_are_what_the_classifier_sees() -> None:
     images = torch.randn(3, 2, 10, 10)
     with classifier_inputs(model) as features:
         logits = model(images)
-    torch.testing.assert_close(model[-1](features.latest), logits)  # type: ignore[index]
+    torch.testing.assert_close(model[-1](features.latest), logits)
     convolutional = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 1), nn.Flatten(2))
     with classifier_inputs(convolutional) as features:
         convolutional(images)

@@ -119,7 +119,7 @@ def test_after_an_interruption_finished_shards_are_kept_and_the_rest_is_the_same
             (folder / f"{name}.partial").write_bytes(b"half")
             raise KeyboardInterrupt
         made.append(name)
-        return real(folder, name, *rest, **more)  # type: ignore[arg-type]
+        return real(folder, name, *rest, **more)
 
     monkeypatch.setattr(emission, "write_shard", stop_at_the_third)
     stopped = gen("emit", "--run", digits_run, *WANTED, "--out", tmp_path / "out")
@@ -196,7 +196,7 @@ def test_a_shard_that_cannot_be_made_again_is_said(digits_run: Path, whole: Path
     values = json.loads((folder / "manifest.json").read_text())
     values["splits"]["train"]["shards"][1]["content"] = "0" * 64
     splits = {name: Split.model_validate(split) for name, split in values["splits"].items()}
-    values["digest"] = set_digest(splits)  # type: ignore[arg-type]
+    values["digest"] = set_digest(splits)
     (folder / "manifest.json").write_text(json.dumps(values))
     (folder / "synth-train-000001.tar").write_bytes(b"damaged")
     done = gen("emit", "--run", digits_run, *WANTED, "--out", folder)

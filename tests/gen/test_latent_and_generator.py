@@ -63,7 +63,7 @@ def test_any_image_size(size: int, channels: int, classes: int) -> None:
 def test_the_class_changes_the_image_and_eval_mode_keeps_images_apart(kind: str) -> None:
     spec = InputSpec(size=8, channels=1, num_classes=4, mean=(0.5,), std=(0.5,))
     torch.manual_seed(0)
-    generator = build_generator(GeneratorConfig(generator=kind, width=8, latent_size=10), spec)  # type: ignore[arg-type]
+    generator = build_generator(GeneratorConfig(generator=kind, width=8, latent_size=10), spec)
     if isinstance(generator, ConditionalBatchNormGenerator):
         torch.nn.init.normal_(generator.norm0.shift.weight)
     z = torch.randn(2, 10)

@@ -42,7 +42,7 @@ def slow_alignment(scene: Scene, reduction: str, noise: tuple[Tensor, Tensor] | 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_fda_is_equation_4(reduction: str) -> None:
     scene = Scene()
-    found = FeatureAlignmentLoss(reduction)(scene.batch)  # type: ignore[arg-type]
+    found = FeatureAlignmentLoss(reduction)(scene.batch)
     assert found.item() == pytest.approx(slow_alignment(scene, reduction), rel=1e-4)
     found.backward()
     gradient = scene.images.grad.flatten(1).norm(dim=1)
@@ -54,7 +54,7 @@ def test_fda_is_equation_4(reduction: str) -> None:
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_diversity_is_equation_6(reduction: str, noise: str) -> None:
     scene = Scene()
-    loss = DiversityLoss(noise, 0.3, 0.15, reduction, seed=9)  # type: ignore[arg-type]
+    loss = DiversityLoss(noise, 0.3, 0.15, reduction, seed=9)
     random = stream(9, "diversity", 3)
     draw = (
         (lambda: torch.randn(3, 8, generator=random))

@@ -26,11 +26,11 @@ def test_rows_are_one_class_or_as_many_as_wanted(classes: int, batch: int, p: fl
     per_image = data.draw(st.integers(2, classes))
     labels = torch.arange(batch) % classes
     settings = {"probability": p, "per_image": per_image, "num_classes": classes}
-    shares = mixtures(3, step, labels, **settings)  # type: ignore[arg-type]
+    shares = mixtures(3, step, labels, **settings)
     torch.testing.assert_close(shares.sum(1), torch.ones(batch))
     assert {int(count) for count in (shares > 0).sum(1)} <= {1, per_image}
     assert (shares.gather(1, labels[:, None]) > 0).all(), "the label is always one of the classes"
-    assert torch.equal(shares, mixtures(3, step, labels, **settings))  # type: ignore[arg-type]
+    assert torch.equal(shares, mixtures(3, step, labels, **settings))
     if p in {0, 1}:
         assert set((shares > 0).sum(1).tolist()) == {per_image if p else 1}
 
@@ -49,7 +49,7 @@ def test_the_probability_is_kept_and_steps_differ() -> None:
 def test_how_many_classes_are_mixed() -> None:
     assert [classes_in_mixture(count, None) for count in (2, 10, 100, 1000)] == [2, 2, 10, 100]
     assert classes_in_mixture(1000, 500) == 500
-    assert [MethodConfig(method=name).mixing for name in ("clusterq", "gdfq", "adadfq", "qimera")] == [0, 0, 0, 0.4]  # type: ignore[arg-type]
+    assert [MethodConfig(method=name).mixing for name in ("clusterq", "gdfq", "adadfq", "qimera")] == [0, 0, 0, 0.4]
     assert MethodConfig(mix_probability=0.3).mixing == 0.3
     assert MethodConfig(method="qimera", mix_probability=0).mixing == 0
 
@@ -58,7 +58,7 @@ def test_how_many_classes_are_mixed() -> None:
 def test_the_generator_superposes_the_rows_of_its_class_tables(kind: str) -> None:
     spec = InputSpec(size=8, channels=1, num_classes=4, mean=(0.5,), std=(0.5,))
     torch.manual_seed(0)
-    generator = build_generator(GeneratorConfig(generator=kind, width=8, latent_size=10), spec).eval()  # type: ignore[arg-type]
+    generator = build_generator(GeneratorConfig(generator=kind, width=8, latent_size=10), spec).eval()
     tables = [module for module in generator.modules() if isinstance(module, torch.nn.Embedding)]
     for table in tables:
         torch.nn.init.normal_(table.weight)

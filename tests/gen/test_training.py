@@ -111,7 +111,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
             if run.step == stop and not calls:
                 calls.append(stop)
                 raise KeyboardInterrupt
-            return train_step(*arguments)  # type: ignore[arg-type]
+            return train_step(*arguments)
 
         monkeypatch.setattr(loop, "train_step", step_then_stop)
         with pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(run: Training, *rest: object) -> object:
-        metrics = train_step(run, *rest)  # type: ignore[arg-type]
+        metrics = train_step(run, *rest)
         return {**metrics, "loss/class": torch.tensor(float("nan"))} if run.step == 6 else metrics
 
     monkeypatch.setattr(loop, "train_step", poisoned)

@@ -135,7 +135,7 @@ def speed(size: int, count: int, repeats: int) -> None:
             for path in tars:
                 with tarfile.open(path) as tar:
                     for member in tar:
-                        data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                        data = tar.extractfile(member).read()
                         if member.name.endswith(".png"):
                             np.asarray(Image.open(io.BytesIO(data)))
 

@@ -59,6 +59,7 @@ def with_flags(
         hints = typing.get_type_hints(command, include_extras=True)
         kept = [p.replace(annotation=hints.get(p.name, Any), kind=p.KEYWORD_ONLY) for p in kept]
         signature = inspect.Signature([*parameters, *kept], return_annotation=None)
+        # What `inspect.signature` reads of a function that has one set; annotations of functions do not know it.
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
         # The wrapped command's own signature must not be found through the wrapper.
