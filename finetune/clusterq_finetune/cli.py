@@ -9,7 +9,7 @@ import typer
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
-from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.guard import run_guarded, run_to_end
 from clusterq_common.runtime.progress import speaks
 from clusterq_common.runtime.settings import merged, read_yaml
 from clusterq_finetune import shards_cli
@@ -173,7 +173,7 @@ def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    run_to_end(app)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import typer
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
-from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.guard import run_guarded, run_to_end
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_gen.bank.config import refuse_meaningless, with_method
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, preset_notes, resolve
@@ -114,7 +114,7 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    run_to_end(app)
 
 
 if __name__ == "__main__":

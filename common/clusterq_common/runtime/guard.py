@@ -1,6 +1,7 @@
 """The edge between a program and its user: errors become one sentence and an exit code."""
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,25 @@ def run_guarded(action: Callable[[], None], *, debug: bool = False) -> None:
         _leave(f"{'Writing' if full else 'Access'} failed{where}: {error.strerror}; {advice}.", USER_ERROR, debug=debug)
     except KeyboardInterrupt:
         _leave("Interrupted; what was finished is on disk, --resume goes on from there.", INTERRUPTED, debug=debug)
+
+
+def run_to_end(app: Callable[[], object]) -> None:
+    """Run a console script's command line, which ends in SystemExit.
+
+    A process that torchrun started then ends at once: in the interpreter's teardown, native threads of the collectives have aborted
+    now and then (exit code -6), after everything was done and written, and torchrun takes that for a failed job.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        app()
+        return
+    code = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _leave(sentence: str, code: int, *, debug: bool) -> None:
