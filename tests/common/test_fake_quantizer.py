@@ -37,6 +37,29 @@ def test_forward_equals_dequantized_integers_exactly(bits: int, scheme: Scheme, 
     assert made(torch.zeros(1)) == 0
 
 
+@given(BITS, SCHEMES, st.integers(0, 10_000), st.booleans())
+def test_the_values_of_torchs_own_kernels(bits: int, scheme: Scheme, seed: int, channels_last: bool) -> None:
+    x = 3 * torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    whole, each = quantizer(x / 2, bits, scheme), quantizer(x / 2, bits, scheme, channels=4)
+    low, high = whole.grid.low, whole.grid.high
+    assert torch.equal(whole(x), torch.fake_quantize_per_tensor_affine(x, whole.scale, whole.zero_point, low, high))
+    assert torch.equal(each(x), torch.fake_quantize_per_channel_affine(x, each.scale, each.zero_point, 0, low, high))
+    assert whole(x).stride() == x.stride()
+
+
+@given(st.integers(0, 1000))
+def test_gradients_on_the_borders_of_the_grid(seed: int) -> None:
+    """The borders belong to the inside, to the last bit; the fast path of a CPU compares without them."""
+    made = quantizer(torch.rand(50, generator=torch.Generator().manual_seed(seed)) - 0.3, 4, "symmetric")
+    low, high = (limit * made.scale for limit in (made.grid.low, made.grid.high))
+    one = torch.tensor(torch.inf)
+    x = torch.cat([low.nextafter(-one), low, high, high.nextafter(one)]).requires_grad_(True)
+    made(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 0]
+
+
 @given(BITS, SCHEMES, st.integers(0, 10_000))
 def test_per_channel_is_per_tensor_on_each_channel(bits: int, scheme: Scheme, seed: int) -> None:
     weight = (

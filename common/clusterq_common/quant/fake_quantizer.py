@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clusterq_common.quant.config import Scheme
 from clusterq_common.quant.grid import MIN_SCALE, Grid
+from clusterq_common.quant.straight_through import broadcast_shape, fake_quantize
 from clusterq_common.runtime.precision import at_least_float32
 
 
@@ -90,9 +91,7 @@ class FakeQuantizer(nn.Module):
         grid = self.grid
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
-            if isinstance(self.scale, nn.Parameter) and torch.is_grad_enabled():
-                return _learned(x, self._positive_scale(), self.zero_point, self.axis, grid)
-            return _fake_quantize(x, self._positive_scale().detach(), self.zero_point, self.axis, grid)
+            return fake_quantize(x, self._positive_scale(), self.zero_point, self.axis, grid)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> Quantized:
@@ -116,50 +115,3 @@ class FakeQuantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         low, high = (int(limit) for limit in self.limits)
         self._grid = Grid(self.bits, self.scheme, signed=low < 0) if high > low else None
-
-
-def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    """torch's fused kernel; its gradient is 1 inside the grid and 0 outside."""
-    if axis is None:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
-    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
-
-
-def _learned(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    result: Tensor = _LearnedScale.apply(x, scale, zero_point, axis, grid)
-    return result
-
-
-class _LearnedScale(torch.autograd.Function):
-    """LSQ (Esser et al., 2020, Eq. 3 and section 2.2): d y / d s is (y - x) / s inside the grid, y / s outside.
-
-    Both cases are `(y - inside * x) / s`, so the scale's gradient is two dot products instead of a map: over the tensor, or
-    over each channel of dimension 0.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-        y = _fake_quantize(x, scale, zero_point, axis, grid)
-        ctx.save_for_backward(x, y, scale, zero_point)
-        ctx.axis, ctx.grid = axis, grid
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, y, scale, zero_point = ctx.saved_tensors
-        grid: Grid = ctx.grid
-        shape = broadcast_shape(x, ctx.axis)
-        low = ((grid.low - zero_point) * scale).view(shape)
-        high = ((grid.high - zero_point) * scale).view(shape)
-        grad_x = grad * ((x >= low) & (x <= high))
-        if ctx.axis is None:
-            slope, count = torch.sum(grad * y) - torch.sum(grad_x * x), x.numel() / x.shape[0]
-        else:
-            slope, count = torch.addcmul(grad * y, grad_x, x, value=-1).flatten(1).sum(1), x.numel() / x.shape[0]
-        # The paper's gradient scale, 1 / sqrt(N Q): steps of the size that the weights' updates have.
-        return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
-
-
-def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
-    """How a scale is viewed to multiply `x`: -1 at its channel axis, 1 elsewhere."""
-    return [1] * x.dim() if axis is None else [-1 if dimension == axis else 1 for dimension in range(x.dim())]

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quant.fake_quantizer import FakeQuantizer, broadcast_shape
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import MIN_SCALE
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
+from clusterq_common.quant.straight_through import broadcast_shape
 
 # Zeta and gamma of AdaRound: the sigmoid is stretched past 0 and 1, so that both are reached at a finite V.
 STRETCH_HIGH, STRETCH_LOW = 1.1, -0.1
