@@ -42,6 +42,12 @@ class RecipeConfig(Settings):
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the shards' labels")
     kl_weight: float = Field(20.0, ge=0, description="weight of T^2 KL(teacher || student), mean over the batch; Eq. 9 has 1")
     temperature: float = Field(20.0, gt=0, description="T of the distillation")
+    feature_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the relative squared distance of student and teacher after each block; 0: none. Costs a teacher forward "
+        "each step",
+    )
     sure: float = Field(
         0.0,
         ge=0,
@@ -55,7 +61,7 @@ class RecipeConfig(Settings):
     teacher_logits: Literal["auto", "stored", "recomputed"] = Field(
         "auto",
         description="stored: the shards' (float16), checked against the teacher; recomputed: a teacher forward each step; auto: stored "
-        "where there are any and images are neither augmented nor blurred",
+        "where there are any and images are neither augmented nor blurred, nor features asked for",
     )
     batchnorm: Literal["frozen", "recalibrated"] = Field(
         "frozen",
@@ -109,16 +115,23 @@ class RecipeConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RecipeConfig":
-        if self.ce_weight == self.kl_weight == 0:
-            raise ValueError("ce_weight and kl_weight are both 0, so nothing would be learned")
+        if self.ce_weight == self.kl_weight == self.feature_weight == 0:
+            raise ValueError("ce_weight, kl_weight and feature_weight are all 0, so nothing would be learned")
         if self.teacher_logits == "stored" and self.changes_images:
             raise ValueError("stored belongs to the stored images, but augment or low_pass changes them")
+        if self.teacher_logits == "stored" and self.feature_weight:
+            raise ValueError("stored spares the teacher, but feature_weight needs its features in each step")
         return self
 
     @property
     def changes_images(self) -> bool:
         """Whether networks see other images than those that the stored logits belong to."""
         return self.augment != "none" or self.low_pass > 0
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether each step needs a teacher forward, whatever is stored."""
+        return self.changes_images or self.feature_weight > 0
 
 
 class EvaluationConfig(Settings):

@@ -39,7 +39,7 @@ def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, dev
     Raises:
         ClusterqError: stored ones are asked for and there are none, or they are not this teacher's.
     """
-    wanted = recipe.teacher_logits == "stored" or (recipe.teacher_logits == "auto" and not recipe.changes_images)
+    wanted = recipe.teacher_logits == "stored" or (recipe.teacher_logits == "auto" and not recipe.asks_teacher)
     if batch.logits is None:
         if recipe.teacher_logits == "stored":
             raise ClusterqError(

@@ -22,6 +22,7 @@ from clusterq_finetune.augment import augment
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batches
 from clusterq_finetune.recipes.ema import WeightEma
+from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import Selection, measure_heldout
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 from clusterq_finetune.recipes.relative import RelativeSteps
@@ -47,6 +48,10 @@ class Distillation:
         if recipe.lr_unit == "relative":
             RelativeSteps(student, self.optimizer)
         self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.sure)
+        self.features: tuple[str, ...] = ()
+        if recipe.feature_weight:
+            spec = teacher.spec
+            self.features = feature_modules(teacher.model, torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
         self.ema = WeightEma(student, recipe.weight_ema)
         self.selection = Selection()
         self.step = 0
@@ -62,12 +67,17 @@ class Distillation:
         self.optimizer.zero_grad(set_to_none=True)
         zero = torch.zeros((), device=self.device)
         if not len(batch.labels):
-            terms, agreement = dict.fromkeys(self.objective.names, zero), zero
+            names = (*self.objective.names, *(["features"] if self.features else []))
+            terms, agreement = dict.fromkeys(names, zero), zero
         else:
-            images, labels, teacher_logits = self._prepare(batch, whole, own)
-            with training_autocast(self.config.runtime, self.device):
-                student_logits = self.student(images)
-            terms = {name: weight * term for name, term in self.objective(student_logits, teacher_logits, labels).items()}
+            with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
+                images, labels, teacher_logits = self._prepare(batch, whole, own)
+                with training_autocast(self.config.runtime, self.device):
+                    student_logits = self.student(images)
+            terms = self.objective(student_logits, teacher_logits, labels)
+            if self.features:
+                terms["features"] = self.config.recipe.feature_weight * feature_distance(given, wanted)
+            terms = {name: weight * term for name, term in terms.items()}
             torch.stack(list(terms.values())).sum().backward()
             agreement = weight * (student_logits.detach().argmax(1) == teacher_logits.argmax(1)).float().mean()
         average_gradients(self.student.parameters())

@@ -1,0 +1,58 @@
+"""The student's features beside the teacher's: what comes out of each block, the logits apart."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.structure import quantizable_layers
+from clusterq_common.runtime.precision import at_least_float32
+from clusterq_finetune.recipes.blocks import find_blocks
+
+
+def feature_modules(teacher: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Names of the modules whose outputs are compared, in order of execution: the last of each residual unit, or of each layer
+    outside of units; not the one that gives the logits.
+
+    Args:
+        teacher: the float network.
+        example: (N, C, H, W) float32, any values.
+    """
+    blocks, _ = find_blocks(teacher, quantizable_layers(teacher, example), example, "block")
+    return tuple(block.modules[-1] for block in blocks[:-1])
+
+
+@contextmanager
+def outputs_of(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+    """Inside the block, what the modules named gave in the model's latest forward pass, by name."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, result: Tensor) -> None:
+        found[name] = result
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _module, _args, result, name=name: keep(name, result))
+        for name in names
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def feature_distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """Mean over modules and images of `||student - teacher||^2 / ||teacher||^2`, a scalar: deep and shallow, wide and narrow
+    features count the same. (FitNets' hint, Romero et al., 2015, Eq. 3, on every block, in relative units.)
+
+    Args:
+        student: (N, ...) by name.
+        teacher: the same names and shapes, without gradient.
+    """
+    distances = []
+    for name, wanted in teacher.items():
+        wanted = at_least_float32(wanted).flatten(1)
+        error = (at_least_float32(student[name]).flatten(1) - wanted).square().sum(1)
+        distances.append((error / wanted.square().sum(1).clamp_min(1e-12)).mean())
+    return torch.stack(distances).mean()
