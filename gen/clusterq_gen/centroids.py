@@ -1,6 +1,7 @@
 """Class centroids: where each class lies in the teacher's deep BatchNorm layers, and their exponential mean."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,7 +57,12 @@ class SemanticLayers:
 
     def layer_mean(self, values: Tensor) -> Tensor:
         """Mean over each layer's channels, then over layers: (K, D) -> (K,), no matter how wide a layer is."""
-        return torch.stack([part.mean(1) for part in values.split(self.channels, dim=1)]).mean(0)
+        return values @ self.shares.to(values)
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """(D,) what each channel counts in that mean; they sum to one."""
+        return torch.cat([self.eps.new_full((width,), 1 / (width * len(self.channels))) for width in self.channels])
 
 
 @dataclass(frozen=True)

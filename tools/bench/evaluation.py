@@ -23,6 +23,7 @@ from typing import Annotated
 
 import torch
 import typer
+from interleaved import ratio
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
@@ -196,11 +197,6 @@ class Part(ValidationImages):
 
     def open(self, index: int) -> Image.Image:
         return self.images.open(self.chosen[index])
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    """Median of the ratios within a repeat."""
-    return median(one / two for one, two in zip(above, below, strict=True))
 
 
 if __name__ == "__main__":

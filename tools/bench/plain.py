@@ -1,0 +1,138 @@
+"""The steps as the field's released code writes them: what the benchmarks compare with. Correct, and slow on purpose.
+
+Class-wise losses in a Python loop over samples and layers, statistics by hooks that reduce each BatchNorm input anew,
+fake-quantization as separate differentiable operations, contiguous memory, float32.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusterq_common.distill.kl import distillation_kl
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.runtime.seeding import stream
+from clusterq_common.taps import batchnorm_layers
+from clusterq_gen.centroids import Centroids
+from clusterq_gen.config import MethodConfig
+from clusterq_gen.training import Training
+
+
+class PlainFakeQuantizer(nn.Module):
+    """Divide, round, clamp, multiply, each on autograd's tape."""
+
+    def __init__(self, quantizer: FakeQuantizer) -> None:
+        super().__init__()
+        self.low, self.high, self.axis = quantizer.grid.low, quantizer.grid.high, quantizer.axis
+        self.scale = copy.deepcopy(quantizer.scale)
+        self.register_buffer("zero_point", quantizer.zero_point.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = [1] * x.dim() if self.axis is None else [-1, *[1] * (x.dim() - 1)]
+        scale, zero_point = self.scale.view(shape), self.zero_point.view(shape)
+        scaled = x / scale + zero_point
+        rounded = (scaled.round() - scaled).detach() + scaled
+        return (torch.clamp(rounded, self.low, self.high) - zero_point) * scale
+
+
+def plain_student(student: nn.Module) -> nn.Module:
+    """A copy with plain fake-quantizers, contiguous."""
+    plain = copy.deepcopy(student)
+    for module in list(plain.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, FakeQuantizer):
+                module.register_module(name, PlainFakeQuantizer(child))
+    return plain.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def batchnorm_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The inputs of all BatchNorm layers in the latest forward pass."""
+    found: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _module, args, name=name: found.__setitem__(name, args[0]))
+        for name, layer in batchnorm_layers(model).items()
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_class_losses(
+    inputs: dict[str, Tensor], labels: Tensor, keep: Tensor, centroids: Centroids, method: MethodConfig, random: torch.Generator
+) -> Tensor:
+    """FDA and DE sample by sample and layer by layer, then the centroids' update, likewise."""
+    fda, de = torch.zeros(()), torch.zeros(())
+    names, channels = centroids.layers.names, centroids.layers.channels
+    for sample in range(len(labels)):
+        if not keep[sample]:
+            continue
+        mean_row, std_row = centroids.mean[labels[sample]], centroids.std[labels[sample]]
+        at = 0
+        for name, width in zip(names, channels, strict=True):
+            x = inputs[name][sample]
+            mean = x.mean((1, 2))
+            std = torch.sqrt(x.var((1, 2), unbiased=False) + centroids.layers.eps[at : at + width])
+            mean_centroid, std_centroid = mean_row[at : at + width], std_row[at : at + width]
+            mean_target, std_target = mean_centroid.clone(), std_centroid.clone()
+            fda = fda + F.mse_loss(mean, mean_target) + F.mse_loss(std, std_target)
+            noisy_mean = mean_target + method.de_mean_std * torch.randn(width, generator=random)
+            noisy_std = std_target + method.de_std_std * torch.randn(width, generator=random)
+            de = de + F.mse_loss(mean, noisy_mean) + F.mse_loss(std, noisy_std)
+            with torch.no_grad():
+                mean_centroid.lerp_(mean, method.ema_rate)
+                std_centroid.lerp_(std, method.ema_rate)
+            at += width
+    count = max(1, int(keep.sum())) * len(names)
+    return (method.alpha_fda * fda + method.alpha_de * de) / count
+
+
+class PlainTraining:
+    """A training after warm-up whose step is written plainly. It has networks of its own."""
+
+    def __init__(self, run: Training) -> None:
+        assert run.student is not None
+        self.run = run
+        self.teacher = copy.deepcopy(run.teacher.model).to(memory_format=torch.contiguous_format)
+        self.generator = copy.deepcopy(run.generator).to(memory_format=torch.contiguous_format)
+        self.student = plain_student(run.student)
+        self.centroids = copy.deepcopy(run.centroids)
+        train = run.config.train
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=train.lr, betas=(0.5, 0.999), foreach=False)
+        self.student_optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=train.student_lr, momentum=0.9, nesterov=True, weight_decay=1e-4, foreach=False
+        )
+        self.stored = run.stored_statistics()
+
+    def step(self) -> None:
+        """One step of the generator and one of the student."""
+        method, latent = self.run.config.method, self.run.inputs(self.run.step)
+        with batchnorm_inputs(self.teacher) as inputs:
+            images = self.generator(latent.z, latent.classes)
+            teacher_logits = self.teacher(images)
+        loss = F.cross_entropy(teacher_logits, latent.labels)
+        matching = torch.zeros(())
+        for name, x in inputs.items():
+            matching = matching + F.mse_loss(x.mean((0, 2, 3)), self.stored[name].mean)
+            matching = matching + F.mse_loss(x.var((0, 2, 3), unbiased=False), self.stored[name].var)
+        loss = loss + method.alpha_bns * matching / len(inputs)
+        if self.centroids is not None:
+            keep = teacher_logits.argmax(1) == latent.labels
+            random = stream(0, "plain", self.run.step)
+            loss = loss + plain_class_losses(inputs, latent.labels, keep, self.centroids, method, random)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+        logits = self.student(images.detach())
+        loss = F.cross_entropy(logits, latent.labels)
+        loss = loss + method.kl_weight * distillation_kl(teacher_logits.detach(), logits, method.temperature)
+        self.student_optimizer.zero_grad()
+        loss.backward()
+        self.student_optimizer.step()
+        self.run.step += 1

@@ -1,0 +1,159 @@
+"""What the steps of both programs cost, with random weights: speed does not depend on them.
+
+    python tools/bench/steps.py generator --arch resnet20_cifar10 --batch-size 200
+    python tools/bench/steps.py generator --arch resnet18 --batch-size 16
+    python tools/bench/steps.py finetune --arch resnet20_cifar10 --batch-size 256
+
+generator: a whole step after warm-up, the generator's and the student's, of methods beside each other and beside the step as the field's
+released code writes it (plain.py). finetune: a step of distillation with stored logits beside a training step of the float network
+at the same precision, and beside one with plain fake-quantization. Interleaved turns in one process, medians of ratios within a turn.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from interleaved import interleaved, table
+from plain import PlainTraining, plain_student
+
+from clusterq_common.distill.objective import StudentObjective
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import convert
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import place, prepare_device, training_autocast
+from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.loop import train_step
+from clusterq_gen.training import Training
+
+Arch = Annotated[str, typer.Option(help="pytorchcv's name, or file.py:factory.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Turns.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Amp = Annotated[str, typer.Option(help="auto, off or bf16, as for the programs.")]
+
+app = typer.Typer(help=__doc__, add_completion=False)
+
+
+@app.command()
+def generator(
+    arch: Arch,
+    batch_size: Batch,
+    methods: Annotated[str, typer.Option(help="With commas between; the first is the reference.")] = "gdfq,clusterq",
+    plain: Annotated[bool, typer.Option(help="Also the plain step of the last method.")] = True,
+    repeats: Repeats = 9,
+    threads: Threads = None,
+    amp: Amp = "off",
+) -> None:
+    """One step of generator and student."""
+
+    def run() -> None:
+        names = methods.split(",")
+        actions: dict[str, Callable[[], object]] = {}
+        for name in names:
+            actions[name] = _generator_step(_training(arch, name, batch_size, threads, amp))
+        if plain:
+            actions[f"{names[-1]}, plain"] = PlainTraining(_training(arch, names[-1], batch_size, threads, "off")).step
+        print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
+        print(table(interleaved(actions, repeats), names[0]))
+
+    run_guarded(run, debug=False)
+
+
+@app.command()
+def finetune(
+    arch: Arch,
+    batch_size: Batch,
+    bits: Annotated[str, typer.Option(help="Of the student.")] = "w4a4",
+    repeats: Repeats = 9,
+    threads: Threads = None,
+    amp: Amp = "off",
+) -> None:
+    """One step of distillation, stored logits, no augmentation."""
+
+    def run() -> None:
+        runtime = RuntimeConfig.checked({"threads": threads, "amp": amp})
+        device = prepare_device(runtime)
+        teacher = _teacher(arch, device)
+        images = torch.randn(batch_size, teacher.spec.channels, teacher.spec.size, teacher.spec.size, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.arange(batch_size, device=device) % teacher.spec.num_classes
+        with torch.no_grad():
+            logits = teacher.model(images).float()
+        config = QuantConfig(bits=bits)
+        student = convert(teacher.model, config, images[:1], lambda _: None).eval()
+        calibrate(student, [images], config)
+        network = copy.deepcopy(teacher.model).train().requires_grad_(True)
+        objective = StudentObjective(1.0, 20.0, 20.0)
+
+        def distilled(model: torch.nn.Module) -> torch.Tensor:
+            return torch.stack(list(objective(model(images), logits, labels).values())).sum()
+
+        def stepping(model: torch.nn.Module, loss: Callable[[torch.nn.Module], torch.Tensor]) -> Callable[[], None]:
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+
+            def step() -> None:
+                optimizer.zero_grad(set_to_none=True)
+                with training_autocast(runtime, device):
+                    value = loss(model)
+                value.backward()
+                optimizer.step()
+
+            return step
+
+        plain = plain_student(student)
+        for model in (network, student, plain):
+            place(model, device)
+        actions = {
+            "float training": stepping(network, lambda model: F.cross_entropy(model(images), labels)),
+            f"fine-tuning, {bits}": stepping(student, distilled),
+            f"fine-tuning, {bits}, plain": stepping(plain, distilled),
+        }
+        print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
+        print(table(interleaved(actions, repeats), "float training"))
+
+    run_guarded(run, debug=False)
+
+
+def _teacher(arch: str, device: torch.device) -> Teacher:
+    return load_teacher(TeacherConfig.checked({"arch": arch, "weights": "random"}), device=device)
+
+
+def _training(arch: str, method: str, batch_size: int, threads: int | None, amp: str) -> Training:
+    """A run right after warm-up."""
+    flags: dict[str, dict[str, Any]] = {
+        "teacher": {"arch": arch, "weights": "random"},
+        "method": {"method": method},
+        "train": {"batch_size": batch_size},
+        "runtime": {"threads": threads, "amp": amp},
+    }
+    runtime = RuntimeConfig.checked(flags["runtime"])
+    device = prepare_device(runtime)
+    teacher = _teacher(arch, device)
+    config: GenConfig = resolve(flags, "auto", imagenet_sized=teacher.spec.size > 64)
+    run = Training.start(config, teacher, device)
+    run.end_warmup(lambda _: None)
+    run.step = run.warmup_steps + 1
+    return run
+
+
+def _generator_step(run: Training) -> Callable[[], None]:
+    stored = run.stored_statistics()
+
+    def step() -> None:
+        with batchnorm_taps(run.teacher.model) as taps:
+            train_step(run, taps, stored)
+        run.step += 1
+
+    return step
+
+
+if __name__ == "__main__":
+    app()
