@@ -3,13 +3,18 @@
     python tools/bench/steps.py generator --arch resnet20_cifar10 --batch-size 200
     python tools/bench/steps.py generator --arch resnet18 --batch-size 16
     python tools/bench/steps.py finetune --arch resnet20_cifar10 --batch-size 256
+    python tools/bench/steps.py memory --arch resnet20_cifar10 --batch-size 200
 
 generator: a whole step after warm-up, the generator's and the student's, of methods beside each other and beside the step as the field's
 released code writes it (plain.py). finetune: a step of distillation with stored logits beside a training step of the float network
-at the same precision, and beside one with plain fake-quantization. Interleaved turns in one process, medians of ratios within a turn.
+at the same precision, and beside one with plain fake-quantization. Interleaved turns in one process, medians of ratios within a turn. memory: peak resident memory of a few steps, each kind in a fresh
+process, beside that of one training step of the float networks that take part.
 """
 
 import copy
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -79,47 +84,85 @@ def finetune(
     """One step of distillation, stored logits, no augmentation."""
 
     def run() -> None:
-        runtime = RuntimeConfig.checked({"threads": threads, "amp": amp})
-        device = prepare_device(runtime)
-        teacher = _teacher(arch, device)
-        images = torch.randn(batch_size, teacher.spec.channels, teacher.spec.size, teacher.spec.size, device=device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        labels = torch.arange(batch_size, device=device) % teacher.spec.num_classes
-        with torch.no_grad():
-            logits = teacher.model(images).float()
-        config = QuantConfig(bits=bits)
-        student = convert(teacher.model, config, images[:1], lambda _: None).eval()
-        calibrate(student, [images], config)
-        network = copy.deepcopy(teacher.model).train().requires_grad_(True)
-        objective = StudentObjective(1.0, 20.0, 20.0)
-
-        def distilled(model: torch.nn.Module) -> torch.Tensor:
-            return torch.stack(list(objective(model(images), logits, labels).values())).sum()
-
-        def stepping(model: torch.nn.Module, loss: Callable[[torch.nn.Module], torch.Tensor]) -> Callable[[], None]:
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
-
-            def step() -> None:
-                optimizer.zero_grad(set_to_none=True)
-                with training_autocast(runtime, device):
-                    value = loss(model)
-                value.backward()
-                optimizer.step()
-
-            return step
-
-        plain = plain_student(student)
-        for model in (network, student, plain):
-            place(model, device)
-        actions = {
-            "float training": stepping(network, lambda model: F.cross_entropy(model(images), labels)),
-            f"fine-tuning, {bits}": stepping(student, distilled),
-            f"fine-tuning, {bits}, plain": stepping(plain, distilled),
-        }
+        actions = _finetune_steps(arch, batch_size, bits, threads, amp)
         print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
         print(table(interleaved(actions, repeats), "float training"))
 
     run_guarded(run, debug=False)
+
+
+@app.command()
+def memory(arch: Arch, batch_size: Batch, threads: Threads = None) -> None:
+    """Peak memory of each step in a fresh process, and what part of it is not the interpreter and its libraries."""
+
+    def run() -> None:
+        peaks = {}
+        for kind in ("libraries", "float training", "fine-tuning", "float networks", "gdfq", "clusterq"):
+            command = [sys.executable, __file__, "memory-child", kind, arch, str(batch_size), str(threads or 0)]
+            peaks[kind] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        print(f"{arch}, batch {batch_size}: peak MiB, and above that of the libraries alone")
+        for kind, reference in (("fine-tuning", "float training"), ("gdfq", "float networks"), ("clusterq", "float networks")):
+            own, other = (peaks[name] - peaks["libraries"] for name in (kind, reference))
+            print(f"{kind:<14} {peaks[kind]:6.0f}, {own:6.0f}: {own / other:.2f} x {reference} ({other:.0f})")
+
+    run_guarded(run, debug=False)
+
+
+@app.command(hidden=True)
+def memory_child(kind: str, arch: str, batch_size: int, threads: int) -> None:
+    """Print the peak of this process, MiB."""
+    chosen = threads or None
+    if kind in {"float training", "fine-tuning"}:
+        steps = _finetune_steps(arch, batch_size, "w4a4", chosen, "off")
+        action = next(step for name, step in steps.items() if name.startswith(kind))
+    elif kind == "float networks":
+        action = _float_networks(arch, batch_size, chosen)
+    elif kind != "libraries":
+        action = _generator_step(_training(arch, kind, batch_size, chosen, "off"))
+    for _ in range(0 if kind == "libraries" else 4):
+        action()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _finetune_steps(arch: str, batch_size: int, bits: str, threads: int | None, amp: str) -> dict[str, Callable[[], None]]:
+    """A training step of the float network, one of distillation, and that with plain fake-quantization."""
+    runtime = RuntimeConfig.checked({"threads": threads, "amp": amp})
+    device = prepare_device(runtime)
+    teacher = _teacher(arch, device)
+    images = torch.randn(batch_size, teacher.spec.channels, teacher.spec.size, teacher.spec.size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size, device=device) % teacher.spec.num_classes
+    with torch.no_grad():
+        logits = teacher.model(images).float()
+    config = QuantConfig(bits=bits)
+    student = convert(teacher.model, config, images[:1], lambda _: None).eval()
+    calibrate(student, [images[:64]], config)
+    network = copy.deepcopy(teacher.model).train().requires_grad_(True)
+    objective = StudentObjective(1.0, 20.0, 20.0)
+
+    def distilled(model: torch.nn.Module) -> torch.Tensor:
+        return torch.stack(list(objective(model(images), logits, labels).values())).sum()
+
+    def stepping(model: torch.nn.Module, loss: Callable[[torch.nn.Module], torch.Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with training_autocast(runtime, device):
+                value = loss(model)
+            value.backward()
+            optimizer.step()
+
+        return step
+
+    plain = plain_student(student)
+    for model in (network, student, plain):
+        place(model, device)
+    return {
+        "float training": stepping(network, lambda model: F.cross_entropy(model(images), labels)),
+        f"fine-tuning, {bits}": stepping(student, distilled),
+        f"fine-tuning, {bits}, plain": stepping(plain, distilled),
+    }
 
 
 def _teacher(arch: str, device: torch.device) -> Teacher:
@@ -128,6 +171,13 @@ def _teacher(arch: str, device: torch.device) -> Teacher:
 
 def _training(arch: str, method: str, batch_size: int, threads: int | None, amp: str) -> Training:
     """A run right after warm-up."""
+    run = _start(arch, method, batch_size, threads, amp)
+    run.end_warmup(lambda _: None)
+    run.step = run.warmup_steps + 1
+    return run
+
+
+def _start(arch: str, method: str, batch_size: int, threads: int | None, amp: str) -> Training:
     flags: dict[str, dict[str, Any]] = {
         "teacher": {"arch": arch, "weights": "random"},
         "method": {"method": method},
@@ -138,10 +188,7 @@ def _training(arch: str, method: str, batch_size: int, threads: int | None, amp:
     device = prepare_device(runtime)
     teacher = _teacher(arch, device)
     config: GenConfig = resolve(flags, "auto", imagenet_sized=teacher.spec.size > 64)
-    run = Training.start(config, teacher, device)
-    run.end_warmup(lambda _: None)
-    run.step = run.warmup_steps + 1
-    return run
+    return Training.start(config, teacher, device)
 
 
 def _generator_step(run: Training) -> Callable[[], None]:
@@ -151,6 +198,26 @@ def _generator_step(run: Training) -> Callable[[], None]:
         with batchnorm_taps(run.teacher.model) as taps:
             train_step(run, taps, stored)
         run.step += 1
+
+    return step
+
+
+def _float_networks(arch: str, batch_size: int, threads: int | None) -> Callable[[], None]:
+    """Generator through teacher, then a float student on the same images: what a step needs without any method."""
+    run = _start(arch, "gdfq", batch_size, threads, "off")
+    student = copy.deepcopy(run.teacher.model).requires_grad_(True)
+    place(student, run.device)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        latent = run.inputs(run.step)
+        images = run.generator(latent.z, latent.classes)
+        F.cross_entropy(run.teacher.model(images), latent.labels).backward()
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(student(images.detach()), latent.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
