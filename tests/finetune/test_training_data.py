@@ -10,6 +10,7 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.augment import Augmentation
 from clusterq_finetune.augment import augment as augment_part
 from clusterq_finetune.data import EpochBatches, ShardDataset, batches, in_order
+from clusterq_finetune.resident import TrainingBatches
 
 
 def augment(pixels: torch.Tensor, kind: Augmentation, random: torch.Generator) -> torch.Tensor:
@@ -70,6 +71,23 @@ def test_an_empty_part_of_a_batch_is_a_batch(digits_run: Path) -> None:
     (batch,) = list(batches(dataset, [[]]))
     assert batch.pixels.shape == (0, 1, 8, 8)
     assert batch.labels.shape == (0,)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_from_memory_are_those_from_disk(digits_run: Path, workers: int) -> None:
+    dataset = ShardDataset(ShardSet.open(digits_run), "train")
+    kept = TrainingBatches(dataset, torch.device("cpu"), workers=workers)
+    read = TrainingBatches(dataset, torch.device("cpu"), workers=workers, most_bytes=len(dataset) * (64 + 20) - 1)
+    assert (kept.small, read.small) == (True, False)
+    orders = [*EpochBatches(len(dataset), 16, 3), []]
+    for one, other in zip(kept(orders), read(orders), strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.labels, other.labels)
+        assert one.pixels.shape[1:] == other.pixels.shape[1:] == (1, 8, 8)
+        if len(one.labels):
+            assert one.logits is not None
+            assert other.logits is not None
+            assert torch.equal(one.logits, other.logits)
 
 
 def test_processes_augment_their_part_of_the_batch() -> None:

@@ -20,12 +20,13 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.augment import augment
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset, batches
+from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import Selection, measure_heldout
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 from clusterq_finetune.recipes.relative import RelativeSteps
+from clusterq_finetune.resident import TrainingBatches
 from clusterq_finetune.view import view
 
 STEPS_BETWEEN_RECORDS = 25
@@ -150,6 +151,7 @@ def distill(
     broadcast(student)
     dataset = ShardDataset(shards, "train")
     order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps_per_epoch, ranks=ranks)
+    batches = TrainingBatches(dataset, device, workers=recipe.workers)
     heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
     log = MetricsLog(folder / METRICS, keep_before_step=run.step)
     last_save = time.monotonic()
@@ -158,7 +160,7 @@ def distill(
     with progress("fine-tuning", recipe.epochs * len(order), done=run.step) as ticker:
         for epoch in range(run.step // len(order), recipe.epochs):
             order.epoch, order.first_step = epoch, run.step % len(order)
-            for batch in batches(dataset, order, workers=recipe.workers):
+            for batch in batches(order):
                 rate = learning_rate(recipe, run.step, len(order))
                 records.append(run.take_step(batch, order.whole(run.step % len(order)), rate))
                 run.step += 1
