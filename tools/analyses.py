@@ -7,6 +7,7 @@ ema-rate         ClusterQ, Fig. 8: the rate b of the centroids' update
 diversity        ClusterQ, Fig. 9: the weight a3 of diversity enhancement
 images           training images for each class
 batch-classes    distinct classes in a batch, at the same batch size: class-wise statistics from few or many samples
+stored           fine-tuning on stored images against the student trained along with the generator, on images that nobody kept
 adadfq           AdaDFQ's own ablations: each boundary, L_ds and L_as
 
 At the papers' scale: --train-flags "--preset paper-imagenet" --arch resnet18 --val imagenet/val. Finished runs are kept, as by compare_methods.py, and each
@@ -33,7 +34,7 @@ from compare.options import (
     Weights,
     common_flags,
 )
-from compare.runs import Comparison, Setting, markdown
+from compare.runs import IN_LOOP, Comparison, Setting, markdown
 
 
 def _values(flag: str, values: list[str]) -> dict[str, list[str]]:
@@ -53,6 +54,7 @@ ANALYSES: dict[str, dict[str, list[str]]] = {
     "diversity": _values("--alpha-de", ["0.6", "0", "0.2", "0.4", "0.8", "1"]),
     "images": _values("--per-class", ["512", "1", "8", "64", "128", "256", "1024"]),
     "batch-classes": _values("--classes-per-batch", ["10", "5", "2", "1"]),
+    "stored": {"full": []},
     "adadfq": {
         "full": ["--method", "adadfq"],
         "without-lower-boundary": ["--method", "adadfq", "--lambda-l", "0"],
@@ -92,7 +94,8 @@ def main(
             seeds=[int(seed) for seed in seeds.split(",")],
             images=images,
         )
-        settings = [Setting(name, b, "all", recipe) for b in bits.split(",") for name in sets]
+        recipes = [recipe, *([IN_LOOP] if analysis == "stored" else [])]
+        settings = [Setting(name, b, "all", r) for b in bits.split(",") for name in sets for r in recipes]
         print(markdown(comparison.table(settings)), end="")
 
     run_guarded(run)

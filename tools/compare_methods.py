@@ -32,7 +32,7 @@ from compare.options import (
     Weights,
     common_flags,
 )
-from compare.runs import PROTOCOLS, REAL, Comparison, Setting, markdown
+from compare.runs import IN_LOOP, NOISE, PROTOCOLS, REAL, Comparison, Setting, markdown
 
 
 def main(
@@ -44,7 +44,9 @@ def main(
     methods: Annotated[str, typer.Option(help="With commas between.")] = "clusterq,gdfq",
     bits: BitsList = "w4a4",
     protocols: Annotated[str, typer.Option(help=f"Of {', '.join(PROTOCOLS)}: which layers have the stated bits.")] = "all",
-    recipes: Annotated[str, typer.Option(help="With commas between; `calibrate` does not fine-tune.")] = "fast",
+    recipes: Annotated[
+        str, typer.Option(help="With commas between; `calibrate` does not fine-tune, `in-loop` is the generator's own student.")
+    ] = "fast",
     seeds: Seeds = "0,1,2",
     train_flags: TrainFlags = "--preset quick",
     finetune_flags: FinetuneFlags = "",
@@ -62,6 +64,7 @@ def main(
             for b in bits.split(",")
             for p in protocols.split(",")
             for r in recipes.split(",")
+            if r != IN_LOOP or m not in {NOISE, REAL}
         ]
         unknown = [setting.protocol for setting in settings if setting.protocol not in PROTOCOLS]
         if unknown:

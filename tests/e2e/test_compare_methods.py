@@ -53,9 +53,10 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     command = [sys.executable, ROOT / "tools" / "compare_methods.py", *flags]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def run() -> str:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stderr
+    def run(*more: object, code: int = 0) -> str:
+        words = [str(word) for word in (*command, *more)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == code, done.stderr
         return done.stderr
 
     assert run().count("== clusterq_finetune") == 6
@@ -71,13 +72,21 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     assert float(by_name["clusterq", "fast"]["student, CPU min"]) > 0
     assert len((out / "table.md").read_text().splitlines()) == 2 + len(rows)
 
+    # Nobody stored the images that the student beside the generator has seen; its bits are the generator's.
+    only = ("--methods", "clusterq", "--recipes", "in-loop")
+    assert "at w4a4 in all layers, expected of w3a3" in run(*only, code=2)
+    run(*only, "--bits", "w4a4")
+    row = json.loads((out / "table.json").read_text())[0]
+    assert (row["recipe"], row["bits"], row["images"], row["calibrated"]) == ("in-loop", "w4a4", 0, "")
+    assert 20 < float(row["student"]) <= float(row["teacher"]) + 5
+
 
 def test_every_analysis_is_one_of_settings_that_exist(
     digits_teacher: DigitsTeacher, gen: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     analyses = importlib.import_module("analyses").ANALYSES
-    assert set(analyses) == {"de-and-ema", "ema-rate", "diversity", "images", "batch-classes", "adadfq"}
+    assert set(analyses) == {"de-and-ema", "ema-rate", "diversity", "images", "batch-classes", "stored", "adadfq"}
     for name, sets in analyses.items():
         plans = set()
         for flags in sets.values():

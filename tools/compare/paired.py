@@ -11,6 +11,7 @@ import numpy as np
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Z = 1.959964
+MODELS = {"teacher", "calibrated", "student"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Repeats:
                 if names and found["name"].tolist() != names:
                     raise ValueError(f"{file} is about other images than {files[0]}")
                 names = found["name"].tolist()
-                for model in ("teacher", "calibrated", "student"):
+                for model in MODELS.intersection(found):
                     right.setdefault(model, []).append(found[model] == found["label"])
         return cls(names, {model: np.stack(rows) for model, rows in right.items()})
 

@@ -15,8 +15,11 @@ from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.progress import say
-from clusterq_common.teacher.load import load_teacher
+from clusterq_common.runtime.run_folder import CONFIG, RESULT
+from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_gen.config import GenConfig
+from compare.in_loop import evaluate_in_loop
 from compare.other_shards import write_noise, write_real
 from compare.paired import Repeats, paired, spread
 
@@ -25,6 +28,8 @@ PROTOCOLS = {"all": [], "ends8": ["--first-last-bits", "8"], "relu": ["--activat
 # Sets that clusterq-gen does not make.
 NOISE, REAL = "noise", "real"
 COST = "cost.json"
+# Not a recipe of clusterq-finetune: the student that was trained along with the generator, at the generator's bits.
+IN_LOOP = "in-loop"
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,13 @@ class Comparison:
                 self._make_set(name, flags, seed)
         for setting in settings:
             for seed in self.seeds:
+                if setting.recipe == IN_LOOP:
+                    self._in_loop(setting, seed)
+                    continue
                 flags = [*PROTOCOLS[setting.protocol], *self.finetune, "--seed", str(seed)]
                 flags += ["--epochs", "0"] if setting.recipe == "calibrate" else ["--recipe", setting.recipe]
                 shards = ["--shards", str(self._set(setting.name, seed)), *self.teacher, "--bits", setting.bits]
-                _once(
-                    self._student(setting, seed), ["clusterq_finetune", *shards, "--val", str(self.val), *flags], "result.json"
-                )
+                _once(self._student(setting, seed), ["clusterq_finetune", *shards, "--val", str(self.val), *flags], RESULT)
         rows = list(self._rows(settings))
         atomic_write(self.out / "table.json", json.dumps(rows, indent=2) + "\n")
         atomic_write(self.out / "table.md", markdown(rows))
@@ -98,21 +104,35 @@ class Comparison:
             return
         if (folder / "manifest.json").is_file():
             return
-        pairs = zip(self.teacher[::2], self.teacher[1::2], strict=True)
-        values = {flag.removeprefix("--").replace("-", "_"): value for flag, value in pairs}
-        teacher = load_teacher(TeacherConfig.checked(values), device=prepare_device(RuntimeConfig()))
+        teacher = self._teacher()
         if name == NOISE:
             write_noise(folder, teacher, self.images * teacher.spec.num_classes, seed)
         else:
             assert self.real is not None
             write_real(folder, teacher, self.real, self.images, seed)
 
+    def _in_loop(self, setting: Setting, seed: int) -> None:
+        folder, run = self._student(setting, seed), self._set(setting.name, seed)
+        bits = GenConfig.from_yaml(run / CONFIG).quant.bits
+        if bits != setting.bits or setting.protocol != "all":
+            raise ClusterqError(
+                f"--recipes: {IN_LOOP} is the student of {run} at {bits} in all layers, expected of {setting.bits}, {setting.protocol}; "
+                "give --bits of the generator in --train-flags."
+            )
+        if not (folder / RESULT).is_file():
+            evaluate_in_loop(folder, run, self.val, self._teacher(), prepare_device(RuntimeConfig()))
+
+    def _teacher(self) -> Teacher:
+        pairs = zip(self.teacher[::2], self.teacher[1::2], strict=True)
+        values = {flag.removeprefix("--").replace("-", "_"): value for flag, value in pairs}
+        return load_teacher(TeacherConfig.checked(values), device=prepare_device(RuntimeConfig()))
+
     def _rows(self, settings: list[Setting]) -> Iterator[dict[str, Any]]:
         first: dict[tuple[str, str, str], Repeats] = {}
         for setting in settings:
             folders = [self._student(setting, seed) for seed in self.seeds]
             whole = Repeats.read([folder / "predictions.npz" for folder in folders])
-            result = json.loads((folders[0] / "result.json").read_text())
+            result = json.loads((folders[0] / RESULT).read_text())
             made = [_cost(self._set(setting.name, seed)) for seed in self.seeds]
             tuned = [_cost(folder) for folder in folders]
             reference = first.setdefault((setting.bits, setting.protocol, setting.recipe), whole)
@@ -124,7 +144,7 @@ class Comparison:
                 "seeds": len(self.seeds),
                 "images": result["shards"]["training_images"],
                 "teacher": spread(whole.top1("teacher")[:1]),
-                "calibrated": spread(whole.top1("calibrated")),
+                "calibrated": spread(whole.top1("calibrated")) if "calibrated" in whole.right else "",
                 "student": spread(whole.top1("student")),
                 "below teacher [95 %]": str(whole.below()),
                 "even half": str(whole.only(lambda _, place: place % 2 == 0).below()),

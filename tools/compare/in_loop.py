@@ -1,0 +1,42 @@
+"""The other way to a student: the one that was trained along with the generator, on images that nobody kept."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from clusterq_common.runtime.files import atomic_write
+from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.run_folder import PREDICTIONS, RESULT
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.datasets import open_validation
+from clusterq_finetune.evaluate import evaluate_models
+from clusterq_finetune.predictions import Predictions
+from clusterq_finetune.student import load_student
+
+
+def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, device: torch.device) -> None:
+    """Write the predictions of a generator run's student and of its teacher, and a result.json, into `folder`.
+
+    Args:
+        folder: of the results; made if need be.
+        run: of `clusterq-gen train`, finished.
+        val: real images.
+        teacher: the run's.
+        device: where networks run.
+    """
+    student, spec, config = load_student(run, device)
+    images, predictions = open_validation(val, spec), Predictions()
+    with progress("evaluating", len(images)) as ticker:
+        evaluate_models(
+            {"teacher": teacher.model, "student": student},
+            images,
+            device=device,
+            progress=lambda done, _: ticker.advance(done - ticker.done),
+            predictions=predictions,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions.save(folder / PREDICTIONS)
+    # Last, since its presence says that the evaluation is finished. It saw no stored images.
+    said = {"student": {"bits": config.quant.bits}, "shards": {"training_images": 0}}
+    atomic_write(folder / RESULT, json.dumps(said) + "\n")
