@@ -4,8 +4,8 @@
     python tools/bench/evaluation.py speed --weights resnet20_cifar10.safetensors --val cifar10/test
 
 stream: class folders of hard links to a few real photographs (so the disk is not measured), through `open_validation` and a
-loader, without a network; in a fresh process for each number of workers. speed: evaluating the teacher and a quantized student
-against the teacher's forward pass on batches that lie ready, in interleaved repeats, medians of the ratios within a repeat.
+loader, without a network; in a fresh process for each number of workers. speed: evaluating the teacher and a quantized student, and
+setting that student's ranges, against the teacher's forward pass on batches that lie ready, in interleaved repeats, medians of the ratios within a repeat.
 Linux: memory is read from /proc.
 """
 
@@ -162,6 +162,7 @@ def speed(
             "bare forward": forward,
             "teacher": lambda: evaluated("teacher", teacher.model),
             "student": lambda: evaluated("student", student),
+            "calibration": lambda: calibrate(convert(teacher.model, config, ready[0][:1], lambda _: None), ready, config),
         }
         whole: dict[str, list[float]] = {name: [] for name in actions}
         for action in actions.values():
@@ -181,6 +182,7 @@ def speed(
         print(f"teacher in the network / bare forward: {ratio(network['teacher'], whole['bare forward']):.2f}")
         print(f"student evaluated / teacher evaluated: {ratio(whole['student'], whole['teacher']):.2f}")
         print(f"student in the network / teacher in the network: {ratio(network['student'], network['teacher']):.2f}")
+        print(f"calibration / bare forward: {ratio(whole['calibration'], whole['bare forward']):.2f}")
 
     run_guarded(run, debug=False)
 

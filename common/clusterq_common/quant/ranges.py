@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.grid import Grid
+from clusterq_common.quant.straight_through import fake_quantize
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.seeding import stream
 
@@ -140,7 +141,7 @@ def _best_share(rows: Tensor, grid: Grid, low: Tensor, high: Tensor, *, shrink_l
     best = torch.ones_like(low)
     for share in SHARES.tolist():
         scale, zero_point = grid.parameters(low * share if shrink_low else low, high * share if shrink_high else high)
-        snapped = torch.fake_quantize_per_channel_affine(rows, scale, zero_point, 0, grid.low, grid.high)
+        snapped = fake_quantize(rows, scale, zero_point, 0, grid)
         error = (snapped - rows).square().mean(1)
         better = error <= best_error
         best_error = torch.where(better, error, best_error)
