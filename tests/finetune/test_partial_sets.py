@@ -119,7 +119,8 @@ def test_what_a_set_lacks_cannot_be_asked_for(
     assert stored.code == 2
     assert "these shards hold no logits" in stored.err
     assert not (tmp_path / "out").exists(), "nothing was begun"
-    done = finetune(*flags)
+    done = finetune(*flags, "--select", "guarded")
     assert done.code == 0, done.err
+    assert "nothing guards against a student that gets worse" in done.err
     logits = json.loads((tmp_path / "out" / "result.json").read_text())["teacher_logits"]
     assert logits == {"source": "recomputed", "largest_difference": None, "tolerance": None}

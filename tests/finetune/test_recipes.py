@@ -179,8 +179,8 @@ def test_stored_and_recomputed_logits_give_nearly_the_same_student(short: Short)
 
 
 def test_selection_by_held_out_images(short: Short) -> None:
-    # A rate so high that the first epochs are the good ones.
-    flags = ("--epochs", 4, "--lr", 0.05, "--schedule", "constant")
+    # A rate so high that the last epoch need not be the best one.
+    flags = ("--epochs", 4, "--lr", 0.01, "--schedule", "constant")
     folder, result = short("heldout", *flags, "--select", "heldout")
     values = heldout_values(folder)
     assert result["student"]["epoch"] == values.index(min(values))
@@ -188,6 +188,20 @@ def test_selection_by_held_out_images(short: Short) -> None:
     assert last["student"]["epoch"] == 3
     same = result["student"]["sha256"] == last["student"]["sha256"]
     assert same == (result["student"]["epoch"] == 3)
+
+
+def test_a_guarded_student_is_not_worse_than_it_was(short: Short, finetune: Cli, digits_run: Path, tmp_path: Path) -> None:
+    steady = ("--epochs", 2, "--schedule", "constant")
+    _, calibrated = short("calibrated", "--epochs", 0)
+    _, kept = short("destroyed", *steady, "--lr", 5, "--select", "guarded")
+    assert kept["student"]["epoch"] == -1
+    assert kept["student"]["sha256"] == calibrated["student"]["sha256"]
+    _, same = short("destroyed-too", *steady, "--lr", 5, "--select", "heldout")
+    assert same["student"]["epoch"] == -1
+    _, last = short("last", *steady)
+    _, guarded = short("guarded", *steady, "--select", "guarded")
+    assert guarded["student"]["epoch"] == 1
+    assert guarded["student"]["sha256"] == last["student"]["sha256"], "a guard that has nothing to do changes nothing"
 
 
 def test_paper_recipe_runs_and_is_recorded(short: Short) -> None:

@@ -12,7 +12,7 @@ from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint,
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.metrics import MetricsLog
-from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.progress import progress, say
 from clusterq_common.runtime.reduce import average_gradients, broadcast
 from clusterq_common.runtime.run_folder import CHECKPOINT, METRICS
 from clusterq_common.runtime.seeding import stream
@@ -23,7 +23,7 @@ from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
-from clusterq_finetune.recipes.heldout import Selection, measure_heldout
+from clusterq_finetune.recipes.heldout import START, Selection, measure_heldout
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 from clusterq_finetune.recipes.relative import RelativeSteps
 from clusterq_finetune.resident import TrainingBatches
@@ -138,7 +138,7 @@ def distill(
     share each batch; the first one writes.
 
     Returns:
-        What the result says of it: `epoch` (the one whose weights the student has), and the last figures on held-out images.
+        What the result says of it: `epoch` (the one whose weights the student has; -1: those it began with), and the last figures on held-out images.
 
     Raises:
         ClusterqError: a loss is no longer finite; the last good checkpoint stays.
@@ -157,6 +157,10 @@ def distill(
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
+    if recipe.select == "guarded" and heldout is None:
+        say("the shards have no held-out images: nothing guards against a student that gets worse (--select guarded)")
+    if recipe.select != "last" and heldout is not None and run.step == 0 and recipe.epochs:
+        run.selection.offer(student, measure_heldout(student, heldout, teacher, config, device)["heldout/kl"], START)
     with progress("fine-tuning", recipe.epochs * len(order), done=run.step) as ticker:
         for epoch in range(run.step // len(order), recipe.epochs):
             order.epoch, order.first_step = epoch, run.step % len(order)
@@ -181,6 +185,13 @@ def distill(
                     last_save = time.monotonic() if due else last_save
                 ticker.advance(note=note)
     run.ema.finish()
+    if recipe.select == "guarded" and run.measured:
+        run.selection.forget_unless_better_than(run.measured["heldout/kl"])
+    if run.selection.student and run.selection.epoch == START:
+        say(
+            f"on held-out images the student that training began with is the closest to the teacher (KL {run.selection.kl:.3g}, at the end "
+            f"{run.measured['heldout/kl']:.3g}): it is kept; a smaller --lr may do better"
+        )
     run.selection.finish(student)
     ranks.wait()
     chosen = run.selection.epoch if run.selection.student else recipe.epochs - 1

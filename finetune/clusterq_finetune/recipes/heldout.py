@@ -36,12 +36,16 @@ def measure_heldout(
     return {"heldout/agreement": agreement, "heldout/kl": kl}
 
 
+# The number of the epoch that a student is from which no epoch has changed.
+START = -1
+
+
 @dataclass
 class Selection:
     """The student with the least KL on held-out synthetic images so far; empty when nothing is selected."""
 
     kl: float = float("inf")
-    epoch: int = -1
+    epoch: int = START
     student: dict[str, Tensor] = field(default_factory=dict)
 
     def offer(self, student: nn.Module, kl: float, epoch: int) -> None:
@@ -49,6 +53,11 @@ class Selection:
         if kl < self.kl:
             self.kl, self.epoch = kl, epoch
             self.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
+
+    def forget_unless_better_than(self, kl: float) -> None:
+        """A student of no more than the kept one's KL takes its place, without being kept."""
+        if kl <= self.kl:
+            self.kl, self.epoch, self.student = kl, START, {}
 
     def finish(self, student: nn.Module) -> None:
         """The one kept becomes the student."""
