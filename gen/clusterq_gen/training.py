@@ -84,7 +84,7 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """The context for training forwards."""
-        return training_autocast(self.config.runtime, self.device)
+        return training_autocast(self.config.runtime, self.device, images=True)
 
     def inputs(self, step: int, *, mixed: bool = True) -> LatentBatch:
         """What the generator is asked for in one step, on the device: this process's part of the batch.

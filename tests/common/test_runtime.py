@@ -13,6 +13,7 @@ from rich.console import Console
 
 from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
+from clusterq_common.runtime import device
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_cuda, prepare_device, training_autocast
@@ -190,14 +191,20 @@ def test_streams_are_keyed() -> None:
     assert len({draw("a", 1), draw("a", 2), draw("b", 1), draw("a", 1, 0)}) == 4
 
 
-def test_device_and_autocast() -> None:
+def test_device_and_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     assert prepare_device(RuntimeConfig(device="cpu", threads=1)) == CPU
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
     layer = torch.nn.Linear(2, 2)
     with training_autocast(RuntimeConfig(), CPU):
-        assert layer(torch.ones(1, 2)).dtype == torch.float32, "auto is off on a CPU"
+        assert layer(torch.ones(1, 2)).dtype == torch.float32, "auto is off for students on a CPU"
+    for has_it, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(device, "_cpu_computes_bf16", lambda has_it=has_it: has_it)
+        with training_autocast(RuntimeConfig(), CPU, images=True):
+            assert layer(torch.ones(1, 2)).dtype == expected
+    with training_autocast(RuntimeConfig(amp="off"), CPU, images=True):
+        assert layer(torch.ones(1, 2)).dtype == torch.float32
     with training_autocast(RuntimeConfig(amp="bf16"), CPU):
         assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
 

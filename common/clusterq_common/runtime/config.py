@@ -13,7 +13,9 @@ class RuntimeConfig(Settings):
     seed: int = Field(0, ge=0, description="seed of every random draw")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
     amp: Literal["auto", "off", "bf16"] = Field(
-        "auto", description="bf16 autocast around training convolutions; auto: on GPUs that have it, off on CPUs"
+        "auto",
+        description="bf16 autocast around training convolutions; auto: on GPUs that have it, and for a generator or a bank of images on CPUs "
+        "with instructions for it",
     )
     deterministic: bool = Field(
         True,

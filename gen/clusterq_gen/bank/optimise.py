@@ -121,7 +121,7 @@ class BankRun:
             draw = torch.rand(len(images), generator=random).to(images)
             targets = bank.bank_soft_least + (1 - bank.bank_soft_least) * draw
         seen = random_crop(images, random, bank.bank_crop, bank.bank_crop_least)
-        with training_autocast(self.config.runtime, self.device):
+        with training_autocast(self.config.runtime, self.device, images=True):
             logits = self.teacher.model(seen)
         terms = {}
         if bank.bank_bns_weight:
