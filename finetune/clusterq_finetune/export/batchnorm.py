@@ -1,0 +1,71 @@
+"""BatchNorm folded into the convolution before it, in an ONNX graph."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from clusterq_finetune.export.graph import Array, Graph
+from clusterq_finetune.export.weights import IntegerWeight, folded
+
+
+def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str]) -> None:
+    """Fold each BatchNorm that follows a convolution directly and alone.
+
+    With k = gamma / sqrt(var + eps), in float64: weight' = k weight, bias' = k (bias - mean) + beta. Of integer weights only scales
+    change, and signs where k is negative (`folded`). A BatchNorm stays where no convolution is before it, something else reads that
+    too, or an integer would leave its grid.
+
+    Args:
+        graph: changed in place.
+        weights: integer weights by site; those folded into are replaced.
+        sites: tensor in the graph -> the site whose quantized weight it is.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
+        _fold(graph, weights, sites, node)
+
+
+def _fold(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], node: NodeProto) -> None:
+    reads, convolution = graph.reads(), graph.producers().get(node.input[0])
+    if convolution is None or convolution.op_type != "Conv" or reads[node.input[0]] > 1:
+        return
+    statistics = [graph.array(name) for name in node.input[1:]]
+    weight_name = convolution.input[1]
+    # Weights that several layers share cannot follow one of them.
+    if any(values is None for values in statistics) or reads[weight_name] > 1:
+        return
+    gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in statistics)
+    factor = gamma / np.sqrt(variance + _epsilon(node))
+    if not _scale_weight(graph, weights, sites, weight_name, factor):
+        return
+    bias = graph.array(convolution.input[2]) if len(convolution.input) > 2 else np.zeros_like(mean)
+    assert bias is not None
+    # beta's name: the folded bias is what stands in its place.
+    folded_bias = graph.put(f"{node.input[2]}.folded", _float32((bias - mean) * factor + beta))
+    convolution.input[:] = [*convolution.input[:2], folded_bias]
+    convolution.output[0] = node.output[0]
+    graph.nodes.remove(node)
+
+
+def _scale_weight(
+    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array
+) -> bool:
+    if name in sites:
+        weight = folded(weights[sites[name]], factor)
+        if weight is None:
+            return False
+        weights[sites[name]] = weight
+        return True
+    values = graph.array(name)
+    if values is None:
+        return False
+    graph.put(name, _float32(values * factor.reshape(-1, 1, 1, 1)))
+    return True
+
+
+def _float32(values: Array) -> Array:
+    return np.asarray(values, np.float32)
+
+
+def _epsilon(node: NodeProto) -> float:
+    return float(next((helper.get_attribute_value(item) for item in node.attribute if item.name == "epsilon"), 1e-5))

@@ -1,0 +1,54 @@
+"""A student as an ONNX file: integers where the student has them, and what it says of itself."""
+
+import json
+
+import onnx
+from onnx import helper
+from torch import nn
+
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.export.batchnorm import fold_batchnorm
+from clusterq_finetune.export.config import OnnxConfig
+from clusterq_finetune.export.description import Description
+from clusterq_finetune.export.graph import Graph
+from clusterq_finetune.export.qdq import integer_weights, spell_out, weight_sites
+from clusterq_finetune.export.trace import DOMAIN, trace
+from clusterq_finetune.export.types import choose_opset
+
+GRAPH_NAME = "student"
+
+
+def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple[onnx.ModelProto, list[str]]:
+    """The student as an ONNX model, strictly checked, and the BatchNorm layers that it keeps.
+
+    Input `image` (N, C, S, S) float32, normalised; output `logits` (N, classes) float32.
+
+    Raises:
+        ClusterqError: see `choose_opset` and `trace`.
+    """
+    weights = integer_weights(student)
+    opset = choose_opset((weight.bits for weight in weights.values()), config.integers, config.opset)
+    traced = trace(student, spec, opset)
+    graph = Graph(traced.graph)
+    if config.batchnorm == "fold":
+        fold_batchnorm(graph, weights, weight_sites(graph))
+    activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
+    spell_out(graph, weights, activations, config.integers, opset)
+    graph.prune()
+    graph.shorten_names()
+    imports = [item for item in traced.opset_import if item.domain != DOMAIN]
+    model = helper.make_model(
+        graph.proto(GRAPH_NAME),
+        functions=list(traced.functions),
+        opset_imports=imports,
+        ir_version=helper.find_min_ir_version_for(imports),
+        producer_name="clusterq",
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model, graph.batchnorm_layers()
+
+
+def add_description(model: onnx.ModelProto, description: Description) -> None:
+    """Write the description into the model's metadata: a JSON value for each field."""
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in description.model_dump(mode="json").items()})
