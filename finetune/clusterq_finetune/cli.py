@@ -14,11 +14,13 @@ from clusterq_common.runtime.progress import speaks
 from clusterq_common.runtime.settings import merged, read_yaml
 from clusterq_finetune import shards_cli
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
+from clusterq_finetune.export.config import Format, OnnxConfig
 from clusterq_finetune.layouts import LAYOUTS
 
 app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
 app.add_typer(shards_cli.app, name="shards")
 
+STUDENT_HELP = "Folder of a finished fine-tuning, or of a generator's run: its in-loop student."
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
@@ -72,10 +74,16 @@ def finetune(
 @with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
     flags: dict[str, dict[str, Any]],
-    student: Annotated[
-        Path, typer.Option("--student", help="Folder of a finished fine-tuning, or of a generator's run: its in-loop student.")
-    ],
     val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
+    student: Annotated[Path | None, typer.Option("--student", help=STUDENT_HELP)] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--onnx", help="An exported model, in ONNX Runtime; with --student also how far the two are apart."),
+    ] = None,
+    optimise: Annotated[
+        bool,
+        typer.Option("--optimise/--no-optimise", help="Let ONNX Runtime rewrite the graph of --onnx, as it does by itself."),
+    ] = True,
     classes: Classes = None,
     integer: Annotated[
         bool, typer.Option("--integer", help="Also in integer arithmetic, as hardware computes it: simulated, slow.")
@@ -87,17 +95,55 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a saved student. Example: clusterq-finetune evaluate --student out/finetune-w4a4 --val imagenet/val"""
+    """Evaluate a saved student, or what it was exported to. Example: clusterq-finetune evaluate --student out/finetune-w4a4 --val imagenet/val"""
 
     def run() -> None:
-        from clusterq_finetune import commands
+        from clusterq_finetune.evaluate_saved import evaluate_saved
         from clusterq_finetune.summary import summary_lines
 
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
         evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
-        result = commands.evaluate_saved(
-            student, val, classes, evaluation, runtime, batch_size=batch_size, workers=workers, integer=integer
+        result = evaluate_saved(
+            student,
+            onnx,
+            val,
+            classes,
+            evaluation,
+            runtime,
+            batch_size=batch_size,
+            workers=workers,
+            integer=integer,
+            optimise=optimise,
         )
+        _print(summary_lines(result), result, as_json=as_json)
+
+    run_guarded(run, debug=debug)
+
+
+@app.command()
+@with_flags({"onnx": OnnxConfig}, typer.Option)
+def export(
+    flags: dict[str, dict[str, Any]],
+    student: Annotated[Path, typer.Option("--student", help=STUDENT_HELP)],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    kind: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="onnx: integers between QuantizeLinear and DequantizeLinear; safetensors-int: packed integers, scales and a description; "
+            "pt2: torch.export's program.",
+        ),
+    ] = "onnx",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a saved student as a file that other programs run. Example: clusterq-finetune export --student out/finetune-w8a8 --out model.onnx"""
+
+    def run() -> None:
+        from clusterq_finetune.export.command import export, summary_lines
+
+        result = export(student, kind, out, flags.get("onnx", {}), overwrite=overwrite)
         _print(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug)

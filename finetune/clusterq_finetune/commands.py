@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from clusterq_common.quant.calibrate import calibrate
-from clusterq_common.quant.convert import convert, quantizers
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.quant.convert import convert
 from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.runtime.environment import device_name, versions, write_environment
@@ -24,17 +23,15 @@ from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_finetune.calibration import calibration_batches, calibration_images, first_pixels
-from clusterq_finetune.config import EvaluationConfig, FinetuneConfig, resolve
+from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data import EpochBatches
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.integer import IntegerStudent
 from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.predictions import Predictions
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.recipes.reconstruct import reconstruct
-from clusterq_finetune.student import load_student
 from clusterq_finetune.summary import add_evaluation
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher
 
@@ -153,53 +150,6 @@ def _finetune(
         add_evaluation(result, evaluated, images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
     say(f"student: {folder / STUDENT}")
-    return result
-
-
-def evaluate_saved(
-    student_folder: Path,
-    val: Path,
-    classes: Path | None,
-    evaluation: EvaluationConfig,
-    runtime: RuntimeConfig,
-    *,
-    batch_size: int,
-    workers: int,
-    integer: bool = False,
-) -> dict[str, Any]:
-    """Top-1 and top-5 of a saved student on real images, resized and cropped as `evaluation` says, else as when it was tuned.
-
-    With `integer` also in integer arithmetic, and how far the two are apart.
-
-    Raises:
-        ClusterqError: see `load_student`, `open_validation`; or integers are wanted of a student without any.
-    """
-    device = prepare_device(runtime)
-    student, spec, config = load_student(student_folder, device)
-    models: dict[str, nn.Module] = {"student": student}
-    if integer:
-        if not quantizers(student):
-            raise ClusterqError(
-                f"--integer: the student in {student_folder} is at {config.quant.bits}, expected quantized layers; leave --integer out."
-            )
-        models["integer"] = IntegerStudent(student)
-    known = config.evaluation.over(known_geometry(spec.size, config.teacher.arch))
-    images = open_validation(val, spec, classes=classes, geometry=evaluation.over(known))
-    with process_group(), progress("evaluating", len(images)) as ticker:
-        found = evaluate_models(
-            models,
-            images,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            progress=lambda done, _: ticker.advance(done - ticker.done),
-        )
-        compared = {name: model.comparison() for name, model in models.items() if isinstance(model, IntegerStudent)}
-    result: dict[str, Any] = {
-        "student": {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)},
-        **compared,
-    }
-    add_evaluation(result, found, images, spec)
     return result
 
 

@@ -47,9 +47,7 @@ def _fold(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, s
     graph.nodes.remove(node)
 
 
-def _scale_weight(
-    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array
-) -> bool:
+def _scale_weight(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array) -> bool:
     if name in sites:
         weight = folded(weights[sites[name]], factor)
         if weight is None:

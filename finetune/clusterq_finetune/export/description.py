@@ -21,6 +21,7 @@ class Description(Settings):
         input: image size, channels, number of classes, normalisation of pixels in [0, 1].
         geometry: how photographs are resized and cropped.
         integers: `packed`, `int4` or `int8`: how weights are stored; empty where the format has one way.
+        opset: version of ONNX's operators; None in other formats.
         batchnorm_kept: BatchNorm layers that are still layers of their own.
     """
 
@@ -34,6 +35,7 @@ class Description(Settings):
     input: InputSpec
     geometry: Geometry
     integers: str = ""
+    opset: int | None = None
     batchnorm_kept: tuple[str, ...] = ()
 
 

@@ -6,15 +6,20 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from clusterq_finetune.export.weights import pack
 
 Array = NDArray[Any]
 
 INTEGER_TYPES = {
-    (bits, signed): getattr(TensorProto, f"{'' if signed else 'U'}INT{bits}", None) for bits in (2, 4, 8) for signed in (False, True)
+    (bits, signed): getattr(TensorProto, f"{'' if signed else 'U'}INT{bits}", None)
+    for bits in (2, 4, 8)
+    for signed in (False, True)
 }
+
+# In these, attributes called as in `_is_default` have the defaults given there.
+OPS_WITH_DEFAULTS = {"Conv", "MaxPool", "AveragePool", "Gemm", "Reshape"}
 
 
 class Graph:
@@ -72,14 +77,24 @@ class Graph:
         self.nodes = kept[::-1]
         self.initializers = {name: tensor for name, tensor in self.initializers.items() if name in needed}
 
-    def shorten_names(self) -> None:
-        """Number what is computed along the way: such names are in the file three times and say little. Initializers keep theirs."""
-        kept = {"", *self.initializers, *(value.name for value in [*self.inputs, *self.outputs])}
+    def shorten(self) -> None:
+        """Number everything but inputs, outputs and matrices of weights, and leave out attributes that say what holds anyway.
+
+        Names are in the file up to three times; of a 4-bit model for small images they would be a tenth.
+        """
+        kept = {"", *(name for name, tensor in self.initializers.items() if len(tensor.dims) in {2, 4})}
+        kept |= {value.name for value in [*self.inputs, *self.outputs]}
         names: dict[str, str] = defaultdict(lambda: f"t{len(names)}")
         for node in self.nodes:
             node.input[:] = [name if name in kept else names[name] for name in node.input]
             node.output[:] = [name if name in kept else names[name] for name in node.output]
             node.name = ""
+            attributes = [item for item in node.attribute if not _is_default(node, item)]
+            del node.attribute[:]
+            node.attribute.extend(attributes)
+        for name, tensor in self.initializers.items():
+            tensor.name = name if name in kept else names[name]
+        self.initializers = {tensor.name: tensor for tensor in self.initializers.values()}
 
     def proto(self, name: str) -> GraphProto:
         """As ONNX has it, without what the exporter noted about source files."""
@@ -90,4 +105,16 @@ class Graph:
 
     def batchnorm_layers(self) -> list[str]:
         """Names of the BatchNorm layers in it, as the names of their parameters have them."""
-        return [node.input[1].rpartition(".")[0] or node.output[0] for node in self.nodes if node.op_type == "BatchNormalization"]
+        return [
+            node.input[1].rpartition(".")[0] or node.output[0] for node in self.nodes if node.op_type == "BatchNormalization"
+        ]
+
+
+def _is_default(node: NodeProto, attribute: AttributeProto) -> bool:
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "kernel_shape":  # of a convolution: the weight's
+        return node.op_type == "Conv"
+    if attribute.name in {"pads", "strides", "dilations"}:
+        return node.op_type in OPS_WITH_DEFAULTS and set(value) == ({0} if attribute.name == "pads" else {1})
+    defaults = {"auto_pad": b"NOTSET", "ceil_mode": 0, "group": 1, "alpha": 1.0, "beta": 1.0, "transA": 0, "allowzero": 0}
+    return attribute.name in defaults and value == defaults[attribute.name] and node.op_type in OPS_WITH_DEFAULTS

@@ -9,12 +9,13 @@ from torch import nn
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.export.batchnorm import fold_batchnorm
+from clusterq_finetune.export.bias import settle_biases
 from clusterq_finetune.export.config import OnnxConfig
 from clusterq_finetune.export.description import Description
 from clusterq_finetune.export.graph import Graph
 from clusterq_finetune.export.qdq import integer_weights, spell_out, weight_sites
 from clusterq_finetune.export.trace import DOMAIN, trace
-from clusterq_finetune.export.types import choose_opset
+from clusterq_finetune.export.types import choose_opset, stored_bits
 
 GRAPH_NAME = "student"
 
@@ -33,10 +34,13 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
     graph = Graph(traced.graph)
     if config.batchnorm == "fold":
         fold_batchnorm(graph, weights, weight_sites(graph))
+    sites = weight_sites(graph)
+    settle_biases(graph, {name for name, site in sites.items() if stored_bits(weights[site].bits, config.integers) < 8})
     activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
     spell_out(graph, weights, activations, config.integers, opset)
     graph.prune()
-    graph.shorten_names()
+    kept = graph.batchnorm_layers()
+    graph.shorten()
     imports = [item for item in traced.opset_import if item.domain != DOMAIN]
     model = helper.make_model(
         graph.proto(GRAPH_NAME),
@@ -46,9 +50,14 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
         producer_name="clusterq",
     )
     onnx.checker.check_model(model, full_check=True)
-    return model, graph.batchnorm_layers()
+    return model, kept
 
 
 def add_description(model: onnx.ModelProto, description: Description) -> None:
     """Write the description into the model's metadata: a JSON value for each field."""
     helper.set_model_props(model, {name: json.dumps(value) for name, value in description.model_dump(mode="json").items()})
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators."""
+    return next(int(item.version) for item in model.opset_import if item.domain in {"", "ai.onnx"})

@@ -25,11 +25,11 @@ def integer_weights(student: nn.Module) -> dict[str, IntegerWeight]:
     for name, quantizer in quantizers(student).items():
         layer = student.get_submodule(name.rpartition(".")[0])
         if name.endswith(WEIGHT_SUFFIX) and isinstance(layer, QuantConv2d | QuantLinear):
-            integers, scale, zero_point, _ = (
-                part.cpu().numpy() if isinstance(part, torch.Tensor) else part for part in quantizer.to_int(layer.weight)
-            )
+            integers, scale, zero_point, _ = quantizer.to_int(layer.weight)
             grid = quantizer.grid
-            found[name] = IntegerWeight(integers, scale, zero_point, grid.low, grid.high, grid.bits)
+            found[name] = IntegerWeight(
+                integers.cpu().numpy(), scale.cpu().numpy(), zero_point.cpu().numpy(), grid.low, grid.high, grid.bits
+            )
     return found
 
 
@@ -82,7 +82,10 @@ def _weight(graph: Graph, output: str, name: str, weight: IntegerWeight, integer
     if weight.zero_point.any():
         points = weight.zero_point if axis == 0 else weight.zero_point[0]
         inputs.append(graph.put_integers(f"{name}.zero_point", points, bits, signed=signed))
-    return [helper.make_node("DequantizeLinear", inputs, [output], **({} if axis is None else {"axis": axis}))]
+    node = helper.make_node("DequantizeLinear", inputs, [output])
+    if axis is not None:
+        node.attribute.append(helper.make_attribute("axis", axis))
+    return [node]
 
 
 def _activation(

@@ -19,7 +19,9 @@ class OnnxModel(nn.Module):
         description: what the file says of itself.
     """
 
-    def __init__(self, source: Path | bytes, *, optimise: bool = True, threads: int | None = None, name: str = "--onnx") -> None:
+    def __init__(
+        self, source: Path | bytes, *, optimise: bool = True, threads: int | None = None, name: str = "--onnx"
+    ) -> None:
         """Args:
             source: a file, or a file's bytes.
             optimise: let ONNX Runtime rewrite the graph, which is where integer kernels come in.

@@ -1,4 +1,6 @@
-"""A student in integer arithmetic, evaluated beside the fake-quantized one it should equal."""
+"""Another way to compute a student, evaluated beside the student that it should equal."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +9,13 @@ from clusterq_common.quant.integer import integer_arithmetic
 from clusterq_common.runtime.distributed import Ranks
 
 
-class IntegerStudent(nn.Module):
-    """Computes as `student` does on integer hardware, and counts how often the two disagree.
+class Twin(nn.Module):
+    """Gives what `compute` gives, and counts how often `student` disagrees. Each batch runs through both, which images/s counts."""
 
-    Each batch runs through both; images/s is that of the simulation, which says nothing about hardware.
-    """
-
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, compute: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.student = student
+        self._compute = compute
         self._images = 0
         self._agreed = 0
         self._apart = 0.0
@@ -23,8 +23,7 @@ class IntegerStudent(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         expected: Tensor = self.student(x)
-        with integer_arithmetic(self.student):
-            found: Tensor = self.student(x)
+        found = self._compute(x)
         self._images += len(x)
         self._agreed += int((found.argmax(1) == expected.argmax(1)).sum())
         self._apart = max(self._apart, float((found - expected).abs().max()))
@@ -35,3 +34,14 @@ class IntegerStudent(nn.Module):
         parts = Ranks.current().gather((self._images, self._agreed, self._apart))
         images, agreed, apart = zip(*parts, strict=True)
         return {"agreement_with_student": 100 * sum(agreed) / sum(images), "largest_logit_difference": max(apart)}
+
+
+def integer_twin(student: nn.Module) -> Twin:
+    """`student` as integer hardware computes it; how fast the simulation is says nothing about hardware."""
+
+    def compute(x: Tensor) -> Tensor:
+        with integer_arithmetic(student):
+            found: Tensor = student(x)
+        return found
+
+    return Twin(student, compute)
