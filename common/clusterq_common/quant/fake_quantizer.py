@@ -91,13 +91,17 @@ class FakeQuantizer(nn.Module):
         grid = self.grid
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
-            return fake_quantize(x, self._positive_scale(), self.zero_point, self.axis, grid)
+            return fake_quantize(x, self.step(), self.zero_point, self.axis, grid)
+
+    def step(self) -> Tensor:
+        """The scale in use, float32, (1,) or (channels,): a learned one may have left what can be divided by."""
+        return self.scale.clamp_min(MIN_SCALE)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> Quantized:
         """The integers behind `forward`, by the same float32 arithmetic (multiply by 1 / scale, round half to even)."""
         grid = self.grid
-        scale = self._positive_scale().detach()
+        scale = self.step().detach()
         shape = broadcast_shape(x, self.axis)
         rounded = torch.round(x.float() * (1.0 / scale).view(shape)) + self.zero_point.view(shape)
         return Quantized(rounded.clamp(grid.low, grid.high).to(torch.int32), scale, self.zero_point, self.axis)
@@ -107,9 +111,6 @@ class FakeQuantizer(nn.Module):
         learned = ", learned scale" if isinstance(self.scale, nn.Parameter) else ""
         limits = f"{self._grid.low}..{self._grid.high}" if self._grid else "no range yet"
         return f"{self.bits} bits {self.scheme}, {granularity}{learned}, {limits}"
-
-    def _positive_scale(self) -> Tensor:
-        return self.scale.clamp_min(MIN_SCALE)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

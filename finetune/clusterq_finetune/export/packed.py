@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import torch
 from safetensors.numpy import save
 from torch import nn
 
@@ -37,8 +36,8 @@ def packed_file(student: nn.Module, description: Description) -> bytes:
         }
     for site, quantizer in quantizers(student).items():
         if site not in weights:
-            step = quantizer.to_int(torch.zeros(1, device=quantizer.scale.device))
-            tensors[f"{site}.scale"], tensors[f"{site}.zero_point"] = step.scale.cpu().numpy(), step.zero_point.cpu().numpy()
+            tensors[f"{site}.scale"] = quantizer.step().detach().cpu().numpy()
+            tensors[f"{site}.zero_point"] = quantizer.zero_point.cpu().numpy()
             limits["activations"][site] = {"bits": quantizer.bits, "low": quantizer.grid.low, "high": quantizer.grid.high}
     about = {"format": FORMAT, **description.model_dump(mode="json"), **limits}
     return save(tensors, metadata={"clusterq": json.dumps(about)})

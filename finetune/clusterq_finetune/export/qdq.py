@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from onnx import NodeProto, helper
 from torch import nn
 
@@ -94,14 +93,13 @@ def _activation(
     grid = quantizer.grid
     bits = activation_bits(grid.bits, integers, opset)
     name, signed = site.removesuffix("_quantizer"), grid.low < 0
-    step = quantizer.to_int(torch.zeros(1, device=quantizer.scale.device))
-    scale = graph.put(f"{name}.scale", step.scale.cpu().numpy()[0])
+    scale = graph.put(f"{name}.scale", quantizer.step().detach().cpu().numpy()[0])
 
     def constant(value: int) -> str:
         """Shared by all activations of a type."""
         return graph.put_integers(f"{'' if signed else 'u'}int{bits}_{value}", np.array(value), bits, signed=signed)
 
-    point = constant(int(step.zero_point))
+    point = constant(int(quantizer.zero_point))
     quantized = clipped = f"{output}.quantized"
     nodes = [helper.make_node("QuantizeLinear", [source, scale, point], [quantized])]
     if bits != grid.bits:

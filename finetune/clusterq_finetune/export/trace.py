@@ -4,7 +4,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
 
@@ -72,10 +73,19 @@ def traced_program(student: nn.Module, spec: InputSpec, flag: str) -> torch.expo
             ) from error
 
 
+def replaced_quantizers(student: nn.Module, replacement: Callable[[str, FakeQuantizer], nn.Module]) -> nn.Module:
+    """A copy in eval mode with `replacement(name, quantizer)` in the place of each quantizer."""
+    form = copy.deepcopy(student).eval()
+    for name, quantizer in quantizers(form).items():
+        parent, _, child = name.rpartition(".")
+        form.get_submodule(parent).register_module(child, replacement(name, quantizer))
+    return form
+
+
 class _Site(nn.Module):
     """Stands for the quantizer called `name` while the student is traced."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, _quantizer: FakeQuantizer) -> None:
         super().__init__()
         self.name = name
 
@@ -88,13 +98,9 @@ class _Site(nn.Module):
 
 
 def _export_form(student: nn.Module) -> nn.Module:
-    """A copy with named nodes for quantizers."""
-    form = copy.deepcopy(student).eval()
-    for name in quantizers(student):
-        parent, _, child = name.rpartition(".")
-        form.get_submodule(parent).register_module(child, _Site(name))
+    form = replaced_quantizers(student, _Site)
     for module in form.modules():
-        # Without a bias the exporter would compute zeros from the weight's shape; `qdq.py` drops zeros.
+        # Without a bias the exporter would compute zeros from the weight's shape; `bias.py` drops zeros.
         if isinstance(module, nn.Conv2d) and module.bias is None:
             module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
     return form

@@ -1,0 +1,93 @@
+"""Why an exported model and its student differ: the first activation, in the order of execution, that one rounds up and the other down."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Where one image's integers first differ.
+
+    Attributes:
+        site: the quantizer's name.
+        values: how many integers differ there.
+        steps: the largest difference of two integers.
+        distance: how far the student's values there lie from the boundary between two integers, at most, in steps.
+    """
+
+    site: str
+    values: int
+    steps: int
+    distance: float
+
+
+def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> tuple[list[Flip | None], Tensor, Tensor]:
+    """For each image the first activation whose integers differ, or None; and both logits, (N, classes) each.
+
+    Args:
+        student: in eval mode; each activation quantizer runs once, in the order of the model's QuantizeLinear nodes.
+        model: exported from it; runs as it is, without optimisations.
+        images: (N, C, S, S) float32, normalised.
+    """
+    sites, expected = _observe(student, images)
+    starts = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(starts) == len(sites), f"{len(starts)} QuantizeLinear nodes for {len(sites)} quantizers"
+    logits, found = _run(model, starts, images)
+    flips: list[Flip | None] = [None] * len(images)
+    for (name, quantizer, values), real in zip(sites, found, strict=True):
+        ours = quantizer.to_int(values).integers
+        scale, zero_point = quantizer.step().detach(), quantizer.zero_point
+        theirs = (torch.from_numpy(real) / scale).round().int() + zero_point
+        # In steps from the middle between two integers, where rounding goes either way.
+        distance = ((values.double() / scale.double()).remainder(1) - 0.5).abs()
+        apart = (ours - theirs).abs()
+        for image in range(len(images)):
+            differs = apart[image] > 0
+            if flips[image] is None and bool(differs.any()):
+                flips[image] = Flip(
+                    name, int(differs.sum()), int(apart[image].max()), float(distance[image][differs].max())
+                )
+    return flips, expected, torch.from_numpy(logits)
+
+
+@torch.no_grad()
+def _observe(student: nn.Module, images: Tensor) -> tuple[list[tuple[str, FakeQuantizer, Tensor]], Tensor]:
+    """Each activation quantizer with what it was given, in the order of execution, and the logits."""
+    seen: list[tuple[str, FakeQuantizer, Tensor]] = []
+    handles = [
+        quantizer.register_forward_pre_hook(lambda module, args, name=name: seen.append((name, module, args[0].clone())))
+        for name, quantizer in quantizers(student).items()
+        if not name.endswith("weight_quantizer")
+    ]
+    try:
+        return seen, student(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(model: onnx.ModelProto, starts: list[str], images: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits, and what comes out of the DequantizeLinear behind each QuantizeLinear."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    follows = {node.input[0]: node for node in model.graph.node if node.op_type in {"Clip", "DequantizeLinear"}}
+    ends = []
+    for start in starts:
+        node = follows[start]
+        node = follows[node.output[0]] if node.op_type == "Clip" else node
+        ends.append(node.output[0])
+        probed.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    logits, *values = session.run([model.graph.output[0].name, *ends], {"image": images.numpy()})
+    return logits, values
