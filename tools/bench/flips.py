@@ -52,9 +52,7 @@ def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> t
         for image in range(len(images)):
             differs = apart[image] > 0
             if flips[image] is None and bool(differs.any()):
-                flips[image] = Flip(
-                    name, int(differs.sum()), int(apart[image].max()), float(distance[image][differs].max())
-                )
+                flips[image] = Flip(name, int(differs.sum()), int(apart[image].max()), float(distance[image][differs].max()))
     return flips, expected, torch.from_numpy(logits)
 
 
