@@ -9,7 +9,7 @@ from clusterq_finetune.export.graph import Array, Graph
 from clusterq_finetune.export.weights import IntegerWeight, folded
 
 
-def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str]) -> None:
+def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], *, zero_points: bool) -> None:
     """Fold each BatchNorm that follows a convolution directly and alone.
 
     With k = gamma / sqrt(var + eps), in float64: weight' = k weight, bias' = k (bias - mean) + beta. Of integer weights only scales
@@ -20,23 +20,27 @@ def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mappi
         graph: changed in place.
         weights: integer weights by site; those folded into are replaced.
         sites: tensor in the graph -> the site whose quantized weight it is.
+        zero_points: see `folded`.
     """
     for node in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
-        _fold(graph, weights, sites, node)
+        _fold(graph, weights, sites, node, zero_points)
 
 
-def _fold(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], node: NodeProto) -> None:
+def _fold(
+    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], node: NodeProto, zero_points: bool
+) -> None:
     reads, convolution = graph.reads(), graph.producers().get(node.input[0])
     if convolution is None or convolution.op_type != "Conv" or reads[node.input[0]] > 1:
         return
     statistics = [graph.array(name) for name in node.input[1:]]
     weight_name = convolution.input[1]
-    # Weights that several layers share cannot follow one of them.
-    if any(values is None for values in statistics) or reads[weight_name] > 1:
+    # Weights that are used more than once cannot follow one BatchNorm.
+    uses = max(reads[weight_name], sum(site == sites.get(weight_name) for site in sites.values()))
+    if any(values is None for values in statistics) or uses > 1:
         return
     gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in statistics)
     factor = gamma / np.sqrt(variance + _epsilon(node))
-    if not _scale_weight(graph, weights, sites, weight_name, factor):
+    if not _scale_weight(graph, weights, sites, weight_name, factor, zero_points):
         return
     bias = graph.array(convolution.input[2]) if len(convolution.input) > 2 else np.zeros_like(mean)
     assert bias is not None
@@ -47,9 +51,11 @@ def _fold(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, s
     graph.nodes.remove(node)
 
 
-def _scale_weight(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array) -> bool:
+def _scale_weight(
+    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array, zero_points: bool
+) -> bool:
     if name in sites:
-        weight = folded(weights[sites[name]], factor)
+        weight = folded(weights[sites[name]], factor, zero_points=zero_points)
         if weight is None:
             return False
         weights[sites[name]] = weight

@@ -16,10 +16,11 @@ OLDEST_OPSET, NEWEST_OPSET = 18, 25
 class OnnxConfig(Settings):
     """Conventions of an ONNX file."""
 
-    batchnorm: Literal["fold", "keep"] = Field(
+    batchnorm: Literal["fold", "fold-all", "keep"] = Field(
         "fold",
-        description="fold: into the convolution before it, wherever every integer stays what it is but for its sign; keep: as layers of "
-        "their own",
+        description="fold: into the convolution before it, wherever every integer stays what it is but for its sign; fold-all: also where "
+        "the lowest integer, which has no negative, needs a zero-point of -1 among the weights, which not every runtime takes; keep: as "
+        "layers of their own",
     )
     integers: Integers = Field(
         "packed",

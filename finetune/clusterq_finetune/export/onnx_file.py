@@ -32,9 +32,9 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
     opset = choose_opset((weight.bits for weight in weights.values()), config.integers, config.opset)
     traced = trace(student, spec, opset)
     graph = Graph(traced.graph)
-    if config.batchnorm == "fold":
-        fold_batchnorm(graph, weights, weight_sites(graph))
     sites = weight_sites(graph)
+    if config.batchnorm != "keep":
+        fold_batchnorm(graph, weights, sites, zero_points=config.batchnorm == "fold-all")
     settle_biases(graph, {name for name, site in sites.items() if stored_bits(weights[site].bits, config.integers) < 8})
     activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
     spell_out(graph, weights, activations, config.integers, opset)

@@ -92,12 +92,17 @@ def _activation(
 ) -> list[NodeProto]:
     grid = quantizer.grid
     bits = activation_bits(grid.bits, integers, opset)
-    name, signed = site.removesuffix("_quantizer"), grid.low < 0
+    name, signed, offset = site.removesuffix("_quantizer"), grid.low < 0, 0
+    if bits != grid.bits and signed:
+        # Unsigned around 128: ONNX Runtime's integer kernels want input and output of one type, and change it themselves only where no
+        # Clip stands between.
+        signed, offset = False, 2 ** (bits - 1)
     scale = graph.put(f"{name}.scale", quantizer.step().detach().cpu().numpy()[0])
 
     def constant(value: int) -> str:
         """Shared by all activations of a type."""
-        return graph.put_integers(f"{'' if signed else 'u'}int{bits}_{value}", np.array(value), bits, signed=signed)
+        number = value + offset
+        return graph.put_integers(f"{'' if signed else 'u'}int{bits}_{number}", np.array(number), bits, signed=signed)
 
     point = constant(int(quantizer.zero_point))
     quantized = clipped = f"{output}.quantized"

@@ -113,9 +113,11 @@ def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> str
     while cause is not None:
         reasons.append(str(cause))
         cause = cause.__cause__
-    named = next((found for text in reasons if (found := re.search(r"node %(\w+)", text))), None)
-    for node in program.graph.nodes:
-        if named is not None and node.name == named[1]:
+    named = next((found[1] for text in reasons if (found := re.search(r"node %(\w+)", text))), None)
+    # The exporter first takes operators apart, and names the parts after them: bessel_j0 of special_bessel_j0.
+    nodes = [node for node in program.graph.nodes if named is not None and "nn_module_stack" in node.meta]
+    for node in sorted(nodes, key=lambda node: node.name != named):
+        if node.name.endswith(str(named)):
             path, kind = list(node.meta["nn_module_stack"].values())[-1]
             layer = f"layer {path or 'itself'} ({str(kind).rsplit('.', 1)[-1]})"
             return (

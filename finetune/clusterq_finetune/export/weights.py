@@ -29,26 +29,27 @@ class IntegerWeight:
     bits: int
 
 
-def folded(weight: IntegerWeight, factor: Array) -> IntegerWeight | None:
+def folded(weight: IntegerWeight, factor: Array, *, zero_points: bool = False) -> IntegerWeight | None:
     """`weight` times `factor` (float64, (out,)): the factor's size goes into the scales, its sign into the integers.
 
-    An integer with a negative factor turns around: to its negative where the zero-point is fixed at 0 (signed grids), else to
-    `low + high - integer`, with the zero-point turned likewise. None where that leaves the grid: the lowest integer of a signed grid has
-    no negative. A scale is never below float32's smallest normal number: a factor of 0 leaves the integers and makes them count for
-    nothing.
+    Where the factor is negative a channel's integers turn around: to their negatives where zero-points are 0 (signed grids), to
+    `low + high - integer` with the zero-point turned likewise on other grids. The lowest integer of a signed grid has no negative: then
+    None, or, with `zero_points`, such a channel is turned in the second way, after which its zero-point is -1. A scale is never
+    below float32's smallest normal number: a factor of 0 leaves the integers and makes them count for nothing.
     """
-    rows = factor.shape[0]
+    rows, ends = factor.shape[0], weight.low + weight.high
     scale, zero_point = np.broadcast_to(weight.scale, (rows,)), np.broadcast_to(weight.zero_point, (rows,))
-    integers, turned = weight.integers, factor < 0
-    if turned.any():
-        mirror = 0 if weight.low < 0 else weight.low + weight.high
-        column = turned.reshape(-1, *[1] * (integers.ndim - 1))
-        integers = np.where(column, mirror - integers, integers)
-        zero_point = np.where(turned, mirror - zero_point, zero_point)
-        if integers.max() > weight.high:
-            return None
+    turned, lowest = factor < 0, weight.integers.reshape(rows, -1).min(axis=1)
+    stuck = turned & (weight.low < 0) & (lowest == weight.low)
+    if stuck.any() and not zero_points:
+        return None
+    # What an integer and its mirror image add up to.
+    total = np.where(stuck | (weight.low == 0), ends, 0)
+    column = (-1, *[1] * (weight.integers.ndim - 1))
+    integers = np.where(turned.reshape(column), total.reshape(column) - weight.integers, weight.integers)
     scale = np.maximum(np.abs(factor) * scale.astype(np.float64), np.finfo(np.float32).tiny).astype(np.float32)
-    return replace(weight, integers=integers, scale=scale, zero_point=zero_point.astype(np.int32))
+    points = np.where(turned, total - zero_point, zero_point)
+    return replace(weight, integers=integers.astype(np.int32), scale=scale, zero_point=points.astype(np.int32))
 
 
 def pack(values: Array, bits: int) -> bytes:

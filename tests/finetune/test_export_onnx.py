@@ -1,0 +1,264 @@
+"""Exported ONNX files: the integers of `to_int()`, the logits of the student, and graphs that integer kernels take."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from tools.bench.flips import first_flips
+from torch import Tensor, nn
+
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_finetune.export.config import OnnxConfig
+from clusterq_finetune.export.onnx_file import onnx_model
+from clusterq_finetune.export.size import size_of
+from clusterq_finetune.export.types import choose_opset
+from clusterq_finetune.export.weights import IntegerWeight, folded, pack
+from tests.finetune.export_nets import SPEC, Everything, Plain, Residual, student_of
+
+# Of a step: how far beside the boundary between two integers a value may lie that torch and ONNX Runtime round differently.
+ROUNDING = 1e-3
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def run(model: onnx.ModelProto, images: Tensor, *, optimise: bool) -> Tensor:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "types"),
+    [
+        ({"bits": "w8a8"}, {}, "INT8"),
+        ({"bits": "w4a4"}, {}, "INT4"),
+        ({"bits": "w4a4", "range": "minmax"}, {"batchnorm": "keep"}, "INT4"),
+        ({"bits": "w2a2"}, {"batchnorm": "fold-all"}, "INT2"),
+        ({"bits": "w3a5", "quantizer": "asymmetric"}, {}, "UINT4"),
+        ({"bits": "w4a4", "weight_granularity": "tensor"}, {"integers": "int8"}, "INT8"),
+    ],
+)
+def test_integers_in_the_file(settings: dict[str, object], config: dict[str, object], types: str) -> None:
+    """Weights are those of `to_int()`, turned around where a folded gamma is negative, and stand for the same real values."""
+    student, _ = student_of(Plain, **settings)
+    model, kept = onnx_model(student, SPEC, OnnxConfig(**config))
+    onnx.checker.check_model(model, full_check=True)
+    found = initializers(model)
+    scales = {node.input[0]: node.input[1:] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    assert bool(kept) != (config.get("batchnorm") == "fold-all" or "quantizer" in settings), (
+        "symmetric grids have a lowest integer"
+    )
+    for name, batchnorm in (("first", "first_bn"), ("second", "second_bn"), ("head", None)):
+        layer = student.get_submodule(name)
+        expected = layer.weight_quantizer.to_int(layer.weight)
+        integers, real = expected.integers.numpy(), expected.dequantize().double().numpy()
+        factor = np.ones(len(real))
+        if batchnorm is not None and batchnorm not in kept:
+            bn = student.get_submodule(batchnorm)
+            factor = (bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()).detach().numpy()
+        rows = (-1, *[1] * (real.ndim - 1))
+        grid = layer.weight_quantizer.grid
+        lowest = integers.reshape(len(integers), -1).min(1).reshape(rows)
+        mirror = np.where((grid.low == 0) | (lowest == grid.low), grid.low + grid.high, 0)
+        stored = found[f"{name}.weight"]
+        assert np.array_equal(stored.astype(int), np.where(factor.reshape(rows) < 0, mirror - integers, integers))
+        scale, *points = (found[one].astype(np.float64) for one in scales[f"{name}.weight"])
+        shape = rows if scale.ndim else ()
+        point = points[0].reshape(shape) if points else 0
+        assert np.allclose(
+            (stored.astype(float) - point) * scale.reshape(shape), real * factor.reshape(rows), rtol=1e-6, atol=0
+        )
+    kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer if tensor.name in scales}
+    assert kinds == {types}
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "config"),
+    [
+        (Everything, {"bits": "w8a8"}, {}),
+        (Everything, {"bits": "w4a4"}, {}),
+        (Everything, {"bits": "w3a2", "quantizer": "asymmetric"}, {"integers": "int8"}),
+        (Everything, {"bits": "w2a4", "first_last_bits": 8, "layer_bits": ("depthwise=w5a6",)}, {"batchnorm": "keep"}),
+        (Residual, {"bits": "w4a3", "activation_sites": "relu"}, {"opset": 23}),
+        (Residual, {"bits": "w32a32"}, {}),
+        (Residual, {"bits": "w32a8"}, {}),
+    ],
+)
+def test_same_logits(net: type[nn.Module], settings: dict[str, object], config: dict[str, object]) -> None:
+    """Equal up to float32's rounding, but for images in which a value on a boundary becomes the other integer."""
+    student, images = student_of(net, **settings)
+    model, _ = onnx_model(student, SPEC, OnnxConfig(**config))
+    flips, expected, found = first_flips(student, model, images)
+    close = 1e-5 * float(expected.abs().max())
+    for flip, apart in zip(flips, (found - expected).abs().amax(1), strict=True):
+        if flip is None:
+            assert float(apart) < close
+        else:
+            assert flip.steps == 1
+            assert flip.distance < ROUNDING, flip
+    assert sum(flip is None for flip in flips) > len(flips) / 2
+
+
+def test_narrow_weights_survive_optimisation() -> None:
+    """ONNX Runtime rounds biases between 8-bit quantizers; those of 4-bit layers it must leave alone."""
+    student, images = student_of(Residual, bits="w4a4")
+    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    with torch.no_grad():
+        expected = student(images)
+    apart = (run(model, images, optimise=True) - run(model, images, optimise=False)).abs().max()
+    assert float(apart) < 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("bits", "config"), [("w8a8", {"batchnorm": "fold-all"}), ("w4a4", {"integers": "int8", "batchnorm": "fold-all"})]
+)
+def test_integer_kernels(bits: str, config: dict[str, object], tmp_path: Path) -> None:
+    """With quantized branches every convolution but the stem, whose output an addition reads in float, runs in integers."""
+    student, _ = student_of(Residual, bits=bits, branch_outputs=True)
+    model, kept = onnx_model(student, SPEC, OnnxConfig(**config))
+    assert not kept
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    assert kinds["QLinearConv"] == 4
+    assert sum(number for name, number in kinds.items() if name.endswith("Conv")) == 5
+
+
+def test_size_on_disk() -> None:
+    class Wide(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.Conv2d(6, 8 * 512, 3, groups=2)
+            self.second_bn, self.head = nn.BatchNorm2d(8 * 512), nn.Linear(8 * 512, 10)
+
+    student, _ = student_of(Wide, bits="w4a4", weight_granularity="tensor")
+    model, _ = onnx_model(student, SPEC, OnnxConfig(batchnorm="keep"))
+    parts = size_of(student)
+    weights = sum(layer.weight.numel() for layer in student.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    assert parts == {"integers": weights // 2, "scales": 3 * 4, "float32": 4 * weights}
+    floats = 4 * sum(tensor.numel() for name, tensor in student.named_parameters() if "bn" in name or name.endswith("bias"))
+    floats += 4 * sum(2 * module.num_features for module in student.modules() if isinstance(module, nn.BatchNorm2d))
+    assert model.ByteSize() < 1.05 * (parts["integers"] + parts["scales"] + floats)
+
+
+def test_nothing_but_the_model_is_in_the_file() -> None:
+    """No path of the machine, and no node that nothing needs."""
+    student, _ = student_of(Plain, bits="w4a4")
+    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    assert str(Path.cwd().anchor + "home").encode() not in (data := model.SerializeToString())
+    assert b".py" not in data
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    assert all(read.intersection(node.output) for node in model.graph.node)
+    assert set(initializers(model)) <= read
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    assert dimension.dim_param
+    assert not dimension.dim_value
+
+
+def test_a_layer_that_runs_twice() -> None:
+    class Twice(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second, self.second_bn = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.head = nn.Linear(6, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first_bn(self.first(x)))
+            for _ in range(2):
+                x = torch.relu(self.second_bn(self.second(x)))
+            return self.head(x.mean((2, 3)))
+
+    student, images = student_of(Twice, bits="w8a8")
+    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    with torch.no_grad():
+        expected = student(images)
+    step = float(quantizers(student)["head.input_quantizer"].scale.detach())
+    assert float((run(model, images, optimise=False) - expected).abs().max()) < 10 * step
+
+
+@given(st.integers(2, 8), st.lists(st.integers(-128, 255), min_size=1, max_size=40))
+def test_packing(bits: int, values: list[int]) -> None:
+    """Against one bit after the other; at 4 bits against onnx's own."""
+    packed = pack(np.array(values), bits)
+    string = "".join(format(value % 2**bits, f"0{bits}b")[::-1] for value in values)
+    string += "0" * (-len(string) % 8)
+    assert packed == bytes(int(string[at : at + 8][::-1], 2) for at in range(0, len(string), 8))
+    if bits == 4:
+        nibbles = [(value + 8) % 16 - 8 for value in values]
+        tensor = onnx.helper.make_tensor("t", onnx.TensorProto.INT4, [len(values)], packed, raw=True)
+        assert numpy_helper.to_array(tensor).astype(int).tolist() == nibbles
+
+
+@given(
+    st.integers(2, 8),
+    st.booleans(),
+    st.lists(st.floats(-4, 4), min_size=3, max_size=3),
+    st.lists(st.integers(0, 255), min_size=6, max_size=6),
+)
+def test_folding_a_factor(bits: int, signed: bool, factors: list[float], raw: list[int]) -> None:
+    """The same real values times the factor, on the same grid; or a refusal, and only where the lowest integer would turn around."""
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    integers = np.array([low + value % 2**bits for value in raw], np.int32).reshape(3, 2)
+    points = np.zeros(3, np.int32) if signed else np.array([0, high, high // 2], np.int32)
+    weight = IntegerWeight(integers, np.array([0.1, 0.2, 0.3], np.float32), points, low, high, bits)
+    factor = np.array(factors)
+    lowest_turns = signed and bool((integers[factor < 0] == low).any())
+    assert (folded(weight, factor) is None) == lowest_turns
+    result = folded(weight, factor, zero_points=lowest_turns)
+    assert result is not None
+    assert lowest_turns or not signed or not result.zero_point.any()
+    assert low <= result.integers.min()
+    assert result.integers.max() <= high
+    assert (result.scale > 0).all()
+    before = (integers - points[:, None]) * weight.scale.astype(float)[:, None] * factor[:, None]
+    after = (result.integers - result.zero_point[:, None]) * result.scale.astype(float)[:, None]
+    assert np.allclose(before, after, rtol=1e-6, atol=1e-30)
+
+
+def test_opsets() -> None:
+    assert [choose_opset([bits, 8], "packed", None) for bits in range(2, 9)] == [25, 21, 21, 18, 18, 18, 18]
+    assert choose_opset([2], "int4", 22) == 22
+    assert choose_opset([], "packed", None) == 18
+    with pytest.raises(ClusterqError, match=r"--opset: 18 has no type for weights of 4 bits, expected 21.*--integers int8"):
+        choose_opset([4, 8], "packed", 18)
+    with pytest.raises(ClusterqError, match=r"weights of 2 bits, expected 25.*--integers int4"):
+        choose_opset([2, 4], "packed", 21)
+
+
+def test_unsupported_layer() -> None:
+    class Odd(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = OddLayer()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.odd(super().forward(x))
+
+    class OddLayer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    class Branching(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    student, _ = student_of(Odd, bits="w4a4")
+    with pytest.raises(ClusterqError, match=r"layer odd \(OddLayer\) uses .*bessel_j0.*--format pt2"):
+        onnx_model(student, SPEC, OnnxConfig())
+    student, _ = student_of(Branching, bits="w4a4")
+    with pytest.raises(ClusterqError, match="cannot be traced"):
+        onnx_model(student, SPEC, OnnxConfig())
