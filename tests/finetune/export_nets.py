@@ -73,12 +73,12 @@ class Everything(nn.Module):
         return self.tail(x.view(x.size(0), -1))
 
 
-def student_of(net: type[nn.Module], seed: int = 0, **settings: object) -> tuple[nn.Module, Tensor]:
+def student_of(net: type[nn.Module], seed: int = 0, *, randomise: bool = True, **settings: object) -> tuple[nn.Module, Tensor]:
     """A calibrated student with random BatchNorm, some gammas of which are negative, and images it was not calibrated on."""
     torch.manual_seed(seed)
     model = net()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if randomise and isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.3)
             nn.init.normal_(module.bias, 0, 0.3)
             with torch.no_grad():

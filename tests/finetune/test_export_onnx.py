@@ -49,6 +49,7 @@ def run(model: onnx.ModelProto, images: Tensor, *, optimise: bool) -> Tensor:
         ({"bits": "w2a2"}, {"batchnorm": "fold-all"}, "INT2"),
         ({"bits": "w3a5", "quantizer": "asymmetric"}, {}, "UINT4"),
         ({"bits": "w4a4", "weight_granularity": "tensor"}, {"integers": "int8"}, "INT8"),
+        ({"bits": "w6a8", "quantizer": "asymmetric"}, {}, "UINT8"),
     ],
 )
 def test_integers_in_the_file(settings: dict[str, object], config: dict[str, object], types: str) -> None:
@@ -74,7 +75,8 @@ def test_integers_in_the_file(settings: dict[str, object], config: dict[str, obj
         lowest = integers.reshape(len(integers), -1).min(1).reshape(rows)
         mirror = np.where((grid.low == 0) | (lowest == grid.low), grid.low + grid.high, 0)
         stored = found[f"{name}.weight"]
-        assert np.array_equal(stored.astype(int), np.where(factor.reshape(rows) < 0, mirror - integers, integers))
+        moved = 2 ** (8 - grid.bits) if types.endswith("INT8") else 1
+        assert np.array_equal(stored.astype(int), moved * np.where(factor.reshape(rows) < 0, mirror - integers, integers))
         scale, *points = (found[one].astype(np.float64) for one in scales[f"{name}.weight"])
         shape = rows if scale.ndim else ()
         point = points[0].reshape(shape) if points else 0
@@ -136,6 +138,34 @@ def test_integer_kernels(bits: str, config: dict[str, object], tmp_path: Path) -
     kinds = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
     assert kinds["QLinearConv"] == 4
     assert sum(number for name, number in kinds.items() if name.endswith("Conv")) == 5
+
+
+@pytest.mark.parametrize("dead", ["weights", "gamma"])
+def test_biases_beside_dead_channels(dead: str) -> None:
+    """A channel that counts for nothing has so small a scale that ONNX Runtime could not hold its bias in multiples of it."""
+
+    class Dead(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.no_grad():
+                convolution, batchnorm = self.branches[0][:2]
+                (convolution.weight if dead == "weights" else batchnorm.weight)[4] = 0
+                batchnorm.bias[4] = 1.5
+
+    student, images = student_of(Dead, randomise=False, bits="w8a8", branch_outputs=True)
+    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    with torch.no_grad():
+        expected = student(images)
+    assert float((run(model, images, optimise=True) - expected).abs().max()) < 0.02 * float(expected.abs().max())
+
+
+def test_four_bits_on_integer_kernels() -> None:
+    """Weights of 4 bits moved to the top of 8 leave room for biases: without, most activations would differ."""
+    student, images = student_of(Residual, bits="w4a8", branch_outputs=True)
+    model, _ = onnx_model(student, SPEC, OnnxConfig(integers="int8", batchnorm="fold-all"))
+    with torch.no_grad():
+        expected = student(images)
+    assert float((run(model, images, optimise=True) - expected).abs().max()) < 0.02 * float(expected.abs().max())
 
 
 def test_size_on_disk() -> None:

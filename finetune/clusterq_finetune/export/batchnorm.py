@@ -19,7 +19,7 @@ def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mappi
     Args:
         graph: changed in place.
         weights: integer weights by site; those folded into are replaced.
-        sites: tensor in the graph -> the site whose quantized weight it is.
+        sites: see `quantizer_sites`.
         zero_points: see `folded`.
     """
     for node in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:

@@ -13,9 +13,9 @@ from clusterq_finetune.export.bias import settle_biases
 from clusterq_finetune.export.config import OnnxConfig
 from clusterq_finetune.export.description import Description
 from clusterq_finetune.export.graph import Graph
-from clusterq_finetune.export.qdq import integer_weights, spell_out, weight_sites
+from clusterq_finetune.export.qdq import integer_weights, quantizer_sites, spell_out
 from clusterq_finetune.export.trace import DOMAIN, trace
-from clusterq_finetune.export.types import choose_opset, stored_bits
+from clusterq_finetune.export.types import choose_opset
 
 GRAPH_NAME = "student"
 
@@ -32,11 +32,12 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
     opset = choose_opset((weight.bits for weight in weights.values()), config.integers, config.opset)
     traced = trace(student, spec, opset)
     graph = Graph(traced.graph)
-    sites = weight_sites(graph)
+    sites = quantizer_sites(graph)
     if config.batchnorm != "keep":
         fold_batchnorm(graph, weights, sites, zero_points=config.batchnorm == "fold-all")
-    settle_biases(graph, {name for name, site in sites.items() if stored_bits(weights[site].bits, config.integers) < 8})
     activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
+    steps = {name: float(quantizer.step().detach()) for name, quantizer in activations.items()}
+    settle_biases(graph, weights, sites, steps, config.integers)
     spell_out(graph, weights, activations, config.integers, opset)
     graph.prune()
     kept = graph.batchnorm_layers()

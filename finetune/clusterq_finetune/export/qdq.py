@@ -12,7 +12,7 @@ from clusterq_common.quant.modules import QuantConv2d, QuantLinear
 from clusterq_finetune.export.config import Integers
 from clusterq_finetune.export.graph import Graph
 from clusterq_finetune.export.trace import DOMAIN, SITE
-from clusterq_finetune.export.types import activation_bits, stored_bits
+from clusterq_finetune.export.types import activation_bits, shift_of, stored_bits
 from clusterq_finetune.export.weights import IntegerWeight
 
 WEIGHT_SUFFIX = ".weight_quantizer"
@@ -32,10 +32,9 @@ def integer_weights(student: nn.Module) -> dict[str, IntegerWeight]:
     return found
 
 
-def weight_sites(graph: Graph) -> dict[str, str]:
-    """Tensor in a traced graph -> the site whose quantized weight it is."""
-    sites = {node.output[0]: site for node in graph.nodes if (site := _site(node)) is not None}
-    return {name: site for name, site in sites.items() if site.endswith(WEIGHT_SUFFIX)}
+def quantizer_sites(graph: Graph) -> dict[str, str]:
+    """Tensor in a traced graph -> the site whose quantizer it comes from."""
+    return {node.output[0]: site for node in graph.nodes if (site := _site(node)) is not None}
 
 
 def spell_out(
@@ -43,7 +42,7 @@ def spell_out(
 ) -> None:
     """Replace the traced quantizers, in place.
 
-    Weights: an initializer of the narrowest type `integers` allows, scale (scalar or per channel at axis 0), zero-point where one is not 0.
+    Weights: an initializer of the narrowest type `integers` allows (moved up in it by `shift_of`), scale (scalar or per channel at axis 0), zero-point where one is not 0.
     Activations: QuantizeLinear to their own type, or to one of 8 bits with Clip among the integers behind it, then
     DequantizeLinear.
 
@@ -74,12 +73,13 @@ def _site(node: NodeProto) -> str | None:
 
 
 def _weight(graph: Graph, output: str, name: str, weight: IntegerWeight, integers: Integers) -> list[NodeProto]:
-    bits, signed = stored_bits(weight.bits, integers), weight.low < 0
+    bits, signed, factor = stored_bits(weight.bits, integers), weight.low < 0, 2 ** shift_of(weight.bits, integers)
     axis = 0 if weight.scale.size > 1 else None
-    graph.put_integers(name, weight.integers, bits, signed=signed)
-    inputs = [name, graph.put(f"{name}.scale", weight.scale if axis == 0 else weight.scale[0])]
+    graph.put_integers(name, weight.integers * factor, bits, signed=signed)
+    scale = weight.scale / np.float32(factor)
+    inputs = [name, graph.put(f"{name}.scale", scale if axis == 0 else scale[0])]
     if weight.zero_point.any():
-        points = weight.zero_point if axis == 0 else weight.zero_point[0]
+        points = (weight.zero_point if axis == 0 else weight.zero_point[0]) * factor
         inputs.append(graph.put_integers(f"{name}.zero_point", points, bits, signed=signed))
     node = helper.make_node("DequantizeLinear", inputs, [output])
     if axis is not None:
