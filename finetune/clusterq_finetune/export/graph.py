@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -13,7 +12,7 @@ from clusterq_finetune.export.weights import pack
 Array = NDArray[Any]
 
 INTEGER_TYPES = {
-    (bits, signed): getattr(TensorProto, f"{'' if signed else 'U'}INT{bits}", None)
+    (bits, signed): int(TensorProto.DataType.Value(f"{'' if signed else 'U'}INT{bits}"))
     for bits in (2, 4, 8)
     for signed in (False, True)
 }
@@ -55,14 +54,8 @@ class Graph:
         return name
 
     def put_integers(self, name: str, values: Array, bits: int, *, signed: bool) -> str:
-        """Add an initializer of integers of 2, 4 or 8 bits, packed as ONNX packs them; returns its name.
-
-        Raises:
-            ValueError: the installed onnx has no such type.
-        """
+        """Add an initializer of integers of 2, 4 or 8 bits, packed as ONNX packs them; returns its name."""
         kind = INTEGER_TYPES[bits, signed]
-        if kind is None:
-            raise ValueError(f"onnx {onnx.__version__} has no integer type of {bits} bits")
         self.initializers[name] = helper.make_tensor(name, kind, values.shape, pack(values, bits), raw=True)
         return name
 
