@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from pytorchcv.model_provider import get_model
 from safetensors.torch import load_file
 from tools.bench.flips import first_flips
+from tools.bench.rounded_biases import with_rounded_biases
 from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
@@ -165,12 +166,16 @@ def test_biases_beside_dead_channels(dead: str) -> None:
 
 
 def test_four_bits_on_integer_kernels() -> None:
-    """Weights of 4 bits moved to the top of 8 leave room for biases: without, most activations would differ."""
+    """Weights of 4 bits moved to the top of 8 leave room for biases; that these are rounded is all that integer kernels change."""
     student, images = student_of(Residual, bits="w4a8", branch_outputs=True)
     model, _ = onnx_model(student, SPEC, OnnxConfig(integers="int8", batchnorm="fold-all"))
     with torch.no_grad():
         expected = student(images)
-    assert float((run(model, images, optimise=True) - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    found = run(model, images, optimise=True)
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    rounded = run(with_rounded_biases(model), images, optimise=False)
+    same = (rounded - found).abs().amax(1) < 1e-5 * float(expected.abs().max())
+    assert float(same.float().mean()) > 0.7, "but for values on a boundary"
 
 
 def test_size_on_disk() -> None:
@@ -302,7 +307,7 @@ def test_unsupported_layer() -> None:
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("bits", "config", "optimise"),
-    [("w8a8", {}, False), ("w4a8", {}, True), ("w4a4", {}, True), ("w8a8", {"batchnorm": "keep"}, True)],
+    [("w8a8", {}, False), ("w4a4", {"batchnorm": "keep"}, True)],
 )
 def test_a_trained_model(
     bits: str, config: dict[str, object], optimise: bool, real_data: Path, cifar_subset: Callable[[int], tuple[Tensor, Tensor]]
