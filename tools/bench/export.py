@@ -36,6 +36,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.teacher.families import build_pytorchcv
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.export.config import Integers, OnnxConfig
 from clusterq_finetune.export.description import describe
@@ -92,14 +93,18 @@ def zoo(
     names: Annotated[list[str] | None, typer.Argument(help="pytorchcv names; a selection of families if left out.")] = None,
     bits: Annotated[str, typer.Option()] = "w4a4",
     images: Annotated[int, typer.Option(min=1)] = 4,
+    branch_outputs: Annotated[bool, typer.Option("--branch-outputs")] = False,
+    batchnorm: Annotated[str, typer.Option(help="As for export.")] = "fold",
+    repeats: Annotated[int, typer.Option(min=0, help="Of latencies against float; 0: none.")] = 0,
 ) -> None:
-    """Families of pytorchcv with random weights: does the file compute what the student does?"""
+    """Families of pytorchcv with random weights: does the file compute what the student does, and how fast?"""
 
     def run() -> None:
         torch.set_num_threads(1)
         _machine()
         for name in names or ZOO:
-            _zoo(name, QuantConfig(bits=bits), images)
+            quant = QuantConfig(bits=bits, branch_outputs=branch_outputs)
+            _zoo(name, quant, OnnxConfig.checked({"batchnorm": batchnorm}), images, repeats)
 
     run_guarded(run, debug=False)
 
@@ -186,7 +191,7 @@ def _latency(models: dict[str, onnx.ModelProto], images: Tensor, batches: list[i
     for name, model in models.items():
         print(f"  {name}: after optimisation {_kernels(model)}")
     for batch in batches:
-        inputs, calls = images[:batch], max(1, 64 // batch)
+        inputs, calls = images[:batch], max(1, 16 // batch)
         seconds: dict[str, list[float]] = {name: [] for name in sessions}
         for _ in range(repeats + 1):
             for name, session in sessions.items():
@@ -227,7 +232,8 @@ def _top1(logits: Tensor, labels: Tensor) -> float:
     return 100 * float((logits.argmax(1) == labels).float().mean())
 
 
-def _zoo(name: str, config: QuantConfig, count: int) -> None:
+@torch.no_grad()
+def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, repeats: int) -> None:
     torch.manual_seed(0)
     net, known = build_pytorchcv(TeacherConfig(arch=name))
     size = known["input_size"]
@@ -244,7 +250,7 @@ def _zoo(name: str, config: QuantConfig, count: int) -> None:
     calibrate(student, [images], config)
     begin = time.monotonic()
     try:
-        model, kept = onnx_model(student, spec, OnnxConfig())
+        model, kept = onnx_model(student, spec, onnx_config)
     except ClusterqError as error:
         print(f"{name}: {error}", flush=True)
         return
@@ -260,6 +266,12 @@ def _zoo(name: str, config: QuantConfig, count: int) -> None:
         + (f"; elsewhere first flip {', '.join(words)}, logits at most {float(apart.max()) / of:.1g} apart" if words else ""),
         flush=True,
     )
+    if repeats:
+        plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
+        saved = FinetuneConfig(shards="", teacher=TeacherConfig(arch=name), quant=config)
+        for one in (plain, model):
+            add_description(one, describe(saved, spec, clusterq="", teacher="", student=""))
+        _latency({"float": plain, "quantized": model}, images, [1], repeats)
 
 
 if __name__ == "__main__":
