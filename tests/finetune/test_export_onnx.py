@@ -178,6 +178,26 @@ def test_four_bits_on_integer_kernels() -> None:
     assert float(same.float().mean()) > 0.7, "but for values on a boundary"
 
 
+@pytest.mark.parametrize(("limit", "dropped"), [(6.0, True), (0.9, False)])
+def test_clips_that_quantizers_make_needless(limit: float, dropped: bool) -> None:
+    """ReLU6 before a quantizer that ends at 6 or below goes; one that cuts integers off stays."""
+
+    class Clipped(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.hardtanh(self.first_bn(self.first(x)), 0.0, 6.0)
+            return self.head(torch.relu(self.second_bn(self.second(x))).mean((2, 3)))
+
+    student, images = student_of(Clipped, bits="w8a8")
+    quantizer = quantizers(student)["second.input_quantizer"]
+    with torch.no_grad():
+        quantizer.scale.copy_(torch.tensor([6 / 255 * 0.999 if dropped else 6 / 255 * (1 + limit)]))
+    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    assert ("Clip" in {node.op_type for node in model.graph.node}) != dropped
+    flips, expected, found = first_flips(student, model, 4 * images)
+    assert all(flip is None or flip.distance < ROUNDING for flip in flips)
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+
+
 def test_size_on_disk() -> None:
     class Wide(Plain):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ from clusterq_common.quant.convert import quantizers
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.export.batchnorm import fold_batchnorm
 from clusterq_finetune.export.bias import settle_biases
+from clusterq_finetune.export.clips import drop_needless_clips
 from clusterq_finetune.export.config import OnnxConfig
 from clusterq_finetune.export.description import Description
 from clusterq_finetune.export.graph import Graph
@@ -38,6 +39,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
     activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
     steps = {name: float(quantizer.step().detach()) for name, quantizer in activations.items()}
     settle_biases(graph, weights, sites, steps, config.integers)
+    drop_needless_clips(graph, activations, sites)
     spell_out(graph, weights, activations, config.integers, opset)
     graph.prune()
     kept = graph.batchnorm_layers()
