@@ -208,6 +208,28 @@ def compare(
     run_guarded(run, debug=debug)
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not, or of a comparison.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="RUN/report.html")] = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a run as one page that opens in any browser. Every run draws its own when it ends.
+
+    Example: clusterq-finetune report out/finetune-w4a4
+    """
+
+    def go() -> None:
+        from clusterq_common.report import command
+
+        command.report(run, out, analyse=analyse)
+
+    run_guarded(go, debug=debug)
+
+
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
     if not speaks():
         return
