@@ -186,7 +186,7 @@ def reproduce(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of fine-tunings, or their result.json.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv or .json by its ending.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv, .json or .html by its ending.")] = None,
     debug: Debug = False,
 ) -> None:
     """One table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread.

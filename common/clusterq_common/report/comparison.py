@@ -6,68 +6,89 @@ from typing import Any
 
 from clusterq_common.report import provenance
 from clusterq_common.report.bars import Bars, bar_chart
-from clusterq_common.report.page import Remark, Report, Section, figure, paragraph, table
+from clusterq_common.report.page import Remark, Report, Section, figure, table
+from clusterq_common.report.scale import usable
 from clusterq_common.report.source import Source, real
 from clusterq_common.report.text import number
 
 FIGURE = r"-?\d{1,9}(?:\.\d{1,9})?"
 # As tools/compare/paired.py writes them: `91.17 ± 0.01` over seeds, `0.85 [0.60, 1.10]` over images.
 WRITTEN = re.compile(rf"({FIGURE})(?: ± ({FIGURE})| \[({FIGURE}), ({FIGURE})\])?")
-TEACHER, CALIBRATED, STUDENT = "teacher", "calibrated", "student"
-BELOW, COST = "below teacher [95 %]", ("set, CPU min", "student, CPU min")
+# Columns by what they hold, as compare_methods.py and as `clusterq-finetune compare` call them.
+TEACHER, CALIBRATED, STUDENT = ("teacher top-1", "teacher"), ("calibrated top-1", "calibrated"), ("student top-1", "student")
+BELOW, SPREAD = ("below teacher [95 %]", "below teacher"), "spread"
+COST = (("set, CPU min",), ("student, CPU min",))
+REPEATS = ("runs", "seeds")
 # What tells rows apart.
-WORDS = ("set", "method", "bits", "protocol", "recipe")
+WORDS = ("set", "method", "bits", "first/last", "protocol", "quantizer", "sites", "recipe", "images")
+FEW_SEEDS = 3
+
+Figure = tuple[float, tuple[float, float] | None]
 
 
 def comparison_report(source: Source) -> Report:
     """What compare_methods.py has found, from its table.json."""
-    found = source.table
+    tail = [
+        Section("again", "Run it again", provenance.again(source) if source.environment else ""),
+        Section("origins", "Origins", provenance.origins(source)),
+    ]
+    return rows_report(source.table, tail)
+
+
+def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -> Report:
+    """The page of a table whose columns are those of compare_methods.py or of `clusterq-finetune compare`.
+
+    Args:
+        found: its rows.
+        tail: sections that come last.
+    """
     names = list(dict.fromkeys(str(name) for row in found for name in row))
     labels = [_label(row, found) for row in found]
+    listed = [["" if row.get(name) is None else str(row[name]) for name in names] for row in found]
+    words = max((place + 1 for place, name in enumerate(names) if name in WORDS[:-1]), default=1)
     sections = [
         Section("accuracy", "Accuracy", _accuracy(found, labels)),
         Section("below", "Below the teacher", _below(found, labels)),
         Section("cost", "Cost", _cost(found, labels)),
-        Section(
-            "table",
-            "Table",
-            table(names, [[_text(row.get(name)) for name in names] for row in found], words=4) if found else "",
-        ),
-        Section("again", "Run it again", provenance.again(source) if source.environment else ""),
-        Section("origins", "Origins", provenance.origins(source)),
+        Section("table", "Table", table(names, listed, words=words) if found else ""),
+        *tail,
     ]
-    seeds = {count for row in found if (count := real(row.get("seeds"))) is not None}
-    images = {count for row in found if (count := real(row.get("images"))) is not None}
-    tiles = {
-        "Rows": f"{len(found)}",
-        "Seeds": ", ".join(number(n) for n in sorted(seeds)),
-        "Training images": ", ".join(number(n) for n in sorted(images)),
-    }
-    remarks = [] if found else [Remark("warning", "The table has no row.")]
-    if seeds and min(seeds) < 3:
-        remarks.append(
-            Remark(
-                "warning",
-                f"{number(min(seeds))} seed{'s' if min(seeds) > 1 else ''}: how much chance there is between runs is not known; three or more tell.",
-            )
-        )
-    remarks.append(
-        Remark(
-            "plain",
-            "Intervals are over images: rows whose intervals overlap may still differ, and do so only if the paired difference in the table leaves out 0.",
-        )
-    )
+    repeats = {value[0] for row in found if (value := _figure(row, REPEATS))}
+    images = sorted(usable(real(row.get("images")) for row in found))
+    tiles = {"Rows": f"{len(found)}"}
+    tiles |= {"Runs of a row": ", ".join(number(n) for n in sorted(repeats))} if repeats else {}
+    tiles |= {"Training images": ", ".join(dict.fromkeys(number(n) for n in images))} if images else {}
     best = max(
-        ((value[0], label) for row, label in zip(found, labels, strict=True) if (value := written(row.get(STUDENT)))),
-        default=None,
+        ((value[0], label) for row, label in zip(found, labels, strict=True) if (value := _figure(row, STUDENT))), default=None
     )
-    lead = f"{len(found)} ways to a low-bit student, one teacher, the same images, quantizer and budget." + (
-        f" Highest top-1: {best[1]}, {best[0]:.2f} %." if best else ""
-    )
-    return Report("Comparison of methods", lead, tiles, remarks, sections)
+    lead = f"{len(found)} way{'' if len(found) == 1 else 's'} to a low-bit student."
+    lead += f" Highest top-1: {best[1]}, {best[0]:.2f} %." if best else ""
+    return Report("Comparison of methods", lead, tiles, _remarks(found, repeats), sections)
 
 
-def written(value: Any) -> tuple[float, tuple[float, float] | None] | None:
+def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
+    remarks = [] if found else [Remark("warning", "The table has no row.")]
+    if repeats and min(repeats) < FEW_SEEDS:
+        said = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
+        remarks.append(Remark("warning", f"{said} three or more tell."))
+    if any("first set minus this" in row for row in found):
+        said = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
+        remarks.append(Remark("plain", said))
+    return remarks
+
+
+def _figure(row: dict[str, Any], columns: Sequence[str]) -> Figure | None:
+    """The first of the columns that holds a figure; a student's spread over seeds may stand in a column of its own."""
+    for column in columns:
+        value = written(row.get(column))
+        if value is not None:
+            spread = real(row.get(SPREAD))
+            around = column == STUDENT[0] and spread is not None
+            return (value[0], (value[0] - spread, value[0] + spread)) if around and spread is not None else value
+    return None
+
+
+def written(value: Any) -> Figure | None:
     """A figure and its interval, of text or of a number; a spread over seeds as mean ± one standard deviation.
 
     >>> written("91.17 ± 0.01"), written("0.85 [0.6, 1.1]"), written(""), written(2)
@@ -92,43 +113,37 @@ def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
 
 
 def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
-    groups = []
-    for row, label in zip(found, labels, strict=True):
-        values = [written(row.get(name)) for name in (CALIBRATED, STUDENT)]
-        groups.append(Bars(label, [value and value[0] for value in values], [value and value[1] for value in values]))
-    if not groups:
+    groups = [
+        _bars(label, [_figure(row, columns) for columns in (CALIBRATED, STUDENT)])
+        for row, label in zip(found, labels, strict=True)
+    ]
+    if not any(value is not None for group in groups for value in group.values):
         return ""
-    drawn = bar_chart(groups, ["after calibration", "after fine-tuning"], title="Top-1", x_label="top-1, percent", high=100.0)
-    teacher = next((value for row in found if (value := written(row.get(TEACHER)))), None)
+    names = ["after calibration", "after fine-tuning"]
+    drawn = bar_chart(groups, names, title="Top-1", x_label="top-1, percent", high=100.0, decimals=2)
+    teacher = next((value for row in found if (value := _figure(row, TEACHER))), None)
     said = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
     return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{said}")
 
 
 def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
-    pairs = [(label, value) for row, label in zip(found, labels, strict=True) if (value := written(row.get(BELOW)))]
+    pairs = [(label, value) for row, label in zip(found, labels, strict=True) if (value := _figure(row, BELOW))]
     if not pairs:
         return ""
-    groups = [Bars(label, [value[0]], [value[1]]) for label, value in pairs]
-    drawn = bar_chart(
-        groups, ["below teacher"], title="Points below the teacher", x_label="points below the teacher: shorter is better"
-    )
-    return figure(
-        "Points below the teacher",
-        drawn,
-        "Paired by image; thin lines: 95 % intervals over images. An interval that holds 0: no loss is shown.",
-    )
+    title = "Points below the teacher"
+    groups = [_bars(label, [value]) for label, value in pairs]
+    drawn = bar_chart(groups, ["below teacher"], title=title, x_label="points below the teacher: shorter is better", decimals=2)
+    said = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
+    return figure(title, drawn, said)
 
 
 def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
-    groups = []
-    for row, label in zip(found, labels, strict=True):
-        values = [written(row.get(name)) for name in COST]
-        groups.append(Bars(label, [value and value[0] for value in values]))
+    groups = [_bars(label, [_figure(row, columns) for columns in COST]) for row, label in zip(found, labels, strict=True)]
     if not any(value is not None for group in groups for value in group.values):
-        return paragraph("No cost is on record.") if groups else ""
+        return ""
     drawn = bar_chart(groups, ["images", "student"], title="Cost", x_label="CPU minutes")
-    return figure("Cost", drawn, "CPU time of making the images and of the student, mean over seeds, interruptions included.")
+    return figure("CPU time", drawn, "Of making the images and of the student, mean over seeds, interruptions included.")
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _bars(label: str, values: Sequence[Figure | None]) -> Bars:
+    return Bars(label, [value and value[0] for value in values], [value and value[1] for value in values])

@@ -11,7 +11,8 @@ font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .4rem}
 h2{font-size:1.2rem;margin:0 0 .6rem;padding-top:.6rem;border-top:1px solid var(--rule)}
 h3{font-size:1rem;margin:1.2rem 0 .3rem}
-h1,h2,h3,td,.lead,li{overflow-wrap:anywhere}
+h1,h2,h3,.lead,li{overflow-wrap:anywhere}
+td{overflow-wrap:break-word;max-width:42rem}
 .lead{font-size:1.08rem;margin:.2rem 0 .8rem}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.92rem}
 a{color:var(--s0)}
@@ -59,7 +60,7 @@ text{font-size:11px;fill:var(--ink)}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
 th{color:var(--quiet);font-weight:600}
-.figure{text-align:right}
+.figure{text-align:right;white-space:nowrap}
 pre{background:var(--box);border:1px solid var(--rule);border-radius:6px;padding:.6rem .8rem;font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 details{margin:.6rem 0}
 summary{cursor:pointer}
