@@ -93,6 +93,8 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
         say(f"shards: {folder} ({counts})")
+        if out is None:  # the run's own shards: its page shows them
+            report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
 
 
 def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> Source:

@@ -127,6 +127,15 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     assert "One run of one seed" in page.text
 
 
+def test_more_images_are_on_the_page_too(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "out"
+    shutil.copytree(digits_run, run)
+    assert gen("emit", "--run", run, "--per-class", 14).code == 0
+    page = Page(run / "report.html")
+    assert "clusterq made 140 training and" in page.text
+    assert "Scatter of classes" in page.text, "measured on the new set"
+
+
 def test_without_real_images_nothing_is_said_of_accuracy(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     out = tmp_path / "blind"
     assert finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 1, "--batch-size", 32, "--out", out).code == 0

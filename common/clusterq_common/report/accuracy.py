@@ -1,6 +1,7 @@
 """Parts of a page about accuracy: who is right how often, on which classes, and what is taken for what."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -78,28 +79,54 @@ def overall(source: Source) -> str:
     return figure("Top-1", drawn, caption) + table(heads, rows)
 
 
-def by_class(source: Source) -> str:
-    """Top-1 of each class, teacher beside student; of many classes those that changed most."""
+@dataclass(frozen=True)
+class Loss:
+    """What a class lost from teacher to student: top-1 in percent, its images (0 where they are not known), and whether the 95 %
+    intervals of the two lie apart."""
+
+    label: int
+    teacher: float
+    student: float
+    images: int
+    clear: bool
+
+    @property
+    def points(self) -> float:
+        return self.teacher - self.student
+
+
+def losses(source: Source) -> list[Loss]:
+    """Of each class, the one that lost most images first."""
     teacher, student = (reals(section(source.result, name).get("per_class")) for name in ("teacher", "student"))
     if not student or len(teacher) != len(student):
-        return ""
-    names = class_names(source, len(student))
+        return []
     counts = np.bincount(source.predictions.get("label", np.zeros(0, np.int64)).clip(0), minlength=len(student))
-    order = list(range(len(student)))
-    title = "Top-1 by class"
+    found = []
+    for label, (before, after) in enumerate(zip(teacher, student, strict=True)):
+        if before is not None and after is not None:
+            one, other = (_interval(value, int(counts[label])) for value in (before, after))
+            clear = one is not None and other is not None and (one[0] > other[1] or other[0] > one[1])
+            found.append(Loss(label, before, after, int(counts[label]), clear))
+    return sorted(found, key=lambda loss: (-loss.points * max(1, loss.images), loss.label))
+
+
+def by_class(source: Source) -> str:
+    """Top-1 of each class, teacher beside student; of many classes those that lost most."""
+    found = losses(source)
+    if not found:
+        return ""
+    names = class_names(source, len(reals(section(source.result, "student").get("per_class"))))
     caption = "Thin lines: 95 % intervals; with few images of a class they are wide, and a difference may be chance."
-    if len(order) > MOST_BARS:
-        lost = {
-            n: (teacher[n] or 0.0) - (student[n] or 0.0) for n in order if teacher[n] is not None and student[n] is not None
-        }
-        order = sorted(lost, key=lambda n: -lost[n])[:WORST]
-        title = f"The {len(order)} classes that lost most"
-        better = sum(value < 0 for value in lost.values())
-        caption += f" Of {len(lost)} classes {better} gained, {sum(value > 0 for value in lost.values())} lost."
-    groups = [
-        Bars(names[n], [teacher[n], student[n]], [_interval(values[n], int(counts[n])) for values in (teacher, student)])
-        for n in order
-    ]
+    if len(found) > MOST_BARS:
+        gained, lost = sum(loss.points < 0 for loss in found), sum(loss.points > 0 for loss in found)
+        caption += f" Of {len(found)} classes {gained} gained, {lost} lost."
+        found, title = found[:WORST], f"The {WORST} classes that lost most images"
+    else:
+        found, title = sorted(found, key=lambda loss: loss.label), "Top-1 by class"
+    groups = []
+    for loss in found:
+        values = [loss.teacher, loss.student]
+        groups.append(Bars(names[loss.label], values, [_interval(value, loss.images) for value in values]))
     drawn = bar_chart(groups, ["teacher", "student"], title=title, x_label="top-1, percent", high=100.0, decimals=1)
     return figure(title, drawn, caption)
 

@@ -69,8 +69,9 @@ def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, devic
                 teacher.model(images)
                 scatter.add(taps)
         layers: dict[str, Any] = {}
+        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
         if student is not None:
-            layers = quantized_layers(teacher.model, student.eval(), list(_batches(reader, even, spec, device)))
+            layers = quantized_layers(teacher.model, student.eval(), _batches(reader, even, spec, device), example)
     return {
         "teacher": teacher.digest,
         "shards": shards.manifest.digest,

@@ -10,7 +10,8 @@ from clusterq_common.report.text import number, percent
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import shown_arch
 
-# Points: an interval of more to either side says little; classes that lose more need a look; as do gaps of synthetic and real.
+# Points: an interval of more to either side says little; students and classes that lose more need a look, as do gaps between
+# synthetic and real images, and agreement that fell back.
 WIDE_INTERVAL, LARGE_LOSS, LARGE_GAP, FELL_BACK = 2.0, 10.0, 5.0, 1.0
 MUCH_BEYOND = 0.05
 
@@ -155,29 +156,24 @@ def _about_accuracy(source: Source) -> list[Remark]:
         found.append(Remark("good", f"On these images no difference from the teacher is shown: {apart} points, 95 % interval."))
     elif apart is not None:
         side = "below" if apart.mean > 0 else "above"
-        shown = (abs(apart.mean), *sorted((abs(apart.low), abs(apart.high))))
-        found.append(
-            Remark(
-                "plain",
-                "The student lies {:.2f} points {} its teacher ({:.2f} to {:.2f}), on the same images.".format(
-                    shown[0], side, *shown[1:]
-                ),
-            )
+        near, far = sorted((abs(apart.low), abs(apart.high)))
+        said = (
+            f"The student lies {abs(apart.mean):.2f} points {side} its teacher ({near:.2f} to {far:.2f}), on the same images."
         )
+        found.append(Remark("warning" if apart.mean > LARGE_LOSS else "plain", said))
     if ends is not None:
         half = (ends[1] - ends[0]) / 2
         level: Level = "warning" if half > WIDE_INTERVAL else "good"
         found.append(
             Remark(level, f"{number(real(student.get('images')))} real images settle top-1 to about ± {half:.1f} points.")
         )
-    teacher, own = reals(section(source.result.get("teacher")).get("per_class")), reals(student.get("per_class"))
-    lost = {n: a - b for n, (a, b) in enumerate(zip(teacher, own, strict=False)) if a is not None and b is not None}
-    if lost:
-        worst = max(lost, key=lambda n: lost[n])
-        if lost[worst] > 0:
-            name = accuracy.class_names(source, len(own))[worst]
-            level = "warning" if lost[worst] > LARGE_LOSS else "plain"
-            found.append(Remark(level, f"Class {name} lost most: {teacher[worst]:.1f} to {own[worst]:.1f} %."))
+    lost = accuracy.losses(source)
+    if lost and lost[0].points > 0:
+        worst = lost[0]
+        name = accuracy.class_names(source, len(reals(student.get("per_class"))))[worst.label]
+        said = f"Class {name} lost most: {worst.teacher:.1f} to {worst.student:.1f} %"
+        said += f" of its {worst.images:,} images." if worst.images else "."
+        found.append(Remark("warning" if worst.clear and worst.points > LARGE_LOSS else "plain", said))
     unreadable = student.get("unreadable")
     if isinstance(unreadable, list) and unreadable:
         found.append(Remark("warning", f"{len(unreadable)} real images could not be read and do not count."))

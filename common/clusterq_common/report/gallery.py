@@ -46,11 +46,9 @@ def gallery(shards: ShardSet) -> str:
         cells.append(tag("span", escaped(name)))
         said = f"{len(numbers)} stored images of class {name}"
         cells.append(tag("img", src=_as_url(strip), alt=said, width=strip.width * factor, height=strip.height * factor))
-    of = (
-        f"{len(found)} of {sum(count > 0 for count in per_class)} classes, evenly spread"
-        if len(found) < len(per_class)
-        else "every class"
-    )
+    present = sum(count > 0 for count in per_class)
+    of = f"{len(found)} of {present} classes, evenly spread" if len(found) < present else "every class"
+    of += f" that has any ({len(per_class) - present} have none)" if len(found) == present < len(per_class) else ""
     shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
     said = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
     return tag("div", *cells, class_="images") + paragraph(said)

@@ -54,7 +54,7 @@ class _Site:
         self.values += x.numel()
 
 
-def quantized_layers(teacher: nn.Module, student: nn.Module, batches: list[Tensor]) -> dict[str, Any]:
+def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[Tensor], example: Tensor) -> dict[str, Any]:
     """`outputs`, `activations` and `weights`, each a list in order of execution.
 
     `outputs`: SQNR in dB of a layer's output against the teacher's, errors of all layers before it included.
@@ -66,8 +66,9 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: list[Tenso
     Args:
         teacher: in eval mode; student: its copy by `convert`, calibrated.
         batches: normalised images.
+        example: (1, C, S, S), any values.
     """
-    order = quantizable_layers(teacher, batches[0][:1])
+    order = quantizable_layers(teacher, example)
     outputs = {name: _Ratio() for name in order}
     names = {id(module): name for name, module in quantizers(student).items() if not name.endswith("weight_quantizer")}
     sites: dict[str, _Site] = {}
