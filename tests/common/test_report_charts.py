@@ -19,7 +19,7 @@ from clusterq_common.report.lines import Line, line_chart
 from clusterq_common.report.page import Remark, Report, Section, code, paragraph, table
 from clusterq_common.report.scale import linear, logarithmic, nice_ticks
 from clusterq_common.report.series import curves, series, shares, thinned
-from clusterq_common.report.source import pair, real, reals, rows, section
+from clusterq_common.report.source import columns, pair, real, reals, rows, section
 from clusterq_common.report.text import escaped, number, tag
 
 EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
@@ -160,7 +160,7 @@ def test_a_histogram_stands_on_its_grid() -> None:
 
 def test_series_of_records() -> None:
     records = [{"step": 0, "loss/a": 1.0, "lr": 3}, {"step": 1, "loss/a": None, "loss/b": "x"}, {"loss/a": 5.0}, {"step": True}]
-    assert series(records, "loss/") == {"a": [(0.0, 1.0), (1.0, None)]}
+    assert series(columns(records, "step"), "loss/") == {"a": [(0.0, 1.0), (1.0, None)]}
     line = thinned("a", [(float(n), float(n % 7)) for n in range(1000)], most=50)
     assert len(line.points) == len(line.band) == 50
     assert all(low <= (mean or 0) <= high for (_, mean), (_, low, high) in zip(line.points, line.band, strict=True))

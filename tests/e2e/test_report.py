@@ -184,6 +184,9 @@ def test_unfinished_runs(digits_run: Path, tuned: Path, gen: Cli, finetune: Cli,
     assert finetune("report", half).code == 0
     assert "not finished" in Page(half / "report.html").text
     assert finetune("report", run, "--analyse").code == 2
+    shutil.copytree(digits_run / "shards", run / "shards", ignore=shutil.ignore_patterns("*train*.tar"))
+    assert gen("report", run).code == 0
+    assert "The images cannot be shown. --shards:" in Page(run / "report.html").text
 
 
 def test_a_bank_of_images(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """The page of a `clusterq-finetune`: a low-bit student, how it was made and how good it is."""
 
 from clusterq_common.report import accuracy, inside, provenance
-from clusterq_common.report.gallery import gallery
+from clusterq_common.report.gallery import stored_images
 from clusterq_common.report.page import Level, Remark, Report, Section, paragraph
 from clusterq_common.report.scale import usable
 from clusterq_common.report.series import curves, series, shares
 from clusterq_common.report.source import Source, pair, real, reals, rows, section
 from clusterq_common.report.text import number, percent
-from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import shown_arch
 
 # Points: an interval of more to either side says little; students and classes that lose more need a look, as do gaps between
@@ -40,13 +39,14 @@ def finetuning_report(source: Source) -> Report:
         tiles["Real images"] = number(real(section(result.get("student")).get("images")))
     tiles |= _synthetic(source)
     tiles["Seed"] = provenance.seed(source)
+    gone = f"The shards that it learned from do not lie in {source.shards} (any more), or are others now."
     sections = [
         Section("accuracy", "Accuracy on real images", accuracy.overall(source)),
         Section("classes", "Classes", accuracy.by_class(source) + accuracy.confusion(source)),
         Section("learning", "Learning", _learning(source)),
         Section("reconstruction", "Reconstruction", inside.reconstruction(source)),
         Section("layers", "Layer by layer", inside.quantization(source)),
-        Section("images", "Images it learned from", _images(source)),
+        Section("images", "Images it learned from", stored_images(source, gone)),
         Section("features", "Those images inside the teacher", inside.features(source)),
         Section("again", "Run it again", provenance.again(source)),
         Section("settings", "Settings", provenance.settings(source)),
@@ -59,16 +59,12 @@ def _lead(source: Source, arch: str, bits: str) -> str:
     before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
     shards = section(source.result.get("shards"))
     if not source.result:
-        return f"{arch} at {bits}: not finished, {_steps(source)} steps are on record."
+        return f"{arch} at {bits}: not finished, {source.steps_done} steps are on record."
     learned = f"from {number(real(shards.get('training_images')))} synthetic images ({shards.get('method', 'unknown method')})"
     if after is None or before is None:
         return f"{arch} was brought to {bits} {learned}; no real image was looked at, so its accuracy is unknown."
     count = number(real(section(source.result.get("student")).get("images")))
     return f"{arch} was brought to {bits} {learned}: top-1 {after:.2f} % where the teacher has {before:.2f} %, on {count} real images."
-
-
-def _steps(source: Source) -> int:
-    return len({real(record.get("step")) for record in source.metrics})
 
 
 def _synthetic(source: Source) -> dict[str, str]:
@@ -80,24 +76,22 @@ def _synthetic(source: Source) -> dict[str, str]:
 
 
 def _learning(source: Source) -> str:
-    records = source.metrics
-    if not records:
+    if not source.metrics:
         return paragraph("No step is on record: nothing was trained, or not yet.")
-    steps = [record for record in records if "epoch" not in record]
     found = curves(
-        series(steps, "loss/"),
+        series(source.steps, "loss/"),
         title="Losses",
         x_label="step",
         y_label="weighted loss",
         caption="Terms of the loss, weighted as they are summed.",
     )
     found += shares(
-        {"agrees with the teacher": series(steps, "student/agreement").get("", [])},
+        {"agrees with the teacher": series(source.steps, "student/agreement").get("", [])},
         title="Agreement on training images",
         x_label="step",
         caption="Share of a batch's images on which student and teacher name the same class.",
     )
-    heldout = series([record for record in records if "epoch" in record], "heldout/", at="epoch")
+    heldout = series(source.epochs, "heldout/")
     found += shares(
         {"agrees with the teacher": heldout.pop("agreement", [])},
         title="Agreement on held-out images",
@@ -112,7 +106,7 @@ def _learning(source: Source) -> str:
         caption="T² KL(teacher || student) on the held-out images.",
     )
     return found + curves(
-        {"learning rate": series(steps, "lr").get("", [])},
+        {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
         x_label="step",
         y_label="learning rate",
@@ -120,16 +114,10 @@ def _learning(source: Source) -> str:
     )
 
 
-def _images(source: Source) -> str:
-    if source.manifest is None:
-        return paragraph(f"The shards that it learned from do not lie in {source.shards} (any more), or are others now.")
-    return gallery(ShardSet(source.shards, source.manifest))
-
-
 def _remarks(source: Source) -> list[Remark]:
     found = []
     if not source.result:
-        found.append(Remark("warning", f"The run is not finished: {_steps(source)} steps are on record. --resume goes on."))
+        found.append(Remark("warning", f"The run is not finished: {source.steps_done} steps are on record. --resume goes on."))
     elif accuracy.top1(source, "student") is None:
         found.append(
             Remark(
@@ -137,7 +125,7 @@ def _remarks(source: Source) -> list[Remark]:
                 "No real image was looked at: how good the student is, is unknown. `clusterq-finetune evaluate --val` tells.",
             )
         )
-    missing = sum(y is None for points in series(source.metrics, "loss/").values() for _, y in points)
+    missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
     if missing:
         found.append(Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr."))
     found += [*_about_accuracy(source), *_about_synthetic(source), *_about_layers(source)]
@@ -190,7 +178,7 @@ def _about_synthetic(source: Source) -> list[Remark]:
         found.append(
             Remark(level, said + (": the synthetic ones are easier, their figures flatter." if gap > LARGE_GAP else "."))
         )
-    points = series(source.metrics, "heldout/", at="epoch").get("agreement", [])
+    points = series(source.epochs, "heldout/").get("agreement", [])
     values = usable(y for _, y in points)
     if values and 100 * (max(values) - values[-1]) > FELL_BACK:
         best = max((y, x) for x, y in points if y is not None)[1]

@@ -9,7 +9,9 @@ from PIL import Image
 
 from clusterq_common.report.page import paragraph
 from clusterq_common.report.pick import first_of_classes, first_shards, spread_classes
+from clusterq_common.report.source import Source
 from clusterq_common.report.text import escaped, tag
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.shards.read import ShardSet
 
 CLASSES, COLUMNS = 16, 8
@@ -18,6 +20,16 @@ BYTES = 1_000_000
 GAP = 1
 # Small images are shown larger, by whole factors, so that pixels stay pixels.
 SMALLEST_SHOWN = 72
+
+
+def stored_images(source: Source, missing: str) -> str:
+    """The images of the shards that belong to a run; `missing`, or why they cannot be read, where there are none to show."""
+    if source.manifest is None:
+        return paragraph(missing)
+    try:
+        return gallery(ShardSet(source.shards, source.manifest))
+    except ClusterqError as error:  # a set that came without its tars, say: the rest of the page is worth having
+        return paragraph(f"The images cannot be shown. {error}")
 
 
 def gallery(shards: ShardSet) -> str:

@@ -4,15 +4,15 @@ import math
 
 from clusterq_common.report import inside, provenance
 from clusterq_common.report.bars import Bars, bar_chart
-from clusterq_common.report.gallery import gallery
+from clusterq_common.report.gallery import stored_images
 from clusterq_common.report.page import Level, Remark, Report, Section, figure, paragraph
 from clusterq_common.report.scale import usable
-from clusterq_common.report.series import Points, curves, series, shares
-from clusterq_common.report.source import Source, real, section
+from clusterq_common.report.series import curves, series, shares
+from clusterq_common.report.source import Points, Source, real, section
 from clusterq_common.report.text import percent
-from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import shown_arch
 
+NO_SHARDS = "There are no shards yet; samples/ in the run's folder has grids of images along the way."
 MOST_CLASSES = 40
 # Steps at the end over which a figure is averaged.
 LAST_STEPS = 50
@@ -30,7 +30,7 @@ def generator_report(source: Source) -> Report:
     config, manifest = source.config, source.manifest
     method = str(section(config.get("method")).get("method", "generator"))
     arch = shown_arch(str(section(config.get("teacher")).get("arch", "a teacher")))
-    bank = any(key.startswith("first/") for record in source.metrics[:1] for key in record)
+    bank = any(name.startswith("first/") for name in source.steps)
     tiles = {"Teacher": arch, "Method": method, "Seed": provenance.seed(source), **_progress(source, bank=bank)}
     if manifest is None:
         lead = f"{method} for {arch}: not finished, there are no shards yet."
@@ -45,9 +45,9 @@ def generator_report(source: Source) -> Report:
             tiles["Teacher sees the class asked for"] = percent(100 * manifest.generation.teacher_agreement, 1)
     if not bank:
         tiles["In-loop student"] = str(section(config.get("quant")).get("bits", "–"))
-        tiles["It agrees with the teacher"] = percent(_late(series(source.metrics, "student/").get("agreement", [])), 1)
+        tiles["It agrees with the teacher"] = percent(_late(series(source.steps, "student/").get("agreement", [])), 1)
     sections = [
-        Section("images", "Images", _images(source)),
+        Section("images", "Images", stored_images(source, NO_SHARDS)),
         Section("learning", "Learning", _bank_losses(source) if bank else _learning(source)),
         Section("features", "Inside the teacher", inside.features(source) if manifest else ""),
         Section("emission", "Emission", _emission(source)),
@@ -60,11 +60,10 @@ def generator_report(source: Source) -> Report:
 
 
 def _progress(source: Source, *, bank: bool) -> dict[str, str]:
-    steps = {real(record.get("step")) for record in source.metrics}
+    steps, total = source.steps_done, _total_steps(source)
     if bank:
-        return {"Batches": f"{len(steps):,}"}
-    total = _total_steps(source)
-    return {"Steps": f"{len(steps):,}" + (f" of {total:,}" if total and len(steps) < total else "")}
+        return {"Batches": f"{steps:,}"}
+    return {"Steps": f"{steps:,}" + (f" of {total:,}" if total and steps < total else "")}
 
 
 def _total_steps(source: Source) -> int | None:
@@ -79,22 +78,15 @@ def _late(points: Points) -> float | None:
     return 100 * math.fsum(found) / len(found) if found else None
 
 
-def _images(source: Source) -> str:
-    if source.manifest is None:
-        return paragraph("There are no shards yet; samples/ in the run's folder has grids of images along the way.")
-    return gallery(ShardSet(source.shards, source.manifest))
-
-
 def _learning(source: Source) -> str:
-    records = source.metrics
-    if not records:
+    if not source.metrics:
         return paragraph("Not one step is on record yet.")
     train = section(source.config.get("train"))
     warm, steps = real(train.get("warmup_epochs")), real(train.get("steps_per_epoch"))
     notes = [(warm * steps, "warm-up ends")] if warm and steps else []
-    losses, student = series(records, "loss/"), series(records, "student/")
+    losses, student = series(source.steps, "loss/"), series(source.steps, "student/")
     agreement = {"student agrees with teacher": student.pop("agreement")} if "agreement" in student else {}
-    accuracy = {"teacher sees the class asked for": series(records, "teacher/accuracy").get("", [])}
+    accuracy = {"teacher sees the class asked for": series(source.steps, "teacher/accuracy").get("", [])}
     found = curves(
         losses,
         title="Losses of the generator",
@@ -118,7 +110,7 @@ def _learning(source: Source) -> str:
         caption="What the in-loop student minimises.",
     )
     found += curves(
-        series(records, "gradient/"),
+        series(source.steps, "gradient/"),
         title="Gradient norms",
         x_label="step",
         y_label="gradient norm",
@@ -126,14 +118,14 @@ def _learning(source: Source) -> str:
         notes=notes,
     )
     found += curves(
-        series(records, "centroids/"),
+        series(source.steps, "centroids/"),
         title="Drift of class centroids",
         x_label="step",
         y_label="drift",
         caption="How far a step's class statistics lie from the class centroids, root mean square over channels, mean over layers and classes: it should fall, and stay above zero while images vary.",
     )
     return found + curves(
-        {"learning rate": series(records, "lr").get("", [])},
+        {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
         x_label="step",
         y_label="learning rate",
@@ -143,8 +135,8 @@ def _learning(source: Source) -> str:
 
 def _bank_losses(source: Source) -> str:
     found = ""
-    for name, last in series(source.metrics, "loss/").items():
-        first = series(source.metrics, "first/").get(name, [])
+    for name, last in series(source.steps, "loss/").items():
+        first = series(source.steps, "first/").get(name, [])
         both = {f"{name}, first step": first, f"{name}, last step": last}
         found += curves(
             both,
@@ -192,7 +184,7 @@ def _emission(source: Source) -> str:
 def _remarks(source: Source, *, bank: bool) -> list[Remark]:
     found = []
     manifest, total = source.manifest, _total_steps(source)
-    steps = len({real(record.get("step")) for record in source.metrics})
+    steps = source.steps_done
     if manifest is None:
         where = f"{steps:,} of {total:,} steps" if total and not bank else f"{steps:,} records"
         found.append(
@@ -201,10 +193,10 @@ def _remarks(source: Source, *, bank: bool) -> list[Remark]:
                 f"The run is not finished: {where} are on record, and there is no complete set of shards. --resume goes on.",
             )
         )
-    missing = sum(y is None for points in series(source.metrics, "loss/").values() for _, y in points)
+    missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
     if missing:
         found.append(Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr."))
-    seen = _late(series(source.metrics, "teacher/accuracy").get("", []))
+    seen = _late(series(source.steps, "teacher/accuracy").get("", []))
     if seen is not None and not bank:
         level: Level = "warning" if seen < 100 * FEW_AGREE else "good"
         found.append(

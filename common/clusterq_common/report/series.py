@@ -1,31 +1,20 @@
 """Records of a run as lines of a chart: which belong together, and many points as few."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from clusterq_common.report.lines import Line, line_chart
 from clusterq_common.report.page import figure
 from clusterq_common.report.scale import linear, usable
-from clusterq_common.report.source import real
+from clusterq_common.report.source import Points
 
 MOST_POINTS = 200
 # A ratio of the largest to the smallest value from which on a linear axis hides the small ones.
 WIDE = 20.0
 
-Points = list[tuple[float, float | None]]
 
-
-def series(records: Iterable[Mapping[str, Any]], prefix: str, *, at: str = "step") -> dict[str, Points]:
-    """By what follows `prefix` in a key: (x, value) of each record that has it; None where it was not finite."""
-    found: dict[str, Points] = {}
-    for record in records:
-        x = real(record.get(at))
-        if x is None:
-            continue
-        for key, value in record.items():
-            if key.startswith(prefix) and (value is None or real(value) is not None):
-                found.setdefault(key.removeprefix(prefix), []).append((x, real(value)))
-    return found
+def series(columns: Mapping[str, Points], prefix: str) -> dict[str, Points]:
+    """Those whose name starts with `prefix`, by what follows it."""
+    return {name.removeprefix(prefix): points for name, points in columns.items() if name.startswith(prefix)}
 
 
 def thinned(name: str, points: Points, most: int = MOST_POINTS) -> Line:

@@ -20,6 +20,8 @@ from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 LARGEST_FILE = 1 << 28
 Kind = Literal["generator", "fine-tuning", "comparison"]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+# (x, y), y None where it was not finite.
+Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,21 @@ class Source:
         digest = section(self.result.get("shards")).get("digest")
         return manifest if digest in {None, manifest.digest} else None
 
+    @cached_property
+    def steps(self) -> dict[str, Points]:
+        """What metrics.jsonl records of each step, by name."""
+        return columns([record for record in self.metrics if "epoch" not in record], "step")
+
+    @cached_property
+    def epochs(self) -> dict[str, Points]:
+        """And of each epoch."""
+        return columns([record for record in self.metrics if "epoch" in record], "epoch")
+
+    @cached_property
+    def steps_done(self) -> int:
+        """How many steps are on record."""
+        return len({record["step"] for record in self.metrics})
+
     @property
     def shards(self) -> Path:
         """The folder of shards that the run made, or learned from."""
@@ -197,6 +214,20 @@ def real(value: Any) -> float | None:
 def reals(value: Any) -> list[float | None]:
     """A list of numbers, None where one is missing; empty where it is no list."""
     return [real(one) for one in value] if isinstance(value, list) else []
+
+
+def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
+    """Records by key: (record[at], value) of each that has both; None where a value was not finite."""
+    found: dict[str, Points] = {}
+    for record in records:
+        x = real(record.get(at))
+        if x is None:
+            continue
+        for key, value in record.items():
+            y = real(value)
+            if y is not None or value is None:
+                found.setdefault(key, []).append((x, y))
+    return found
 
 
 def pair(value: Any) -> tuple[float, float] | None:
