@@ -274,12 +274,24 @@ def test_a_hostile_folder_harms_nobody(tuned: Path, finetune: Cli, tmp_path: Pat
     assert finetune("report", run).code == 0
     page = Page(run / "report.html")
     assert "alert(1)" in page.text, "it is shown as the text that it is"
+    assert "As it was started" not in page.text, "nobody is offered an unknown program to copy"
+    (run / "environment.json").write_text(
+        json.dumps({"command": ["/somewhere/bin/clusterq-finetune", "--resume", "--out", "a; b"]})
+    )
+    assert finetune("report", run).code == 0
+    assert "As it was started: clusterq-finetune --out 'a; b'" in Page(run / "report.html").text
     # Sections that are something else than what they should be.
     for part in ("student", "teacher", "reconstruction", "shards", "settings"):
         (run / "result.json").write_text(json.dumps({**result, part: [5, None, "x"]}))
         assert finetune("report", run).code == 0, part
         Page(run / "report.html")
+    # A few lines of YAML that unfold to more than any memory holds, and JSON nested as deep as it can be read.
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}]\n" for n in range(1, 30))
+    deep = json.dumps({**result, "preprocessing": 0}).replace('"preprocessing": 0', '"preprocessing": ' + "[" * 400 + "]" * 400)
+    (run / "result.json").write_text(deep)
+    (run / "environment.json").write_text(json.dumps({"command": [[1]], "commit": [1], "device": {"a": {}}}))
     for text in (
+        bomb + "recipe: {recipe: *a29}\nteacher: {arch: *a29}\nquant: {bits: *a29}\n",
         "teacher: 5\nquant: [1]\nrecipe: x\nruntime: {seed: []}\n",
         "generator: 5\nteacher: {arch: [1]}\nmethod: 7\ntrain: []\n",
     ):

@@ -8,7 +8,7 @@ from clusterq_common.report import provenance
 from clusterq_common.report.bars import Bars, bar_chart
 from clusterq_common.report.page import Remark, Report, Section, figure, table
 from clusterq_common.report.scale import usable
-from clusterq_common.report.source import Source, real
+from clusterq_common.report.source import Source, real, word
 from clusterq_common.report.text import number
 
 FIGURE = r"-?\d{1,9}(?:\.\d{1,9})?"
@@ -44,7 +44,7 @@ def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -
     """
     names = list(dict.fromkeys(str(name) for row in found for name in row))
     labels = [_label(row, found) for row in found]
-    listed = [["" if row.get(name) is None else str(row[name]) for name in names] for row in found]
+    listed = [[word(row.get(name), "") for name in names] for row in found]
     words = max((place + 1 for place, name in enumerate(names) if name in WORDS[:-1]), default=1)
     sections = [
         Section("accuracy", "Accuracy", _accuracy(found, labels)),
@@ -108,8 +108,8 @@ def written(value: Any) -> Figure | None:
 
 def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
     """What tells this row from the others."""
-    telling = [name for name in WORDS if len({str(one.get(name)) for one in found}) > 1 and name in row]
-    return ", ".join(str(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
+    telling = [name for name in WORDS if len({word(one.get(name)) for one in found}) > 1 and name in row]
+    return ", ".join(word(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
 
 
 def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:

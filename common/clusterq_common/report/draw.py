@@ -6,6 +6,7 @@ from clusterq_common.report.comparison import comparison_report
 from clusterq_common.report.finetuned_run import finetuning_report
 from clusterq_common.report.generator_run import generator_report
 from clusterq_common.report.source import Source
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.run_folder import REPORT
 
@@ -24,5 +25,9 @@ def draw_report(folder: Path, out: Path | None = None) -> Path:
     """
     source = Source.open(folder)
     path = out or folder / REPORT
-    atomic_write(path, PAGES[source.kind](source).html())
+    try:
+        page = PAGES[source.kind](source).html()
+    except RecursionError as error:
+        raise ClusterqError(f"{folder} holds values nested deeper than any run writes them; do not use it.") from error
+    atomic_write(path, page)
     return path

@@ -5,7 +5,7 @@ from clusterq_common.report.gallery import stored_images
 from clusterq_common.report.page import Level, Remark, Report, Section, paragraph
 from clusterq_common.report.scale import usable
 from clusterq_common.report.series import curves, series, shares
-from clusterq_common.report.source import Source, pair, real, reals, rows, section
+from clusterq_common.report.source import Source, pair, real, reals, rows, section, word
 from clusterq_common.report.text import number, percent
 from clusterq_common.teacher.spec import shown_arch
 
@@ -22,10 +22,10 @@ def finetuning_report(source: Source) -> Report:
         ClusterqError: a file in it is not what a run writes.
     """
     config, result = source.config, source.result
-    arch = shown_arch(str(section(config.get("teacher")).get("arch", "a teacher")))
-    bits = str(section(config.get("quant")).get("bits", ""))
+    arch = shown_arch(word(section(config.get("teacher")).get("arch"), "a teacher"))
+    bits = word(section(config.get("quant")).get("bits"))
     recipe = section(config.get("recipe"))
-    tiles = {"Teacher": arch, "Bits": bits, "Recipe": f"{recipe.get('recipe', '–')}, {recipe.get('epochs', '–')} epochs"}
+    tiles = {"Teacher": arch, "Bits": bits, "Recipe": f"{word(recipe.get('recipe'))}, {word(recipe.get('epochs'))} epochs"}
     before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
     if after is not None:
         for name, model in (
@@ -60,7 +60,9 @@ def _lead(source: Source, arch: str, bits: str) -> str:
     shards = section(source.result.get("shards"))
     if not source.result:
         return f"{arch} at {bits}: not finished, {source.steps_done} steps are on record."
-    learned = f"from {number(real(shards.get('training_images')))} synthetic images ({shards.get('method', 'unknown method')})"
+    learned = (
+        f"from {number(real(shards.get('training_images')))} synthetic images ({word(shards.get('method'), 'unknown method')})"
+    )
     if after is None or before is None:
         return f"{arch} was brought to {bits} {learned}; no real image was looked at, so its accuracy is unknown."
     count = number(real(section(source.result.get("student")).get("images")))
@@ -193,12 +195,12 @@ def _about_synthetic(source: Source) -> list[Remark]:
 
 def _about_layers(source: Source) -> list[Remark]:
     analysis, found = inside.analysis_of(source), []
-    beyond = [(real(row.get("clipped")) or 0.0, str(row.get("site"))) for row in rows(analysis.get("activations"))]
+    beyond = [(real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in rows(analysis.get("activations"))]
     if beyond and max(beyond)[0] > MUCH_BEYOND:
         share, site = max(beyond)
         found.append(Remark("warning", f"{100 * share:.1f} % of what flows into {site} lies beyond its grid."))
     noise = [
-        (value, str(row.get("layer"))) for row in rows(analysis.get("outputs")) if (value := real(row.get("sqnr"))) is not None
+        (value, word(row.get("layer"))) for row in rows(analysis.get("outputs")) if (value := real(row.get("sqnr"))) is not None
     ]
     if noise and min(noise)[0] < 0:
         found.append(Remark("warning", f"In {min(noise)[1]} there is more noise than signal ({min(noise)[0]:.1f} dB)."))

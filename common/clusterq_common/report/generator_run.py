@@ -8,7 +8,7 @@ from clusterq_common.report.gallery import stored_images
 from clusterq_common.report.page import Level, Remark, Report, Section, figure, paragraph
 from clusterq_common.report.scale import usable
 from clusterq_common.report.series import curves, series, shares
-from clusterq_common.report.source import Points, Source, real, section
+from clusterq_common.report.source import Points, Source, real, section, word
 from clusterq_common.report.text import percent
 from clusterq_common.teacher.spec import shown_arch
 
@@ -28,8 +28,8 @@ def generator_report(source: Source) -> Report:
         ClusterqError: a file in it is not what a run writes.
     """
     config, manifest = source.config, source.manifest
-    method = str(section(config.get("method")).get("method", "generator"))
-    arch = shown_arch(str(section(config.get("teacher")).get("arch", "a teacher")))
+    method = word(section(config.get("method")).get("method"), "generator")
+    arch = shown_arch(word(section(config.get("teacher")).get("arch"), "a teacher"))
     bank = any(name.startswith("first/") for name in source.steps)
     tiles = {"Teacher": arch, "Method": method, "Seed": provenance.seed(source), **_progress(source, bank=bank)}
     if manifest is None:
@@ -44,7 +44,7 @@ def generator_report(source: Source) -> Report:
         if manifest.generation is not None:
             tiles["Teacher sees the class asked for"] = percent(100 * manifest.generation.teacher_agreement, 1)
     if not bank:
-        tiles["In-loop student"] = str(section(config.get("quant")).get("bits", "–"))
+        tiles["In-loop student"] = word(section(config.get("quant")).get("bits"))
         tiles["It agrees with the teacher"] = percent(_late(series(source.steps, "student/").get("agreement", [])), 1)
     sections = [
         Section("images", "Images", stored_images(source, NO_SHARDS)),

@@ -4,7 +4,7 @@ from clusterq_common.report.bars import Bars, bar_chart
 from clusterq_common.report.histogram import grid_histogram
 from clusterq_common.report.lines import Line, line_chart
 from clusterq_common.report.page import figure, folded, paragraph, table
-from clusterq_common.report.source import Source, real, reals, rows, section
+from clusterq_common.report.source import Source, real, reals, rows, section, word
 from clusterq_common.report.text import number, percent, tag
 
 MOST_HISTOGRAMS = 48
@@ -16,7 +16,7 @@ def analysis_of(source: Source) -> dict[str, object]:
     found, result = source.analysis, source.result
     student = section(result.get("student")).get("sha256")
     shards = source.manifest.digest if source.manifest else section(result.get("shards")).get("digest")
-    same = student in {None, found.get("student")} and shards in {None, found.get("shards")}
+    same = student in (None, found.get("student")) and shards in (None, found.get("shards"))
     return found if same else {}
 
 
@@ -56,10 +56,10 @@ def features(source: Source) -> str:
             "outgrow within; within near zero means that a class has collapsed into one picture.",
         )
     heads = ["layer", "mean off", "std off", "between", "within", "between's share"]
-    by_name = {str(row.get("layer")): row for row in scatter}
+    by_name = {word(row.get("layer")): row for row in scatter}
     listed = []
     for layer in layers:
-        row = by_name.get(str(layer.get("layer")), {})
+        row = by_name.get(word(layer.get("layer")), {})
         between, within = real(row.get("between")), real(row.get("within"))
         share = None if between is None or within is None or between + within <= 0 else 100 * between / (between + within)
         figures = [
@@ -69,7 +69,7 @@ def features(source: Source) -> str:
             number(within),
             percent(share, 1),
         ]
-        listed.append([str(layer.get("layer")), *figures])
+        listed.append([word(layer.get("layer")), *figures])
     return found + folded("Every layer", table(heads, listed))
 
 
@@ -79,18 +79,19 @@ def quantization(source: Source) -> str:
     outputs, sites, weights = (rows(analysis.get(name)) for name in ("outputs", "activations", "weights"))
     if not outputs:
         return ""
-    place = {str(row.get("layer")): n for n, row in enumerate(outputs)}
+    place = {word(row.get("layer")): n for n, row in enumerate(outputs)}
     lines = [Line("output, against the teacher's", [(n, real(row.get("sqnr"))) for n, row in enumerate(outputs)])]
     for name, key in (("weights, against the teacher's", "sqnr_teacher"), ("weights, rounding alone", "sqnr")):
         lines.append(
             Line(
-                name, [(place[str(row.get("layer"))], real(row.get(key))) for row in weights if str(row.get("layer")) in place]
+                name,
+                [(place[word(row.get("layer"))], real(row.get(key))) for row in weights if word(row.get("layer")) in place],
             )
         )
     lines.append(
         Line(
             "input, rounding and clipping",
-            [(place[str(row.get("site"))], real(row.get("sqnr"))) for row in sites if str(row.get("site")) in place],
+            [(place[word(row.get("site"))], real(row.get("sqnr"))) for row in sites if word(row.get("site")) in place],
         )
     )
     title = "Signal to quantization noise by layer"
@@ -106,22 +107,22 @@ def quantization(source: Source) -> str:
 
 
 def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], weights: list[dict[str, object]]) -> str:
-    by_layer = {str(row.get("layer")): row for row in weights}
+    by_layer = {word(row.get("layer")): row for row in weights}
     heads = ["layer", "bits", "output dB", "weights to teacher dB", "rounding dB", "weights beyond grid"]
     listed = []
     for row in outputs:
-        weight = by_layer.get(str(row.get("layer")), {})
+        weight = by_layer.get(word(row.get("layer")), {})
         beyond = real(weight.get("clipped"))
         figures = [
             number(real(one)) for one in (weight.get("bits"), row.get("sqnr"), weight.get("sqnr_teacher"), weight.get("sqnr"))
         ]
-        listed.append([str(row.get("layer")), *figures, percent(None if beyond is None else 100 * beyond)])
+        listed.append([word(row.get("layer")), *figures, percent(None if beyond is None else 100 * beyond)])
     ranges = []
     for row in sites:
         beyond = real(row.get("clipped"))
         figures = [number(real(row.get(key))) for key in ("bits", "low", "high", "seen_low", "seen_high")]
         ranges.append(
-            [str(row.get("site")), *figures, percent(None if beyond is None else 100 * beyond), number(real(row.get("sqnr")))]
+            [word(row.get("site")), *figures, percent(None if beyond is None else 100 * beyond), number(real(row.get("sqnr")))]
         )
     heads_of_ranges = ["activation", "bits", "grid from", "to", "seen from", "to", "beyond grid", "dB"]
     return folded("Every layer", table(heads, listed)) + (
@@ -141,7 +142,7 @@ def _histograms(weights: list[dict[str, object]]) -> str:
         student, teacher = ([value or 0.0 for value in reals(row.get(key))] for key in ("student", "teacher"))
         if not -300 < low < high < 300:
             continue
-        drawings.append(grid_histogram(str(row.get("layer")), low, high, zero, student, teacher))
+        drawings.append(grid_histogram(word(row.get("layer")), low, high, zero, student, teacher))
     if not drawings:
         return ""
     said = "Weights against their grid: the student's filled, the teacher's as a line, in steps of each channel's grid; thin lines are grid points."
@@ -152,7 +153,7 @@ def _histograms(weights: list[dict[str, object]]) -> str:
 def reconstruction(source: Source) -> str:
     """Error of each block before and after its rounding was learned."""
     blocks = rows(source.result.get("reconstruction"))
-    groups = [Bars(str(row.get("block")), [real(row.get("before")), real(row.get("after"))]) for row in blocks]
+    groups = [Bars(word(row.get("block")), [real(row.get("before")), real(row.get("after"))]) for row in blocks]
     if not groups:
         return ""
     title = "Error of each block before and after its rounding was learned"

@@ -1,18 +1,29 @@
 """Parts of a page about where things come from: settings, versions, digests, and the command that makes them again."""
 
 import shlex
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from clusterq_common.report.page import code, folded, paragraph, table
-from clusterq_common.report.source import Source, real, section
+from clusterq_common.report.source import Source, real, section, word
 from clusterq_common.report.text import number
 from clusterq_common.runtime.run_folder import CONFIG, RESULT
 
-PROGRAMS = {"clusterq_gen": "clusterq-gen", "clusterq_finetune": "clusterq-finetune"}
+# What a command line may start with, by the name of the program's file or of its package. A received folder could name any other
+# program for its reader to copy and run.
+PROGRAMS = {
+    "clusterq-gen": "clusterq-gen",
+    "clusterq_gen": "clusterq-gen",
+    "clusterq-finetune": "clusterq-finetune",
+    "clusterq_finetune": "clusterq-finetune",
+    "compare_methods.py": "python tools/compare_methods.py",
+    "analyses.py": "python tools/analyses.py",
+}
 # Flags that say what to do with a folder that exists: no part of what was done.
 ABOUT_FOLDER = {"--resume", "--overwrite"}
 LONGEST_LIST = 24
+DEEPEST = 3
 
 
 def again(source: Source) -> str:
@@ -38,29 +49,28 @@ def again(source: Source) -> str:
 
 def _command(source: Source) -> list[str]:
     found = source.environment.get("command")
-    return [str(word) for word in found] if isinstance(found, list) else []
+    return [word(one) for one in found] if isinstance(found, list) else []
 
 
 def _started(source: Source) -> str:
-    """The command line as a person types it: the program's name instead of where it was installed."""
+    """The command line as a person types it: the program's name instead of where it was installed; empty for an unknown program."""
     words = _command(source)
     if not words:
         return ""
     program = Path(words[0])
-    if program.stem == "__main__":
-        name = PROGRAMS.get(program.parent.name, f"python -m {program.parent.name}")
-    else:
-        name = program.name if program.suffix != ".py" else f"python {shlex.quote(words[0])}"
-    return " ".join([name, *(shlex.quote(word) for word in words[1:] if word not in ABOUT_FOLDER)])
+    name = PROGRAMS.get(program.parent.name if program.stem == "__main__" else program.name)
+    if name is None:
+        return ""
+    return " ".join([name, *(shlex.quote(one) for one in words[1:] if one not in ABOUT_FOLDER)])
 
 
 def _value_of(flag: str, source: Source) -> str | None:
     words = _command(source)
-    for place, word in enumerate(words):
-        if word == flag and place + 1 < len(words):
+    for place, one in enumerate(words):
+        if one == flag and place + 1 < len(words):
             return words[place + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
+        if one.startswith(f"{flag}="):
+            return one.partition("=")[2]
     return None
 
 
@@ -94,12 +104,12 @@ def origins(source: Source) -> str:
         ("processes", result.get("processes")),
         ("seconds", real(result.get("seconds"))),
         ("platform", environment.get("platform")),
-        ("images evaluated on", _listed(section(result.get("evaluated_on")))),
+        ("images evaluated on", _shown(section(result.get("evaluated_on"))) or None),
         ("preprocessing", result.get("preprocessing")),
-        ("teacher's logits", _listed(section(result.get("teacher_logits")))),
+        ("teacher's logits", _shown(section(result.get("teacher_logits"))) or None),
     ]
     versions = section(environment.get("versions")) or section(result.get("versions"))
-    listed = [[name, _shown(value)] for name, value in facts if value not in {None, ""}]
+    listed = [[name, _shown(value)] for name, value in facts if value is not None and value != ""]
     listed += [[str(name), _shown(value)] for name, value in versions.items()]
     return table(["what", "value"], listed, words=2) if listed else ""
 
@@ -109,14 +119,13 @@ def seed(source: Source) -> str:
     return number(real(section(source.config.get("runtime")).get("seed")))
 
 
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        more = f", ... ({len(value)} in all)" if len(value) > LONGEST_LIST else ""
-        return ", ".join(_shown(one) for one in value[:LONGEST_LIST]) + more
-    if value is None:
-        return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _shown(value: Any, depth: int = 0) -> str:
+    if not isinstance(value, list | dict):
+        return f"{value:g}" if isinstance(value, float) else word(value)
+    if depth == DEEPEST:
+        return "..."
+    if isinstance(value, dict):
+        parts = [f"{name} {_shown(one, depth + 1)}" for name, one in islice(value.items(), LONGEST_LIST)]
+    else:
+        parts = [_shown(one, depth + 1) for one in value[:LONGEST_LIST]]
+    return ", ".join(parts) + (f", ... ({len(value)} in all)" if len(value) > LONGEST_LIST else "")

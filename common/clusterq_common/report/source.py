@@ -18,6 +18,7 @@ from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 
 # Far above what any run writes: a file beyond it was made to fill the memory.
 LARGEST_FILE = 1 << 28
+LARGEST_CONFIG = 1 << 20
 Kind = Literal["generator", "fine-tuning", "comparison"]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 # (x, y), y None where it was not finite.
@@ -48,7 +49,7 @@ class Source:
         if not folder.is_dir():
             raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
         if (folder / CONFIG).is_file():
-            _refuse_large(folder / CONFIG)
+            _refuse_large(folder / CONFIG, LARGEST_CONFIG)
             config = read_yaml(folder / CONFIG)
             if "generator" in config:
                 return cls(folder, "generator", config)
@@ -114,7 +115,7 @@ class Source:
             return None
         manifest = read_manifest(self.shards)
         digest = section(self.result.get("shards")).get("digest")
-        return manifest if digest in {None, manifest.digest} else None
+        return manifest if digest is None or digest == manifest.digest else None
 
     @cached_property
     def steps(self) -> dict[str, Points]:
@@ -230,13 +231,18 @@ def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
     return found
 
 
+def word(value: Any, otherwise: str = "–") -> str:
+    """A name, a number or a flag as text. Of anything else not: YAML can fold gigabytes of nested lists into a few lines."""
+    return str(value) if isinstance(value, str | int | float | bool) else otherwise
+
+
 def pair(value: Any) -> tuple[float, float] | None:
     """Two numbers, as an interval has them."""
     found = reals(value)
     return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
 
 
-def _refuse_large(path: Path) -> None:
+def _refuse_large(path: Path, most: int = LARGEST_FILE) -> None:
     size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ClusterqError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}; it is not what a run writes.")
+    if size > most:
+        raise ClusterqError(f"{path} has {size} bytes, expected at most {most}; it is not what a run writes.")
