@@ -159,12 +159,15 @@ def test_it_is_drawn_again_and_measured_again(tuned: Path, finetune: Cli, tmp_pa
     assert "Signal to quantization noise" not in Page(tmp_path / "page.html").text
     assert finetune("report", run, "--analyse").code == 0
     assert (run / "analysis.json").read_bytes() == before["analysis.json"]
-    # Figures of another student are not shown as this one's.
+    # Figures of another student are not shown as this one's; and that training did harm is said.
     result = json.loads((run / "result.json").read_text())
+    result["student"]["epoch"] = -1
     result["student"]["sha256"] = "0" * 64
     (run / "result.json").write_text(json.dumps(result))
     assert finetune("report", run).code == 0
-    assert "Signal to quantization noise" not in Page(run / "report.html").text
+    page = Page(run / "report.html")
+    assert "Signal to quantization noise" not in page.text
+    assert "training made the student worse" in page.text
 
 
 def test_unfinished_runs(digits_run: Path, tuned: Path, gen: Cli, finetune: Cli, tmp_path: Path) -> None:

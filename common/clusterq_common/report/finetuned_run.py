@@ -73,7 +73,7 @@ def _synthetic(source: Source) -> dict[str, str]:
     found = {"Training images": number(real(section(source.result.get("shards")).get("training_images")))}
     agreement = real(section(source.result.get("student")).get("heldout/agreement"))
     if agreement is not None:
-        found["Agrees on held-out images"] = percent(100 * agreement)
+        found["Agrees on held-out images, last epoch"] = percent(100 * agreement)
     return found
 
 
@@ -133,8 +133,12 @@ def _remarks(source: Source) -> list[Remark]:
     found += [*_about_accuracy(source), *_about_synthetic(source), *_about_layers(source)]
     if accuracy.top1(source, "student") is not None:
         found.append(Remark("plain", "One run of one seed: intervals are over images, another seed would give another figure."))
-    if section(source.config.get("recipe")).get("select") == "heldout":
-        found.append(Remark("plain", "The epoch was chosen on held-out synthetic images, not on real ones."))
+    epoch = real(section(source.result.get("student")).get("epoch"))
+    if epoch is not None and epoch < 0 and source.steps_done:
+        said = "On held-out images training made the student worse: the one that it began with was kept. A smaller --lr may do better."
+        found.append(Remark("warning", said))
+    elif epoch is not None and section(source.config.get("recipe")).get("select") == "heldout":
+        found.append(Remark("plain", f"Epoch {epoch:.0f} was chosen on held-out synthetic images; no real image had a say."))
     return found
 
 
