@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clusterq_common.report.bars import Bars, bar_chart
@@ -55,6 +55,9 @@ def test_ticks_are_round_inside_and_evenly_apart(a: float, b: float) -> None:
 
 
 @given(st.lists(values | st.sampled_from([NAN, INF, -INF]) | st.none(), max_size=8))
+@example([5e-324])
+@example([1e20, 1e20 + 16384])
+@example([-9e299, 1e299])
 def test_a_linear_scale_covers_what_it_is_given(found: list[float | None]) -> None:
     scale = linear(found, 100, 0)
     assert scale.low < scale.high
@@ -63,6 +66,14 @@ def test_a_linear_scale_covers_what_it_is_given(found: list[float | None]) -> No
             assert -1e-6 <= scale(value) <= 100 + 1e-6
     zero = linear(found, 0, 1, zero=True)
     assert zero.low <= 0 <= zero.high
+
+
+@given(st.lists(st.floats(1e-99, 1e99), min_size=1, max_size=5))
+@example([1.0, 1.0 + 1e-15])
+def test_a_logarithmic_scale_covers_what_it_is_given(found: list[float]) -> None:
+    scale = logarithmic(found, 100, 0)
+    assert scale.ticks
+    assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in found)
 
 
 def test_labels_have_the_decimals_that_tell_ticks_apart() -> None:
@@ -119,7 +130,7 @@ def test_nothing_to_draw_is_said(points: list[tuple[float, float | None]]) -> No
     assert not shares({"a": points}, title="t", x_label="x", caption="c")
 
 
-@pytest.mark.parametrize("value", [0.0, 7.0, -3.0, 1e-12, 1e200])
+@pytest.mark.parametrize("value", [0.0, 7.0, -3.0, 1e-12, 1e200, 5e-324])
 def test_one_point_and_equal_points_are_drawn(value: float) -> None:
     for points in ([(3.0, value)], [(0.0, value), (1.0, value)]):
         chart = svg(chart_of(Line("a", points)))

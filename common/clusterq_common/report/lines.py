@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from clusterq_common.report.frame import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, axes, chart, note
-from clusterq_common.report.scale import Scale, linear, logarithmic, usable
+from clusterq_common.report.scale import CLOSEST, Scale, linear, logarithmic, usable
 from clusterq_common.report.text import escaped, number, tag
 
 # Points that get a mark of their own, with the value as a tooltip.
@@ -70,9 +70,10 @@ def line_chart(
 def _tight(xs: Sequence[float]) -> Scale:
     """Along x the data fill the frame: only the ticks are round."""
     low, high = min(xs), max(xs)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    ticks = tuple(linear([low, high], 0, 1).ticks)
+    scale = linear([low, high], 0, 1)
+    if high - low <= CLOSEST * max(abs(low), abs(high)):
+        low, high = scale.low, scale.high
+    ticks = scale.ticks
     return Scale(low, high, LEFT, WIDTH - RIGHT, tuple(tick for tick in ticks if low <= tick <= high) or (low, high))
 
 

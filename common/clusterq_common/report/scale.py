@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 # A range beyond this cannot be subtracted in floating point; nobody plots it.
 LARGEST = 1e300
+# On a logarithmic axis ratios must be finite, too.
+LARGEST_RATIO = 1e100
+# Values nearer to each other than this, relative to their size, are drawn as one.
+CLOSEST = 1e-9
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 FEW_DECADES = 2
 MOST_DECADE_TICKS = 8
@@ -75,9 +79,10 @@ def linear(
     else:
         found = usable(values) + ([0.0] if zero else [])
         low, high = (min(found), max(found)) if found else (0.0, 1.0)
-        if low == high:  # one value, or the same one over and over
-            half = abs(low) / 10 or 0.5
-            low, high = (low - half, high + half) if not zero else (low, high + 2 * half)
+        size = max(abs(low), abs(high))
+        if high - low <= max(size * CLOSEST, 1 / LARGEST):  # one value, or as good as the same one over and over
+            half = size / 10 if size > 1 / LARGEST else 0.5
+            low, high = (low - half, high + half) if not zero else (min(low, 0.0), max(high, 0.0) + 2 * half)
     ticks = nice_ticks(low, high)
     if fixed is None:
         step = ticks[1] - ticks[0]
@@ -107,9 +112,9 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def logarithmic(values: Iterable[float | None], start: float, end: float) -> Scale:
     """A scale over the values above zero, a little widened; ticks at powers of ten, at 1, 2 and 5 times them over few decades."""
-    found = [value for value in usable(values) if value > 1 / LARGEST]
+    found = [value for value in usable(values) if 1 / LARGEST_RATIO < value < LARGEST_RATIO]
     low, high = (min(found), max(found)) if found else (0.1, 1.0)
-    if low == high:
+    if high / low <= 1 + CLOSEST:
         low, high = low / 2, high * 2
     margin = (high / low) ** 0.03
     low, high = low / margin, high * margin
