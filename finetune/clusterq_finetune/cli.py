@@ -186,7 +186,7 @@ def reproduce(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of fine-tunings, or their result.json.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv or .json by its ending.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv, .json or .html by its ending.")] = None,
     debug: Debug = False,
 ) -> None:
     """One table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread.
@@ -206,6 +206,28 @@ def compare(
             atomic_write(out, results.FORMATS[out.suffix](rows))
 
     run_guarded(run, debug=debug)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not, or of a comparison.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="RUN/report.html")] = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a run as one page that opens in any browser. Every run draws its own when it ends.
+
+    Example: clusterq-finetune report out/finetune-w4a4
+    """
+
+    def go() -> None:
+        from clusterq_common.report import command
+
+        command.report(run, out, analyse=analyse)
+
+    run_guarded(go, debug=debug)
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
+from clusterq_common.report.command import report_at_end
 from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.runtime.environment import device_name, versions, write_environment
@@ -150,6 +151,7 @@ def _finetune(
         add_evaluation(result, evaluated, images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
     say(f"student: {folder / STUDENT}")
+    report_at_end(folder, f"clusterq-finetune report {folder} --analyse", teacher, device)
     return result
 
 

@@ -1,6 +1,5 @@
 """Top-1 and top-5 on real images."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clusterq_common.images import normalise
+from clusterq_common.intervals import wilson_interval
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.reduce import sum_across
@@ -116,15 +116,6 @@ class _Counts:
             decode_seconds=decode_seconds,
             unreadable=unreadable,
         )
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion, in percent."""
-    z = 1.959964
-    share, spread = hits / count, z * z / count
-    middle = share + spread / 2
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return 100 * max(0.0, (middle - half) / (1 + spread)), 100 * min(1.0, (middle + half) / (1 + spread))
 
 
 def evaluate_models(

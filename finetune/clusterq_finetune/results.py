@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from clusterq_common.report.comparison import rows_report
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import RESULT
 
@@ -121,4 +122,14 @@ def as_json(rows: list[dict[str, Any]]) -> str:
     return json.dumps(rows, indent=2) + "\n"
 
 
-FORMATS: dict[str, Callable[[list[dict[str, Any]]], str]] = {".md": as_markdown, ".csv": as_csv, ".json": as_json}
+def as_html(rows: list[dict[str, Any]]) -> str:
+    """The rows as charts and a table, for a browser."""
+    return rows_report(rows).html()
+
+
+FORMATS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    ".md": as_markdown,
+    ".csv": as_csv,
+    ".json": as_json,
+    ".html": as_html,
+}

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from clusterq_common.quant.convert import convert, quantizers
+from clusterq_common.quant.load import load_quantized
 from clusterq_common.runtime.device import place
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG, STUDENT
@@ -36,16 +34,8 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
     refuse_code_of_folder(config.teacher.arch, folder)
     model, spec = build_architecture(config.teacher)
     example = torch.zeros(1, spec.channels, spec.size, spec.size)
-    student = convert(model.eval(), config.quant, example, lambda _: None)
-    try:
-        state = load_file(path)
-        student.load_state_dict(state)
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        raise ClusterqError(f"--student: {path} does not fit {folder / CONFIG} ({error}); fine-tune again.") from error
-    missing = [name for name, quantizer in quantizers(student).items() if not quantizer.calibrated]
-    if missing:
-        raise ClusterqError(f"--student: {path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.")
-    place(student.eval(), device)
+    student = load_quantized(path, model, config.quant, example)
+    place(student, device)
     return student, spec, config
 
 

@@ -9,9 +9,9 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_common.runtime.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
-from clusterq_common.teacher.factory import is_factory, refuse_code_of_folder
+from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import TeacherConfig, is_factory
 
 SPEC_FIELDS = {"input_size": "size", "in_channels": "channels", "num_classes": "num_classes", "mean": "mean", "std": "std"}
 

@@ -10,7 +10,7 @@ import torch
 from clusterq_common.images import normalise, pixel_bounds, to_array, to_pixels
 from clusterq_common.png import Array
 from clusterq_common.shards.digest import encode_samples
-from clusterq_common.shards.write import Sample
+from clusterq_common.shards.sample import Sample
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.blocks import Block
 from clusterq_gen.source import Source

@@ -85,14 +85,22 @@ class Centroids:
         self.known = torch.zeros(num_classes, dtype=torch.bool, device=self.mean.device)
 
     @torch.no_grad()
-    def update(self, features: ClassFeatures, rate: float) -> None:
-        """Eq. 5: `mu <- (1 - b) mu + b mu_hat`, likewise sigma. Absent classes keep theirs; a new class takes its first."""
+    def update(self, features: ClassFeatures, rate: float) -> Tensor:
+        """Eq. 5: `mu <- (1 - b) mu + b mu_hat`, likewise sigma. Absent classes keep theirs; a new class takes its first.
+
+        Returns how far apart `mu` and `mu_hat` were before: root mean square over channels and layers, mean over the classes that had
+        a centroid and are present, scalar; 0 where there is none.
+        """
         rows = features.classes
         seen = (features.count > 0)[:, None]
+        met = seen[:, 0] & self.known[rows]
+        apart = self.layers.layer_mean((features.mean.detach() - self.mean[rows]).square()).sqrt()
+        drift = (apart * met).sum() / met.sum().clamp_min(1)
         share = torch.where(self.known[rows], rate, 1.0).to(self.mean)[:, None] * seen
         self.mean[rows] = torch.lerp(self.mean[rows], features.mean.detach(), share)
         self.std[rows] = torch.lerp(self.std[rows], features.std.detach(), share)
         self.known[rows] |= seen[:, 0]
+        return drift
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint."""

@@ -78,6 +78,25 @@ def emit(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="RUN/report.html")] = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a run as one page that opens in any browser. Every run draws its own when it ends. Example: clusterq-gen report out/"""
+
+    def go() -> None:
+        from clusterq_common.report import command
+
+        command.report(run, out, analyse=analyse)
+
+    run_guarded(go, debug=debug)
+
+
+@app.command()
 def doctor(debug: Debug = False) -> None:
     """Check the installation: versions, device, threads, weights cache, and one training step on a tiny model."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from clusterq_common.report.command import report_at_end
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.distributed import process_group
@@ -59,6 +60,8 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     say(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
+    if ranks.first:
+        report_at_end(out, f"clusterq-gen report {out} --analyse", teacher, device)
     say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
 
 
@@ -90,6 +93,8 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
         say(f"shards: {folder} ({counts})")
+        if out is None:  # the run's own shards: its page shows them
+            report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
 
 
 def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> Source:

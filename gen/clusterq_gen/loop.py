@@ -111,8 +111,9 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     run.optimizer.step()
 
     # ---- centroids
+    drift: dict[str, Tensor | float] = {}
     if run.centroids is not None and features is not None:
-        run.centroids.update(features, config.method.ema_rate)
+        drift = {"centroids/drift": run.centroids.update(features, config.method.ema_rate)}
 
     # ---- student
     student_metrics: dict[str, Tensor | float] = {}
@@ -132,6 +133,7 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     return {
         **{f"loss/{name}": term.detach() for name, term in terms.items()},
         **{f"gradient/{name}": norm for name, norm in norms.items()},
+        **drift,
         "teacher/accuracy": correct.float().mean(),
         **student_metrics,
         "lr": run.optimizer.param_groups[0]["lr"],

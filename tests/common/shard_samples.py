@@ -10,7 +10,8 @@ import numpy as np
 from clusterq_common import png
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, Split, SplitName, TeacherFacts, set_digest
-from clusterq_common.shards.write import Sample, Written, shard_name, write_manifest, write_shard
+from clusterq_common.shards.sample import Sample
+from clusterq_common.shards.write import Written, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.spec import InputSpec
 
 GREY = InputSpec(size=8, channels=1, num_classes=3, mean=(0.4,), std=(0.3,))

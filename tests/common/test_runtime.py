@@ -21,8 +21,9 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_path, atomic_write
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.runtime.metrics import MetricsLog, read_metrics
+from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.records import read_metrics
 from clusterq_common.runtime.run_folder import open_run_folder
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.runtime.settings import Settings, merged

@@ -20,7 +20,8 @@ from clusterq_common.shards import index, read
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import Manifest, Split, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
-from clusterq_common.shards.write import Sample, shard_name, write_shard
+from clusterq_common.shards.sample import Sample
+from clusterq_common.shards.write import shard_name, write_shard
 from tests.common.shard_samples import samples, write_set
 from tests.conftest import ROOT
 

@@ -71,6 +71,9 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     assert by_name["clusterq", "fast"]["first set minus this"] == "0.00 [0.00, 0.00]"
     assert float(by_name["clusterq", "fast"]["student, CPU min"]) > 0
     assert len((out / "table.md").read_text().splitlines()) == 2 + len(rows)
+    page = (out / "report.html").read_text()
+    assert "6 ways to a low-bit student." in page
+    assert "tools/compare_methods.py --arch" in page, "the command that makes it again"
 
     # Nobody stored the images that the student beside the generator has seen; its bits are the generator's.
     only = ("--methods", "clusterq", "--recipes", "in-loop")

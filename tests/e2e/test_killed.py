@@ -130,7 +130,7 @@ def check(run: Path, whole: Path, story: str = "") -> None:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    own = {"environment.json", "result.json", "last.pt"}
+    own = {"environment.json", "result.json", "last.pt", "report.html"}
     files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
     return {name: b"" if path.name in own else path.read_bytes() for name, path in files.items()}
 

@@ -89,6 +89,8 @@ def test_compare(runs: Path, finetune: Cli, tmp_path: Path) -> None:
     assert done.out.startswith("| teacher | method |")
     assert finetune("compare", *folders, "--out", tmp_path / "t.csv").code == 0
     assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 2
+    assert finetune("compare", *folders, "--out", tmp_path / "t.html").code == 0
+    assert "Comparison of methods" in (tmp_path / "t.html").read_text()
     refused = finetune("compare", *folders, "--out", tmp_path / "t.xls")
     assert refused.code == 2
-    assert "expected .md, .csv, .json" in refused.err
+    assert "expected .md, .csv, .json, .html" in refused.err

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clusterq_common.images import normalise
+from clusterq_common.intervals import wilson_interval
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import load_teacher
@@ -21,7 +22,7 @@ from clusterq_common.teacher.spec import Geometry, InputSpec, TeacherConfig
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.datasets.files import ImageFiles
 from clusterq_finetune.datasets.labels import imagenet_wnids
-from clusterq_finetune.evaluate import evaluate_models, wilson_interval
+from clusterq_finetune.evaluate import evaluate_models
 from clusterq_finetune.preprocess import describe_preprocessing, preprocess, resized, shorter_side
 
 CPU = torch.device("cpu")

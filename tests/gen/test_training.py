@@ -27,7 +27,7 @@ def test_phases_and_what_is_recorded(teacher: Teacher, tmp_path: Path) -> None:
     assert [record["step"] for record in found] == list(range(12))
     warm = {"step", "loss/class", "loss/bns", "teacher/accuracy", "lr"}
     assert set(found[1]) == warm
-    assert set(found[5]) == warm | {"loss/fda", "loss/de", "student/ce", "student/kl", "student/agreement"}
+    assert set(found[5]) == warm | {"loss/fda", "loss/de", "centroids/drift", "student/ce", "student/kl", "student/agreement"}
     assert {key for key in found[6] if key.startswith("gradient/")} == {f"gradient/{n}" for n in ("class", "bns", "fda", "de")}
     assert all(found[6][f"gradient/{name}"] > 0 for name in ("class", "bns"))
     assert run.centroids is not None

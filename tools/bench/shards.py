@@ -33,8 +33,9 @@ from clusterq_common.png import Array
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, TeacherFacts, set_digest
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import verify_set
-from clusterq_common.shards.write import Sample, Written, samples_per_shard, shard_name, write_manifest, write_shard
+from clusterq_common.shards.write import Written, samples_per_shard, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.spec import InputSpec
 
 CLASSES = 10

@@ -12,7 +12,8 @@ from clusterq_common.runtime.seeding import stream
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
-from clusterq_common.shards.write import Sample, Written, shard_name, write_manifest, write_shard
+from clusterq_common.shards.sample import Sample
+from clusterq_common.shards.write import Written, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.datasets import open_validation
 

@@ -1,29 +1,15 @@
-"""Accuracy differences on the same images: what they are, and how sure one can be."""
+"""Accuracy differences on the same images, over seeds and over subsets of the images."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Z = 1.959964
+from clusterq_common.intervals import Bools, Interval, paired
+
 MODELS = {"teacher", "calibrated", "student"}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference in percentage points, and its 95 % confidence interval over images."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -76,17 +62,6 @@ class Repeats:
     def below(self, model: str = "student", reference: str = "teacher") -> Interval:
         """How many points `model` lies below `reference` on average over seeds, paired by image."""
         return paired(self.right[reference], self.right[model])
-
-
-def paired(first: Bools, second: Bools) -> Interval:
-    """First minus second, (seeds, images) each, in points: over images of the difference of the seeds' means.
-
-    The interval speaks of the images that might have been drawn instead; the spread over seeds is stated beside it.
-    """
-    apart = 100 * (first.mean(0) - second.mean(0))
-    half = Z * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")
-    middle = float(apart.mean())
-    return Interval(middle, middle - half, middle + half)
 
 
 def spread(values: Sequence[float]) -> str:

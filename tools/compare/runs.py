@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clusterq_common.report.command import report_at_end
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.progress import say
-from clusterq_common.runtime.run_folder import CONFIG, RESULT
+from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, TABLE
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.config import GenConfig
@@ -68,7 +70,7 @@ class Comparison:
     real: Path | None = None
 
     def table(self, settings: list[Setting]) -> list[dict[str, Any]]:
-        """Make what is missing, then one row a setting; table.json and table.md are written to `out`.
+        """Make what is missing, then one row a setting; table.json, table.md and report.html are written to `out`.
 
         Raises:
             ClusterqError: a program failed; what is finished is kept.
@@ -86,8 +88,10 @@ class Comparison:
                 shards = ["--shards", str(self._set(setting.name, seed)), *self.teacher, "--bits", setting.bits]
                 _once(self._student(setting, seed), ["clusterq_finetune", *shards, "--val", str(self.val), *flags], RESULT)
         rows = list(self._rows(settings))
-        atomic_write(self.out / "table.json", json.dumps(rows, indent=2) + "\n")
+        atomic_write(self.out / TABLE, json.dumps(rows, indent=2) + "\n")
         atomic_write(self.out / "table.md", markdown(rows))
+        write_environment(self.out / ENVIRONMENT, prepare_device(RuntimeConfig()))
+        report_at_end(self.out, f"clusterq-finetune report {self.out}")
         return rows
 
     def _set(self, name: str, seed: int) -> Path:

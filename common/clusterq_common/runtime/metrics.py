@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, appended as a run goes on."""
+"""metrics.jsonl: one JSON object a line, appended as a run goes on. `records.py` reads it."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from torch import Tensor
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
+from clusterq_common.runtime.records import read_metrics
 from clusterq_common.runtime.reduce import mean_across
 
 
@@ -58,12 +59,6 @@ class MetricsLog:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(_line(record) for record in records))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line cut short by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def _line(record: dict[str, Any]) -> str:

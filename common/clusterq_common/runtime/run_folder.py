@@ -17,9 +17,27 @@ RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
 SAMPLES = "samples"
 SHARDS = "shards"
+ANALYSIS = "analysis.json"
+REPORT = "report.html"
+# Of a comparison: its rows.
+TABLE = "table.json"
 
 # What a program may delete on --overwrite: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, "checkpoints", GENERATOR, BANK, STUDENT, RESULT, PREDICTIONS, SAMPLES, SHARDS)
+OWN_FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    "checkpoints",
+    GENERATOR,
+    BANK,
+    STUDENT,
+    RESULT,
+    PREDICTIONS,
+    SAMPLES,
+    SHARDS,
+    ANALYSIS,
+    REPORT,
+)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:

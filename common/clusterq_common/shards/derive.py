@@ -12,8 +12,9 @@ from clusterq_common.runtime.environment import commit, versions
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.shards.manifest import Derivation, Manifest, Parent, SplitName, set_digest
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import good_samples
-from clusterq_common.shards.write import Sample, Written, samples_per_shard, shard_name, write_manifest, write_shard
+from clusterq_common.shards.write import Written, samples_per_shard, shard_name, write_manifest, write_shard
 
 Advance = Callable[[int], None]
 

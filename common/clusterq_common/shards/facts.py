@@ -2,8 +2,8 @@
 
 from clusterq_common.shards.manifest import TeacherFacts
 from clusterq_common.taps import batchnorm_layers
-from clusterq_common.teacher.factory import is_factory, shown_arch
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import is_factory, shown_arch
 
 
 def teacher_facts(teacher: Teacher) -> TeacherFacts:

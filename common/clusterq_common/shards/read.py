@@ -17,7 +17,7 @@ from clusterq_common.runtime.settings import Settings
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.index import ADVICE, MEMBERS, Index, shard_index, verify_shard
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, SplitName, read_manifest
-from clusterq_common.shards.write import Logits, Sample
+from clusterq_common.shards.sample import Logits, Sample
 
 LONGEST_LABEL = 9
 # Descriptors a reader keeps: well below what a process may have.

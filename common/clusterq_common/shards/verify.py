@@ -12,7 +12,7 @@ from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
 from clusterq_common.shards.read import SplitReader, check_size
-from clusterq_common.shards.write import Sample
+from clusterq_common.shards.sample import Sample
 
 
 @dataclass(frozen=True)

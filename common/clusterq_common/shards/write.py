@@ -7,7 +7,6 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import webdataset
@@ -17,35 +16,11 @@ from clusterq_common.runtime.files import atomic_path, atomic_write, sha256_file
 from clusterq_common.shards.card import dataset_card, timm_info, wids_index
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, Split, SplitName
+from clusterq_common.shards.sample import Sample
 from clusterq_common.teacher.spec import InputSpec
 
 LARGEST_SHARD = 8192
 BYTES_PER_SHARD = 1 << 30
-
-Logits = np.ndarray[Any, np.dtype[np.float16]]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One synthetic image and what the teacher says of its decoded pixels.
-
-    Attributes:
-        png: the image, encoded.
-        content: `digest.sample_digest` of its label and pixels.
-        label: the class it was generated for.
-        seed, attempt: with the label, the key of its noise.
-        teacher_top1, teacher_confidence: the teacher's class and its softmax probability.
-        logits: (classes,) float16, or None where they are left out.
-    """
-
-    png: bytes
-    content: bytes
-    label: int
-    seed: int
-    attempt: int
-    teacher_top1: int
-    teacher_confidence: float
-    logits: Logits | None
 
 
 @dataclass

@@ -6,25 +6,15 @@ from pathlib import Path
 from torch import nn
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.spec import is_factory
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
-
-
-def is_factory(arch: str) -> bool:
-    """Whether an architecture is a file and a function rather than a pytorchcv name."""
-    return ":" in arch or arch.endswith(".py") or "/" in arch
 
 
 def absolute_factory(arch: str) -> str:
     """The same factory, whatever the current directory."""
     path, _, function = arch.rpartition(":")
     return f"{Path(path).resolve()}:{function}"
-
-
-def shown_arch(arch: str) -> str:
-    """A factory as `file.py:function`: the rest of its path is nobody's business. A name as it is."""
-    path, _, function = arch.rpartition(":")
-    return f"{Path(path).name}:{function}" if is_factory(arch) else arch
 
 
 def refuse_code_of_folder(arch: str, folder: Path) -> None:

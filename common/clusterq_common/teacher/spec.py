@@ -1,5 +1,6 @@
 """What a teacher is called and what it expects: settings only, free of torch."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -57,3 +58,14 @@ class TeacherConfig(Settings):
     num_classes: int | None = Field(None, ge=2, description="number of classes")
     mean: PerChannel | None = Field(None, description="normalisation mean per channel, pixels in [0, 1], e.g. 0.5,0.5,0.5")
     std: PerChannel | None = Field(None, description="normalisation standard deviation per channel, e.g. 0.5,0.5,0.5")
+
+
+def is_factory(arch: str) -> bool:
+    """Whether an architecture is a file and a function rather than a pytorchcv name."""
+    return ":" in arch or arch.endswith(".py") or "/" in arch
+
+
+def shown_arch(arch: str) -> str:
+    """A factory as `file.py:function`: the rest of its path is nobody's business. A name as it is."""
+    path, _, function = arch.rpartition(":")
+    return f"{Path(path).name}:{function}" if is_factory(arch) else arch

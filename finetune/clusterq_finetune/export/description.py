@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from clusterq_common.runtime.settings import Settings
-from clusterq_common.teacher.factory import is_factory
 from clusterq_common.teacher.families import known_geometry
-from clusterq_common.teacher.spec import Geometry, InputSpec
+from clusterq_common.teacher.spec import Geometry, InputSpec, is_factory
 from clusterq_finetune.config import FinetuneConfig
 
 

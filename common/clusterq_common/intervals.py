@@ -1,0 +1,42 @@
+"""How sure one can be of an accuracy, and of a difference of two. Free of torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+# The normal distribution's 97.5 % point.
+Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference in percentage points, and its 95 % confidence interval over images."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion, in percent (Wilson, 1927)."""
+    share, spread = hits / count, Z * Z / count
+    middle = share + spread / 2
+    half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return 100 * max(0.0, (middle - half) / (1 + spread)), 100 * min(1.0, (middle + half) / (1 + spread))
+
+
+def paired(first: Bools, second: Bools) -> Interval:
+    """First minus second, (seeds, images) each, in points: over images of the difference of the seeds' means.
+
+    The interval speaks of the images that might have been drawn instead; the spread over seeds is stated beside it.
+    """
+    apart = 100 * (first.mean(0) - second.mean(0))
+    half = Z * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")
+    middle = float(apart.mean())
+    return Interval(middle, middle - half, middle + half)

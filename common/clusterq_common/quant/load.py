@@ -1,0 +1,35 @@
+"""A quantized student from its file: the architecture converted, then weights and ranges taken over."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import convert, quantizers
+from clusterq_common.runtime.errors import ClusterqError
+
+
+def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: torch.Tensor) -> nn.Module:
+    """The student saved at `path`, in eval mode, on `example`'s device.
+
+    Args:
+        path: a student.safetensors.
+        model: the float architecture, with any weights; untouched.
+        config: what it was converted with.
+        example: (1, C, S, S), any values.
+
+    Raises:
+        ClusterqError: the file does not fit, or has no ranges.
+    """
+    student = convert(model.eval(), config, example, lambda _: None)
+    try:
+        student.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise ClusterqError(f"--student: {path} does not fit the config.yaml beside it ({error}); fine-tune again.") from error
+    missing = [name for name, quantizer in quantizers(student).items() if not quantizer.calibrated]
+    if missing:
+        raise ClusterqError(f"--student: {path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.")
+    return student.eval()

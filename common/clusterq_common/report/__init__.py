@@ -1,0 +1,1 @@
+"""Run folders as one page that a person looks at: report.html."""

@@ -1,0 +1,72 @@
+"""Stored images, class by class, as they are in the shards. Free of torch."""
+
+import base64
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from clusterq_common.report.page import paragraph
+from clusterq_common.report.pick import first_of_classes, first_shards, spread_classes
+from clusterq_common.report.source import Source
+from clusterq_common.report.text import escaped, tag
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.shards.read import ShardSet
+
+CLASSES, COLUMNS = 16, 8
+# Of all images together, before PNG and base64: the page stays below two megabytes.
+BYTES = 1_000_000
+GAP = 1
+# Small images are shown larger, by whole factors, so that pixels stay pixels.
+SMALLEST_SHOWN = 72
+
+
+def stored_images(source: Source, missing: str) -> str:
+    """The images of the shards that belong to a run; `missing`, or why they cannot be read, where there are none to show."""
+    if source.manifest is None:
+        return paragraph(missing)
+    try:
+        return gallery(ShardSet(source.shards, source.manifest))
+    except ClusterqError as error:  # a set that came without its tars, say: the rest of the page is worth having
+        return paragraph(f"The images cannot be shown. {error}")
+
+
+def gallery(shards: ShardSet) -> str:
+    """One row of images for each class, up to 16 classes and 8 images; markup.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    manifest = shards.manifest
+    spec, names = manifest.teacher.spec, manifest.class_names
+    per_class = manifest.splits["train"].per_class
+    classes = spread_classes(per_class, CLASSES)
+    reader = first_shards(shards)
+    found = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
+    side = min(spec.size, max(8, math.isqrt(BYTES // (spec.channels * COLUMNS * max(1, len(found))))))
+    factor = max(1, SMALLEST_SHOWN // side)
+    cells = []
+    for label, numbers in found.items():
+        strip = Image.new("L" if spec.channels == 1 else "RGB", (len(numbers) * (side + GAP) - GAP, side), "gray")
+        for place, number in enumerate(numbers):
+            pixels, _, _ = reader.read(number)
+            image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if spec.channels == 1 else pixels))
+            small = image if side == spec.size else image.resize((side, side), Image.Resampling.BOX)
+            strip.paste(small, (place * (side + GAP), 0))
+        name = f"{label} {names[label]}" if names else str(label)
+        cells.append(tag("span", escaped(name)))
+        said = f"{len(numbers)} stored images of class {name}"
+        cells.append(tag("img", src=_as_url(strip), alt=said, width=strip.width * factor, height=strip.height * factor))
+    present = sum(count > 0 for count in per_class)
+    of = f"{len(found)} of {present} classes, evenly spread" if len(found) < present else "every class"
+    of += f" that has any ({len(per_class) - present} have none)" if len(found) == present < len(per_class) else ""
+    shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
+    said = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
+    return tag("div", *cells, class_="images") + paragraph(said)
+
+
+def _as_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=False, compress_level=6)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,188 @@
+"""Errors that quantization makes, layer by layer: of weights, of activations, and of what comes out."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.modules import QuantConv2d, QuantLinear
+from clusterq_common.quant.structure import quantizable_layers
+
+# Bins of a weight histogram, about; a grid point has as many as there is room for.
+BINS = 96
+
+
+@dataclass
+class _Ratio:
+    """Signal and noise, summed up over batches."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: Tensor, other: Tensor) -> None:
+        self.signal += float(reference.double().square().sum())
+        self.noise += float((reference.double() - other.double()).square().sum())
+
+    @property
+    def decibel(self) -> float | None:
+        """SQNR, 10 log10(signal / noise); None where there is no noise, or no signal."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise > 0 and self.signal > 0 else None
+
+
+@dataclass
+class _Site:
+    """What one activation quantizer does to what flows through it."""
+
+    ratio: _Ratio
+    low: float = math.inf
+    high: float = -math.inf
+    clipped: int = 0
+    values: int = 0
+
+    def add(self, quantizer: FakeQuantizer, x: Tensor, quantized: Tensor) -> None:
+        low, high = grid_ends(quantizer)
+        half = quantizer.scale.detach().abs() / 2
+        self.ratio.add(x, quantized)
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+        self.clipped += int(((x < low - half) | (x > high + half)).sum())
+        self.values += x.numel()
+
+
+def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[Tensor], example: Tensor) -> dict[str, Any]:
+    """`outputs`, `activations` and `weights`, each a list in order of execution.
+
+    `outputs`: SQNR in dB of a layer's output against the teacher's, errors of all layers before it included.
+    `activations`: by quantizer its bits, the range of its grid, the range seen, the share beyond the grid, and the SQNR of rounding and
+    clipping there alone.
+    `weights`: by layer its bits, SQNR of the rounding of the student's own float weights (None where they lie on the grid) and of its
+    integers against the teacher's weights, the share beyond the grid, and histograms over [low - 1, high + 1] in steps.
+
+    Args:
+        teacher: in eval mode; student: its copy by `convert`, calibrated.
+        batches: normalised images.
+        example: (1, C, S, S), any values.
+    """
+    order = quantizable_layers(teacher, example)
+    outputs = {name: _Ratio() for name in order}
+    names = {id(module): name for name, module in quantizers(student).items() if not name.endswith("weight_quantizer")}
+    sites: dict[str, _Site] = {}
+
+    def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, FakeQuantizer)
+        sites.setdefault(names[id(module)], _Site(_Ratio())).add(module, args[0].float(), output)
+
+    expected: dict[str, list[Tensor]] = {name: [] for name in order}
+
+    def keep(name: str, output: Tensor) -> None:
+        # A copy: the next layer may work in place.
+        expected[name].append(output.clone())
+
+    def compare(name: str, output: Tensor) -> None:
+        outputs[name].add(expected[name].pop(0), output)
+
+    with _outputs(teacher, order, keep), _outputs(student, order, compare), _hooks(student, names, see):
+        for batch in batches:
+            teacher(batch)
+            student(batch)
+    modules = dict(student.named_modules())
+    return {
+        "outputs": [{"layer": name, "sqnr": ratio.decibel} for name, ratio in outputs.items()],
+        "activations": [_site(name, site, modules[name]) for name, site in sites.items()],
+        "weights": [
+            _weights(name, modules[name], teacher.get_submodule(name)) for name in order if _has_weights(modules[name])
+        ],
+    }
+
+
+def grid_ends(quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
+    """The least and the largest value that a quantizer can give, (1,) or (channels,)."""
+    scale, zero = quantizer.scale.detach(), quantizer.zero_point
+    return (quantizer.grid.low - zero) * scale, (quantizer.grid.high - zero) * scale
+
+
+def _site(name: str, site: _Site, quantizer: nn.Module) -> dict[str, Any]:
+    assert isinstance(quantizer, FakeQuantizer)
+    low, high = grid_ends(quantizer)
+    return {
+        "site": name.removesuffix(".input_quantizer"),
+        "bits": quantizer.bits,
+        "low": float(low),
+        "high": float(high),
+        "seen_low": site.low,
+        "seen_high": site.high,
+        "clipped": site.clipped / max(1, site.values),
+        "sqnr": site.ratio.decibel,
+    }
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantConv2d | QuantLinear) and layer.weight_quantizer is not None
+
+
+def _weights(name: str, layer: nn.Module, original: nn.Module) -> dict[str, Any]:
+    assert isinstance(layer, QuantConv2d | QuantLinear)
+    assert isinstance(original, nn.Conv2d | nn.Linear)
+    quantizer = layer.weight_quantizer
+    assert quantizer is not None
+    grid, weight = quantizer.grid, layer.weight.detach()
+    quantized = quantizer(weight).detach()
+    own, to_teacher = _Ratio(), _Ratio()
+    own.add(weight, quantized)
+    to_teacher.add(original.weight, quantized)
+
+    def steps(values: Tensor) -> Tensor:
+        shape = [-1] + [1] * (values.dim() - 1)
+        return values / quantizer.scale.detach().view(shape) + quantizer.zero_point.view(shape)
+
+    mine = steps(weight)
+    bins = (grid.high - grid.low + 2) * max(1, BINS // (grid.high - grid.low + 2))
+    return {
+        "layer": name,
+        "bits": quantizer.bits,
+        "low": grid.low,
+        "high": grid.high,
+        "zero": int(quantizer.zero_point.float().median()),
+        "clipped": float(((mine < grid.low - 0.5) | (mine > grid.high + 0.5)).float().mean()),
+        "sqnr": own.decibel,
+        "sqnr_teacher": to_teacher.decibel,
+        "student": _shares(mine, grid.low - 1, grid.high + 1, bins),
+        "teacher": _shares(steps(original.weight.detach()), grid.low - 1, grid.high + 1, bins),
+    }
+
+
+def _shares(values: Tensor, low: float, high: float, bins: int) -> list[float]:
+    """Shares of values by bin; those outside are counted in the outermost."""
+    # A value on the edge of two bins belongs to the upper one, whatever float32 makes of it.
+    place = ((values.double() - low) * (bins / (high - low)) + 1e-6).floor().long().clamp(0, bins - 1)
+    counts: list[float] = (torch.bincount(place.flatten().cpu(), minlength=bins).double() / values.numel()).tolist()
+    return counts
+
+
+@contextmanager
+def _outputs(model: nn.Module, names: list[str], use: Any) -> Iterator[None]:
+    """Show each named layer's output to `use(name, output)` inside the block."""
+    hooks = {
+        name: model.get_submodule(name).register_forward_hook(lambda _module, _args, output, name=name: use(name, output))
+        for name in names
+    }
+    try:
+        yield
+    finally:
+        for hook in hooks.values():
+            hook.remove()
+
+
+@contextmanager
+def _hooks(student: nn.Module, names: dict[int, str], see: Any) -> Iterator[None]:
+    hooks = [module.register_forward_hook(see) for module in student.modules() if id(module) in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,31 @@
+"""A sample of a shard in memory. Free of torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Logits = np.ndarray[Any, np.dtype[np.float16]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One synthetic image and what the teacher says of its decoded pixels.
+
+    Attributes:
+        png: the image, encoded.
+        content: `digest.sample_digest` of its label and pixels.
+        label: the class it was generated for.
+        seed, attempt: with the label, the key of its noise.
+        teacher_top1, teacher_confidence: the teacher's class and its softmax probability.
+        logits: (classes,) float16, or None where they are left out.
+    """
+
+    png: bytes
+    content: bytes
+    label: int
+    seed: int
+    attempt: int
+    teacher_top1: int
+    teacher_confidence: float
+    logits: Logits | None

@@ -1,0 +1,247 @@
+"""Charts of the report: honest axes, and nothing in a file that could break a page."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from clusterq_common.report.bars import Bars, bar_chart
+from clusterq_common.report.comparison import written
+from clusterq_common.report.heat import heat_map
+from clusterq_common.report.histogram import grid_histogram
+from clusterq_common.report.lines import Line, line_chart
+from clusterq_common.report.page import Remark, Report, Section, code, paragraph, table
+from clusterq_common.report.scale import linear, logarithmic, nice_ticks
+from clusterq_common.report.series import curves, series, shares, thinned
+from clusterq_common.report.source import columns, pair, real, reals, rows, section
+from clusterq_common.report.text import escaped, number, tag
+
+EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
+NAN, INF = float("nan"), float("inf")
+values = st.floats(-1e30, 1e30, allow_nan=False)
+
+
+def svg(markup: str) -> ET.Element:
+    """The chart as XML; with it, that it is well-formed."""
+    return next(one for one in ET.fromstring(f"<div>{markup}</div>").iter("svg") if one.get("role") == "img")
+
+
+def chart_of(*lines: Line, log: bool = False) -> str:
+    return line_chart(lines, title="t", x_label="x", y_label="y", log=log)
+
+
+def coordinates(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+),(-?[\d.]+)", path)]
+
+
+@given(values, values)
+def test_ticks_are_round_inside_and_evenly_apart(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    if high - low <= 1e-6 * max(abs(low), abs(high), 1e-200):
+        return
+    ticks = nice_ticks(low, high)
+    step = ticks[1] - ticks[0]
+    assert 2 <= len(ticks) <= 12
+    assert all(low - 1e-6 * step <= tick <= high + 1e-6 * step for tick in ticks)
+    assert all(later - earlier == pytest.approx(step, rel=1e-4) for earlier, later in pairwise(ticks))
+    leading = step / 10 ** math.floor(math.log10(step) + 1e-9)
+    assert min(abs(leading - nice) for nice in (1, 2, 2.5, 5, 10)) < 1e-3
+
+
+@given(st.lists(values | st.sampled_from([NAN, INF, -INF]) | st.none(), max_size=8))
+@example([5e-324])
+@example([1e20, 1e20 + 16384])
+@example([-9e299, 1e299])
+def test_a_linear_scale_covers_what_it_is_given(found: list[float | None]) -> None:
+    scale = linear(found, 100, 0)
+    assert scale.low < scale.high
+    for value in found:
+        if value is not None and math.isfinite(value):
+            assert -1e-6 <= scale(value) <= 100 + 1e-6
+    zero = linear(found, 0, 1, zero=True)
+    assert zero.low <= 0 <= zero.high
+
+
+@given(st.lists(st.floats(1e-99, 1e99), min_size=1, max_size=5))
+@example([1.0, 1.0 + 1e-15])
+def test_a_logarithmic_scale_covers_what_it_is_given(found: list[float]) -> None:
+    scale = logarithmic(found, 100, 0)
+    assert scale.ticks
+    assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in found)
+
+
+def test_labels_have_the_decimals_that_tell_ticks_apart() -> None:
+    for ends in ([0, 0.004], [0.985, 0.99], [1e6, 1.5e6], [-3, 5], [0, 2.5e-7]):
+        scale = linear(ends, 0, 1)
+        labels = [scale.label(tick) for tick in scale.ticks]
+        assert len(set(labels)) == len(labels), labels
+        assert [float(label.replace(",", "")) for label in labels] == pytest.approx(list(scale.ticks), rel=1e-6, abs=1e-12)
+
+
+def test_a_logarithmic_scale_has_equal_ratios_and_decades() -> None:
+    scale = logarithmic([0.001, 10.0], 0, 100)
+    assert scale.ticks == pytest.approx((0.001, 0.01, 0.1, 1, 10))
+    gaps = [scale(b) - scale(a) for a, b in pairwise(scale.ticks)]
+    assert gaps == pytest.approx([gaps[0]] * 4)
+    assert [scale.label(tick) for tick in scale.ticks] == ["0.001", "0.01", "0.1", "1", "10"]
+    assert len(logarithmic([1e-30, 1e30], 0, 1).ticks) <= 10
+    assert logarithmic([3.0, 3.0], 0, 1).ticks
+    assert logarithmic([0.0, -1.0, NAN], 0, 1).low > 0
+
+
+def test_a_line_is_where_its_values_are() -> None:
+    chart = svg(chart_of(Line("a", [(0, 0.0), (5, 50.0), (10, 100.0)])))
+    (path,) = [one for one in chart.iter("path") if one.get("class") == "line s0 d0"]
+    (x0, y0), (x1, y1), (x2, y2) = coordinates(path.get("d", ""))
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert y0 > y2, "up is more"
+    labels = {one.text: float(one.get("y", "nan")) - 4 for one in chart.iter("text") if one.get("class") == "tick end"}
+    assert labels["0"] == pytest.approx(y0, abs=0.2)
+    assert labels["100"] == pytest.approx(y2, abs=0.2)
+
+
+def test_missing_values_are_gaps_not_zeros() -> None:
+    chart = svg(chart_of(Line("a", [(0, 1.0), (1, 2.0), (2, None), (3, NAN), (4, INF), (5, 3.0), (6, 4.0)])))
+    (path,) = [one for one in chart.iter("path") if one.get("class") == "line s0 d0"]
+    assert path.get("d", "").count("M") == 2
+    assert len(coordinates(path.get("d", ""))) == 4
+    assert "nan" not in ET.tostring(chart, encoding="unicode").lower().replace("named", "")
+
+
+def test_a_logarithm_is_labelled_and_leaves_out_what_it_does_not_know() -> None:
+    drawn = chart_of(Line("a", [(0, 1.0), (1, 0.0), (2, -5.0), (3, 100.0)]), log=True)
+    assert "y (log scale)" in drawn
+    (path,) = [one for one in svg(drawn).iter("path") if one.get("class") == "line s0 d0"]
+    assert len(coordinates(path.get("d", ""))) == 2
+    assert "log scale" not in chart_of(Line("a", [(0, 1.0), (1, 2.0)]))
+
+
+@pytest.mark.parametrize("points", [[], [(0.0, None)], [(0.0, NAN), (1.0, INF)]])
+def test_nothing_to_draw_is_said(points: list[tuple[float, float | None]]) -> None:
+    assert chart_of(Line("a", points)) == '<p class="quiet">t: no value to show.</p>'
+    assert "no value to show" in bar_chart([Bars("a", [y for _, y in points])], ["s"], title="t", x_label="x")
+    assert not shares({"a": points}, title="t", x_label="x", caption="c")
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, -3.0, 1e-12, 1e200, 5e-324])
+def test_one_point_and_equal_points_are_drawn(value: float) -> None:
+    for points in ([(3.0, value)], [(0.0, value), (1.0, value)]):
+        chart = svg(chart_of(Line("a", points)))
+        places = [(float(c.get("cx", "nan")), float(c.get("cy", "nan"))) for c in chart.iter("circle")]
+        assert len(places) == len(points)
+        assert all(0 <= x <= 760 and 0 <= y <= 240 for x, y in places)
+
+
+def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
+    groups = [Bars("a", [50.0, 25.0], [(40.0, 60.0)]), Bars("b", [None, NAN])]
+    chart = svg(bar_chart(groups, ["one", "two"], title="t", x_label="x", high=100.0))
+    first, second = list(chart.iter("rect"))
+    assert first.get("x") == second.get("x")
+    assert float(first.get("width", "0")) == pytest.approx(2 * float(second.get("width", "0")), rel=0.01)
+    (whisker,) = [one for one in chart.iter("line") if one.get("class") == "whisker"]
+    tip = float(first.get("x", "0")) + float(first.get("width", "0"))
+    assert float(whisker.get("x1", "0")) < tip < float(whisker.get("x2", "0"))
+    negative = svg(bar_chart([Bars("a", [-1.0]), Bars("b", [3.0])], ["s"], title="t", x_label="x"))
+    left, right = [(float(one.get("x", "0")), float(one.get("width", "0"))) for one in negative.iter("rect")]
+    assert left[0] + left[1] == pytest.approx(right[0], abs=0.02), "both start at zero"
+
+
+def test_a_heat_map_shows_shares_of_rows() -> None:
+    chart = svg(heat_map([[8, 2, 0], [0, 5, 5], [0, 0, 0]], ["a", "b", "c"], title="t"))
+    wrong = {one[0].text: float(one.get("fill-opacity", "0")) for one in chart.iter("rect") if one.get("class") == "cell wrong"}
+    assert wrong == pytest.approx({"a named b: 2 of 10 (20.0 %)": 0.85 * 0.4, "b named c: 5 of 10 (50.0 %)": 0.85})
+    assert "no image to show" in heat_map([[0, 0], [0, 0]], ["a", "b"], title="t")
+    assert svg(heat_map([[3, 0], [0, 3]], ["a", "b"], title="no mistake")) is not None
+
+
+def test_a_histogram_stands_on_its_grid() -> None:
+    chart = svg(grid_histogram("conv", -4, 3, 0, [0.0, 0.5, 0.5, 0.0], [0.25] * 4))
+    grid = [float(one.get("x1", "nan")) for one in chart.iter("line") if one.get("class") == "grid"]
+    assert len(grid) == 8, "a line for each of the eight integers"
+    assert len(list(chart.iter("path"))) == 2
+    assert "no weights" in grid_histogram("conv", 0, 0, 0, [], [])
+
+
+def test_series_of_records() -> None:
+    records = [{"step": 0, "loss/a": 1.0, "lr": 3}, {"step": 1, "loss/a": None, "loss/b": "x"}, {"loss/a": 5.0}, {"step": True}]
+    assert series(columns(records, "step"), "loss/") == {"a": [(0.0, 1.0), (1.0, None)]}
+    line = thinned("a", [(float(n), float(n % 7)) for n in range(1000)], most=50)
+    assert len(line.points) == len(line.band) == 50
+    assert all(low <= (mean or 0) <= high for (_, mean), (_, low, high) in zip(line.points, line.band, strict=True))
+    text = curves({"a": [(0, 1.0), (1, None)], "b": [(0, -1.0), (1, 2.0)]}, title="t", x_label="x", y_label="y", caption="c")
+    assert text.count("<figure>") == 2, "what goes below zero has an axis of its own"
+    assert "1 values were not finite: gaps." in text
+    assert "log scale" in curves({"a": [(0, 1.0), (1, 1000.0)]}, title="t", x_label="x", y_label="y", caption="c")
+    above = shares({"a": [(0, 0.91), (1, 0.99)]}, title="t", x_label="x", caption="c")
+    assert ">100<" in above
+    assert ">0<" not in re.sub(r'class="tick middle">0<', "", above)
+    assert "<figure>" in shares({"a": [(0, 5.0), (1, 9.0)]}, title="t", x_label="x", caption="c"), (
+        "a share above one is drawn as it is"
+    )
+
+
+def test_what_a_file_holds_may_be_anything() -> None:
+    hostile = json.loads("[1e999, -1e999, NaN, 1" + "0" * 400 + ', true, "7", null, [], {}]')
+    assert [real(one) for one in hostile] == [None] * 9
+    assert reals([1, 2.5, "x"]) == [1.0, 2.5, None]
+    assert reals({"a": 1}) == rows("no list") == rows([1, []]) == []
+    assert pair([1, 2]) == (1.0, 2.0)
+    assert pair([1]) is pair([1, None]) is pair("12") is None
+    assert section([1], "a") == section({"a": 5}, "a", "b") == {}
+    assert section({"a": {"b": {"c": 1}}}, "a", "b") == {"c": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("91.17 ± 0.01", (91.17, (91.16, 91.18))),
+        ("0.85 [0.60, 1.10]", (0.85, (0.6, 1.1))),
+        ("-0.10 [-0.30, 0.10]", (-0.1, (-0.3, 0.1))),
+        ("12", (12.0, None)),
+        (3.5, (3.5, None)),
+        ("", None),
+        ("9" * 5000, None),
+        (EVIL, None),
+        ([1], None),
+    ],
+)
+def test_figures_of_a_table_are_read_back(text: object, expected: object) -> None:
+    assert written(text) == expected
+
+
+def test_numbers_for_people() -> None:
+    found = [number(value) for value in (0.012345, 1234567.0, 99.95, 0.0, -0.5, 1e-9, None, NAN, INF)]
+    assert found == ["0.0123", "1,234,567", "100.0", "0", "-0.500", "1e-09", "–", "–", "–"]
+
+
+def test_every_piece_of_text_is_escaped() -> None:
+    drawn = [
+        line_chart([Line(EVIL, [(0, 1.0)]), Line("b", [(0, 2.0)])], title=EVIL, x_label=EVIL, y_label=EVIL, notes=[(0, EVIL)]),
+        bar_chart([Bars(EVIL, [1.0])], [EVIL, EVIL], title=EVIL, x_label=EVIL),
+        heat_map([[1, 1], [0, 1]], [EVIL, EVIL], title=EVIL),
+        grid_histogram(EVIL, -2, 1, 0, [1.0], []),
+        table([EVIL], [[EVIL]]),
+        code(EVIL),
+        paragraph(EVIL),
+        tag("p", escaped(EVIL), title=EVIL),
+    ]
+    page = Report(EVIL, EVIL, {EVIL: EVIL}, [Remark("warning", EVIL)], [Section("a", EVIL, "".join(drawn))]).html()
+    page.encode()
+    assert "<script" not in page
+    assert not {"\x00", "\x1b", "\u202e"} & set(page)
+    ET.fromstring(page.partition("\n")[2])
+
+    class Elements(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag not in {"script", "iframe", "object", "link", "base"}
+            assert not [name for name, _ in attrs if name.startswith("on")]
+
+    Elements().feed(page)
+    assert len(escaped("x" * 10_000)) < 2100
