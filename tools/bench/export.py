@@ -240,8 +240,8 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
     spec = InputSpec(size=size, channels=3, num_classes=known["num_classes"], mean=(0.5,) * 3, std=(0.5,) * 3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
             if module.affine:
                 module.weight.data.normal_(1, 0.4)
                 module.bias.data.normal_(0, 0.2)

@@ -32,8 +32,9 @@ def grid_histogram(name: str, low: int, high: int, zero: int, student: Sequence[
         if shares:
             marks.append(tag("path", d=_steps(shares, x, y, closed=kind.startswith("bar")), class_=kind))
     marks.append(tag("line", x1=float(SIDE), x2=float(WIDTH - SIDE), y1=y(0), y2=y(0), class_="axis"))
-    labels = sorted({low, zero, high})
-    marks += [tag("text", escaped(at), x=x(at), y=HEIGHT - 4, class_="tick middle") for at in labels]
+    # The ends' numbers reach inwards: centred, a long one would be cut off.
+    labels = {zero: "tick middle", low: "tick", high: "tick end"}
+    marks += [tag("text", escaped(at), x=x(at), y=HEIGHT - 4, class_=kind) for at, kind in labels.items()]
     return tag(
         "div", tag("div", escaped(name), class_="tick"), chart(WIDTH, HEIGHT, f"weights of {name}", marks), class_="small"
     )
