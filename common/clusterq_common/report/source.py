@@ -170,6 +170,7 @@ class Source:
             kinds = {name: array.dtype.kind for name, array in arrays.items()}
             if len(lengths) != 1 or len(next(iter(lengths))) != 1 or kinds.get("label") != "i" or kinds.get("name") != "U":
                 raise ValueError("expected arrays of one length, name and label among them")
+        # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise ClusterqError(
                 f"{path} is not what an evaluation writes ({error}), expected arrays name and label and one a model; evaluate again."

@@ -57,7 +57,8 @@ def training_autocast(config: RuntimeConfig, device: torch.device, *, images: bo
         config: `auto` is bf16 on GPUs that have it.
         device: where networks run.
         images: whether what is trained are images or a generator of them: then `auto` is bf16 on CPUs with instructions for it, too.
-            There it takes 0.57 of the time and the students are as good (docs/results.md); a student's own grid is finer than bf16.
+            There it takes 0.6 of the time, and one student from such images was as good as others (docs/results.md); a student's own grid is
+            finer than bf16.
     """
     has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else images and _cpu_computes_bf16()
     return torch.autocast(

@@ -21,7 +21,8 @@ def program_file(student: nn.Module, spec: InputSpec, description: Description) 
     Raises:
         ClusterqError: the forward cannot be traced.
     """
-    # Weights in channels_last order would be stored as views that torch.export.load warns of.
+    # Weights in channels_last order would be stored as views that torch.export.load warns of. Moving to a memory format is missing from
+    # torch's own annotations.
     form = replaced_quantizers(student, _Plain).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     program = traced_program(form, spec, "--format pt2")
     for graph in (part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)):
