@@ -10,7 +10,7 @@ from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.progress import answer, say, warn
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.factory import refuse_code_of_folder
@@ -39,7 +39,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     config = config.model_copy(update={"teacher": teacher.config})
     if dry_run:
         for line in describe_plan(config, teacher, device):
-            say(line)
+            answer(line)
         return
 
     def open_folder() -> tuple[bool, bool]:
@@ -59,13 +59,21 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
             train_generator(config, teacher, out, device, resume=resuming)
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
-    say(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
-    if ranks.first:
+    answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
+    if ranks.first and config.output.report:
         report_at_end(out, f"clusterq-gen report {out} --analyse", teacher, device)
     say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
 
 
-def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out: Path | None, *, overwrite: bool) -> None:
+def emit(
+    run: Path,
+    updates: dict[str, object],
+    runtime: dict[str, object],
+    out: Path | None,
+    *,
+    overwrite: bool,
+    report: bool | None = None,
+) -> None:
     """Write shards from a finished run, or add images to those that are there.
 
     Args:
@@ -74,6 +82,7 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
         runtime: runtime settings (seed, device, threads) that differ from the run's.
         out: the shard folder; the run's own `shards/` when None.
         overwrite: replace shards that are there instead of adding to them.
+        report: whether the run's page is drawn again; as the run has it when None.
 
     Raises:
         ClusterqError: no run there, no finished generator or bank, more images than a bank holds, another teacher, or shards of
@@ -92,8 +101,9 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
-        say(f"shards: {folder} ({counts})")
-        if out is None:  # the run's own shards: its page shows them
+        answer(f"shards: {folder} ({counts})")
+        wanted = config.output.report if report is None else report
+        if out is None and wanted:  # the run's own shards: its page shows them
             report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
 
 
@@ -136,7 +146,8 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
     saved = config.model_dump()
     for section, values in flags.items():
         for name, value in values.items():
-            if (section == "runtime" and name != "seed") or (section, name) == ("emit", "workers"):
+            free = section == "output" or (section == "runtime" and name != "seed") or (section, name) == ("emit", "workers")
+            if free:
                 saved[section][name] = value
                 continue
             before = saved[section][name]
@@ -153,8 +164,8 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:
     if device.type == "cpu" and teacher.spec.size >= LARGE_INPUT:
-        say(
-            f"Warning: {teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
+        warn(
+            f"{teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
             f"meant for. {flags} make it smaller."
         )
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig
@@ -186,6 +186,7 @@ class GenConfig(Settings):
     bank: BankConfig = BankConfig()
     emit: EmitConfig = EmitConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    output: OutputConfig = OutputConfig()
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -197,6 +198,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "bank": BankConfig,
     "emit": EmitConfig,
     "runtime": RuntimeConfig,
+    "output": OutputConfig,
 }
 
 # What each preset changes in the defaults above, which are those of the paper for CIFAR.

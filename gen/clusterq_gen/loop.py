@@ -45,7 +45,8 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
-    with progress("training", run.total_steps, done=run.step) as ticker, batchnorm_taps(teacher.model) as taps:
+    bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
+    with bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
         while run.step < run.total_steps:
             if run.step == run.warmup_steps and run.student is None:

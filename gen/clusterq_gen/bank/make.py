@@ -32,7 +32,8 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
     missing = [number for number in mine if not is_finished(batch_path(folder, number), made)]
     if missing:
         run = BankRun.start(config, teacher, device)
-        with progress("optimising batches of images", len(mine), done=len(mine) - len(missing)) as ticker:
+        begun = len(mine) - len(missing)
+        with progress("optimising batches", len(mine), done=begun, images=layout.batch_size) as ticker:
             for number in missing:
                 batch = run.optimise(number)
                 write_batch(batch_path(folder, number), batch, made)
