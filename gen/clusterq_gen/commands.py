@@ -184,7 +184,7 @@ def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None
     minutes = estimate_seconds(config, teacher, device) / 60
     steps = config.train.epochs * config.train.steps_per_epoch
     say(
-        f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} minutes"
+        f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} min"
         if minutes >= 1
         else f"{steps} steps, under a minute"
     )

@@ -143,10 +143,7 @@ def test_version(gen: Cli, finetune: Cli) -> None:
     [
         ("clusterq-gen trian", "Did you mean 'train'?"),
         ("clusterq-gen train --metod gdfq", "No such option: --metod. Did you mean --method?"),
-        (
-            "clusterq-gen train --method clustrq",
-            "'clustrq' is not one of clusterq, gdfq, adadfq, qimera, zeroq, dsg, intraq. Did you mean clusterq?",
-        ),
+        ("clusterq-gen train --de-noise gausian", "'gausian' is not one of gaussian, uniform. Did you mean gaussian?"),
         ("clusterq-gen train --preset QUICK", "Did you mean quick?"),
         ("clusterq-gen emit --run x --devise cpu", "Did you mean --device?"),
         ("clusterq-finetune evalute", "Did you mean 'evaluate'?"),
@@ -174,7 +171,7 @@ def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune:
     [
         ("clusterq-gen tr", {"train"}),
         ("clusterq-gen train --fda-u", {"--fda-units"}),
-        ("clusterq-gen train --method i", {"intraq"}),
+        ("clusterq-gen train --de-noise g", {"gaussian"}),
         ("clusterq-finetune --recipe ", {"fast", "paper", "best"}),
         ("clusterq-finetune shards pre", {"preview"}),
     ],

@@ -9,6 +9,7 @@ from PIL import Image
 
 from clusterq_common.report.page import paragraph
 from clusterq_common.report.pick import first_of_classes, first_shards, spread_classes
+from clusterq_common.report.places import without_places
 from clusterq_common.report.source import Source
 from clusterq_common.report.text import escaped, tag
 from clusterq_common.runtime.errors import ClusterqError
@@ -29,7 +30,7 @@ def stored_images(source: Source, missing: str) -> str:
     try:
         return gallery(ShardSet(source.shards, source.manifest))
     except ClusterqError as error:  # a set that came without its tars, say: the rest of the page is worth having
-        return paragraph(f"The images cannot be shown. {error}")
+        return paragraph(f"The images cannot be shown. {without_places(str(error), source.folder)}")
 
 
 def gallery(shards: ShardSet) -> str:

@@ -12,6 +12,8 @@ from clusterq_common.runtime.progress import Ticker
 
 # Two cores are worth more to the work than to its picture.
 REFRESHES_PER_SECOND = 4
+# Kept, so that the bar does not change its length with each figure.
+PACE_WIDTH = 28
 
 
 @contextmanager
@@ -44,9 +46,9 @@ class _Bar(Ticker):
     def __init__(self, description: str, meter: Meter, bars: _Bars) -> None:
         super().__init__(description, meter)
         self._bars = bars
-        self._task = bars.add_task(description, total=meter.total, completed=meter.done, pace="")
+        self._task = bars.add_task(description, total=meter.total, completed=meter.done, pace=" " * PACE_WIDTH)
         bars.ticker = self
 
     def show(self) -> None:
         pace = [fact for fact in (self.meter.images_per_second(), self.meter.time()) if fact]
-        self._bars.update(self._task, completed=self.meter.done, pace=", ".join(pace))
+        self._bars.update(self._task, completed=self.meter.done, pace=", ".join(pace).ljust(PACE_WIDTH))
