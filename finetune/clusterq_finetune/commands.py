@@ -17,6 +17,7 @@ from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.runtime.environment import device_name, versions, write_environment
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.events import need_tensorboard
 from clusterq_common.runtime.files import atomic_write, sha256_file
 from clusterq_common.runtime.progress import answer, progress, say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
@@ -77,6 +78,8 @@ def _finetune(
     dry_run: bool,
 ) -> dict[str, Any]:
     begin = time.monotonic()
+    if flags.get("output", {}).get("tensorboard"):
+        need_tensorboard()
     shards = ShardSet.open(shards_path)
     run = _run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)

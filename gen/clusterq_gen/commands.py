@@ -10,6 +10,7 @@ from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.events import need_tensorboard
 from clusterq_common.runtime.progress import answer, say, warn
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
 from clusterq_common.shards.manifest import SplitName
@@ -21,7 +22,7 @@ from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.emit import emit_shards
-from clusterq_gen.loop import estimate_seconds, train_generator
+from clusterq_gen.loop import estimate_seconds, open_log, train_generator
 from clusterq_gen.plan import describe_plan
 from clusterq_gen.source import GeneratorSource, Source
 
@@ -34,6 +35,8 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     Raises:
         ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
     """
+    if config.output.tensorboard:
+        need_tensorboard()
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -57,6 +60,8 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         elif not trained:
             _announce(config, teacher, device)
             train_generator(config, teacher, out, device, resume=resuming)
+        elif ranks.first and config.output.tensorboard:
+            open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")

@@ -1,6 +1,7 @@
 """Generator training: the generator's step and the student's step, in turn."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -40,13 +41,13 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
         with taking_over(folder / CHECKPOINT):
             run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     broadcast(run.generator)
-    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
+    log = open_log(config, folder, before=run.step)
     per_epoch = config.train.steps_per_epoch
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
     bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
-    with bar as ticker, batchnorm_taps(teacher.model) as taps:
+    with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
         while run.step < run.total_steps:
             if run.step == run.warmup_steps and run.student is None:
@@ -63,7 +64,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
                 note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
                 records = []
                 if end_of_epoch and first:
-                    _maybe_grid(run, folder)
+                    _maybe_grid(run, folder, log)
                 due = run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds
                 if due and first:
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
@@ -182,8 +183,24 @@ def _note(record: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _maybe_grid(run: Training, folder: Path) -> None:
+def open_log(config: GenConfig, folder: Path, *, before: int) -> MetricsLog:
+    """The run's metrics up to the step `before`, to append to; with TensorBoard also the grids of images up to there."""
+    log = MetricsLog(folder / METRICS, keep_before_step=before, tensorboard=config.output.tensorboard)
+    if log.events is not None:
+        for epoch in range(1, before // config.train.steps_per_epoch + 1):
+            if _grid(folder, epoch).is_file():
+                log.events.add_picture(SAMPLES, _grid(folder, epoch), epoch * config.train.steps_per_epoch - 1)
+    return log
+
+
+def _grid(folder: Path, epoch: int) -> Path:
+    return folder / SAMPLES / f"epoch-{epoch:04d}.png"
+
+
+def _maybe_grid(run: Training, folder: Path, log: MetricsLog) -> None:
     epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
     if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
         (folder / SAMPLES).mkdir(exist_ok=True)
-        save_grid(folder / SAMPLES / f"epoch-{epoch:04d}.png", run.generator, run.teacher.spec, run.config.runtime.seed)
+        save_grid(_grid(folder, epoch), run.generator, run.teacher.spec, run.config.runtime.seed)
+        if log.events is not None:
+            log.events.add_picture(SAMPLES, _grid(folder, epoch), run.step - 1)

@@ -1,6 +1,7 @@
 """The student learns labels and the teacher's logits from synthetic images (ClusterQ Eq. 9)."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def distill(
     order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps_per_epoch, ranks=ranks)
     batches = TrainingBatches(dataset, device, workers=recipe.workers)
     heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
-    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
+    log = MetricsLog(folder / METRICS, keep_before_step=run.step, tensorboard=config.output.tensorboard)
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
@@ -161,7 +162,8 @@ def distill(
         warn("the shards have no held-out images: nothing guards against a student that gets worse (--select guarded)")
     if recipe.select != "last" and heldout is not None and run.step == 0 and recipe.epochs:
         run.selection.offer(student, measure_heldout(student, heldout, teacher, config, device)["heldout/kl"], START)
-    with progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size) as ticker:
+    bar = progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size)
+    with closing(log), bar as ticker:
         for epoch in range(run.step // len(order), recipe.epochs):
             order.epoch, order.first_step = epoch, run.step % len(order)
             for batch in batches(order):
