@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
-from clusterq_common.runtime.device import place, training_autocast
+from clusterq_common.runtime.device import place, send, training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
@@ -99,14 +99,14 @@ class Training:
         labels, groups = batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
         z = noise(seed, step, batch_size=train.batch_size, latent_size=self.config.generator.latent_size)
         own = Ranks.current().share(train.batch_size)
-        groups = ClassGroups(groups.classes.to(self.device), groups.row[own].to(self.device))
-        like = self.generator.to_map.weight
+        groups = ClassGroups(send(groups.classes, self.device), send(groups.row[own], self.device))
+        dtype = self.generator.to_map.weight.dtype
         shares = None
         if mixed and method.mixing:
             per_image = classes_in_mixture(classes, method.mix_classes)
             whole = mixtures(seed, step, labels, probability=method.mixing, per_image=per_image, num_classes=classes)
-            shares = whole[own].to(like)
-        return LatentBatch(z[own].to(like), labels[own].to(self.device), groups, shares)
+            shares = send(whole[own], self.device, dtype)
+        return LatentBatch(send(z[own], self.device, dtype), send(labels[own], self.device), groups, shares)
 
     def opponent_logits(self, images: Tensor) -> Tensor | None:
         """The in-loop student's logits (N, classes), with gradient to the images and none to its parameters.

@@ -119,7 +119,9 @@ def memory_child(kind: str, arch: str, batch_size: int, threads: int) -> None:
     elif kind == "float networks":
         action = _float_networks(arch, batch_size, chosen)
     elif kind != "libraries":
-        action = _generator_step(_training(arch, kind, batch_size, chosen, "off", _warm_state(arch, [kind], batch_size, chosen)))
+        action = _generator_step(
+            _training(arch, kind, batch_size, chosen, "off", _warm_state(arch, [kind], batch_size, chosen))
+        )
     for _ in range(0 if kind == "libraries" else 4):
         action()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -60,7 +60,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    if x.is_cuda:
+    if x.device.type != "cpu":
         if axis is None:
             return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
         return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
@@ -82,7 +82,7 @@ def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: in
     shape = broadcast_shape(x, axis)
     low = ((grid.low - zero_point) * scale).view(shape)
     high = ((grid.high - zero_point) * scale).view(shape)
-    if x.is_cuda or axis is not None:
+    if x.device.type != "cpu" or axis is not None:
         return grad * ((x >= low) & (x <= high))
     # One walk instead of four; its limits are numbers, which a GPU would have to be waited for, and exclude the borders.
     infinity = torch.tensor(torch.inf)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.runtime.device import send
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.precision import at_least_float32
 from clusterq_common.runtime.seeding import stream
@@ -49,5 +50,6 @@ class ClassificationLoss:
         """t of this process's images, (N,), drawn for the whole batch."""
         ranks = Ranks.current()
         whole = len(shares) * ranks.world
-        drawn = torch.rand(whole, generator=stream(self.seed, "soft-target", step))[ranks.share(whole)].to(shares)
+        drawn = torch.rand(whole, generator=stream(self.seed, "soft-target", step))[ranks.share(whole)]
+        drawn = send(drawn, shares.device, shares.dtype)
         return torch.where(shares.amax(1) == 1, self.soft_target + (1 - self.soft_target) * drawn, 1.0)

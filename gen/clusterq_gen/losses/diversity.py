@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clusterq_common.runtime.device import send
 from clusterq_common.runtime.seeding import stream
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.fda import Reduction, distance_to
@@ -46,4 +47,4 @@ class DiversityLoss:
             drawn = torch.randn(like.shape, generator=random)
         else:
             drawn = torch.rand(like.shape, generator=random) * 2 - 1
-        return drawn.to(like)
+        return send(drawn, like.device, like.dtype)
