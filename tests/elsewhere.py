@@ -55,7 +55,6 @@ class _Copies(TorchDispatchMode):
 @cache
 def _fake_kernels() -> None:
     """torch has no shapes-only version of its own fake-quantization."""
-    for granularity in ("tensor", "channel"):
-        name = f"aten::_fake_quantize_per_{granularity}_affine_cachemask_tensor_qparams"
-        name = name if granularity == "tensor" else "aten::fake_quantize_per_channel_affine_cachemask"
-        torch.library.register_fake(name)(lambda x, *_: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)))
+    # That for channels is missing on purpose: on a GPU it looks at the zero-points.
+    name = "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"
+    torch.library.register_fake(name)(lambda x, *_: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)))

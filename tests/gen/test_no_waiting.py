@@ -10,6 +10,7 @@ from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.bank.classes import classifier_inputs
 from clusterq_gen.bank.optimise import BankRun
 from clusterq_gen.bank.statistics import LayerTarget
+from clusterq_gen.draws import HostDraws
 from clusterq_gen.loop import train_step
 from clusterq_gen.training import Training
 from tests.elsewhere import ELSEWHERE, move, nothing_waits
@@ -72,7 +73,7 @@ def _move(run: Training) -> None:
     assert run.student is not None
     for network in (run.teacher.model, run.generator, run.student):
         move(network)
-    run.device = ELSEWHERE
+    run.device, run.draws = ELSEWHERE, HostDraws(ELSEWHERE)
     # What moved has no state yet; fused updates know the meta device as little as autocast does.
     run.optimizer = torch.optim.Adam(run.generator.parameters())
     run.student_optimizer = torch.optim.SGD(run.student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)

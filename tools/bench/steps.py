@@ -222,7 +222,8 @@ def _float_networks(arch: str, batch_size: int, threads: int | None) -> Callable
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-6, momentum=0.9)
 
     def step() -> None:
-        latent = run.inputs(run.step)
+        run.draws.begin(run.step)
+        latent = run.inputs()
         images = run.generator(latent.z, latent.classes)
         F.cross_entropy(run.teacher.model(images), latent.labels).backward()
         run.optimizer.step()

@@ -60,12 +60,11 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    if x.device.type != "cpu":
-        if axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
-        return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
+    if x.device.type != "cpu" and axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
     # On a CPU four vectorised walks take a tenth of the time of torch's fused kernel, which converts each value to an integer
-    # and back. The same integers: float32 holds them all.
+    # and back; a GPU would have to be waited for by the fused kernel for channels, which looks at all zero-points first. The
+    # same integers: float32 holds them all.
     shape = broadcast_shape(x, axis)
     y = x * (1.0 / scale).view(shape)
     y.round_()
