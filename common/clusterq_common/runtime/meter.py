@@ -63,7 +63,7 @@ class Meter:
 def memory() -> str:
     """What this process holds: main memory (resident set, Linux alone says how large it is now) and, on a GPU, tensors.
 
-    Neither waits for the GPU.
+    Neither waits for the GPU, nor asks CUDA anything that would spoil a graph that is being recorded: torch keeps the books itself.
     """
     parts = []
     if STATM.is_file():
@@ -72,7 +72,7 @@ def memory() -> str:
         pages = int(STATM.read_text(encoding="ascii").split()[1])
         parts.append(f"{_gigabytes(pages * resource.getpagesize())} memory")
     torch = sys.modules.get("torch")  # asked only where a command has imported it
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch is not None and torch.cuda.is_initialized():
         parts.append(f"{_gigabytes(torch.cuda.memory_allocated())} GPU")
     return ", ".join(parts)
 
