@@ -142,18 +142,18 @@ def test_version(gen: Cli, finetune: Cli) -> None:
     ("line", "meant"),
     [
         ("clusterq-gen trian", "Did you mean 'train'?"),
-        ("clusterq-gen train --metod gdfq", "No such option: --metod. Did you mean --method?"),
-        ("clusterq-gen train --de-noise gausian", "'gausian' is not one of gaussian, uniform. Did you mean gaussian?"),
-        ("clusterq-gen train --preset QUICK", "Did you mean quick?"),
-        ("clusterq-gen emit --run x --devise cpu", "Did you mean --device?"),
+        ("clusterq-gen train --metod gdfq", "No such option: --metod; did you mean --method?"),
+        ("clusterq-gen train --de-noise gausian", "'gausian' is not one of gaussian, uniform; did you mean gaussian?"),
+        ("clusterq-gen train --preset QUICK", "did you mean quick?"),
+        ("clusterq-gen emit --run x --devise cpu", "did you mean --device?"),
         ("clusterq-finetune evalute", "Did you mean 'evaluate'?"),
-        ("clusterq-finetune --recipe bets", "Did you mean best?"),
-        ("clusterq-finetune --quantiser symmetric", "Did you mean --quantizer?"),
-        ("clusterq-finetune evaluate --val x --interpolation biliner", "Did you mean bilinear?"),
-        ("clusterq-finetune export --student x --out y --format onxx", "Did you mean onnx?"),
+        ("clusterq-finetune --recipe bets", "did you mean best?"),
+        ("clusterq-finetune --quantiser symmetric", "did you mean --quantizer?"),
+        ("clusterq-finetune evaluate --val x --interpolation biliner", "did you mean bilinear?"),
+        ("clusterq-finetune export --student x --out y --format onxx", "did you mean onnx?"),
         ("clusterq-finetune shards vrify", "Did you mean 'verify'?"),
-        ("clusterq-finetune shards preview x --split hedlout", "Did you mean heldout?"),
-        ("clusterq-finetune --device xyz", "'xyz' is not one of auto, cpu, cuda."),
+        ("clusterq-finetune shards preview x --split hedlout", "did you mean heldout?"),
+        ("clusterq-finetune --device xyz", "'xyz' is not one of auto, cpu, cuda"),
     ],
 )
 def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune: Cli) -> None:
@@ -333,3 +333,12 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
     assert (program, resumed) == ("clusterq-finetune", [*base, "--out", str(out), "--resume"])
     contradicting = finetune(*resumed, "--lr", 0.5)
     assert "lr is 0.5" in contradicting.err, "it is the run to go on with"
+
+
+def test_a_mistyped_choice_in_a_file(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    text = (digits_run / "config.yaml").read_text()
+    assert "de_noise: gaussian" in text
+    (tmp_path / "config.yaml").write_text(text.replace("de_noise: gaussian", "de_noise: gausian"))
+    done = gen("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "--de-noise: must be one of gaussian, uniform (found 'gausian'); did you mean gaussian?" in done.err

@@ -5,11 +5,11 @@ Free of any command-line library: `Readable` is mixed into its classes by the pr
 
 import platform
 import re
-from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
 from typing import Any
+
+from clusterq_common.runtime.errors import did_you_mean
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct, said in a sentence; 130 interrupted by Ctrl-C. "
@@ -88,13 +88,8 @@ def add_hint(error: Any) -> None:
     if not isinstance(getattr(error, "message", None), str):
         return
     if getattr(error, "possibilities", None):
-        error.message += _meant(error.option_name, list(error.possibilities))
+        error.message += did_you_mean(error.option_name, list(error.possibilities))
         error.possibilities = None
     elif match := CHOICES.fullmatch(error.message):
         choices = re.findall(r"'([^']*)'", match["choices"])
-        error.message = f"'{match['found']}' is not one of {', '.join(choices)}" + _meant(match["found"], choices)
-
-
-def _meant(found: str, known: Sequence[str]) -> str:
-    nearest = get_close_matches(found.lower(), known, n=1)
-    return f". Did you mean {nearest[0]}?" if nearest else "."
+        error.message = f"'{match['found']}' is not one of {', '.join(choices)}{did_you_mean(match['found'], choices)}"
