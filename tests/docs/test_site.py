@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from markdown_it import MarkdownIt
 
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import PAGES, ROOT
 from tests.docs.commands import every_command, every_flag
 
 pytest.importorskip("mkdocs", reason="the site is built by mkdocs-material, the extra `docs`")
@@ -88,6 +89,22 @@ def test_every_command_and_option_has_its_place(site: Path) -> None:
             assert help_text in text, f"{path}: {parameter.name}"
             named |= {word for word in parameter.opts if word.startswith("--")}
     assert {"--alpha-fda", "--bits", "--reconstruct", "--min-confidence", "--opset"} <= named <= every_flag()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_has_the_parts_that_commonmark_sees(site: Path, page: Path) -> None:
+    tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+    name = {"README": "index", "CONTRIBUTING": "contributing"}.get(page.stem, page.stem)
+    html = (site / f"{name}.html").read_text(encoding="utf-8").split("<article", 1)[1].split("</article>", 1)[0]
+    for tag, kind in (
+        ("table", "table_open"),
+        ("ul", "bullet_list_open"),
+        ("ol", "ordered_list_open"),
+        ("li", "list_item_open"),
+        ("pre", "fence"),
+    ):
+        expected = sum(token.type == kind for token in tokens)
+        assert len(re.findall(rf"<{tag}[ >]", html)) == expected, f"{page.name}: {tag}"
 
 
 def test_marks_for_the_tests_are_not_shown(site: Path) -> None:
