@@ -133,6 +133,11 @@ class TrainConfig(Settings):
     schedule: Literal["step", "cosine"] = Field(
         "step", description="learning rates: x0.1 at epochs 100, 200, 300 (the paper), or cosine to zero"
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
+        json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
+    )
     gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.reduce import average_gradients, broadcast, sum_across
@@ -16,6 +17,7 @@ from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
+from clusterq_gen.graph import CudaRecorder, GraphedStep
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.samples import save_grid
 from clusterq_gen.training import Training
@@ -45,15 +47,17 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
+    graphs = _recorder(config, device)
     with progress("training", run.total_steps, done=run.step) as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
+        graph = None if graphs is None else GraphedStep(lambda: device_step(run, taps, stored), graphs)
         while run.step < run.total_steps:
             if run.step == run.warmup_steps and run.student is None:
                 run.end_warmup()
             if run.step % per_epoch == 0 or not records:
                 run.set_learning_rates(run.step // per_epoch)
 
-            records.append({"step": run.step, **train_step(run, taps, stored)})
+            records.append({"step": run.step, **train_step(run, taps, stored, graph)})
             run.step += 1
 
             end_of_epoch = run.step % per_epoch == 0
@@ -78,15 +82,34 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     return run
 
 
-def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]) -> dict[str, Tensor | float]:
+def train_step(
+    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], graph: GraphedStep | None = None
+) -> dict[str, Tensor | float]:
     """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
 
     One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
     Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
-    one of its classes.
+    one of its classes. With a `graph`, steps that are all alike are replayed.
     """
+    run.draws.begin(run.step)
+    norms = run.step % run.config.train.gradient_norm_every == 0
+    rate = run.optimizer.param_groups[0]["lr"]
+    if graph is None:
+        values = device_step(run, taps, stored, gradient_norms=norms)
+    elif norms:
+        values = graph.recorder.plain(lambda: device_step(run, taps, stored, gradient_norms=True))
+    else:
+        student_rate = None if run.student_optimizer is None else run.student_optimizer.param_groups[0]["lr"]
+        values = graph(phase=run.student is not None, settings=(rate, student_rate))
+    return {**values, "lr": rate}
+
+
+def device_step(
+    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, gradient_norms: bool = False
+) -> dict[str, Tensor]:
+    """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
     config, student = run.config, run.student
-    latent = run.inputs(run.step)
+    latent = run.inputs()
 
     # ---- generator
     with run.autocast():
@@ -98,12 +121,12 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     if run.centroids is not None:
         features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
     batch = StepBatch(
-        run.step, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
+        run.draws, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
     )
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
-    if run.step % config.train.gradient_norm_every == 0:
+    if gradient_norms:
         norms = _backward_by_term(terms, images)
     else:
         torch.stack(list(terms.values())).sum().backward()
@@ -111,12 +134,12 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     run.optimizer.step()
 
     # ---- centroids
-    drift: dict[str, Tensor | float] = {}
+    drift: dict[str, Tensor] = {}
     if run.centroids is not None and features is not None:
         drift = {"centroids/drift": run.centroids.update(features, config.method.ema_rate)}
 
     # ---- student
-    student_metrics: dict[str, Tensor | float] = {}
+    student_metrics: dict[str, Tensor] = {}
     if student is not None:
         assert run.student_optimizer is not None
         with run.autocast():
@@ -136,7 +159,6 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
         **drift,
         "teacher/accuracy": correct.float().mean(),
         **student_metrics,
-        "lr": run.optimizer.param_groups[0]["lr"],
     }
 
 
@@ -155,6 +177,16 @@ def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) 
             torch.cuda.synchronize(device)
     # The student's step after warm-up costs about as much again as its share of the networks; more where it takes part twice.
     return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
+
+
+def _recorder(config: GenConfig, device: torch.device) -> CudaRecorder | None:
+    if not config.train.cuda_graphs:
+        return None
+    world = Ranks.current().world
+    if device.type != "cuda" or world > 1:
+        where = f"{world} processes" if world > 1 else f"the device {device.type}"
+        raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")
+    return CudaRecorder(device)
 
 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:

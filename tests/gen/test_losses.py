@@ -19,7 +19,7 @@ from clusterq_gen.losses.classification import ClassificationLoss
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.methods import build_method
-from tests.gen.scene import EPS, LABELS, Scene
+from tests.gen.scene import EPS, LABELS, Scene, draws_at
 
 
 def slow_alignment(scene: Scene, reduction: str, noise: tuple[Tensor, Tensor] | None = None) -> float:
@@ -64,7 +64,7 @@ def test_diversity_is_equation_6(reduction: str, noise: str) -> None:
     drawn = (0.3 * draw(), 0.15 * draw())
     found = loss(scene.batch)
     assert found.item() == pytest.approx(slow_alignment(scene, reduction, drawn), rel=1e-4)
-    assert loss(replace(scene.batch, step=4)).item() != pytest.approx(found.item()), "drawn afresh each step"
+    assert loss(replace(scene.batch, draws=draws_at(4))).item() != pytest.approx(found.item()), "drawn afresh each step"
     found.backward()
     assert scene.images.grad.abs().max() > 0
 
@@ -74,7 +74,7 @@ def test_diversity_without_noise_is_fda_and_in_expectation_adds_its_variance() -
     fda = FeatureAlignmentLoss("sum")(scene.batch).item()
     assert DiversityLoss("gaussian", 0, 0, "sum", 0)(scene.batch).item() == pytest.approx(fda)
     loss = DiversityLoss("gaussian", 0.3, 0.15, "sum", 0)
-    mean = sum(loss(replace(scene.batch, step=step)).item() for step in range(400)) / 400
+    mean = sum(loss(replace(scene.batch, draws=draws_at(step))).item() for step in range(400)) / 400
     assert mean == pytest.approx(fda + 2 * 8 * (0.3**2 + 0.15**2), rel=0.03)  # two classes, eight channels
 
 

@@ -1,5 +1,6 @@
 """The arithmetic of fake-quantization and its gradients: one rule, the fastest operations each device has for it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -34,24 +35,41 @@ def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
     return [1] * x.dim() if axis is None else [-1 if dimension == axis else 1 for dimension in range(x.dim())]
 
 
+def computed_again(y: Tensor) -> AbstractContextManager[Any]:
+    """A context in which an operation on `y`, a result of `fake_quantize`, keeps nothing of it for its gradient.
+
+    The values that `y` was made of are kept anyway (by what made them, too): a few walks over them in the backward pass give it
+    again, to the bit. Other tensors, and results that stand for something else by now, are kept as ever.
+    """
+    node = y.grad_fn
+    if not isinstance(node, _FakeQuantize._backward_cls):
+        return nullcontext()
+    memory, shape, dtype = y.data_ptr(), y.shape, y.dtype
+
+    def pack(saved: Tensor) -> Any:
+        return node if (saved.data_ptr(), saved.shape, saved.dtype) == (memory, shape, dtype) else saved
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: _values(kept) if kept is node else kept)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Both cases of the scale's gradient are `(y - inside * x) / s`: two dot products instead of a map."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-        y = _on_grid(x, scale, zero_point, axis, grid)
-        ctx.learned, ctx.axis, ctx.grid = ctx.needs_input_grad[1], axis, grid
-        ctx.save_for_backward(x, scale, zero_point, *([y] if ctx.learned else []))
-        return y
+        ctx.learned, ctx.axis, ctx.grid, ctx.again = ctx.needs_input_grad[1], axis, grid, None
+        ctx.save_for_backward(x, scale, zero_point)
+        return _on_grid(x, scale, zero_point, axis, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        x, scale, zero_point, *rest = ctx.saved_tensors
+        x, scale, zero_point = ctx.saved_tensors
         grid: Grid = ctx.grid
         grad_x = _inside(grad, x, scale, zero_point, ctx.axis, grid)
         if not ctx.learned:
             return grad_x, None, None, None, None
-        y, count = rest[0], x.numel() / x.shape[0]
+        y, count = _values(ctx), x.numel() / x.shape[0]
+        ctx.again = None
         if ctx.axis is None:
             slope = torch.sum(grad * y) - torch.sum(grad_x * x)
         else:
@@ -59,13 +77,22 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
 
 
+def _values(ctx: Any) -> Tensor:
+    """What the function has returned: computed once for all that ask in a backward pass, the operation on it and its own gradient."""
+    if ctx.again is None:
+        x, scale, zero_point = ctx.saved_tensors
+        with torch.no_grad():
+            ctx.again = _on_grid(x, scale, zero_point, ctx.axis, ctx.grid)
+    again: Tensor = ctx.again
+    return again
+
+
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    if x.is_cuda:
-        if axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
-        return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
+    if x.device.type != "cpu" and axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
     # On a CPU four vectorised walks take a tenth of the time of torch's fused kernel, which converts each value to an integer
-    # and back. The same integers: float32 holds them all.
+    # and back; a GPU would have to be waited for by the fused kernel for channels, which looks at all zero-points first. The
+    # same integers: float32 holds them all.
     shape = broadcast_shape(x, axis)
     y = x * (1.0 / scale).view(shape)
     y.round_()
@@ -82,7 +109,7 @@ def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: in
     shape = broadcast_shape(x, axis)
     low = ((grid.low - zero_point) * scale).view(shape)
     high = ((grid.high - zero_point) * scale).view(shape)
-    if x.is_cuda or axis is not None:
+    if x.device.type != "cpu" or axis is not None:
         return grad * ((x >= low) & (x <= high))
     # One walk instead of four; its limits are numbers, which a GPU would have to be waited for, and exclude the borders.
     infinity = torch.tensor(torch.inf)
