@@ -40,8 +40,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Options in one piece: a browser would break the line behind their first hyphens."""
-    return re.sub(r"<code>(--[\w-]+)</code>", r'<code class="flag">\1</code>', html)
+    """Names with hyphens in one piece: a browser would break the line behind the first hyphen of an option."""
+
+    def whole(found: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w/-])-?-?\w[\w-]*-[\w-]+|--\w+", r'<span class="whole">\g<0></span>', found[0])
+
+    return re.sub(r"(?<!<span></span>)<code>[^<]{1,80}</code>", whole, html)
 
 
 def spaced(markdown: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 OWN_PANEL = "The run"
-EXAMPLE = re.compile(r"\s*Example: ")
+# How help names examples: in its last line, or as lines of the epilog after "Examples:".
+EXAMPLE = re.compile(r"\s*Example: |^\s*\$ ", re.MULTILINE)
 
 
 def reference(program: str, app: typer.Typer) -> str:
@@ -48,7 +49,9 @@ def _below(context: Any) -> Iterator[Any]:
 def _command(context: Any, *, is_program: bool) -> list[str]:
     """Heading, help, usage, options."""
     command = context.command
-    text, *examples = EXAMPLE.split(command.help or "")
+    text, examples = _parted(command.help or "")
+    remarks, more = _parted(command.epilog or "")
+    examples += more
     parts = [] if is_program else [f"## `{context.command_path}`"]
     parts.append(_prose(text))
     inner = getattr(command, "commands", {})
@@ -58,13 +61,26 @@ def _command(context: Any, *, is_program: bool) -> list[str]:
         return parts  # it can only be called with one of those
     parts.append(_fenced(f"{context.command_path} {' '.join(command.collect_usage_pieces(context))}"))
     if examples:
-        parts += ["Example:", _fenced("\n".join(line.strip() for line in examples))]
+        parts += ["For example:", _fenced("\n".join(examples))]
+    if remarks:
+        parts.append(_prose(remarks))
     panels = _panels(context)
     for panel, parameters in panels.items():
         if len(panels) > 1:
             parts.append(f"### {panel} {{ #{_anchor(context, 'panel ' + panel)} }}")
         parts += [_definition(context, parameter) for parameter in parameters]
     return parts
+
+
+def _parted(text: str) -> tuple[str, list[str]]:
+    """A help text without its examples, and those, a command each."""
+    examples = []
+    prose = []
+    for paragraph in text.split("\n\n"):
+        before, *found = EXAMPLE.split(paragraph)
+        prose.append(before.removesuffix("Examples:").strip())
+        examples += [" ".join(one.split()) for one in found]
+    return "\n\n".join(one for one in prose if one), examples
 
 
 def _panels(context: Any) -> dict[str, list[Any]]:
@@ -91,7 +107,7 @@ def _anchor(context: Any, name: str) -> str:
 
 def _link(context: Any, name: str, command: Any) -> str:
     path = f"{context.command_path} {name}"
-    summary = EXAMPLE.split(command.help or "")[0].strip().split("\n")[0]
+    summary = _parted(command.help or "")[0].split("\n")[0]
     return f"- [`{path}`](#{path.replace(' ', '-')}): {_prose(summary)}"
 
 
