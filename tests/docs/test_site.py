@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.browser import Browser
 from tests.docs.blocks import PAGES, ROOT
 from tests.docs.commands import every_command, every_flag
 
@@ -79,11 +80,9 @@ def test_every_command_and_option_has_its_place(site: Path) -> None:
         page, text = pages[path.split()[0]], shown[path.split()[0]]
         assert path in text
         for parameter in context.command.get_params(context):
-            anchor = f"{path}-{parameter.name}".lower().replace(" ", "-").replace("_", "-")
-            if getattr(parameter, "hidden", False) or (hasattr(context.command, "commands") and " " in path):
+            if getattr(parameter, "hidden", False):
                 continue
-            if path == "clusterq-gen":
-                continue  # it only leads to its commands
+            anchor = f"{path}-{parameter.name}".lower().replace(" ", "-").replace("_", "-")
             assert f'id="{anchor}"' in page, f"{path}: {parameter.name}"
             help_text = " ".join((parameter.help or "").split())
             assert help_text in text, f"{path}: {parameter.name}"
@@ -105,6 +104,16 @@ def test_a_page_has_the_parts_that_commonmark_sees(site: Path, page: Path) -> No
     ):
         expected = sum(token.type == kind for token in tokens)
         assert len(re.findall(rf"<{tag}[ >]", html)) == expected, f"{page.name}: {tag}"
+
+
+def test_in_a_browser(site: Path, tmp_path: Path) -> None:
+    browser = Browser(tmp_path)
+    browser.open_something_that_asks(tmp_path)
+    assert browser.asked(), "a page that asks is found out"
+    for name in ("index", "how-it-works", "faq", "commands/clusterq-gen"):
+        shown = browser.open(site / f"{name}.html", "--dump-dom", "--virtual-time-budget=3000")
+        assert not browser.asked()
+        assert 'class="js"' in shown or " js" in shown.split("<head", 1)[0], "the theme's script has run"
 
 
 def test_marks_for_the_tests_are_not_shown(site: Path) -> None:

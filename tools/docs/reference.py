@@ -57,8 +57,6 @@ def _command(context: Any, *, is_program: bool) -> list[str]:
     inner = getattr(command, "commands", {})
     if inner:
         parts.append("\n".join(_link(context, name, one) for name, one in inner.items() if not one.hidden))
-    if inner and not getattr(command, "invoke_without_command", False):
-        return parts  # it can only be called with one of those
     parts.append(_fenced(f"{context.command_path} {' '.join(command.collect_usage_pieces(context))}"))
     if examples:
         parts += ["For example:", _fenced("\n".join(examples))]
@@ -112,8 +110,9 @@ def _link(context: Any, name: str, command: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Help text as Markdown that shows the same characters."""
+    """Help text as Markdown that shows the same characters; pages that it names are links."""
     shown = re.sub(r"[\\`*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    shown = re.sub(r"docs/([\w-]+)\.md", r"[\1](../\1.md)", shown)
     return re.sub(r"(?<![\w-])(--[a-z][a-z0-9-]*)", r"`\1`", shown)
 
 
