@@ -1,7 +1,6 @@
 """report.html through both command lines: what it says of each kind of run, and that a browser shows it without asking anyone."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from clusterq_common.report import command
+from tests.browser import Browser
 from tests.conftest import Cli, DigitsTeacher
 
 # Elements that a browser would fetch or run something for, and the attributes that name it.
@@ -394,36 +394,15 @@ def test_drawing_is_free_of_torch(tuned: Path, digits_run: Path, tmp_path: Path)
 
 
 def test_in_a_browser(tuned: Path, digits_run: Path, tmp_path: Path) -> None:
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no chromium or google-chrome on the path")
-    quiet = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
-    flags = [*(f"--{word}" for word in quiet.split()), "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND"]
-
-    def run(page: Path, *more: str) -> str:
-        words = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", *more, page.as_uri()]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "CONSOLE" not in done.stderr, "no error, and nothing that the page's own policy had to forbid"
-        return done.stdout
-
-    def asked(log: Path) -> list[str]:
-        """Addresses that the page, not the browser of its own accord, wanted something from."""
-        lines = [line for line in log.read_text(errors="replace").splitlines() if '"initiator":' in line]
-        return [
-            line for line in lines if '"initiator":"not an origin"' not in line and re.search(r'"url":"(?!file:|data:)', line)
-        ]
-
-    asking = tmp_path / "asking.html"
-    asking.write_text('<!doctype html><img src="http://nowhere.invalid/x.png">')
-    run(asking, f"--log-net-log={tmp_path / 'asking.json'}", "--dump-dom")
-    assert asked(tmp_path / "asking.json"), "a page that asks is found out"
-    for number, page in enumerate((tuned / "report.html", digits_run / "report.html")):
-        shown = run(page, f"--log-net-log={tmp_path / f'{number}.json'}", "--dump-dom")
-        assert not asked(tmp_path / f"{number}.json")
+    browser = Browser(tmp_path)
+    browser.open_something_that_asks(tmp_path)
+    assert browser.asked(), "a page that asks is found out"
+    for page in (tuned / "report.html", digits_run / "report.html"):
+        shown = browser.open(page, "--dump-dom")
+        assert not browser.asked()
         written = page.read_text()
         for element in ("<section", "<svg", "<img", "<tr"):
             assert shown.count(element) == written.count(element), f"{element} is understood as it was written"
-    run(tuned / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    browser.open(tuned / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "page.pdf").stat().st_size > 20_000
