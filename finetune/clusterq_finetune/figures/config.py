@@ -72,7 +72,12 @@ class FeaturesConfig(LayersConfig):
         "tsne", description="tsne keeps neighbours and nothing else; pca keeps distances, as far as two axes can"
     )
     perplexity: float = Field(30.0, ge=2, description="of t-SNE: about how many neighbours count for a point")
-    seed: int = Field(0, ge=0, lt=1 << 32, description="of t-SNE")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=1 << 32,
+        description="of t-SNE: start from places drawn with it, which tells what in the picture is chance; from PCA's if left out",
+    )
 
 
 class DiversityConfig(LayersConfig):

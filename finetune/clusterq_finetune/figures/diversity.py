@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from clusterq_finetune.figures.config import DiversityConfig, FileConfig
@@ -58,15 +57,17 @@ def draw_diversity(
     caption = _caption(sources, len(class_names), shown_classes, config)
     looks = _looks(sources)
     cell = (PAGE_WIDTH - LABEL_WIDTH) / config.shown
-    strips = [0.25 + len(sources) * (cell + 0.04) for _ in shown_classes]
-    heights = [BY_LAYER_HEIGHT, BOXES_HEIGHT, *strips]
+    strip_heights = [0.25 + len(sources) * (cell + 0.04) for _ in shown_classes]
+    heights = [BY_LAYER_HEIGHT, BOXES_HEIGHT, *strip_heights]
     with style():
         figure = new_figure(PAGE_WIDTH, sum(heights), title, caption, files)
-        parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-        numbers = _by_layer(parts[0], sources, values, order, looks)
-        numbers += _boxes(parts[1], sources, values, layers, order, looks)
-        for part, label in zip(parts[2:], shown_classes, strict=True):
-            _images(part, sources, label, class_names, config.shown)
+        parts = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+        numbers = _by_layer(figure.add_subplot(parts[0]), sources, values, order, looks)
+        boxes = parts[1].subgridspec(1, len(layers) + 1).subplots(squeeze=False)[0]
+        numbers += _boxes(list(boxes), sources, values, layers, order, looks)
+        for place, label in enumerate(shown_classes, 2):
+            strips = parts[place].subgridspec(len(sources), 1).subplots(squeeze=False)[:, 0]
+            _images(list(strips), sources, label, class_names, config.shown)
     return Drawing(figure, title, caption, numbers)
 
 
@@ -80,13 +81,12 @@ def _looks(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def _by_layer(
-    part: SubFigure,
+    axes: Axes,
     sources: Sequence[Source],
     values: Sequence[dict[str, Array]],
     order: Sequence[str],
     looks: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    axes = part.subplots()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     places = np.arange(1, len(order) + 1)
     numbers: list[dict[str, Any]] = []
@@ -106,7 +106,7 @@ def _by_layer(
 
 
 def _boxes(
-    part: SubFigure,
+    panels: Sequence[Axes],
     sources: Sequence[Source],
     values: Sequence[dict[str, Array]],
     layers: Sequence[str],
@@ -116,7 +116,7 @@ def _boxes(
     flat = [source.pixels.flatten(1).double().numpy() for source in sources]
     names = [PIXELS, *layers]
     numbers = []
-    for place, (axes, name) in enumerate(zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
+    for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
         found = []
         for source, by_layer, pixels in zip(sources, values, flat, strict=True):
             distances = within_class_distances(pixels if name == PIXELS else by_layer[name], source.labels)
@@ -142,10 +142,9 @@ def _draw_boxes(axes: Axes, found: Sequence[Array], looks: Sequence[dict[str, An
         box.set(facecolor=look["color"], alpha=0.45, edgecolor=look["color"])
 
 
-def _images(part: SubFigure, sources: Sequence[Source], label: int, class_names: dict[int, str], shown: int) -> None:
-    part.suptitle(f"class {class_names[label]}", size=SIZE, x=0.01, ha="left")
-    panels = part.subplots(len(sources), 1, squeeze=False)
-    for axes, source in zip(panels[:, 0], sources, strict=True):
+def _images(panels: Sequence[Axes], sources: Sequence[Source], label: int, class_names: dict[int, str], shown: int) -> None:
+    panels[0].set_title(f"class {class_names[label]}", size=SIZE, loc="left")
+    for axes, source in zip(panels, sources, strict=True):
         own = source.pixels[np.flatnonzero(source.labels == label)[:shown]]
         show_pixels(axes, mosaic(own, shown)[0])
         axes.set_ylabel(source.name, rotation=0, ha="right", va="center", size=SMALL)

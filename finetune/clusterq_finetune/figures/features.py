@@ -109,9 +109,9 @@ def _nearest(sources: Sequence[Source], own: Sequence[Array], column: int) -> li
 
 def _caption(sources: Sequence[Source], config: FeaturesConfig) -> str:
     classes = len({int(label) for source in sources for label in source.labels})
+    start = "started from PCA" if config.seed is None else f"started at random, seed {config.seed}"
     how = (
-        f"t-SNE (perplexity {config.perplexity:g}, seed {config.seed}, started from PCA): who is near whom; sizes of clusters, distances between them and axes "
-        "mean nothing"
+        f"t-SNE (perplexity {config.perplexity:g}, {start}): who is near whom; sizes of clusters, distances between them and axes mean nothing"
         if config.projection == "tsne"
         else "PCA: the two directions of most variance, in running standard deviations, with the share of the variance they hold"
     )

@@ -59,7 +59,7 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
     """Layers by name or number, in order of execution; if none are named, three of the deep half, the last among them.
 
     >>> chosen_layers([f"bn{n}" for n in range(1, 20)], None), chosen_layers(["a", "b", "c"], ["3", "a"])
-    (['bn10', 'bn15', 'bn19'], ['a', 'c'])
+    (['bn10', 'bn14', 'bn19'], ['a', 'c'])
 
     Raises:
         ClusterqError: there is no such layer.
@@ -69,13 +69,16 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
         half = (count + 1) // 2
         spread = (half + (count - half) * step // (FEW_LAYERS - 1) for step in range(FEW_LAYERS))
         return [order[number - 1] for number in dict.fromkeys(spread)]
-    known = {str(number): name for number, name in enumerate(order, 1)} | {name: name for name in order}
+    known = {name: name for name in order}
+    if not any(name.isdigit() for name in order):
+        # In a plain sequence layers are called by numbers of their own: there only names are clear.
+        known |= {str(number): name for number, name in enumerate(order, 1)}
     for word in wanted:
         if word not in known:
-            shown = ", ".join(f"{number} {name}" for number, name in enumerate(order, 1))
+            shown = ", ".join(f"{number}: {name}" for number, name in enumerate(order, 1))
             raise ClusterqError(
-                f"--layers: found {word!r}, expected names or numbers of this teacher's {count} BatchNorm layers ({shown}); "
-                "choose among them."
+                f"--layers: found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
+                f"layers ({shown}); choose among them."
             )
     found = {known[word] for word in wanted}
     return [name for name in order if name in found]

@@ -33,7 +33,7 @@ def project(values: Array, config: FeaturesConfig, layer: str) -> Projection:
     """
     # Sums in another order, as several threads make them, would end in another picture.
     with threadpool_limits(1):
-        return _pca(values, layer) if config.projection == "pca" else _tsne(values, config)
+        return _pca(values, layer) if config.projection == "pca" else _tsne(values, config, layer)
 
 
 def _pca(values: Array, layer: str) -> Projection:
@@ -48,13 +48,15 @@ def _pca(values: Array, layer: str) -> Projection:
     return Projection(points, (first, second))
 
 
-def _tsne(values: Array, config: FeaturesConfig) -> Projection:
-    """Van der Maaten and Hinton, 2008; started from PCA, so that what is far apart at first is not put together by chance."""
+def _tsne(values: Array, config: FeaturesConfig, layer: str) -> Projection:
+    """Van der Maaten and Hinton, 2008. Started from PCA, which needs no draw: what is far apart is not put together by chance."""
     if config.perplexity >= len(values):
         raise ClusterqError(
             f"--perplexity: found {config.perplexity:g} for {len(values)} images, expected less than their number, a third at most for "
             "a picture that says something; lower it, or show more images with --per-class."
         )
-    started = "pca" if min(values.shape) >= 2 else "random"
-    tsne = TSNE(perplexity=config.perplexity, init=started, learning_rate="auto", random_state=config.seed)
+    # As scikit-learn scales its own start from PCA.
+    start = _pca(values, layer).points if config.seed is None else "random"
+    start = start if isinstance(start, str) else start / start[:, 0].std() * 1e-4
+    tsne = TSNE(perplexity=config.perplexity, init=start, learning_rate="auto", random_state=config.seed)
     return Projection(np.asarray(tsne.fit_transform(values), dtype=np.float64))
