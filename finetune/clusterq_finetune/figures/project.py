@@ -57,6 +57,6 @@ def _tsne(values: Array, config: FeaturesConfig, layer: str) -> Projection:
         )
     # As scikit-learn scales its own start from PCA.
     start = _pca(values, layer).points if config.seed is None else "random"
-    start = start if isinstance(start, str) else start / start[:, 0].std() * 1e-4
+    start = start if isinstance(start, str) else start / (start[:, 0].std() or 1.0) * 1e-4
     tsne = TSNE(perplexity=config.perplexity, init=start, learning_rate="auto", random_state=config.seed)
     return Projection(np.asarray(tsne.fit_transform(values), dtype=np.float64))
