@@ -166,7 +166,7 @@ def _caption(sources: Sequence[Source], classes: int, shown_classes: Sequence[in
         "Top: root of the variance within a class of each image's channel means at the inputs of BatchNorm layers (mean over channels, in running standard "
         f"deviations); median over {classes} classes, band: quartiles. Middle: distances between all pairs of images of one class, root mean square over pixels "
         f"or channels; line: median, box: quartiles, whiskers: {LOW:g} to {HIGH:g} %. "
-        f"Below: the first {config.shown} images of {'class' if len(shown_classes) == 1 else 'classes'} {', '.join(map(str, shown_classes))}, chosen by nobody. "
+        f"Below: the first {config.shown} images of {'class' if len(shown_classes) == 1 else 'classes'} {', '.join(map(str, shown_classes))}, chosen by nobody. Shown: "
         + "; ".join(f"{source.about}, {len(source.labels)} images" for source in sources)
         + "."
     )

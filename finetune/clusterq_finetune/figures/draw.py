@@ -29,7 +29,7 @@ MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5,
 PAGE_WIDTH, PAGE_HEIGHT = 7.2, 10.0
 SIZE, SMALL = 8.0, 6.5
 LINE_HEIGHT = 1.3 / 72
-CHARACTERS_AN_INCH = 20.5
+CHARACTERS_AN_INCH, HEAD_CHARACTERS_AN_INCH = 20.5, 12.0
 MARGIN = 0.06
 # From pixels that are worth showing one by one to photographs.
 SMALL_IMAGE = 64
@@ -90,7 +90,7 @@ def style() -> Iterator[None]:
 def new_figure(width: float, height: float, title: str, caption: str, files: FileConfig) -> Figure:
     """An empty figure of so many inches for what is drawn, with room for the title above and the caption below."""
     wrapped = textwrap.wrap(caption, int(CHARACTERS_AN_INCH * (width - 2 * MARGIN))) if files.caption else []
-    heads = textwrap.wrap(title, int(CHARACTERS_AN_INCH * (width - 2 * MARGIN) * 0.8))
+    heads = textwrap.wrap(title, int(HEAD_CHARACTERS_AN_INCH * (width - 2 * MARGIN)))
     top = 1.3 * (SIZE + 1) / 72 * len(heads) + 2 * MARGIN
     bottom = LINE_HEIGHT * SMALL * len(wrapped) + 2 * MARGIN if wrapped else 0.0
     total = height + top + bottom

@@ -75,7 +75,8 @@ def draw_features(
 
 
 def _panel(axes: Axes, flat: Projection, points: Array, labels: Ints, class_names: dict[int, str], gid: str) -> None:
-    axes.scatter(flat.points[:, 0], flat.points[:, 1], s=POINT / 2, color=FAINT, linewidths=0, zorder=1)
+    # As a line's markers: a scatter would repeat their style for each of them in an SVG.
+    axes.plot(flat.points[:, 0], flat.points[:, 1], linestyle="", marker="o", markersize=1.9, mew=0, color=FAINT, zorder=1)
     colour_of = {label: CLASS_COLOURS[place] for place, label in enumerate(class_names)}
     # In the order of the images, not class after class: no class lies on top of all others.
     turn = np.argsort([int(np.sum(labels[:place] == label)) for place, label in enumerate(labels)], kind="stable")
@@ -119,7 +120,7 @@ def _caption(sources: Sequence[Source], config: FeaturesConfig) -> str:
         "A point is an image: the mean over positions of each channel at a BatchNorm layer's input, in running standard deviations. "
         f"Each row is one projection of all images together, made without labels; grey: the images of the other panels. {how}. "
         f"Numbers and colours: classes, as asked of the generator or as labelled. Below: share of images nearest to their own class's mean, in all channels "
-        f"(chance: {100 / classes:.0f} %); of real images, by the means of that panel. "
+        f"(chance: {100 / classes:.0f} %); of real images, by the means of that panel. Shown: "
         + "; ".join(f"{source.about}, {len(source.labels)} images" for source in sources)
         + "."
     )

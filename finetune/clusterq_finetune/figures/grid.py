@@ -60,4 +60,4 @@ def _caption(sources: Sequence[Source], per_class: int) -> str:
     shards = [source for source in sources if not source.real]
     said = f"{many} of each class in each set of shards, chosen by nobody; columns: the class asked of the generator"
     said += ", of real images their label, the first by name" if len(shards) < len(sources) else ""
-    return f"{said}. {'; '.join(source.about for source in sources)}."
+    return f"{said}. Shown: {'; '.join(source.about for source in sources)}."

@@ -14,12 +14,12 @@ from clusterq_finetune.results import read_result
 
 # What a set is called whose setting is a number, as tools/analyses.py names them: `ema-rate-0.2`.
 VALUE = re.compile(r"(.+)-(\d+(?:\.\d+)?)")
-# The settings that papers vary, in their own words.
+# The settings that papers vary, in their own words, and the flag on a line of its own.
 MEANING = {
-    "ema-rate": "rate b of the centroids' update (--ema-rate)",
-    "alpha-de": "weight a₃ of diversity enhancement (--alpha-de)",
-    "per-class": "training images of each class (--per-class)",
-    "classes-per-batch": "classes in a batch (--classes-per-batch)",
+    "ema-rate": "rate b of the centroids' update\n(--ema-rate)",
+    "alpha-de": "weight a₃ of diversity enhancement\n(--alpha-de)",
+    "per-class": "training images of each class\n(--per-class)",
+    "classes-per-batch": "classes in a batch\n(--classes-per-batch)",
 }
 STUDENT, TEACHER, AGAINST = "student", "teacher", "first set minus this"
 
