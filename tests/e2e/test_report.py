@@ -1,6 +1,7 @@
 """report.html through both command lines: what it says of each kind of run, and that a browser shows it without asking anyone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
