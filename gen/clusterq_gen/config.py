@@ -124,7 +124,9 @@ class TrainConfig(Settings):
     schedule: Literal["step", "cosine"] = Field(
         "step", description="learning rates: x0.1 at epochs 100, 200, 300 (the paper), or cosine to zero"
     )
-    gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
+    gradient_norm_every: int = Field(
+        25, ge=1, description="steps between two records of each term's gradient norm and of each layer's centroid drift"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")

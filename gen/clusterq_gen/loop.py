@@ -103,7 +103,8 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
-    if run.step % config.train.gradient_norm_every == 0:
+    in_detail = run.step % config.train.gradient_norm_every == 0
+    if in_detail:
         norms = _backward_by_term(terms, images)
     else:
         torch.stack(list(terms.values())).sum().backward()
@@ -113,7 +114,11 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     # ---- centroids
     drift: dict[str, Tensor | float] = {}
     if run.centroids is not None and features is not None:
-        drift = {"centroids/drift": run.centroids.update(features, config.method.ema_rate)}
+        if in_detail:  # of each step, they would be most of what is recorded
+            by_layer = run.centroids.drift(features, stored).unbind()
+            names = run.centroids.layers.names
+            drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
+        drift["centroids/drift"] = run.centroids.update(features, config.method.ema_rate)
 
     # ---- student
     student_metrics: dict[str, Tensor | float] = {}
