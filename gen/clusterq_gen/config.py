@@ -138,7 +138,9 @@ class TrainConfig(Settings):
         description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
-    gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
+    gradient_norm_every: int = Field(
+        25, ge=1, description="steps between two records of each term's gradient norm and of each layer's centroid drift"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")

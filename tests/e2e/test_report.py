@@ -104,6 +104,26 @@ def test_a_generators_run(digits_run: Path) -> None:
     assert all(row["bits"] == 4 for row in analysis["weights"])
 
 
+def test_drift_of_each_layer_and_older_runs_without_it(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
+    drifts = {
+        key: [one[key] for one in records if key in one] for record in records for key in record if key.startswith("drift/")
+    }
+    assert list(drifts) == ["drift/7", "drift/10", "drift/13"], "the deep half of five BatchNorm layers"
+    assert all(len(values) == 5 and values[-1] > 0 for values in drifts.values()), "every 25th of 120 steps after warm-up"
+    page = Page(digits_run / "report.html")
+    assert "Drift of class centroids by layer" in page.text
+    assert "One axis for all, from zero." in page.text
+    older = tmp_path / "older"
+    shutil.copytree(digits_run, older)
+    kept = [{key: value for key, value in one.items() if not key.startswith("drift/")} for one in records]
+    (older / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
+    assert gen("report", older).code == 0
+    text = Page(older / "report.html").text
+    assert "Drift of class centroids" in text
+    assert "by layer" not in text.partition("Drift of class centroids")[2].partition("Learning rate")[0]
+
+
 def test_a_fine_tuned_student(tuned: Path) -> None:
     page = Page(tuned / "report.html")
     result = json.loads((tuned / "result.json").read_text())
