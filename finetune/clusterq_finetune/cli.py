@@ -16,6 +16,7 @@ from clusterq_common.runtime.terminal import EXIT_CODES, examples
 from clusterq_finetune import shards_cli
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
 from clusterq_finetune.export.config import Format, OnnxConfig
+from clusterq_finetune.figures.cli import app as figures_app
 from clusterq_finetune.layouts import LAYOUTS
 from clusterq_finetune.terminal import PROGRAM, App, Debug, Quiet, Version
 
@@ -28,6 +29,7 @@ EXAMPLES = examples(
 
 app = App(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
 app.add_typer(shards_cli.app, name="shards")
+app.add_typer(figures_app, name="figures")
 
 STUDENT_HELP = "Folder of a finished fine-tuning, or of a generator's run: its in-loop student."
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]

@@ -35,7 +35,7 @@ from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.summary import add_evaluation, top1_so_far
-from clusterq_finetune.teachers import find_teacher, load_checked_teacher
+from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
 LARGEST_SMALL_IMAGE = 64
@@ -81,7 +81,7 @@ def _finetune(
     if flags.get("output", {}).get("tensorboard"):
         need_tensorboard()
     shards = ShardSet.open(shards_path)
-    run = _run_folder_of(shards)
+    run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
     large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
     config = resolve(flags, str(shards.folder.resolve()), teacher_config, imagenet_sized=large)
@@ -157,12 +157,6 @@ def _finetune(
     if config.output.report:
         report_at_end(folder, f"clusterq-finetune report {folder} --analyse", teacher, device)
     return result
-
-
-def _run_folder_of(shards: ShardSet) -> Path | None:
-    """The run folder that the shards lie in, when they lie in one."""
-    parent = shards.folder.resolve().parent
-    return parent if (parent / CONFIG).is_file() else None
 
 
 def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:

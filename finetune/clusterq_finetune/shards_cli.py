@@ -6,10 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from clusterq_common.quality.config import QualityConfig
+from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import USER_ERROR, run_guarded
 from clusterq_common.runtime.terminal import examples
 from clusterq_common.shards.manifest import SplitName
+from clusterq_finetune.layouts import LAYOUTS
 from clusterq_finetune.terminal import App, Debug, Quiet
 
 app = App(help="Look at sets of shards, check them, merge them, cut them, mend them.", no_args_is_help=True)
@@ -62,6 +66,58 @@ def verify(
             print(json.dumps({"digest": manifest.digest, "ok": not problems, "problems": [vars(one) for one in problems]}))
         if problems:
             raise SystemExit(USER_ERROR)
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+@app.command(
+    epilog=examples(
+        "clusterq-finetune shards quality out/ --out quality.html",
+        "clusterq-finetune shards quality out/ --other-arch resnet56_cifar10 --real real/",
+    )
+)
+@with_flags({"quality": QualityConfig}, typer.Option)
+def quality(
+    flags: dict[str, dict[str, Any]],
+    folder: Folder,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="The teacher.", show_default="as the run folder or the manifest says")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Its weights.")] = None,
+    other_arch: Annotated[
+        str | None,
+        typer.Option("--other-arch", help="Another classifier of the same images and classes: does it see the labels, too?"),
+    ] = None,
+    other_weights: Annotated[str | None, typer.Option("--other-weights", help="Its weights.")] = None,
+    real: Annotated[
+        Path | None, typer.Option("--real", help=f"Real images to compare with, where there are any: {LAYOUTS}.")
+    ] = None,
+    real_classes: Annotated[
+        Path | None, typer.Option("--real-classes", help="File with one class folder name of --real a line, in index order.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("quality.html"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """How good a set is, told without real images: labels, certainty, diversity, duplicates, beside pure noise as a reference."""
+
+    def go() -> None:
+        from clusterq_common.quality.summary import summary_lines
+        from clusterq_finetune.shards_quality import Where
+        from clusterq_finetune.shards_quality import quality as measure
+
+        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
+        config = QualityConfig.checked(flags.get("quality", {}))
+        where = Where(arch, weights, other_arch, other_weights, real, real_classes)
+        found = measure(folder, where, config, runtime, out)
+        for line in summary_lines(found):
+            print(line)
+        print(f"page: {out}")
+        if as_json:
+            print(found.model_dump_json())
 
     run_guarded(go, debug=debug, quiet=quiet)
 

@@ -23,6 +23,7 @@ from clusterq_gen.bank.source import BankSource
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.emit import emit_shards
 from clusterq_gen.loop import estimate_seconds, open_log, train_generator
+from clusterq_gen.methods import build_method
 from clusterq_gen.plan import describe_plan
 from clusterq_gen.source import GeneratorSource, Source
 
@@ -33,13 +34,15 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     """Train a generator for a teacher, or optimise a bank of images, then write shards.
 
     Raises:
-        ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
+        ClusterqError: see `load_teacher`, `build_method`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
     """
     if config.output.tensorboard:
         need_tensorboard()
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
     config = config.model_copy(update={"teacher": teacher.config})
+    if not is_bank(config.method.method):
+        build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
     if dry_run:
         for line in describe_plan(config, teacher, device):
             answer(line)
@@ -145,9 +148,11 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
     """The configuration of the run to resume.
 
     Raises:
-        ClusterqError: no run there, or a flag contradicts what the run was started with.
+        ClusterqError: no run there, one whose code lies in its own folder, or a flag that contradicts what the run was started with.
     """
     config = GenConfig.from_yaml(out / CONFIG)
+    refuse_code_of_folder(config.teacher.arch, out)
+    refuse_code_of_folder(config.method.method, out, "--method")
     saved = config.model_dump()
     for section, values in flags.items():
         for name, value in values.items():

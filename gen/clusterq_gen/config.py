@@ -9,21 +9,21 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings, merged
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_bank, method_of, refuse_meaningless
 
-MethodName = Literal["clusterq", "gdfq", "adadfq", "qimera", "zeroq", "dsg", "intraq"]
+GENERATOR_METHODS = ("clusterq", "gdfq", "adadfq", "qimera")
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
     """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
 
-    method: MethodName = Field(
+    method: str = Field(
         "clusterq",
         description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
         "generator and student over what a sample teaches; qimera: gdfq with images between classes; zeroq, dsg, intraq: no generator, "
-        "a bank of images is optimised",
+        "a bank of images is optimised; path/to/file.py:function: one of your own",
     )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
@@ -90,6 +90,15 @@ class MethodConfig(Settings):
         """The probability that an image mixes classes."""
         return (0.4 if self.method == "qimera" else 0.0) if self.mix_probability is None else self.mix_probability
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        names = (*GENERATOR_METHODS, *BANK_METHODS)
+        if method not in names and not is_factory(method):
+            raise ValueError(f"must be one of {', '.join(names)}, or path/to/file.py:function")
+        # The saved configuration is read again from other folders.
+        return absolute_factory(method) if is_factory(method) else method
+
     @model_validator(mode="after")
     def _consistent(self) -> "MethodConfig":
         if self.lambda_l > self.lambda_u:
@@ -129,7 +138,9 @@ class TrainConfig(Settings):
         description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
-    gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
+    gradient_norm_every: int = Field(
+        25, ge=1, description="steps between two records of each term's gradient norm and of each layer's centroid drift"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")

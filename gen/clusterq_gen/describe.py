@@ -13,6 +13,7 @@ from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
 from clusterq_common.shards.write import Written, samples_per_shard
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.blocks import Block
 from clusterq_gen.candidates import CHUNK, Tally
@@ -27,7 +28,7 @@ def how_made(config: GenConfig, teacher: Teacher, source: Source, seed: int, bef
     """What the bytes of a shard depend on, apart from its block."""
     earlier = before.generation if before else None
     return {
-        "method": config.method.method,
+        "method": shown_arch(config.method.method),
         "settings": run_settings(config),
         "source": source.digest,
         "seed": seed,

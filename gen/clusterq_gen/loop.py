@@ -94,12 +94,12 @@ def train_step(
     one of its classes. With a `graph`, steps that are all alike are replayed.
     """
     run.draws.begin(run.step)
-    norms = run.step % run.config.train.gradient_norm_every == 0
+    in_detail = run.step % run.config.train.gradient_norm_every == 0
     rate = run.optimizer.param_groups[0]["lr"]
     if graph is None:
-        values = device_step(run, taps, stored, gradient_norms=norms)
-    elif norms:
-        values = graph.recorder.plain(lambda: device_step(run, taps, stored, gradient_norms=True))
+        values = device_step(run, taps, stored, in_detail=in_detail)
+    elif in_detail:
+        values = graph.recorder.plain(lambda: device_step(run, taps, stored, in_detail=True))
     else:
         student_rate = None if run.student_optimizer is None else run.student_optimizer.param_groups[0]["lr"]
         values = graph(phase=run.student is not None, settings=(rate, student_rate))
@@ -107,7 +107,7 @@ def train_step(
 
 
 def device_step(
-    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, gradient_norms: bool = False
+    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, in_detail: bool = False
 ) -> dict[str, Tensor]:
     """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
     config, student = run.config, run.student
@@ -128,7 +128,7 @@ def device_step(
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
-    if gradient_norms:
+    if in_detail:
         norms = _backward_by_term(terms, images)
     else:
         torch.stack(list(terms.values())).sum().backward()
@@ -138,7 +138,11 @@ def device_step(
     # ---- centroids
     drift: dict[str, Tensor] = {}
     if run.centroids is not None and features is not None:
-        drift = {"centroids/drift": run.centroids.update(features, config.method.ema_rate)}
+        if in_detail:  # of each step, they would be most of what is recorded
+            by_layer = run.centroids.drift(features, stored).unbind()
+            names = run.centroids.layers.names
+            drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
+        drift["centroids/drift"] = run.centroids.update(features, config.method.ema_rate)
 
     # ---- student
     student_metrics: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from clusterq_common.report import command
+from tests.browser import Browser
 from tests.conftest import Cli, DigitsTeacher
 
 # Elements that a browser would fetch or run something for, and the attributes that name it.
@@ -101,6 +102,26 @@ def test_a_generators_run(digits_run: Path) -> None:
     analysis = json.loads((digits_run / "analysis.json").read_text())
     assert [row["layer"] for row in analysis["batchnorm"]] == ["1", "4", "7", "10", "13"]
     assert all(row["bits"] == 4 for row in analysis["weights"])
+
+
+def test_drift_of_each_layer_and_older_runs_without_it(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
+    drifts = {
+        key: [one[key] for one in records if key in one] for record in records for key in record if key.startswith("drift/")
+    }
+    assert list(drifts) == ["drift/7", "drift/10", "drift/13"], "the deep half of five BatchNorm layers"
+    assert all(len(values) == 5 and values[-1] > 0 for values in drifts.values()), "every 25th of 120 steps after warm-up"
+    page = Page(digits_run / "report.html")
+    assert "Drift of class centroids by layer" in page.text
+    assert "One axis for all, from zero." in page.text
+    older = tmp_path / "older"
+    shutil.copytree(digits_run, older)
+    kept = [{key: value for key, value in one.items() if not key.startswith("drift/")} for one in records]
+    (older / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
+    assert gen("report", older).code == 0
+    text = Page(older / "report.html").text
+    assert "Drift of class centroids" in text
+    assert "by layer" not in text.partition("Drift of class centroids")[2].partition("Learning rate")[0]
 
 
 def test_a_fine_tuned_student(tuned: Path) -> None:
@@ -394,36 +415,15 @@ def test_drawing_is_free_of_torch(tuned: Path, digits_run: Path, tmp_path: Path)
 
 
 def test_in_a_browser(tuned: Path, digits_run: Path, tmp_path: Path) -> None:
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no chromium or google-chrome on the path")
-    quiet = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
-    flags = [*(f"--{word}" for word in quiet.split()), "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND"]
-
-    def run(page: Path, *more: str) -> str:
-        words = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", *more, page.as_uri()]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "CONSOLE" not in done.stderr, "no error, and nothing that the page's own policy had to forbid"
-        return done.stdout
-
-    def asked(log: Path) -> list[str]:
-        """Addresses that the page, not the browser of its own accord, wanted something from."""
-        lines = [line for line in log.read_text(errors="replace").splitlines() if '"initiator":' in line]
-        return [
-            line for line in lines if '"initiator":"not an origin"' not in line and re.search(r'"url":"(?!file:|data:)', line)
-        ]
-
-    asking = tmp_path / "asking.html"
-    asking.write_text('<!doctype html><img src="http://nowhere.invalid/x.png">')
-    run(asking, f"--log-net-log={tmp_path / 'asking.json'}", "--dump-dom")
-    assert asked(tmp_path / "asking.json"), "a page that asks is found out"
-    for number, page in enumerate((tuned / "report.html", digits_run / "report.html")):
-        shown = run(page, f"--log-net-log={tmp_path / f'{number}.json'}", "--dump-dom")
-        assert not asked(tmp_path / f"{number}.json")
+    browser = Browser(tmp_path)
+    browser.open_something_that_asks(tmp_path)
+    assert browser.asked(), "a page that asks is found out"
+    for page in (tuned / "report.html", digits_run / "report.html"):
+        shown = browser.open(page, "--dump-dom")
+        assert not browser.asked()
         written = page.read_text()
         for element in ("<section", "<svg", "<img", "<tr"):
             assert shown.count(element) == written.count(element), f"{element} is understood as it was written"
-    run(tuned / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    browser.open(tuned / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "page.pdf").stat().st_size > 20_000
