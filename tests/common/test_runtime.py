@@ -83,6 +83,7 @@ class Demo(Settings):
     parts: tuple[int, ...] | None = Field(None, description="which parts")
     side: Literal["left", "right"] = Field("left", description="which of left, and right")
     way: Literal["up", "down"] = Field("up", description="where to")
+    style: str = Field("bold", description="how", json_schema_extra={"choices": ["bold", "brief"]})
     loud: bool = Field(False, description="make noise", json_schema_extra={"flag": "--loud/--quiet"})
 
 
@@ -108,11 +109,13 @@ def test_flags_are_made_from_settings() -> None:
     }
     assert made["--way"]["help"] == "where to (one of up, down; default: up)"
     assert made["--rate"]["metavar"] is None
+    assert made["--style"]["help"] == "how (one of bold, brief; default: bold)"
+    assert made["--style"]["autocompletion"]("br") == ["brief"]
     assert made["--loud/--quiet"]["help"] == "make noise (default: off)"
     assert made["--rate"]["help"] == "how fast (default: 0.5; quick: 2)"
     assert made["--parts"]["help"] == "which parts"
     assert made["--loud/--quiet"]["rich_help_panel"] == "Demo"
-    command(rate=0.25, parts=None, side=None, way=None, loud=None, out="y")
+    command(rate=0.25, parts=None, side=None, way=None, style=None, loud=None, out="y")
     assert got == [({"demo": {"rate": 0.25}}, "y")]
     with pytest.raises(ValueError, match="two sections have a field 'rate'"):
         with_flags({"one": Demo, "two": Demo}, option)(lambda flags: None)
