@@ -75,7 +75,7 @@ class _FakeQuantize(torch.autograd.Function):
         y, count = _values(ctx), x.numel() / x.shape[0]
         ctx.again = None
         if ctx.axis is None:
-            slope = torch.sum(grad * y) - torch.sum(grad_x * x)
+            slope = _inner(grad, y) - _inner(grad_x, x)
         else:
             slope = torch.addcmul(grad * y, grad_x, x, value=-1).flatten(1).sum(1)
         return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
@@ -89,6 +89,15 @@ def _values(ctx: Any) -> Tensor:
             ctx.again = _on_grid(x, scale, zero_point, ctx.axis, ctx.grid)
     again: Tensor = ctx.again
     return again
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, a scalar. On a CPU without the tensor of products, whose memory would have to be found and cleared each time."""
+    if a.device.type != "cpu" or a.stride() != b.stride() or not lies_dense(a):
+        return torch.sum(a * b)
+    rows = [one.as_strided((one.numel(),), (1,)).split(PIECE) for one in (a, b)]
+    # The sum of short sums is nearer to the truth than one long sum in float32.
+    return torch.stack([torch.dot(left, right) for left, right in zip(*rows, strict=True)]).sum()
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
