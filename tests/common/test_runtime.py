@@ -22,7 +22,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_path, atomic_write
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.runtime.meter import Meter
+from clusterq_common.runtime.meter import Meter, memory
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import answer, progress, quietly, say, warn
 from clusterq_common.runtime.records import read_metrics
@@ -268,6 +268,15 @@ def test_a_meter_knows_its_own_work_only(monkeypatch: pytest.MonkeyPatch) -> Non
     assert meter.seconds_left == pytest.approx((1000 - 400 - 300) / 2)
     assert meter.images_per_second() == "20 images/s"
     assert meter.time() == "2 min 30 s left"
+
+
+def test_memory_of_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "GPU" not in memory()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 3_240_000_000)
+    assert memory().endswith("3.24 GB GPU")
+    if Path("/proc/self/statm").is_file():
+        assert re.match(r"\d+\.\d\d GB memory, ", memory())
 
 
 def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
