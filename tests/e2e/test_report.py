@@ -218,10 +218,7 @@ def test_a_page_says_where_nothing_lies(tuned: Path, digits_run: Path, finetune:
     assert "secret-project" not in page.text
     started = f"--shards .../{digits_run.name} '--val=.../val set' --weights ../w.pth --arch net.py:build --out ../run --config .../config.yaml"
     assert f"As it was started: clusterq-finetune {started} Names after .../ stand for what lies outside" in page.text
-    assert (
-        "On another machine --shards and --weights, and --arch for a file of your own, say where those files are now."
-        in page.text
-    )
+    assert "On another machine say where those files are now: --shards and --weights (and --arch, for" in page.text
     assert "shards ../shards" in page.text
     assert "weights .../teacher.safetensors" in page.text
     assert "The images cannot be shown. --shards: ../shards/synth-train-000000.tar" in page.text
