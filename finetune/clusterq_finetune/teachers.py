@@ -9,11 +9,18 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_common.runtime.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
+from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig, is_factory
 
 SPEC_FIELDS = {"input_size": "size", "in_channels": "channels", "num_classes": "num_classes", "mean": "mean", "std": "std"}
+
+
+def run_folder_of(shards: ShardSet) -> Path | None:
+    """The run folder that the shards lie in, when they lie in one."""
+    parent = shards.folder.resolve().parent
+    return parent if (parent / CONFIG).is_file() else None
 
 
 def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) -> TeacherConfig:

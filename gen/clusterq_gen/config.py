@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
@@ -138,7 +138,9 @@ class TrainConfig(Settings):
         description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
-    gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
+    gradient_norm_every: int = Field(
+        25, ge=1, description="steps between two records of each term's gradient norm and of each layer's centroid drift"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")
@@ -200,6 +202,7 @@ class GenConfig(Settings):
     bank: BankConfig = BankConfig()
     emit: EmitConfig = EmitConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    output: OutputConfig = OutputConfig()
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -211,6 +214,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "bank": BankConfig,
     "emit": EmitConfig,
     "runtime": RuntimeConfig,
+    "output": OutputConfig,
 }
 
 # What each preset changes in the defaults above, which are those of the paper for CIFAR.

@@ -8,7 +8,7 @@ import torch
 
 from clusterq_common.runtime.environment import commit, device_name, versions
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.progress import warn
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
 from clusterq_common.shards.write import Written, samples_per_shard
@@ -156,4 +156,4 @@ def warn_of_short_classes(short: list[int]) -> None:
     if classes:
         shown = ", ".join(f"{label} ({missing} missing)" for label, missing in classes[:SHOWN_CLASSES])
         more = " ..." if classes[SHOWN_CLASSES:] else ""
-        say(f"Warning: {len(classes)} classes got fewer images than wanted: {shown}{more}")
+        warn(f"{len(classes)} classes got fewer images than wanted: {shown}{more}")

@@ -1,6 +1,7 @@
 """Generator training: the generator's step and the student's step, in turn."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -42,13 +43,14 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
         with taking_over(folder / CHECKPOINT):
             run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     broadcast(run.generator)
-    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
+    log = open_log(config, folder, before=run.step)
     per_epoch = config.train.steps_per_epoch
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
     graphs = _recorder(config, device)
-    with progress("training", run.total_steps, done=run.step) as ticker, batchnorm_taps(teacher.model) as taps:
+    bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
+    with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
         graph = None if graphs is None else GraphedStep(lambda: device_step(run, taps, stored), graphs)
         while run.step < run.total_steps:
@@ -66,7 +68,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
                 note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
                 records = []
                 if end_of_epoch and first:
-                    _maybe_grid(run, folder)
+                    _maybe_grid(run, folder, log)
                 due = run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds
                 if due and first:
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
@@ -92,12 +94,12 @@ def train_step(
     one of its classes. With a `graph`, steps that are all alike are replayed.
     """
     run.draws.begin(run.step)
-    norms = run.step % run.config.train.gradient_norm_every == 0
+    in_detail = run.step % run.config.train.gradient_norm_every == 0
     rate = run.optimizer.param_groups[0]["lr"]
     if graph is None:
-        values = device_step(run, taps, stored, gradient_norms=norms)
-    elif norms:
-        values = graph.recorder.plain(lambda: device_step(run, taps, stored, gradient_norms=True))
+        values = device_step(run, taps, stored, in_detail=in_detail)
+    elif in_detail:
+        values = graph.recorder.plain(lambda: device_step(run, taps, stored, in_detail=True))
     else:
         student_rate = None if run.student_optimizer is None else run.student_optimizer.param_groups[0]["lr"]
         values = graph(phase=run.student is not None, settings=(rate, student_rate))
@@ -105,7 +107,7 @@ def train_step(
 
 
 def device_step(
-    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, gradient_norms: bool = False
+    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, in_detail: bool = False
 ) -> dict[str, Tensor]:
     """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
     config, student = run.config, run.student
@@ -126,7 +128,7 @@ def device_step(
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
-    if gradient_norms:
+    if in_detail:
         norms = _backward_by_term(terms, images)
     else:
         torch.stack(list(terms.values())).sum().backward()
@@ -136,7 +138,11 @@ def device_step(
     # ---- centroids
     drift: dict[str, Tensor] = {}
     if run.centroids is not None and features is not None:
-        drift = {"centroids/drift": run.centroids.update(features, config.method.ema_rate)}
+        if in_detail:  # of each step, they would be most of what is recorded
+            by_layer = run.centroids.drift(features, stored).unbind()
+            names = run.centroids.layers.names
+            drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
+        drift["centroids/drift"] = run.centroids.update(features, config.method.ema_rate)
 
     # ---- student
     student_metrics: dict[str, Tensor] = {}
@@ -213,8 +219,24 @@ def _note(record: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _maybe_grid(run: Training, folder: Path) -> None:
+def open_log(config: GenConfig, folder: Path, *, before: int) -> MetricsLog:
+    """The run's metrics up to the step `before`, to append to; with TensorBoard also the grids of images up to there."""
+    log = MetricsLog(folder / METRICS, keep_before_step=before, tensorboard=config.output.tensorboard)
+    if log.events is not None:
+        for epoch in range(1, before // config.train.steps_per_epoch + 1):
+            if _grid(folder, epoch).is_file():
+                log.events.add_picture(SAMPLES, _grid(folder, epoch), epoch * config.train.steps_per_epoch - 1)
+    return log
+
+
+def _grid(folder: Path, epoch: int) -> Path:
+    return folder / SAMPLES / f"epoch-{epoch:04d}.png"
+
+
+def _maybe_grid(run: Training, folder: Path, log: MetricsLog) -> None:
     epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
     if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
         (folder / SAMPLES).mkdir(exist_ok=True)
-        save_grid(folder / SAMPLES / f"epoch-{epoch:04d}.png", run.generator, run.teacher.spec, run.config.runtime.seed)
+        save_grid(_grid(folder, epoch), run.generator, run.teacher.spec, run.config.runtime.seed)
+        if log.events is not None:
+            log.events.add_picture(SAMPLES, _grid(folder, epoch), run.step - 1)

@@ -12,7 +12,7 @@ from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import ClassGroups, Statistics, stored_statistics
-from clusterq_gen.centroids import SemanticLayers
+from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.classification import ClassificationLoss
@@ -187,6 +187,31 @@ def test_centroids_follow_equation_5() -> None:
     assert torch.equal(scene.centroids.mean[5], mean[5]), "no correctly classified sample: unchanged"
     assert torch.equal(scene.centroids.mean[1], mean[1]), "absent: unchanged"
     assert scene.centroids.known.tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("units", ["raw", "std"])
+def test_drift_of_each_layer_is_in_running_stds(units: str) -> None:
+    scene = Scene()
+    stored = stored_statistics(scene.model)
+    eps = {moments.name: EPS for moments in scene.taps}
+    layers = SemanticLayers.choose(scene.taps.moments, eps, 1, stored if units == "std" else None)
+    features = layers.statistics(scene.taps, ClassGroups.of(LABELS), scene.keep)
+    centroids = Centroids(6, layers)
+    centroids.mean.normal_()
+    centroids.known[:1] = True  # class 2 is present, but has no centroid yet; class 5 is never right
+    before = centroids.mean.clone()
+    found = centroids.drift(features, stored)
+    assert torch.equal(centroids.mean, before), "measured, not moved"
+    start = 0
+    for place, name in enumerate(layers.names):
+        own = slice(start, start + layers.channels[place])
+        hat = scene.class_statistics(0)[place][0]
+        std = (stored[name].var.double() + EPS).sqrt()
+        expected = hat / std - before[0, own] if units == "std" else (hat - before[0, own]) / std
+        assert found[place].item() == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-4)
+        start = own.stop
+    centroids.known[:] = False
+    assert centroids.drift(features, stored).tolist() == [0.0] * len(layers.names)
 
 
 def test_start_layer() -> None:

@@ -35,15 +35,17 @@ def spread_classes(per_class: list[int], most: int) -> list[int]:
     return [present[number * len(present) // most] for number in range(most)]
 
 
-def first_of_classes(reader: SplitReader, classes: list[int], most: int) -> dict[int, list[int]]:
-    """Numbers of the first `most` samples of each class, in the order of the shards.
+def first_of_classes(
+    reader: SplitReader, classes: list[int], most: int, among: int = SAMPLES_LOOKED_THROUGH
+) -> dict[int, list[int]]:
+    """Numbers of the first `most` samples of each class, in the order of the shards, among the first `among`.
 
     Raises:
         ClusterqError: a label is none.
     """
     found: dict[int, list[int]] = {label: [] for label in classes}
     missing = len(classes)
-    for number in range(min(len(reader), SAMPLES_LOOKED_THROUGH)):
+    for number in range(min(len(reader), among)):
         if not missing:
             break
         own = found.get(reader.label(number))

@@ -17,8 +17,8 @@ from clusterq_common.shards.manifest import MANIFEST, read_manifest
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.export.config import Format, OnnxConfig
 from clusterq_finetune.export.description import Description, describe
-from clusterq_finetune.export.extra import need
 from clusterq_finetune.export.size import size_of
+from clusterq_finetune.extra import need
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
 
@@ -43,7 +43,7 @@ def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, over
         raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
     if kind == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
-            need(package, "--format onnx")
+            need(package, "--format onnx", "onnx")
     student, spec, saved = load_student(folder, torch.device("cpu"))
     description = describe(
         saved, spec, clusterq=versions()["clusterq"], teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_finetune.export.description import Description
-from clusterq_finetune.export.extra import need
+from clusterq_finetune.extra import need
 
 
 class OnnxModel(nn.Module):
@@ -32,7 +32,7 @@ class OnnxModel(nn.Module):
             ClusterqError: there is no such file, ONNX Runtime cannot run it, or clusterq did not write it.
         """
         super().__init__()
-        ort = need("onnxruntime", "--onnx")
+        ort = need("onnxruntime", "--onnx", "onnx")
         if isinstance(source, Path) and not source.is_file():
             raise ClusterqError(f"{name}: {source} does not exist, expected a file written by clusterq-finetune export.")
         options = ort.SessionOptions()

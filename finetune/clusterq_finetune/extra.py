@@ -1,4 +1,4 @@
-"""The packages of the extra `onnx`, asked for only by what needs them."""
+"""Packages of an extra, asked for only by what needs them."""
 
 import importlib
 from types import ModuleType
@@ -6,8 +6,8 @@ from types import ModuleType
 from clusterq_common.runtime.errors import ClusterqError
 
 
-def need(package: str, flag: str) -> ModuleType:
-    """Import `package`, of the extra `onnx`.
+def need(package: str, flag: str, extra: str) -> ModuleType:
+    """Import `package`, which `pip install clusterq[extra]` brings; `flag` is what asked for it.
 
     Raises:
         ClusterqError: it is not installed.
@@ -18,5 +18,5 @@ def need(package: str, flag: str) -> ModuleType:
         if error.name != package:
             raise
         raise ClusterqError(
-            f"{flag}: the package {package} is not installed, expected clusterq's extra `onnx`; run pip install clusterq[onnx]."
+            f"{flag}: the package {package} is not installed, expected clusterq's extra `{extra}`; run pip install clusterq[{extra}]."
         ) from error

@@ -1,0 +1,231 @@
+"""`clusterq-finetune figures ...`: what its figures are made from, once the flags are known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import progress, say
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.config import EvaluationConfig
+from clusterq_finetune.datasets import open_validation
+from clusterq_finetune.extra import need
+from clusterq_finetune.figures.config import (
+    DiversityConfig,
+    FeaturesConfig,
+    FileConfig,
+    GridConfig,
+    ImagesConfig,
+    LayersConfig,
+)
+from clusterq_finetune.figures.sources import MOST_CLASSES, Source, chosen_classes, open_sets, real, stored
+from clusterq_finetune.figures.spread import Array
+from clusterq_finetune.figures.table import read_curves
+from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
+
+# Of a grid and of a sensitivity plot, side by side.
+MOST_COLUMNS, MOST_CURVES = 20, 3
+
+Flags = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Val:
+    """Real images to show beside: where they are, and in which order their classes come; see `open_validation`."""
+
+    path: Path | None
+    classes: Path | None
+
+
+def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Draw `draw_features`; returns what `--json` prints.
+
+    Raises:
+        ClusterqError: see `open_sets`, `chosen_classes`, `load_checked_teacher`, `open_validation`, `chosen_layers`, `draw_features`.
+    """
+    files, where = _files(flags, out)
+    config, images = FeaturesConfig.checked(flags.get("figure", {})), ImagesConfig.checked(flags.get("images", {}))
+    from clusterq_finetune.figures.draw import write
+    from clusterq_finetune.figures.features import draw_features
+
+    found = _measured(flags, runs, val, images, config, runtime)
+    with progress("projecting", len(found.layers)) as ticker:
+        drawing = draw_features(found.sources, found.values, found.layers, found.order, found.class_names, config, files)
+        ticker.advance(len(found.layers))
+    write(drawing, where, files)
+    return _result(drawing.caption, where, found)
+
+
+def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Draw `draw_diversity`; returns what `--json` prints.
+
+    Raises:
+        ClusterqError: as `features`; or a class to show that is not among the others.
+    """
+    files, where = _files(flags, out)
+    config, images = DiversityConfig.checked(flags.get("figure", {})), ImagesConfig.checked(flags.get("images", {}))
+    from clusterq_finetune.figures.diversity import draw_diversity
+    from clusterq_finetune.figures.draw import write
+
+    found = _measured(flags, runs, val, images, config, runtime)
+    known = list(found.class_names)
+    shown = list(config.shown_classes) if config.shown_classes is not None else known[:2]
+    for label in shown:
+        if label not in known:
+            raise ClusterqError(
+                f"--shown-classes: found {label}, expected some of {known}; add it to --classes, or choose another."
+            )
+    drawing = draw_diversity(found.sources, found.values, found.layers, found.order, found.class_names, shown, config, files)
+    write(drawing, where, files)
+    return _result(drawing.caption, where, found)
+
+
+def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, Any]:
+    """Draw `draw_grid`; returns what `--json` prints. No network is asked.
+
+    Raises:
+        ClusterqError: see `open_sets`, `chosen_classes`, `open_validation`.
+    """
+    files, where = _files(flags, out)
+    config = GridConfig.checked(flags.get("figure", {}))
+    from clusterq_finetune.figures.draw import write
+    from clusterq_finetune.figures.grid import draw_grid
+
+    sets = open_sets(runs, config.names)
+    classes = chosen_classes(sets, config.classes, MOST_COLUMNS if config.classes else MOST_CLASSES)
+    sources = _sources(flags, sets, val, classes, config.per_class, next(iter(sets.values())).manifest.teacher.arch)
+    names = class_names(list(sets.values()), classes)
+    drawing = draw_grid(sources, names, config.per_class, files)
+    write(drawing, where, files)
+    return {
+        "files": {kind: str(path) for kind, path in where.items()},
+        "caption": drawing.caption,
+        "images": {source.name: len(source.labels) for source in sources},
+        "classes": classes,
+    }
+
+
+def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Draw `draw_sensitivity`; returns what `--json` prints.
+
+    Raises:
+        ClusterqError: see `read_curves`; or more curves than a page has room for.
+    """
+    files, where = _files(flags, out)
+    from clusterq_finetune.figures.draw import write
+    from clusterq_finetune.figures.sensitivity import draw_sensitivity
+
+    curves = [curve for path in tables for curve in read_curves(path)]
+    if len(curves) > MOST_CURVES:
+        raise ClusterqError(
+            f"figures sensitivity: the tables hold {len(curves)} curves (one for each bits, protocol and recipe), expected at most "
+            f"{MOST_CURVES}, as many as a page has room for; draw them one by one."
+        )
+    drawing = draw_sensitivity(curves, files)
+    write(drawing, where, files)
+    return {
+        "files": {kind: str(path) for kind, path in where.items()},
+        "caption": drawing.caption,
+        "curves": [{"analysis": one.analysis, "kind": one.kind, "settings": [row.name for row in one.rows]} for one in curves],
+    }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Images, and what they are inside the teacher."""
+
+    sources: list[Source]
+    values: list[dict[str, Array]]
+    layers: list[str]
+    order: list[str]
+    class_names: dict[int, str]
+
+
+def _measured(
+    flags: Flags, runs: Sequence[Path], val: Val, images: ImagesConfig, config: LayersConfig, runtime: RuntimeConfig
+) -> _Measured:
+    from clusterq_finetune.figures.measure import channel_means, chosen_layers, execution_order
+
+    sets = open_sets(runs, images.names)
+    classes = chosen_classes(sets, images.classes)
+    device = prepare_device(runtime)
+    teacher = _teacher(flags.get("teacher", {}), list(sets.values()), device)
+    order = execution_order(teacher, device)
+    layers = chosen_layers(order, config.layers)
+    sources = _sources(flags, sets, val, classes, images.per_class, teacher.config.arch)
+    values = []
+    with progress("measuring", len(sources)) as ticker:
+        for source in sources:
+            values.append(channel_means(teacher, source.pixels, device))
+            ticker.advance()
+    return _Measured(sources, values, layers, order, class_names(list(sets.values()), classes))
+
+
+def _sources(
+    flags: Flags, sets: dict[str, ShardSet], val: Val, classes: Sequence[int], per_class: int, arch: str
+) -> list[Source]:
+    """Real images first, if any are asked for, then the sets in their order."""
+    evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
+    if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
+        flag = "--val-classes" if val.classes is not None else "--crop-share or --interpolation"
+        raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
+    found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
+    if val.path is not None:
+        spec = next(iter(sets.values())).manifest.teacher.spec
+        geometry = evaluation.over(known_geometry(spec.size, arch))
+        found.insert(0, real(open_validation(val.path, spec, classes=val.classes, geometry=geometry), classes, per_class))
+    for source in found:
+        few = len(source.labels) < per_class * len(classes)
+        if few:
+            say(f"Note: {source.name} has {len(source.labels)} images of these classes, fewer than {per_class} of each.")
+    return found
+
+
+def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.device) -> Teacher:
+    """The one teacher of all sets.
+
+    Raises:
+        ClusterqError: nothing names it, or a set was made for another.
+    """
+    run = next((folder for one in sets if (folder := run_folder_of(one)) is not None), None)
+    first = sets[0].manifest
+    teacher = load_checked_teacher(find_teacher(flags, run, first), first, device)
+    for one in sets[1:]:
+        if one.manifest.teacher.digest != teacher.digest:
+            raise ClusterqError(
+                f"{one.folder}: made for a teacher with digest {one.manifest.teacher.digest[:19]}, the first run for one with "
+                f"{teacher.digest[:19]}, expected the same for all; draw them one by one."
+            )
+    return teacher
+
+
+def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
+    """What to call each class: its number, and its name where a set knows it."""
+    names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
+    return {label: f"{label} {names[label]}" if names else str(label) for label in classes}
+
+
+def _files(flags: Flags, out: Path) -> tuple[FileConfig, dict[str, Path]]:
+    for package in ("matplotlib", "sklearn"):
+        need(package, "figures", "figures")
+    from clusterq_finetune.figures.draw import files_of
+
+    files = FileConfig.checked(flags.get("file", {}))
+    return files, files_of(out, files, formats_given="format" in flags.get("file", {}))
+
+
+def _result(caption: str, where: dict[str, Path], found: _Measured) -> dict[str, Any]:
+    return {
+        "files": {kind: str(path) for kind, path in where.items()},
+        "caption": caption,
+        "images": {source.name: len(source.labels) for source in found.sources},
+        "layers": found.layers,
+        "classes": list(found.class_names),
+    }

@@ -1,0 +1,99 @@
+"""What images are inside the teacher: one vector for each image and BatchNorm layer."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterq_common.images import normalise
+from clusterq_common.report.features import BatchNormDistances
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 100, 16
+# Layers drawn when none are named.
+FEW_LAYERS = 3
+
+
+@torch.no_grad()
+def channel_means(teacher: Teacher, pixels: Tensor, device: torch.device) -> dict[str, Array]:
+    """By BatchNorm layer in order of execution, (N, C): the mean over positions of each channel of its input, less the running mean, in
+    running standard deviations. These are the means that class centroids are made of (ClusterQ, Eq. 4), image by image.
+
+    Args:
+        teacher: on `device`.
+        pixels: (N, C, S, S) uint8.
+        device: where the teacher is.
+    """
+    size = SMALL_BATCH if teacher.spec.size <= SMALL_IMAGE else LARGE_BATCH
+    scales = BatchNormDistances(teacher.model).scales
+    rows: dict[str, list[Tensor]] = {}
+    teacher.model.eval()
+    with torch.autocast(device.type, enabled=False), batchnorm_taps(teacher.model) as taps:
+        for start in range(0, len(pixels), size):
+            batch = normalise(pixels[start : start + size].to(device), teacher.spec)
+            teacher.model(batch.contiguous(memory_format=torch.channels_last))
+            # Of a layer that runs twice the first pass counts.
+            first = {moments.name: moments for moments in reversed(taps.moments)}
+            for moments in taps:
+                if first[moments.name] is moments:
+                    rows.setdefault(moments.name, []).append((moments.first.double() / scales[moments.name]).cpu())
+    return {name: torch.cat(batches).numpy() for name, batches in rows.items()}
+
+
+@torch.no_grad()
+def execution_order(teacher: Teacher, device: torch.device) -> list[str]:
+    """Names of the BatchNorm layers, as they run."""
+    spec = teacher.spec
+    with batchnorm_taps(teacher.model) as taps:
+        teacher.model.eval()(torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+        return list(dict.fromkeys(moments.name for moments in taps))
+
+
+def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Layers by name or number, in order of execution; if none are named, three of the deep half, the last among them.
+
+    >>> chosen_layers([f"bn{n}" for n in range(1, 20)], None), chosen_layers(["a", "b", "c"], ["3", "a"])
+    (['bn10', 'bn14', 'bn19'], ['a', 'c'])
+
+    Raises:
+        ClusterqError: there is no such layer.
+    """
+    count = len(order)
+    if wanted is None:
+        half = (count + 1) // 2
+        spread = (half + (count - half) * step // (FEW_LAYERS - 1) for step in range(FEW_LAYERS))
+        return [order[number - 1] for number in dict.fromkeys(spread)]
+    known = {name: name for name in order}
+    if not any(name.isdigit() for name in order):
+        # In a plain sequence layers are called by numbers of their own: there only names are clear.
+        known |= {str(number): name for number, name in enumerate(order, 1)}
+    for word in wanted:
+        if word not in known:
+            shown = ", ".join(f"{number}: {name}" for number, name in enumerate(order, 1))
+            raise ClusterqError(
+                f"--layers: found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
+                f"layers ({shown}); choose among them."
+            )
+    found = {known[word] for word in wanted}
+    return [name for name in order if name in found]
+
+
+def short_layer(name: str, order: Sequence[str]) -> str:
+    """A layer's name without what all share, and its place.
+
+    >>> short_layer("features.stage3.bn", ["features.stage1.bn", "features.stage3.bn"])
+    'stage3.bn (2 of 2)'
+    """
+    place = f"({order.index(name) + 1} of {len(order)})"
+    prefix = re.match(r"(?:[^.]+\.)*", name)
+    shared = prefix.group() if prefix else ""
+    while shared and not all(one.startswith(shared) for one in order):
+        shared = shared.rstrip(".").rpartition(".")[0]
+        shared += "." if shared else ""
+    return f"{name.removeprefix(shared)} {place}"

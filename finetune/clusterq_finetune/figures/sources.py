@@ -1,0 +1,165 @@
+"""Where a figure's images come from: sets of shards, and real images beside them. Nobody chooses them by how they look."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterq_common.report.pick import first_of_classes, spread_classes
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.run_folder import SHARDS
+from clusterq_common.shards.manifest import Manifest
+from clusterq_common.shards.read import ShardSet
+from clusterq_finetune.datasets import ValidationImages
+
+REAL = "real images"
+# More classes than that no eye tells apart by colour.
+MOST_CLASSES = 10
+# Panels side by side in a page's width.
+MOST_SOURCES = 5
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of one run, or real ones.
+
+    Attributes:
+        name: what a figure calls it.
+        about: what it is, for a caption.
+        pixels: (N, C, S, S) uint8, class after class.
+        labels: (N,) the class that was asked for; of real images, their own.
+    """
+
+    name: str
+    about: str
+    pixels: Tensor
+    labels: Ints
+
+    @property
+    def real(self) -> bool:
+        """Whether these are real images."""
+        return self.name == REAL
+
+
+def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, ShardSet]:
+    """Sets of shards for one kind of images, by the name each is to have.
+
+    Raises:
+        ClusterqError: too many of them, no shards there, other names than sets, names that are the same, images that differ in size or
+            in classes.
+    """
+    if len(paths) > MOST_SOURCES:
+        raise ClusterqError(
+            f"figures: found {len(paths)} runs, expected at most {MOST_SOURCES}, as many as a page has room for; leave some out."
+        )
+    if names is not None and len(names) != len(paths):
+        raise ClusterqError(
+            f"--names: found {len(names)} names for {len(paths)} runs, expected one each, in their order; correct it."
+        )
+    chosen = [_name_of(path) for path in paths] if names is None else list(names)
+    if len({*chosen, REAL}) != len(chosen) + 1:
+        raise ClusterqError(
+            f"--names: the runs would be called {', '.join(chosen)}, expected names that differ (and are not {REAL!r}); give some "
+            "with --names."
+        )
+    sets = {name: ShardSet.open(path) for name, path in zip(chosen, paths, strict=True)}
+    specs = [one.manifest.teacher.spec for one in sets.values()]
+    for path, spec in zip(paths, specs, strict=True):
+        if spec != specs[0]:
+            raise ClusterqError(
+                f"{path}: its images are {spec.channels}x{spec.size}x{spec.size} of {spec.num_classes} classes, normalised for their "
+                f"teacher; those of {paths[0]} are {specs[0].channels}x{specs[0].size}x{specs[0].size} of {specs[0].num_classes} or "
+                "normalised otherwise; compare sets made for one kind of teacher."
+            )
+    return sets
+
+
+def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, most: int = MOST_CLASSES) -> list[int]:
+    """The classes a figure shows: those asked for, or up to `most` that every set has, evenly spread.
+
+    Raises:
+        ClusterqError: too many, unknown, or without an image in some set.
+    """
+    counts = [one.manifest.splits["train"].per_class for one in sets.values()]
+    least = [min(each) for each in zip(*counts, strict=True)]
+    if wanted is None:
+        found = spread_classes(least, most)
+        if not found:
+            raise ClusterqError(
+                "figures: the runs have no class in common, expected one at least that all have images of; compare others."
+            )
+        return found
+    if len(wanted) > most:
+        raise ClusterqError(
+            f"--classes: found {len(wanted)}, expected at most {most}, as many as can be told apart; choose fewer."
+        )
+    for label in wanted:
+        if label >= len(least) or not least[label]:
+            what = "has no images in one of the sets" if label < len(least) else f"is none of {len(least)}"
+            raise ClusterqError(f"--classes: class {label} {what}, expected classes that all of them have; choose others.")
+    return list(wanted)
+
+
+def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) -> Source:
+    """The first images of each class in a set's training split.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    reader = shards.split("train")
+    numbers = first_of_classes(reader, list(classes), per_class, len(reader))
+    found = [reader.read(number)[0] for own in numbers.values() for number in own]
+    labels = np.array([label for label, own in numbers.items() for _ in own], dtype=np.int64)
+    pixels = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+    return Source(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
+
+
+def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> Source:
+    """The first real images of each class in the order of their names, as a teacher sees them; unreadable ones are passed over.
+
+    Raises:
+        ClusterqError: a class without a readable image.
+    """
+    by_class: dict[int, list[int]] = {label: [] for label in classes}
+    for index, label in enumerate(images.labels):
+        if label in by_class:
+            by_class[label].append(index)
+    found, labels = [], []
+    with progress("reading real images", len(classes)) as ticker:
+        for label, indices in by_class.items():
+            own: list[Tensor] = []
+            for index in indices:
+                if len(own) == per_class:
+                    break
+                pixels, _, _ = images[index]
+                own += [] if pixels is None else [pixels]
+            if not own:
+                raise ClusterqError(
+                    f"--val: {images.root} holds no readable image of class {label}, expected some of every class shown; choose "
+                    "others with --classes."
+                )
+            found += own
+            labels += [label] * len(own)
+            ticker.advance()
+    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(found), np.array(labels, dtype=np.int64))
+
+
+def _name_of(path: Path) -> str:
+    """A run folder's name; of the `shards` in one, too."""
+    whole = path.resolve()
+    return whole.parent.name if whole.name == SHARDS else whole.name
+
+
+def _made(manifest: Manifest) -> str:
+    made = manifest.generation
+    how = (
+        f"{made.method}, seed {made.seed}" if made else f"{manifest.derivation.operation if manifest.derivation else 'derived'}"
+    )
+    return f"{how}, set {manifest.digest.removeprefix('sha256:')[:12]}"

@@ -1,0 +1,52 @@
+"""How vectors lie by class: how near to which class, and how far apart within one."""
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def nearest_own_class(values: Array, labels: Ints, centres: Array, centre_labels: Ints) -> float:
+    """Percent of `values` whose nearest class mean of `centres` is that of their own class, by Euclidean distance in all channels.
+
+    Where both are the same array a vector's own class mean leaves it out, so that few images cannot look better than they are; the only
+    vector of a class is then not counted.
+
+    Args:
+        values, centres: (N, C) and (M, C).
+        labels, centre_labels: (N,) and (M,); every class of `labels` is among `centre_labels`.
+    """
+    classes, row = np.unique(centre_labels, return_inverse=True)
+    counts = np.bincount(row).astype(np.float64)
+    sums = np.zeros((len(classes), centres.shape[1]))
+    np.add.at(sums, row, centres)
+    means = sums / counts[:, None]
+    apart = np.stack([np.square(values - mean).sum(1) for mean in means], axis=1)
+    own = np.searchsorted(classes, labels)
+    if values is centres:
+        rest = np.maximum(counts - 1, 1)[own][:, None]
+        without = (sums[own] - values) / rest
+        apart[np.arange(len(values)), own] = np.square(values - without).sum(1)
+        counted = counts[own] > 1
+        apart, own = apart[counted], own[counted]
+    return 100 * float((apart.argmin(1) == own).mean()) if len(own) else float("nan")
+
+
+def within_class_spread(values: Array, labels: Ints) -> Array:
+    """By class, (classes,): root of the within-class variance (n - 1 below the line), mean over channels; NaN for a single image."""
+    found = []
+    for label in np.unique(labels):
+        own = values[labels == label]
+        found.append(float(np.sqrt(own.var(0, ddof=1).mean())) if len(own) > 1 else float("nan"))
+    return np.array(found)
+
+
+def within_class_distances(values: Array, labels: Ints) -> Array:
+    """Distances between all pairs of one class, for every class: root mean square over the columns of `values`, (pairs,)."""
+    found = []
+    for label in np.unique(labels):
+        own = values[labels == label]
+        found += [np.sqrt(np.square(own[place + 1 :] - own[place]).mean(1)) for place in range(len(own) - 1)]
+    return np.concatenate(found) if found else np.zeros(0)
