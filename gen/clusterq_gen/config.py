@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.errors import ClusterqError, did_you_mean
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_bank, method_of, refuse_meaningless
@@ -24,6 +24,7 @@ class MethodConfig(Settings):
         description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
         "generator and student over what a sample teaches; qimera: gdfq with images between classes; zeroq, dsg, intraq: no generator, "
         "a bank of images is optimised; path/to/file.py:function: one of your own",
+        json_schema_extra={"names": [*GENERATOR_METHODS, *BANK_METHODS]},
     )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
@@ -95,7 +96,7 @@ class MethodConfig(Settings):
     def _known(cls, method: str) -> str:
         names = (*GENERATOR_METHODS, *BANK_METHODS)
         if method not in names and not is_factory(method):
-            raise ValueError(f"must be one of {', '.join(names)}, or path/to/file.py:function")
+            raise ValueError(f"must be one of {', '.join(names)}, or path/to/file.py:function{did_you_mean(method, names)}")
         # The saved configuration is read again from other folders.
         return absolute_factory(method) if is_factory(method) else method
 

@@ -1,8 +1,10 @@
 """Every page's blocks of code, run from top to bottom as a reader would; blocks that cannot run say why and are only parsed."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,8 @@ class Reader:
             self.printed = "".join(self.command(line, block) for line in command_lines(block.text))
 
     def command(self, line: str, block: Block) -> str:
-        """clusterq's programs in this process, so that torch is not imported each time; everything else in a shell."""
-        if line.split()[0] not in PROGRAMS:
+        """clusterq's programs in this process, so that torch is not imported each time; everything else, and pipes, in a shell."""
+        if line.split()[0] not in PROGRAMS or re.search(r"\s(?:\d?>|\||&&|;)", line):
             return self.shell(line, block)
         ((program, arguments),) = calls(line)
         done = self.programs[program](*arguments)
@@ -95,7 +97,10 @@ class Reader:
         return done.out + done.err
 
     def shell(self, line: str, block: Block) -> str:
-        done = subprocess.run(["bash", "-euc", line], capture_output=True, text=True, check=False)
+        programs = "".join(f'{name}() {{ "{sys.executable}" -m {name.replace("-", "_")} "$@"; }}\n' for name in PROGRAMS)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        words = ["bash", "-euo", "pipefail", "-c", programs + line]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, f"{block.place}: {line}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

@@ -172,6 +172,7 @@ def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune:
         ("clusterq-gen tr", {"train"}),
         ("clusterq-gen train --fda-u", {"--fda-units"}),
         ("clusterq-gen train --de-noise g", {"gaussian"}),
+        ("clusterq-gen train --method ad", {"adadfq"}),
         ("clusterq-finetune --recipe ", {"fast", "paper", "best"}),
         ("clusterq-finetune shards pre", {"preview"}),
     ],

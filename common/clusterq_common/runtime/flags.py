@@ -31,7 +31,8 @@ def with_flags(
 
     Args:
         sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
-        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`.
+        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=...)`, with
+            `metavar` where a value is a name, and `autocompletion` where a field's extra `names` lists those there are.
         notes: replaces the default shown for a field.
     """
     notes = notes or {}
@@ -82,8 +83,11 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     spelling = str(extra.get("flag", flag))
     # A list of names in place of the type would leave the description a narrow column.
-    metavar = "<name>" if choices else None
-    made = option(None, spelling, help=text, show_default=False, rich_help_panel=section.capitalize(), metavar=metavar)
+    names = [str(one) for one in known] if isinstance(known := extra.get("names"), list) else []
+    look: dict[str, Any] = {"metavar": "<name>"} if choices or names else {}
+    if names:  # what a shell offers where the type alone does not say it
+        look["autocompletion"] = lambda incomplete: [name for name in names if name.startswith(incomplete)]
+    made = option(None, spelling, help=text, show_default=False, rich_help_panel=section.capitalize(), **look)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
 
 
