@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clusterq_common.quant import straight_through
 from clusterq_common.quant.config import Scheme
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import MIN_SCALE, Grid
@@ -232,3 +233,25 @@ def test_what_is_computed_again_is_the_same_and_nothing_else_is(learned: bool, c
     assert y.data_ptr() not in inside
     assert isinstance(computed_again(x.relu()), nullcontext), "nothing to compute it from"
     assert isinstance(computed_again(y.detach()), nullcontext)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("order", ["contiguous", "channels_last", "gaps"])
+def test_long_tensors_are_walked_piece_by_piece_to_the_same_values(
+    scheme: Scheme, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(5, 3, 7, 6)
+    each = quantizer(x, 4, scheme)
+    if order == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if order == "gaps":
+        x = x[..., ::2]
+    walks = []
+    plain, walk = each(x), straight_through._in_memory_order
+    monkeypatch.setattr(straight_through, "LONG", 1)
+    monkeypatch.setattr(straight_through, "PIECE", 50)
+    monkeypatch.setattr(straight_through, "_in_memory_order", lambda *both: walks.append(walk(*both)) or walks[-1])
+    found = each(x)
+    assert torch.equal(found, plain)
+    assert found.stride() == plain.stride()
+    assert (walks[0] is None) == (order == "gaps")
