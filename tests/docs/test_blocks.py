@@ -31,11 +31,10 @@ def demo_left(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTe
 def after_start(
     tmp_path_factory: pytest.TempPathFactory, demo_left: Path, digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli
 ) -> Path:
-    """The same after the first page: a finished run in out/, a student in out/finetune-w4a4, real images in real/."""
+    """The same after the first page: a finished run in out/, a student in out/finetune-w4a4."""
     folder = tmp_path_factory.mktemp("after") / "checkout"
     shutil.copytree(demo_left, folder)
     shutil.copytree(digits_run, folder / "out")
-    (folder / "real").symlink_to(digits_teacher.val)
     flags = ("--bits", "w4a4", "--epochs", 1, "--val", digits_teacher.val)
     done = finetune("--shards", folder / "out", *flags, "--out", folder / "out" / "finetune-w4a4")
     assert done.code == 0, done.err
