@@ -41,7 +41,7 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
         label, named = found.class_name(one.label), found.class_name(one.named)
         picture = strip(reader, [one.number], spec, side, f"an image labelled {label}")
         cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * one.confidence, 0)})"))
-    said = "Images whose label the teacher contradicts, those that it is surest of first."
+    said = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
     return tag("h3", "Labels contradicted") + paragraph(said) + tag("div", *cells, class_="smalls")
 
 

@@ -19,6 +19,8 @@ ROUNDING = 0.001
 # Nearest neighbours nearer than this part of other classes' (of so many at least) or of real images'; another network's agreement lower than this part of it there.
 MUCH_LESS = 0.5
 FEWEST_CLASSES = 3
+# More than this part of pure noise's figure is as good as noise.
+AS_NOISE = 0.9
 MANY_CLIPPED = 0.1
 MOST_NAMED = 5
 
@@ -128,8 +130,8 @@ def _batchnorm(found: Quality) -> Iterator[Remark]:
     beside = f"pure noise: {number(means['noise'])}" + (f"; real images: {number(means['real'])}" if "real" in means else "")
     said = f"BatchNorm means lie {number(means['set'])} running stds from the training data's, averaged over layers ({beside}), at most "
     said += f"{number(worst.mean)}, in {worst.layer}"
-    off = means["set"] >= means["noise"]
-    yield Remark("warning" if off else "plain", said + ("; no closer than pure noise does." if off else "."))
+    off = means["set"] > AS_NOISE * means["noise"]
+    yield Remark("warning" if off else "plain", said + ("; hardly closer than pure noise's." if off else "."))
 
 
 def _certainty(found: Quality) -> Iterator[Remark]:
@@ -138,9 +140,9 @@ def _certainty(found: Quality) -> Iterator[Remark]:
         f"; real images: {_percent(real.confidence.mean, 1)}" if real else ""
     )
     said = f"The teacher's mean confidence is {_percent(own.confidence.mean, 1)} ({beside})"
-    unsure = own.entropy.mean >= noise.entropy.mean
+    unsure = own.entropy.mean > AS_NOISE * noise.entropy.mean
     yield Remark(
-        "warning" if unsure else "plain", said + ("; it is no surer of these images than of noise." if unsure else ".")
+        "warning" if unsure else "plain", said + ("; it is hardly surer of these images than of noise." if unsure else ".")
     )
 
 
