@@ -6,6 +6,9 @@ from clusterq_common.report.page import paragraph
 from clusterq_common.report.text import escaped, number, percent, tag
 from clusterq_common.shards.read import ShardSet
 
+# Bytes of each group of images, before PNG and base64: far fewer than the gallery's.
+BUDGET = 200_000
+
 
 def closest_pairs(found: Quality, shards: ShardSet) -> str:
     """The closest pairs in pixels, side by side; markup.
@@ -16,7 +19,7 @@ def closest_pairs(found: Quality, shards: ShardSet) -> str:
     if not found.pairs:
         return ""
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    side = side_shown(spec, 2 * len(found.pairs))
+    side = side_shown(spec, 2 * len(found.pairs), BUDGET)
     cells = []
     for pair in found.pairs:
         name = found.class_name(pair.label)
@@ -35,7 +38,7 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
     if not found.contradicted:
         return ""
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    side = side_shown(spec, len(found.contradicted))
+    side = side_shown(spec, len(found.contradicted), BUDGET)
     cells = []
     for one in found.contradicted:
         label, named = found.class_name(one.label), found.class_name(one.named)
