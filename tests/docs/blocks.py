@@ -66,7 +66,7 @@ def calls(line: str) -> list[tuple[str, list[str]]]:
     """The calls of clusterq's programs in a command line: by name, or `-m clusterq_gen -- ...` under python or torchrun."""
     found = []
     for part in re.split(r"\s(?:\||\|\||&&|;)\s", line):
-        words = shlex.split(part, comments=True)
+        words = shlex.split(re.sub(r"\s\d?>>?\s*(?:&\d|\S+)", " ", part), comments=True)
         for number, word in enumerate(words):
             if word in PROGRAMS:
                 found.append((word, words[number + 1 :]))

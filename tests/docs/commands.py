@@ -13,6 +13,8 @@ from clusterq_finetune.cli import app as finetune_app
 from clusterq_finetune.export.config import OnnxConfig
 from clusterq_gen.cli import app as gen_app
 
+# These act while they are parsed, and the second changes the shell's own files.
+ACT_AT_ONCE = {"--help", "--version", "--install-completion", "--show-completion"}
 APPS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 MODELS: dict[str, list[type[Settings]]] = {
     "clusterq-gen": list(gen_config.SECTIONS.values()),
@@ -21,13 +23,19 @@ MODELS: dict[str, list[type[Settings]]] = {
 
 
 def parse(program: str, arguments: list[str]) -> Any:
-    """The context of the command that the arguments call.
+    """The context of the command that the arguments call; options that act at once are left out, once they are known to exist.
 
     Raises:
         typer's UsageError: no such command or option, a value that does not fit, something missing.
         pydantic's ValidationError: a value that the settings behind the options refuse.
     """
-    context = typer.main.get_command(APPS[program]).make_context(program, list(arguments))
+    acting = set(arguments) & ACT_AT_ONCE
+    assert acting <= every_flag()
+    arguments = [word for word in arguments if word not in acting]
+    root = typer.main.get_command(APPS[program])
+    if acting and not arguments:
+        return root.context_class(root, info_name=program)
+    context = root.make_context(program, arguments)
     while getattr(context.command, "commands", None):
         rest = [*context._protected_args, *context.args]
         if not rest:

@@ -1,8 +1,10 @@
 """Every page's blocks of code, run from top to bottom as a reader would; blocks that cannot run say why and are only parsed."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,10 @@ def demo_left(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTe
 def after_start(
     tmp_path_factory: pytest.TempPathFactory, demo_left: Path, digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli
 ) -> Path:
-    """The same after the first page: a finished run in out/, a student in out/finetune-w4a4, real images in real/."""
+    """The same after the first page: a finished run in out/, a student in out/finetune-w4a4."""
     folder = tmp_path_factory.mktemp("after") / "checkout"
     shutil.copytree(demo_left, folder)
     shutil.copytree(digits_run, folder / "out")
-    (folder / "real").symlink_to(digits_teacher.val)
     flags = ("--bits", "w4a4", "--epochs", 1, "--val", digits_teacher.val)
     done = finetune("--shards", folder / "out", *flags, "--out", folder / "out" / "finetune-w4a4")
     assert done.code == 0, done.err
@@ -86,8 +87,8 @@ class Reader:
             self.printed = "".join(self.command(line, block) for line in command_lines(block.text))
 
     def command(self, line: str, block: Block) -> str:
-        """clusterq's programs in this process, so that torch is not imported each time; everything else in a shell."""
-        if line.split()[0] not in PROGRAMS:
+        """clusterq's programs in this process, so that torch is not imported each time; everything else, and pipes, in a shell."""
+        if line.split()[0] not in PROGRAMS or re.search(r"\s(?:\d?>|\||&&|;)", line):
             return self.shell(line, block)
         ((program, arguments),) = calls(line)
         done = self.programs[program](*arguments)
@@ -95,7 +96,10 @@ class Reader:
         return done.out + done.err
 
     def shell(self, line: str, block: Block) -> str:
-        done = subprocess.run(["bash", "-euc", line], capture_output=True, text=True, check=False)
+        programs = "".join(f'{name}() {{ "{sys.executable}" -m {name.replace("-", "_")} "$@"; }}\n' for name in PROGRAMS)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        words = ["bash", "-euo", "pipefail", "-c", programs + line]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, f"{block.place}: {line}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

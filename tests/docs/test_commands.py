@@ -97,6 +97,7 @@ def test_commands_and_flags_in_prose_exist(page: Path) -> None:
         "clusterq-finetune shards subset out/ --per-clas 5 --out small/",
         "torchrun --nproc-per-node 8 -m clusterq_gen -- emit --rnu out/",
         "cd out && clusterq-finetune compare --out table.md",
+        "clusterq-finetune --shard out/ --json 2> log.txt | tail -n 1 > result.json",
     ],
 )
 def test_a_wrong_command_is_found(line: str) -> None:

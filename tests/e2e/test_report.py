@@ -142,7 +142,14 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
         assert cell in page.text, "the heat map counts"
     assert f"{int((named[labels == 8] == 1).sum())}" in page.text
     assert "Error of each block before and after" in page.text
-    assert "Agreement on held-out images" in page.text
+    assert "Teacher and student on held-out images" in page.text
+    shares = "student agrees with teacher, student names the label, teacher names the label"
+    assert page.text.count(shares) == 2, "in each step, and on held-out images after each epoch"
+    last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["heldout/teacher_accuracy"] == 1, "of images that contradict it none is in the set"
+    assert last["heldout/student_accuracy"] == last["heldout/agreement"] < 1
+    sites = json.loads((tuned / "analysis.json").read_text())["activations"]
+    assert page.text.count("the grid covers:") == page.text.count("largest value seen:") == len(sites)
     assert student["sha256"] in page.text
     assert "clusterq-finetune reproduce result.json --out ../again" in page.text
     assert "One run of one seed" in page.text

@@ -177,6 +177,7 @@ def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune:
         ("clusterq-gen train --fda-u", {"--fda-units"}),
         ("clusterq-gen train --de-noise g", {"gaussian"}),
         ("clusterq-gen train --method i", {"intraq"}),
+        ("clusterq-gen train --method ad", {"adadfq"}),
         ("clusterq-finetune --recipe ", {"fast", "paper", "best"}),
         ("clusterq-finetune shards pre", {"preview"}),
     ],

@@ -51,8 +51,9 @@ def test_a_short_run(
 
 
 def test_a_method_nobody_knows_is_refused(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None:
-    refused = gen("train", *digits_teacher.flags, "--method", "magic", "--out", tmp_path / "out")
+    refused = gen("train", *digits_teacher.flags, "--method", "gdqf", "--out", tmp_path / "out")
     assert refused.code == 2
+    assert "did you mean gdfq?" in refused.err
     assert not (tmp_path / "out").exists()
 
 
