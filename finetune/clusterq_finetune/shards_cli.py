@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from clusterq_common.quality.config import QualityConfig
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.config import Device, RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import USER_ERROR, run_guarded
@@ -96,7 +96,7 @@ def quality(
         Path | None, typer.Option("--real-classes", help="File with one class folder name of --real a line, in index order.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("quality.html"),
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[Device, typer.Option("--device", metavar="<name>", help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -71,7 +71,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
         raise ClusterqError(f"--split: {config.split} has {len(numbers)} images, expected two or more; choose another split.")
     real = None if where.real is None else _real(where.real, where.real_classes, teacher, len(numbers), config.seed)
     total = 2 * len(numbers) + (real.drawn if real is not None else 0)
-    with progress("measuring", total) as ticker:
+    with progress("measuring", total, images=1) as ticker:
         found = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
     atomic_write(out, quality_page(found, shards).html())
     return found

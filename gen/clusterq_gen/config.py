@@ -24,7 +24,7 @@ class MethodConfig(Settings):
         description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
         "generator and student over what a sample teaches; qimera: gdfq with images between classes; zeroq, dsg, intraq: no generator, "
         "a bank of images is optimised; path/to/file.py:function: one of your own",
-        json_schema_extra={"names": [*GENERATOR_METHODS, *BANK_METHODS]},
+        json_schema_extra={"choices": [*GENERATOR_METHODS, *BANK_METHODS]},
     )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")

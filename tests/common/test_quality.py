@@ -116,6 +116,15 @@ def test_a_sample_has_each_class_in_its_share() -> None:
     assert sampled(labels, 1000, seed=0).tolist() == list(range(1000))
 
 
+def test_of_too_many_classes_some_are_drawn_and_two_images_of_each() -> None:
+    labels = np.arange(3000, dtype=np.int64) % 500
+    chosen = sampled(labels, 100, seed=0)
+    counts = np.bincount(labels[chosen], minlength=500)
+    assert sorted(set(counts.tolist())) == [0, 2], "one image of a class would have no neighbour"
+    assert (counts > 0).sum() == 50
+    assert set(labels[chosen]) != set(labels[sampled(labels, 100, seed=1)])
+
+
 def test_noise_has_the_training_datas_mean_and_std() -> None:
     spec = InputSpec(size=16, channels=3, num_classes=2, mean=(0.5, 0.4, 0.6), std=(0.1, 0.05, 0.15))
     pixels = torch.cat([one for one, _ in noise(torch.zeros(200, dtype=torch.long), spec, seed=0)])
@@ -195,8 +204,9 @@ def test_what_the_teacher_contradicts_and_how_sure_it_is() -> None:
     assert (summary.entropy.low, summary.entropy.median, summary.entropy.high) == pytest.approx((0.05, 0.5, 0.95))
     assert sum(summary.confidence.shares) == pytest.approx(1)
     assert summary.confidence.shares[0] == summary.confidence.shares[1] == 0, "nobody is less sure than 0.1"
-    wrong = measured.contradicted(list(range(100)), 3)
-    assert [one.number for one in wrong] == [92, 82, 72]
+    top1[5] = 1
+    wrong = Measured(collected(pictures(100), labels, top1), 10, seed=0).contradicted(list(range(100)), 3)
+    assert [one.number for one in wrong] == [92, 5, 82], "the surest, but each class in turn"
     assert (wrong[0].label, wrong[0].named) == (2, 7)
 
 

@@ -22,7 +22,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_path, atomic_write
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.runtime.meter import Meter
+from clusterq_common.runtime.meter import Meter, memory
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import answer, progress, quietly, say, warn
 from clusterq_common.runtime.records import read_metrics
@@ -83,6 +83,7 @@ class Demo(Settings):
     parts: tuple[int, ...] | None = Field(None, description="which parts")
     side: Literal["left", "right"] = Field("left", description="which of left, and right")
     way: Literal["up", "down"] = Field("up", description="where to")
+    style: str = Field("bold", description="how", json_schema_extra={"choices": ["bold", "brief"]})
     loud: bool = Field(False, description="make noise", json_schema_extra={"flag": "--loud/--quiet"})
 
 
@@ -108,11 +109,13 @@ def test_flags_are_made_from_settings() -> None:
     }
     assert made["--way"]["help"] == "where to (one of up, down; default: up)"
     assert made["--rate"]["metavar"] is None
+    assert made["--style"]["help"] == "how (one of bold, brief; default: bold)"
+    assert made["--style"]["autocompletion"]("br") == ["brief"]
     assert made["--loud/--quiet"]["help"] == "make noise (default: off)"
     assert made["--rate"]["help"] == "how fast (default: 0.5; quick: 2)"
     assert made["--parts"]["help"] == "which parts"
     assert made["--loud/--quiet"]["rich_help_panel"] == "Demo"
-    command(rate=0.25, parts=None, side=None, way=None, loud=None, out="y")
+    command(rate=0.25, parts=None, side=None, way=None, style=None, loud=None, out="y")
     assert got == [({"demo": {"rate": 0.25}}, "y")]
     with pytest.raises(ValueError, match="two sections have a field 'rate'"):
         with_flags({"one": Demo, "two": Demo}, option)(lambda flags: None)
@@ -265,6 +268,15 @@ def test_a_meter_knows_its_own_work_only(monkeypatch: pytest.MonkeyPatch) -> Non
     assert meter.seconds_left == pytest.approx((1000 - 400 - 300) / 2)
     assert meter.images_per_second() == "20 images/s"
     assert meter.time() == "2 min 30 s left"
+
+
+def test_memory_of_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "GPU" not in memory()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 3_240_000_000)
+    assert memory().endswith("3.24 GB GPU")
+    if Path("/proc/self/statm").is_file():
+        assert re.match(r"\d+\.\d\d GB memory, ", memory())
 
 
 def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,14 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
         assert cell in page.text, "the heat map counts"
     assert f"{int((named[labels == 8] == 1).sum())}" in page.text
     assert "Error of each block before and after" in page.text
-    assert "Agreement on held-out images" in page.text
+    assert "Teacher and student on held-out images" in page.text
+    shares = "student agrees with teacher, student names the label, teacher names the label"
+    assert page.text.count(shares) == 2, "in each step, and on held-out images after each epoch"
+    last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["heldout/teacher_accuracy"] == 1, "of images that contradict it none is in the set"
+    assert last["heldout/student_accuracy"] == last["heldout/agreement"] < 1
+    sites = json.loads((tuned / "analysis.json").read_text())["activations"]
+    assert page.text.count("the grid covers:") == page.text.count("largest value seen:") == len(sites)
     assert student["sha256"] in page.text
     assert "clusterq-finetune reproduce result.json --out ../again" in page.text
     assert "One run of one seed" in page.text
@@ -218,10 +225,7 @@ def test_a_page_says_where_nothing_lies(tuned: Path, digits_run: Path, finetune:
     assert "secret-project" not in page.text
     started = f"--shards .../{digits_run.name} '--val=.../val set' --weights ../w.pth --arch net.py:build --out ../run --config .../config.yaml"
     assert f"As it was started: clusterq-finetune {started} Names after .../ stand for what lies outside" in page.text
-    assert (
-        "On another machine --shards and --weights, and --arch for a file of your own, say where those files are now."
-        in page.text
-    )
+    assert "On another machine say where those files are now: --shards and --weights (and --arch, for" in page.text
     assert "shards ../shards" in page.text
     assert "weights .../teacher.safetensors" in page.text
     assert "The images cannot be shown. --shards: ../shards/synth-train-000000.tar" in page.text

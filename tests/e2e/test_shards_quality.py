@@ -91,6 +91,22 @@ def test_planted_defects_are_found(spoiled: Path, digits_teacher: DigitsTeacher,
     assert {"trust", "figures", "images", "teacher", "inside", "diversity", "duplicates", "classes", "origins"} <= page.ids
 
 
+def test_training_records_how_often_teacher_and_student_name_the_label(
+    spoiled: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
+) -> None:
+    flags = ["--teacher-logits", "recomputed", "--epochs", 1, "--batch-size", 40, "--out", tmp_path / "tuned"]
+    done = finetune("--shards", spoiled, *digits_teacher.flags[:4], *flags)
+    assert done.code == 0, done.err
+    lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
+    steps = [record for record in map(json.loads, lines) if "epoch" not in record]
+    found, _ = measured(finetune, digits_teacher, spoiled, tmp_path / "q.html")
+    seen = np.mean([step["teacher/accuracy"] for step in steps])
+    assert len(steps) == 3
+    assert seen == pytest.approx(found["sources"]["set"]["agreement"], abs=1e-6)
+    assert np.mean([step["student/accuracy"] for step in steps]) < np.mean([step["student/agreement"] for step in steps])
+    assert "student names the label" in Page(tmp_path / "tuned" / "report.html").text
+
+
 def test_the_untouched_set_has_none_of_them(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:

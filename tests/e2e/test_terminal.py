@@ -98,7 +98,7 @@ def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, fi
     if len(words) == 1:
         assert "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct" in said
         assert "130 interrupted" in said
-    if words not in (["clusterq-gen"], ["clusterq-finetune", "shards"]):
+    if words not in (["clusterq-gen"], ["clusterq-finetune", "shards"], ["clusterq-finetune", "figures"]):
         after = said.partition("Examples: $ ")[2]
         assert after.startswith(" ".join(words)), "an example of this very command"
 
@@ -144,6 +144,10 @@ def test_version(gen: Cli, finetune: Cli) -> None:
         ("clusterq-gen trian", "Did you mean 'train'?"),
         ("clusterq-gen train --metod gdfq", "No such option: --metod; did you mean --method?"),
         ("clusterq-gen train --de-noise gausian", "'gausian' is not one of gaussian, uniform; did you mean gaussian?"),
+        (
+            "clusterq-gen train --arch resnet20_cifar10 --preset quick --method clustrq",
+            "(found 'clustrq'); did you mean clusterq?",
+        ),
         ("clusterq-gen train --preset QUICK", "did you mean quick?"),
         ("clusterq-gen emit --run x --devise cpu", "did you mean --device?"),
         ("clusterq-finetune evalute", "Did you mean 'evaluate'?"),
@@ -172,6 +176,7 @@ def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune:
         ("clusterq-gen tr", {"train"}),
         ("clusterq-gen train --fda-u", {"--fda-units"}),
         ("clusterq-gen train --de-noise g", {"gaussian"}),
+        ("clusterq-gen train --method i", {"intraq"}),
         ("clusterq-gen train --method ad", {"adadfq"}),
         ("clusterq-finetune --recipe ", {"fast", "paper", "best"}),
         ("clusterq-finetune shards pre", {"preview"}),

@@ -114,9 +114,16 @@ class Measured:
         return [pair for _, _, pair in sorted(turn, key=lambda one: one[:2])[:MOST_PAIRS]]
 
     def contradicted(self, numbers: list[int], most: int) -> list[Contradiction]:
-        """Images whose label the teacher contradicts, the surest first; numbers as for `pairs`."""
+        """Images whose label the teacher contradicts, the surest first, one of each class before a second one of any; numbers as for
+        `pairs`."""
         found, wrong = self.collected, (~self.right).nonzero()[:, 0]
-        order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)][:most].tolist()
+        order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)].tolist()
+        seen: Counter[int] = Counter()
+        turn = []
+        for at in order:
+            label = int(found.labels[at])
+            turn.append((seen[label], at))
+            seen[label] += 1
         return [
             Contradiction(
                 number=numbers[at],
@@ -124,7 +131,7 @@ class Measured:
                 named=int(found.top1[at]),
                 confidence=min(1.0, float(found.confidence[at])),
             )
-            for at in order
+            for _, at in sorted(turn, key=lambda one: one[0])[:most]
         ]
 
 

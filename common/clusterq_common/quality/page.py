@@ -60,7 +60,9 @@ def quality_page(found: Quality, shards: ShardSet) -> Report:
 
 
 def _about(found: Quality) -> str:
-    said = "Pure noise: as many images without any content, each value drawn with the training data's mean and std."
+    said = (
+        "Pure noise: as many images without any content, each value drawn with the mean and std of the teacher's normalisation."
+    )
     if found.real is not None:
         said += f" Real images: {found.sources['real'].images:,} of {found.real.images:,} in {found.real.name} ({found.real.layout})."
     return (

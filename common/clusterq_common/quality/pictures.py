@@ -6,6 +6,9 @@ from clusterq_common.report.page import paragraph
 from clusterq_common.report.text import escaped, number, percent, tag
 from clusterq_common.shards.read import ShardSet
 
+# Bytes of each group of images, before PNG and base64: far fewer than the gallery's.
+BUDGET = 200_000
+
 
 def closest_pairs(found: Quality, shards: ShardSet) -> str:
     """The closest pairs in pixels, side by side; markup.
@@ -16,7 +19,7 @@ def closest_pairs(found: Quality, shards: ShardSet) -> str:
     if not found.pairs:
         return ""
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    side = side_shown(spec, 2 * len(found.pairs))
+    side = side_shown(spec, 2 * len(found.pairs), BUDGET)
     cells = []
     for pair in found.pairs:
         name = found.class_name(pair.label)
@@ -35,13 +38,13 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
     if not found.contradicted:
         return ""
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    side = side_shown(spec, len(found.contradicted))
+    side = side_shown(spec, len(found.contradicted), BUDGET)
     cells = []
     for one in found.contradicted:
         label, named = found.class_name(one.label), found.class_name(one.named)
         picture = strip(reader, [one.number], spec, side, f"an image labelled {label}")
         cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * one.confidence, 0)})"))
-    said = "Images whose label the teacher contradicts, those that it is surest of first."
+    said = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
     return tag("h3", "Labels contradicted") + paragraph(said) + tag("div", *cells, class_="smalls")
 
 

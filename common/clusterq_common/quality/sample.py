@@ -19,7 +19,6 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 128, 16
 # One image of a class has no neighbour.
 LEAST_OF_A_CLASS = 2
-NOISE_IMAGES = 1000
 
 
 def batch_size(spec: InputSpec) -> int:
@@ -30,19 +29,27 @@ def batch_size(spec: InputSpec) -> int:
 def sampled(labels: Ints, most: int, seed: int) -> Ints:
     """Numbers of about `most` images, ascending: of each class its share, at least two where it has them; all where there are no more.
 
+    Where two of each would be more than that, as many classes as they suffice for are drawn first.
+
     Args:
         labels: (N,) class of each image.
-        most: images wanted.
+        most: images wanted, at least two.
         seed: of the draw.
     """
     if len(labels) <= most:
         return np.arange(len(labels), dtype=np.int64)
+    counts = np.bincount(labels)
+    classes = np.flatnonzero(counts)
+    if LEAST_OF_A_CLASS * len(classes) > most:
+        order = torch.randperm(len(classes), generator=stream(seed, "quality classes"))[: most // LEAST_OF_A_CLASS]
+        classes = classes[order.numpy()]
+    total = int(counts[classes].sum())
     chosen = []
-    for label, count in enumerate(np.bincount(labels)):
-        take = max(round(count * most / len(labels)), min(count, LEAST_OF_A_CLASS))
+    for label in classes.tolist():
+        count = int(counts[label])
+        take = min(count, max(round(count * most / total), LEAST_OF_A_CLASS))
         own = np.flatnonzero(labels == label)
-        order = torch.randperm(int(count), generator=stream(seed, "quality sample", label))[: int(take)]
-        chosen.append(own[order.numpy()])
+        chosen.append(own[torch.randperm(count, generator=stream(seed, "quality sample", label))[:take].numpy()])
     return np.sort(np.concatenate(chosen))
 
 
@@ -61,7 +68,7 @@ def stored(reader: SplitReader, numbers: Ints, spec: InputSpec) -> Iterator[Batc
 
 def noise(labels: Tensor, spec: InputSpec, seed: int) -> Iterator[Batch]:
     """Images without any content, as a reference: each value drawn from a normal distribution with the mean and std of the teacher's
-    normalisation, that is the training data's, then stored in eight bits. They carry the labels (N,) given."""
+    normalisation (for many teachers those of their training data), then stored in eight bits. They carry the labels (N,) given."""
     for number, own in enumerate(labels.split(batch_size(spec))):
         random = stream(seed, "quality noise", number)
         yield to_pixels(torch.randn(len(own), spec.channels, spec.size, spec.size, generator=random), spec), own

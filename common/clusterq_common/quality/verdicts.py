@@ -16,9 +16,11 @@ from clusterq_common.report.text import number
 MANY_NEAR, COLLAPSED, MANY_COPIES, FEW_SEEN = 0.1, 0.5, 0.01, 0.5
 # Labels that a set without contradicted ones may have all the same: two classes as good as equal, on another machine.
 ROUNDING = 0.001
-# Nearest neighbours nearer than this part of other classes' (of so many at least) or of real images'; another network's agreement lower than this part of it there.
+# Nearest neighbours nearer than this part of other classes' (of so many at least, with so many images) or of real images'; another network's agreement lower than this part of it there.
 MUCH_LESS = 0.5
-FEWEST_CLASSES = 3
+FEWEST_CLASSES, FEWEST_IMAGES = 3, 10
+# More than this part of pure noise's figure is as good as noise.
+AS_NOISE = 0.9
 MANY_CLIPPED = 0.1
 MOST_NAMED = 5
 
@@ -94,7 +96,11 @@ def _alike(found: Quality) -> Iterator[Remark]:
         ("the teacher's features", lambda one: one.features_nearest),
     )
     for space, nearest in spaces:
-        known = [(distance, one) for one in found.per_class if (distance := nearest(one)) is not None and one.near <= MANY_NEAR]
+        known = [
+            (distance, one)
+            for one in found.per_class
+            if (distance := nearest(one)) is not None and one.near <= MANY_NEAR and one.images >= FEWEST_IMAGES
+        ]
         if len(known) < FEWEST_CLASSES:
             continue
         usual = median(distance for distance, _ in known)
@@ -128,19 +134,20 @@ def _batchnorm(found: Quality) -> Iterator[Remark]:
     beside = f"pure noise: {number(means['noise'])}" + (f"; real images: {number(means['real'])}" if "real" in means else "")
     said = f"BatchNorm means lie {number(means['set'])} running stds from the training data's, averaged over layers ({beside}), at most "
     said += f"{number(worst.mean)}, in {worst.layer}"
-    off = means["set"] >= means["noise"]
-    yield Remark("warning" if off else "plain", said + ("; no closer than pure noise does." if off else "."))
+    off = means["set"] > AS_NOISE * means["noise"]
+    yield Remark("warning" if off else "plain", said + ("; hardly closer than pure noise's." if off else "."))
 
 
 def _certainty(found: Quality) -> Iterator[Remark]:
-    own, noise, real = found.sources["set"], found.sources["noise"], found.sources.get("real")
-    beside = f"pure noise: {_percent(noise.confidence.mean, 1)}" + (
-        f"; real images: {_percent(real.confidence.mean, 1)}" if real else ""
-    )
-    said = f"The teacher's mean confidence is {_percent(own.confidence.mean, 1)} ({beside})"
-    unsure = own.entropy.mean >= noise.entropy.mean
+    def of(name: str) -> str:
+        one = found.sources[name]
+        return f"{_percent(one.confidence.mean, 1)} and {_percent(one.entropy.mean, 1)}"
+
+    beside = f"pure noise: {of('noise')}" + (f"; real images: {of('real')}" if "real" in found.sources else "")
+    said = f"The teacher's mean confidence and the entropy of its answers, of the most possible, are {of('set')} ({beside})"
+    unsure = found.sources["set"].entropy.mean > AS_NOISE * found.sources["noise"].entropy.mean
     yield Remark(
-        "warning" if unsure else "plain", said + ("; it is no surer of these images than of noise." if unsure else ".")
+        "warning" if unsure else "plain", said + ("; it is hardly surer of these images than of noise." if unsure else ".")
     )
 
 

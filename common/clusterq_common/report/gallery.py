@@ -62,9 +62,9 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     return tag("div", *cells, class_="images") + paragraph(said)
 
 
-def side_shown(spec: InputSpec, images: int) -> int:
-    """At how many pixels a side so many images are shown, so that the page stays small."""
-    return min(spec.size, max(8, math.isqrt(BYTES // (spec.channels * max(1, images)))))
+def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:
+    """At how many pixels a side so many images are shown, so that together they have no more bytes than `budget`."""
+    return min(spec.size, max(8, math.isqrt(budget // (spec.channels * max(1, images)))))
 
 
 def strip(reader: SplitReader, numbers: Sequence[int], spec: InputSpec, side: int, said: str) -> str:

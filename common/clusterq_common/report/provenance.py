@@ -32,14 +32,14 @@ def again(source: Source) -> str:
     lines = []
     if source.kind == "generator":
         lines.append(f"clusterq-gen train --config {CONFIG} --out ../again")
-        flags = "--weights, and --arch for a file of your own,"
+        flags = "--weights (and --arch, for a file of your own)"
     elif source.kind == "fine-tuning":
         val = _value_of("--val", source)
         real_images = "" if val is None else f" --val {shlex.quote(shown_path(val, source.folder))}"
         lines.append(f"clusterq-finetune --config {CONFIG} --out ../again{real_images}")
         if source.result:
             lines.append(f"clusterq-finetune reproduce {RESULT} --out ../again")
-        flags = "--shards and --weights, and --arch for a file of your own,"
+        flags = "--shards and --weights (and --arch, for a file of your own; reproduce takes --shards alone)"
     started = _started(source)
     if started and not lines:
         return paragraph("As it was started; the same --out goes on with what is there:") + code(started) + paragraph(SAID)
@@ -50,7 +50,7 @@ def again(source: Source) -> str:
         found += paragraph("The second one also says whether the same student came out.")
     if started:
         found += paragraph("As it was started:") + code(started)
-    return found + paragraph(f"{SAID} On another machine {flags} say where those files are now.")
+    return found + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
 
 
 def _command(source: Source) -> list[str]:

@@ -31,8 +31,8 @@ def with_flags(
 
     Args:
         sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
-        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=...)`, with
-            `metavar` where a value is a name, and `autocompletion` where a field's extra `names` lists those there are.
+        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`, where names are offered
+            for a text also with `autocompletion=`, a function from its beginning to them.
         notes: replaces the default shown for a field.
     """
     notes = notes or {}
@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
     flag = f"--{name.replace('_', '-')}"
     kind = _plain_type(field.annotation)
     default = note if note is not None else _default(field)
-    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    choices = _choices(field)
     told = set(re.findall(r"[\w-]+", field.description or ""))
     remarks = [f"one of {', '.join(choices)}"] if not told.issuperset(choices) else []
     remarks += [f"default: {default}"] if default else []
@@ -83,12 +83,22 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     spelling = str(extra.get("flag", flag))
     # A list of names in place of the type would leave the description a narrow column.
-    names = [str(one) for one in known] if isinstance(known := extra.get("names"), list) else []
-    look: dict[str, Any] = {"metavar": "<name>"} if choices or names else {}
-    if names:  # what a shell offers where the type alone does not say it
-        look["autocompletion"] = lambda incomplete: [name for name in names if name.startswith(incomplete)]
-    made = option(None, spelling, help=text, show_default=False, rich_help_panel=section.capitalize(), **look)
+    metavar = "<name>" if choices else None
+    about: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": section.capitalize(), "metavar": metavar}
+    if choices and kind is str:
+        about["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+    made = option(None, spelling, **about)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """The names that a field takes: those of its type, or those that it lists beside something else (a file of one's own)."""
+    kind = _plain_type(field.annotation)
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    listed = extra.get("choices", [])
+    return tuple(str(name) for name in listed) if isinstance(listed, list) else ()
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -78,7 +78,9 @@ def _sentence(error: ValidationError, source: str) -> str:
     place = ".".join(str(part) for part in first["loc"])
     where = f"{source}: {place}" if source else f"--{name.replace('_', '-')}"
     reason = first["msg"].removeprefix("Value error, ")
-    meant = ""
+    # A validator may have found a name that is near; what it says comes last.
+    reason, hint, near = reason.partition("; did you mean ")
+    meant = hint + near
     if first["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         reason = f"must be one of {', '.join(choices)}"

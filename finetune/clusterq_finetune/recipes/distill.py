@@ -31,6 +31,8 @@ from clusterq_finetune.resident import TrainingBatches
 from clusterq_finetune.view import view
 
 STEPS_BETWEEN_RECORDS = 25
+# Of a batch's images: on which student and teacher name the same class, and on which each names the label.
+SHARES = ("student/agreement", "student/accuracy", "teacher/accuracy")
 
 
 class Distillation:
@@ -70,7 +72,7 @@ class Distillation:
         zero = torch.zeros((), device=self.device)
         if not len(batch.labels):
             names = (*self.objective.names, *(["features"] if self.features else []))
-            terms, agreement = dict.fromkeys(names, zero), zero
+            terms, shares = dict.fromkeys(names, zero), dict.fromkeys(SHARES, zero)
         else:
             with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
                 images, labels, teacher_logits = self._prepare(batch, whole, own)
@@ -81,12 +83,14 @@ class Distillation:
                 terms["features"] = self.config.recipe.feature_weight * feature_distance(given, wanted)
             terms = {name: weight * term for name, term in terms.items()}
             torch.stack(list(terms.values())).sum().backward()
-            agreement = weight * (student_logits.detach().argmax(1) == teacher_logits.argmax(1)).float().mean()
+            own_top1, teacher_top1 = student_logits.detach().argmax(1), teacher_logits.argmax(1)
+            same = (own_top1 == teacher_top1, own_top1 == labels, teacher_top1 == labels)
+            shares = {name: weight * one.float().mean() for name, one in zip(SHARES, same, strict=True)}
         average_gradients(self.student.parameters())
         self.optimizer.step()
         self.ema.update(self.step)
         losses = {f"loss/{name}": term.detach() for name, term in terms.items()}
-        return {"step": self.step, **losses, "student/agreement": agreement, "lr": rate}
+        return {"step": self.step, **losses, **shares, "lr": rate}
 
     @torch.no_grad()
     def _prepare(self, batch: ShardBatch, whole: int, own: slice) -> tuple[Tensor, Tensor, Tensor]:
