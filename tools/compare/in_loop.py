@@ -13,6 +13,7 @@ from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import evaluate_models
 from clusterq_finetune.predictions import Predictions
 from clusterq_finetune.student import load_student
+from clusterq_finetune.summary import top1_so_far
 
 
 def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, device: torch.device) -> None:
@@ -32,7 +33,7 @@ def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, devic
             {"teacher": teacher.model, "student": student},
             images,
             device=device,
-            progress=lambda done, _: ticker.advance(done - ticker.done),
+            progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
             predictions=predictions,
         )
     folder.mkdir(parents=True, exist_ok=True)
