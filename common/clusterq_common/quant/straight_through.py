@@ -106,7 +106,8 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, gri
     # On a CPU four vectorised walks take a tenth of the time of torch's fused kernel, which converts each value to an integer
     # and back; a GPU would have to be waited for by the fused kernel for channels, which looks at all zero-points first. The
     # same integers: float32 holds them all.
-    if axis is None and x.numel() >= LONG and lies_dense(x) and not torch.compiler.is_compiling():
+    # What is exported takes any number of images, and may run where gradients are recorded: no `out=` there.
+    if axis is None and not torch.compiler.is_compiling() and x.numel() >= LONG and lies_dense(x):
         return _piece_by_piece(x, scale, zero_point, grid)
     shape = broadcast_shape(x, axis)
     y = x * (1.0 / scale).view(shape)
