@@ -1,4 +1,4 @@
-"""Set up the project and run one thing in it: `python3 tools/dev.py demo | test | lint`.
+"""Set up the project and run one thing in it: `python3 tools/dev.py demo | test | lint | docs`.
 
 Needs nothing but Python 3.11 or later. It makes `.venv` where there is none, installs the versions that `constraints.txt`
 pins, and runs the command inside; a second call with nothing changed installs nothing.
@@ -30,13 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python3 tools/dev.py",
         description="Set up the project in .venv and run one thing in it.",
         epilog="demo: the offline demo on handwritten digits, a few minutes on two cores. test: the whole suite with its "
-        "coverage floor, or what the pytest arguments select. lint: style, types and the direction of imports.",
+        "coverage floor, or what the pytest arguments select. lint: style, types and the direction of imports. docs: the "
+        "documentation as a site, in site/.",
     )
-    parser.add_argument("command", choices=("demo", "test", "lint"))
+    parser.add_argument("command", choices=("demo", "test", "lint", "docs"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the demo or for pytest")
     chosen = parser.parse_args(arguments)
-    if chosen.command == "lint" and chosen.arguments:
-        parser.error(f"lint takes no arguments, found {shlex.join(chosen.arguments)}")
+    if chosen.command in ("lint", "docs") and chosen.arguments:
+        parser.error(f"{chosen.command} takes no arguments, found {shlex.join(chosen.arguments)}")
 
     refusal = python_too_old(sys.version_info[:3])
     if refusal:
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         ensure_environment("demo" if chosen.command == "demo" else "dev")
-        {"demo": demo, "test": test, "lint": lint}[chosen.command](chosen.arguments)
+        {"demo": demo, "test": test, "lint": lint, "docs": docs}[chosen.command](chosen.arguments)
     except subprocess.CalledProcessError as failure:
         say(f"failed with exit code {failure.returncode}: {shown(failure.cmd)}")
         # A negative code means "killed by that signal"; shells write it as 128 + signal.
@@ -82,6 +83,14 @@ def lint(_: list[str]) -> None:
             failures.append(failure)
     if failures:
         raise failures[0]
+
+
+def docs(_: list[str]) -> None:
+    """The site, in site/; any warning, such as a link to nowhere, is a failure."""
+    os.environ["NO_MKDOCS_2_WARNING"] = "1"  # a notice of the theme's makers about their next program, at each build
+    # Not --quiet: mkdocs then counts no warnings, and strict means nothing.
+    run("building the documentation", BIN / "python", "-m", "mkdocs", "build", "--strict", "--clean")
+    say(f"open {ROOT / 'site' / 'index.html'}")
 
 
 def python_too_old(version: tuple[int, ...]) -> str | None:

@@ -6,29 +6,37 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.config import Device, RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
-from clusterq_common.runtime.guard import run_guarded, run_to_end
+from clusterq_common.runtime.guard import run_guarded, run_to_end, same_command
 from clusterq_common.runtime.progress import speaks
 from clusterq_common.runtime.settings import merged, read_yaml
+from clusterq_common.runtime.terminal import EXIT_CODES, examples
 from clusterq_finetune import shards_cli
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
 from clusterq_finetune.export.config import Format, OnnxConfig
 from clusterq_finetune.figures.cli import app as figures_app
 from clusterq_finetune.layouts import LAYOUTS
+from clusterq_finetune.terminal import PROGRAM, App, Debug, Quiet, Version
 
-app = typer.Typer(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
+EXAMPLES = examples(
+    "clusterq-finetune --shards out/ --bits w4a4 --val imagenet/val",
+    "clusterq-finetune --shards out/ --bits w3a3 --recipe best",
+    "clusterq-finetune --shards theirs/ --arch net.py:build --weights net.pth",
+    "clusterq-finetune --shards out/ --bits w4a4 --resume",
+)
+
+app = App(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
 app.add_typer(shards_cli.app, name="shards")
 app.add_typer(figures_app, name="figures")
 
 STUDENT_HELP = "Folder of a finished fine-tuning, or of a generator's run: its in-loop student."
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog=f"{EXAMPLES}\n\n{EXIT_CODES}")
 @with_flags(SECTIONS, typer.Option, recipe_notes())
 def finetune(
     flags: dict[str, dict[str, Any]],
@@ -48,12 +56,11 @@ def finetune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
-    """Fine-tune a low-bit student from shards.
-
-    Example: clusterq-finetune --shards out/ --bits w4a4 --val imagenet/val
-    """
+    """Fine-tune a low-bit student from shards."""
     if context.invoked_subcommand is not None:
         return
 
@@ -69,10 +76,16 @@ def finetune(
         result = commands.finetune(values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run)
         _print(summary_lines(result), result, as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM, "--resume"))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "clusterq-finetune evaluate --student out/finetune-w4a4 --val imagenet/val",
+        "clusterq-finetune evaluate --student out/finetune-w4a4 --val real/ --integer",
+        "clusterq-finetune evaluate --onnx model.onnx --val real/ --json",
+    )
+)
 @with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
     flags: dict[str, dict[str, Any]],
@@ -84,7 +97,11 @@ def evaluate(
     ] = None,
     optimise: Annotated[
         bool,
-        typer.Option("--optimise/--no-optimise", help="Let ONNX Runtime rewrite the graph of --onnx, as it does by itself."),
+        typer.Option(
+            "--optimise/--no-optimise",
+            help="Let ONNX Runtime rewrite the graph of --onnx, as it does by itself (default: on).",
+            show_default=False,
+        ),
     ] = True,
     classes: Classes = None,
     integer: Annotated[
@@ -92,12 +109,13 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[Device, typer.Option("--device", metavar="<name>", help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a saved student, or what it was exported to. Example: clusterq-finetune evaluate --student out/finetune-w4a4 --val imagenet/val"""
+    """Evaluate a saved student, or what it was exported to."""
 
     def run() -> None:
         from clusterq_finetune.evaluate_saved import evaluate_saved
@@ -119,10 +137,15 @@ def evaluate(
         )
         _print(summary_lines(result), result, as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "clusterq-finetune export --student out/finetune-w8a8 --out model.onnx",
+        "clusterq-finetune export --student s/ --format safetensors-int --out s.safetensors",
+    )
+)
 @with_flags({"onnx": OnnxConfig}, typer.Option)
 def export(
     flags: dict[str, dict[str, Any]],
@@ -132,15 +155,17 @@ def export(
         Format,
         typer.Option(
             "--format",
+            metavar="<name>",
             help="onnx: integers between QuantizeLinear and DequantizeLinear; safetensors-int: packed integers, scales and a description; "
             "pt2: torch.export's program.",
         ),
     ] = "onnx",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a saved student as a file that other programs run. Example: clusterq-finetune export --student out/finetune-w8a8 --out model.onnx"""
+    """Write a saved student as a file that other programs run."""
 
     def run() -> None:
         from clusterq_finetune.export.command import export, summary_lines
@@ -148,28 +173,34 @@ def export(
         result = export(student, kind, out, flags.get("onnx", {}), overwrite=overwrite)
         _print(summary_lines(result), result, as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "clusterq-finetune reproduce out/finetune-w4a4/result.json --out again/",
+        "clusterq-finetune reproduce result.json --shards theirs/ --out again/",
+    )
+)
 def reproduce(
     result: Annotated[Path, typer.Argument(help="result.json of a fine-tuning, or its folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")] = Path("reproduced"),
     shards: Annotated[
         Path | None, typer.Option("--shards", help="Where the shards are now.", show_default="where they were then")
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Draw report.html (default: on).", show_default=False)
+    ] = True,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run a fine-tuning again and say whether the same student came out; exit code 1 if not.
-
-    Example: clusterq-finetune reproduce out/finetune-w4a4/result.json
-    """
+    """Run a fine-tuning again and say whether the same student came out; exit code 1 if not."""
 
     def run() -> None:
         from clusterq_finetune.reproduce import reproduce
 
-        report = reproduce(result, out, shards)
+        report = reproduce(result, out, shards, report=page)
         if not report:
             return
         print(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
@@ -182,19 +213,16 @@ def reproduce(
         if report["verdict"] == "different":
             raise SystemExit(1)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=examples("clusterq-finetune compare out-*/finetune-w4a4 --out table.md"))
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of fine-tunings, or their result.json.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv, .json or .html by its ending.")] = None,
     debug: Debug = False,
 ) -> None:
-    """One table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread.
-
-    Example: clusterq-finetune compare out-*/finetune-w4a4 --out table.md
-    """
+    """One table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread."""
 
     def run() -> None:
         from clusterq_common.runtime.files import atomic_write
@@ -210,26 +238,26 @@ def compare(
     run_guarded(run, debug=debug)
 
 
-@app.command()
+@app.command(
+    epilog=examples("clusterq-finetune report out/finetune-w4a4", "clusterq-finetune report out/finetune-w4a4 --analyse")
+)
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not, or of a comparison.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="RUN/report.html")] = None,
     analyse: Annotated[
         bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
     ] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw a run as one page that opens in any browser. Every run draws its own when it ends.
-
-    Example: clusterq-finetune report out/finetune-w4a4
-    """
+    """Draw a run as one page that opens in any browser. Every run draws its own when it ends."""
 
     def go() -> None:
         from clusterq_common.report import command
 
         command.report(run, out, analyse=analyse)
 
-    run_guarded(go, debug=debug)
+    run_guarded(go, debug=debug, quiet=quiet)
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:

@@ -17,8 +17,9 @@ from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.runtime.environment import device_name, versions, write_environment
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.events import need_tensorboard
 from clusterq_common.runtime.files import atomic_write, sha256_file
-from clusterq_common.runtime.progress import progress, say
+from clusterq_common.runtime.progress import answer, progress, say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
@@ -33,7 +34,7 @@ from clusterq_finetune.predictions import Predictions
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.recipes.reconstruct import reconstruct
-from clusterq_finetune.summary import add_evaluation
+from clusterq_finetune.summary import add_evaluation, top1_so_far
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
@@ -77,6 +78,8 @@ def _finetune(
     dry_run: bool,
 ) -> dict[str, Any]:
     begin = time.monotonic()
+    if flags.get("output", {}).get("tensorboard"):
+        need_tensorboard()
     shards = ShardSet.open(shards_path)
     run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
@@ -95,7 +98,7 @@ def _finetune(
     student = convert(teacher.model, config.quant, example, say).eval()
     if dry_run:
         for line in _plan(config, shards, folder, images):
-            say(line)
+            answer(line)
         return {}
 
     logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
@@ -150,8 +153,9 @@ def _finetune(
     if images is not None and evaluated is not None:
         add_evaluation(result, evaluated, images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
-    say(f"student: {folder / STUDENT}")
-    report_at_end(folder, f"clusterq-finetune report {folder} --analyse", teacher, device)
+    answer(f"student: {folder / STUDENT}")
+    if config.output.report:
+        report_at_end(folder, f"clusterq-finetune report {folder} --analyse", teacher, device)
     return result
 
 
@@ -173,13 +177,13 @@ def _evaluate(
     models: dict[str, nn.Module], images: ValidationImages, config: FinetuneConfig, device: torch.device, folder: Path
 ) -> dict[str, EvaluationResult]:
     predictions = Predictions()
-    with progress("evaluating", len(images)) as ticker:
+    with progress("evaluating", len(images), images=1) as ticker:
         found = evaluate_models(
             models,
             images,
             device=device,
             workers=config.recipe.workers,
-            progress=lambda done, _: ticker.advance(done - ticker.done),
+            progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
             predictions=predictions,
         )
     predictions.save(folder / PREDICTIONS)

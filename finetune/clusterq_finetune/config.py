@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
 from clusterq_common.runtime.settings import Settings, merged
 from clusterq_common.teacher.spec import Geometry, Interpolation, TeacherConfig
 
@@ -164,6 +164,7 @@ class FinetuneConfig(Settings):
     recipe: RecipeConfig = RecipeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    output: OutputConfig = OutputConfig()
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -172,6 +173,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "recipe": RecipeConfig,
     "evaluation": EvaluationConfig,
     "runtime": RuntimeConfig,
+    "output": OutputConfig,
 }
 
 # What each recipe changes in the defaults above.

@@ -85,6 +85,10 @@ class _Counts:
         self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
         return predicted
 
+    def top1(self) -> float:
+        """Percent right so far."""
+        return 100 * float(self.confusion.diagonal().sum() / self.confusion.sum())
+
     def merge(self, ranks: Ranks) -> None:
         """Add what the other processes counted; the seconds are the slowest one's."""
         self.confusion, self.top5 = sum_across(self.confusion), sum_across(self.top5)
@@ -125,7 +129,7 @@ def evaluate_models(
     device: torch.device,
     batch_size: int = 256,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
     predictions: Predictions | None = None,
 ) -> dict[str, EvaluationResult]:
     """Evaluate several models in one pass over the images, in float32. Several processes share the images out; each gets the result.
@@ -137,7 +141,8 @@ def evaluate_models(
         device: where the models are.
         batch_size: images in a batch.
         workers: decoding processes.
-        progress: called with the images seen so far and their total.
+        progress: called after each batch with the images seen so far, their total, and each model's top-1 so far in percent (of this
+            process's images).
         predictions: where each image's predicted classes go, if anywhere.
 
     Raises:
@@ -171,7 +176,9 @@ def evaluate_models(
                 if predictions is not None:
                     predictions.add(batch.names, batch.labels, named)
             if progress is not None:
-                progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images))
+                # Timing has waited for the device already.
+                so_far = {name: found.top1() for name, found in counts.items()} if count else {}
+                progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images), so_far)
             mark = time.monotonic()
     for name, model in models.items():
         model.train(modes[name])

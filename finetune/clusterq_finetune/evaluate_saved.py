@@ -20,7 +20,7 @@ from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import evaluate_models
 from clusterq_finetune.export.runtime import OnnxModel
 from clusterq_finetune.student import load_student
-from clusterq_finetune.summary import add_evaluation
+from clusterq_finetune.summary import add_evaluation, top1_so_far
 from clusterq_finetune.twin import Twin, integer_twin
 
 
@@ -83,14 +83,14 @@ def evaluate_saved(
                 )
             models["onnx"] = Twin(student, exported)
     images = open_validation(val, spec, classes=classes, geometry=evaluation.over(geometry))
-    with process_group(), progress("evaluating", len(images)) as ticker:
+    with process_group(), progress("evaluating", len(images), images=1) as ticker:
         found = evaluate_models(
             models,
             images,
             device=device,
             batch_size=batch_size,
             workers=workers,
-            progress=lambda done, _: ticker.advance(done - ticker.done),
+            progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
         )
         for name, model in models.items():
             if isinstance(model, Twin):

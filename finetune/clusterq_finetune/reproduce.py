@@ -23,8 +23,14 @@ EQUIVALENT_AGREEMENT = 0.95
 BATCH = 128
 
 
-def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]:
+def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool = True) -> dict[str, Any]:
     """Repeat a fine-tuning with the same shards, teacher, settings, seed and threads into `out`.
+
+    Args:
+        path: its result.json, or the folder that holds it.
+        out: folder of the new run.
+        shards_path: where the shards are now; where they were then when None.
+        report: whether the new run draws its page.
 
     Returns:
         `verdict`: `identical` (byte for byte), `equivalent` or `different`; both digests; where the bytes differ, the largest difference of a
@@ -45,15 +51,16 @@ def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]
     values = config.model_dump()
     values["runtime"]["threads"] = saved["threads"]
     flags = {section: values[section] for section in ("quant", "recipe", "runtime")}
+    flags["output"] = {"report": report}
     flags["teacher"] = {name: value for name, value in values["teacher"].items() if value is not None}
     result = finetune(flags, shards.folder, out, None, None, resume=False, overwrite=False, dry_run=False)
     if not result:
         return {}  # not the first of several processes
     if result["teacher"]["digest"] != saved["teacher"]["digest"]:
         raise ClusterqError(f"{path} was made for a teacher with digest {saved['teacher']['digest'][:19]}; pass those weights.")
-    report = {"expected": saved["student"]["sha256"], "found": result["student"]["sha256"], "out": str(out)}
-    if report["expected"] == report["found"]:
-        return {"verdict": "identical", **report}
+    verdict = {"expected": saved["student"]["sha256"], "found": result["student"]["sha256"], "out": str(out)}
+    if verdict["expected"] == verdict["found"]:
+        return {"verdict": "identical", **verdict}
     differing = [name for name, version in result["versions"].items() if saved.get("versions", {}).get(name) != version]
     if differing:
         say(f"other versions than then: {', '.join(differing)}")
@@ -61,10 +68,10 @@ def reproduce(path: Path, out: Path, shards_path: Path | None) -> dict[str, Any]
         say(f"{result['processes']} processes now, {saved.get('processes', 1)} then: sums round differently")
     original = path if path.is_dir() else path.parent
     if not (original / STUDENT).is_file():
-        return {"verdict": "different", **report}
-    report |= compare_students(original, out, shards)
-    same = report["agreement"] is not None and report["agreement"] >= EQUIVALENT_AGREEMENT
-    return {"verdict": "equivalent" if same else "different", **report}
+        return {"verdict": "different", **verdict}
+    verdict |= compare_students(original, out, shards)
+    same = verdict["agreement"] is not None and verdict["agreement"] >= EQUIVALENT_AGREEMENT
+    return {"verdict": "equivalent" if same else "different", **verdict}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from clusterq_common.runtime.device import send
 from clusterq_finetune.data import ShardBatch, ShardDataset, batches
 
 # CIFAR-sized sets are a few megabytes, sets at 224 pixels a side are above this.
@@ -33,7 +34,7 @@ class ResidentSplit:
 
     def batch(self, indices: list[int]) -> ShardBatch:
         """The samples at these places."""
-        rows = torch.tensor(indices, dtype=torch.long).to(self.labels.device, non_blocking=True)
+        rows = send(torch.tensor(indices, dtype=torch.long), self.labels.device)
         return ShardBatch(self.pixels[rows], self.labels[rows], None if self.logits is None else self.logits[rows])
 
 

@@ -63,7 +63,7 @@ def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> t
     if weights is not None and arch is None and manifest.teacher.is_factory:
         raise ClusterqError("--arch is missing: --weights alone do not make a model; pass --arch path/to/file.py:factory too.")
     total = sum(split.samples for split in manifest.splits.values())
-    with progress("verifying", total) as ticker:
+    with progress("verifying", total, images=1) as ticker:
         problems = verify_set(folder, manifest, advance=ticker.advance)
     if problems or (arch is None and weights is None):
         return manifest, problems
@@ -113,14 +113,14 @@ def merge(paths: list[Path], out: Path, *, drop_duplicates: bool) -> Manifest:
         raise ClusterqError("shards merge: found one set, expected two or more; name them all.")
     sets = [ShardSet.open(path) for path in paths]
     total = sum(split.samples for one in sets for split in one.manifest.splits.values())
-    with progress("merging", total) as ticker:
+    with progress("merging", total, images=1) as ticker:
         return derive.merge(sets, out, drop_duplicates=drop_duplicates, advance=ticker.advance)
 
 
 def subset(path: Path, out: Path, *, classes: list[int] | None, per_class: int | None, min_confidence: float) -> Manifest:
     """See `derive.subset`."""
     shards = ShardSet.open(path)
-    with progress("cutting", sum(split.samples for split in shards.manifest.splits.values())) as ticker:
+    with progress("cutting", sum(split.samples for split in shards.manifest.splits.values()), images=1) as ticker:
         return derive.subset(
             shards, out, classes=classes, per_class=per_class, min_confidence=min_confidence, advance=ticker.advance
         )
@@ -130,5 +130,5 @@ def repair(path: Path, out: Path) -> Manifest:
     """See `derive.repair`."""
     folder = shard_folder(path)
     manifest = read_manifest(folder)
-    with progress("repairing", sum(split.samples for split in manifest.splits.values())) as ticker:
+    with progress("repairing", sum(split.samples for split in manifest.splits.values()), images=1) as ticker:
         return derive.repair(folder, manifest, out, advance=ticker.advance)

@@ -38,6 +38,11 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def top1_so_far(top1: dict[str, float]) -> str:
+    """The progress line's numbers: each model's top-1 on the images seen so far."""
+    return "top-1 " + ", ".join(f"{name} {value:.2f} %" for name, value in top1.items()) if top1 else ""
+
+
 def _apart(part: dict[str, Any]) -> str:
     """How far integer arithmetic is from the student, where that was measured."""
     if "agreement_with_student" not in part:

@@ -102,6 +102,24 @@ class Centroids:
         self.known[rows] |= seen[:, 0]
         return drift
 
+    @torch.no_grad()
+    def drift(self, features: ClassFeatures, stored: dict[str, Statistics]) -> Tensor:
+        """How far apart `mu` and `mu_hat` are in each semantic layer, (L,) in running stds, so that layers compare.
+
+        Root mean square over a layer's channels, mean over the classes that have a centroid and are present; 0 where there is none.
+
+        Args:
+            features: of a batch, before `update` has taken them in.
+            stored: the layers' running statistics.
+        """
+        rows, layers = features.classes, self.layers
+        met = (features.count > 0) & self.known[rows]
+        squares = (features.mean.detach() - self.mean[rows]).square()
+        if layers.unit is None:
+            squares = squares / (torch.cat([stored[name].var for name in layers.names]).to(squares) + layers.eps)
+        apart = torch.stack([own.mean(1) for own in squares.split(layers.channels, dim=1)], dim=1).sqrt()
+        return (apart * met[:, None]).sum(0) / met.sum().clamp_min(1)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint."""
         return {"mean": self.mean, "std": self.std, "known": self.known}

@@ -8,36 +8,55 @@ import typer
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.flags import with_flags
-from clusterq_common.runtime.guard import run_guarded, run_to_end
+from clusterq_common.runtime.guard import run_guarded, run_to_end, same_command
 from clusterq_common.runtime.run_folder import CONFIG
+from clusterq_common.runtime.terminal import EXIT_CODES, examples
 from clusterq_gen.bank.config import refuse_meaningless, with_method
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, preset_notes, resolve
+from clusterq_gen.terminal import PROGRAM, App, Debug, Quiet, Version
 
-app = typer.Typer(
-    help="Learn an image generator from a trained classifier alone, and write synthetic shards.", no_args_is_help=True
+app = App(
+    help="Learn an image generator from a trained classifier alone, and write synthetic shards.",
+    no_args_is_help=True,
+    epilog=EXIT_CODES,
 )
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
+
+@app.callback()
+def program(version: Version = False) -> None:
+    """Only `--version` is said before a command."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "clusterq-gen train --arch resnet18 --out out/",
+        "clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4",
+        "clusterq-gen train --arch net.py:build --weights net.pth --num-classes 10",
+        "clusterq-gen train --config out/config.yaml --seed 1 --out out-1/",
+        "clusterq-gen train --arch resnet18 --out out/ --resume",
+    )
+)
 @with_flags(SECTIONS, typer.Option, preset_notes())
 def train(
     flags: dict[str, dict[str, Any]],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("out"),
     preset: Annotated[
-        Preset, typer.Option("--preset", help="auto: paper-imagenet for inputs above 64 pixels, else paper-cifar.")
+        Preset,
+        typer.Option(
+            "--preset",
+            metavar="<name>",
+            help="Where defaults come from: paper-cifar, paper-imagenet, quick (two CPU cores), or auto: paper-imagenet for inputs above "
+            "64 pixels, else paper-cifar.",
+        ),
     ] = "auto",
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a generator for a classifier, or optimise images without one, then write class-labelled shards.
-
-    Example: clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4 --out out/
-    """
+    """Train a generator for a classifier, or optimise images without one, then write class-labelled shards."""
 
     def run() -> None:
         from clusterq_gen import commands
@@ -50,10 +69,15 @@ def train(
             settings = _fresh(flags, preset)
         commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM, "--resume"))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "clusterq-gen emit --run out/ --per-class 1000",
+        "clusterq-gen emit --run out/ --per-class 200 --seed 7 --out shards-7/",
+    )
+)
 @with_flags({"emit": EmitConfig, "runtime": RuntimeConfig}, typer.Option)
 def emit(
     flags: dict[str, dict[str, Any]],
@@ -62,41 +86,47 @@ def emit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the shards there; otherwise images are added.")
     ] = False,
+    page: Annotated[
+        bool | None,
+        typer.Option("--report/--no-report", help="Draw the run's report.html again.", show_default="as the run was made"),
+    ] = None,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write shards from a trained generator: more images per class, or images of another seed; or from a bank what it holds.
 
-    Settings left out are those of the run. Example: clusterq-gen emit --run out/ --per-class 200
+    Settings left out are those of the run.
     """
 
     def go() -> None:
         from clusterq_gen import commands
 
-        commands.emit(run, flags.get("emit", {}), flags.get("runtime", {}), out, overwrite=overwrite)
+        commands.emit(run, flags.get("emit", {}), flags.get("runtime", {}), out, overwrite=overwrite, report=page)
 
-    run_guarded(go, debug=debug)
+    run_guarded(go, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM))
 
 
-@app.command()
+@app.command(epilog=examples("clusterq-gen report out/", "clusterq-gen report out/ --analyse --out page.html"))
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="RUN/report.html")] = None,
     analyse: Annotated[
         bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
     ] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw a run as one page that opens in any browser. Every run draws its own when it ends. Example: clusterq-gen report out/"""
+    """Draw a run as one page that opens in any browser. Every run draws its own when it ends."""
 
     def go() -> None:
         from clusterq_common.report import command
 
         command.report(run, out, analyse=analyse)
 
-    run_guarded(go, debug=debug)
+    run_guarded(go, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=examples("clusterq-gen doctor"))
 def doctor(debug: Debug = False) -> None:
     """Check the installation: versions, device, threads, weights cache, and one training step on a tiny model."""
 

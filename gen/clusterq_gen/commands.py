@@ -10,7 +10,8 @@ from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.events import need_tensorboard
+from clusterq_common.runtime.progress import answer, say, warn
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.factory import refuse_code_of_folder
@@ -21,7 +22,8 @@ from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.emit import emit_shards
-from clusterq_gen.loop import estimate_seconds, train_generator
+from clusterq_gen.loop import estimate_seconds, open_log, train_generator
+from clusterq_gen.methods import build_method
 from clusterq_gen.plan import describe_plan
 from clusterq_gen.source import GeneratorSource, Source
 
@@ -32,14 +34,18 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     """Train a generator for a teacher, or optimise a bank of images, then write shards.
 
     Raises:
-        ClusterqError: see `load_teacher`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
+        ClusterqError: see `load_teacher`, `build_method`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
     """
+    if config.output.tensorboard:
+        need_tensorboard()
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
     config = config.model_copy(update={"teacher": teacher.config})
+    if not is_bank(config.method.method):
+        build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
     if dry_run:
         for line in describe_plan(config, teacher, device):
-            say(line)
+            answer(line)
         return
 
     def open_folder() -> tuple[bool, bool]:
@@ -57,15 +63,25 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         elif not trained:
             _announce(config, teacher, device)
             train_generator(config, teacher, out, device, resume=resuming)
+        elif ranks.first and config.output.tensorboard:
+            open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
-    say(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
-    if ranks.first:
+    answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
+    if ranks.first and config.output.report:
         report_at_end(out, f"clusterq-gen report {out} --analyse", teacher, device)
     say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
 
 
-def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out: Path | None, *, overwrite: bool) -> None:
+def emit(
+    run: Path,
+    updates: dict[str, object],
+    runtime: dict[str, object],
+    out: Path | None,
+    *,
+    overwrite: bool,
+    report: bool | None = None,
+) -> None:
     """Write shards from a finished run, or add images to those that are there.
 
     Args:
@@ -74,6 +90,7 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
         runtime: runtime settings (seed, device, threads) that differ from the run's.
         out: the shard folder; the run's own `shards/` when None.
         overwrite: replace shards that are there instead of adding to them.
+        report: whether the run's page is drawn again; as the run has it when None.
 
     Raises:
         ClusterqError: no run there, no finished generator or bank, more images than a bank holds, another teacher, or shards of
@@ -92,8 +109,9 @@ def emit(run: Path, updates: dict[str, object], runtime: dict[str, object], out:
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
-        say(f"shards: {folder} ({counts})")
-        if out is None:  # the run's own shards: its page shows them
+        answer(f"shards: {folder} ({counts})")
+        wanted = config.output.report if report is None else report
+        if out is None and wanted:  # the run's own shards: its page shows them
             report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
 
 
@@ -130,13 +148,16 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
     """The configuration of the run to resume.
 
     Raises:
-        ClusterqError: no run there, or a flag contradicts what the run was started with.
+        ClusterqError: no run there, one whose code lies in its own folder, or a flag that contradicts what the run was started with.
     """
     config = GenConfig.from_yaml(out / CONFIG)
+    refuse_code_of_folder(config.teacher.arch, out)
+    refuse_code_of_folder(config.method.method, out, "--method")
     saved = config.model_dump()
     for section, values in flags.items():
         for name, value in values.items():
-            if (section == "runtime" and name != "seed") or (section, name) == ("emit", "workers"):
+            free = section == "output" or (section == "runtime" and name != "seed") or (section, name) == ("emit", "workers")
+            if free:
                 saved[section][name] = value
                 continue
             before = saved[section][name]
@@ -153,8 +174,8 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:
     if device.type == "cpu" and teacher.spec.size >= LARGE_INPUT:
-        say(
-            f"Warning: {teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
+        warn(
+            f"{teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
             f"meant for. {flags} make it smaller."
         )
 
@@ -173,7 +194,7 @@ def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None
     minutes = estimate_seconds(config, teacher, device) / 60
     steps = config.train.epochs * config.train.steps_per_epoch
     say(
-        f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} minutes"
+        f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} min"
         if minutes >= 1
         else f"{steps} steps, under a minute"
     )

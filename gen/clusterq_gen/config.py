@@ -6,24 +6,25 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
+from clusterq_common.runtime.errors import ClusterqError, did_you_mean
 from clusterq_common.runtime.settings import Settings, merged
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_bank, method_of, refuse_meaningless
 
-MethodName = Literal["clusterq", "gdfq", "adadfq", "qimera", "zeroq", "dsg", "intraq"]
+GENERATOR_METHODS = ("clusterq", "gdfq", "adadfq", "qimera")
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 
 
 class MethodConfig(Settings):
     """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
 
-    method: MethodName = Field(
+    method: str = Field(
         "clusterq",
         description="clusterq: class and BatchNorm statistics, FDA and DE; gdfq: the same without FDA and DE; adadfq: a game between "
         "generator and student over what a sample teaches; qimera: gdfq with images between classes; zeroq, dsg, intraq: no generator, "
-        "a bank of images is optimised",
+        "a bank of images is optimised; path/to/file.py:function: one of your own",
+        json_schema_extra={"choices": [*GENERATOR_METHODS, *BANK_METHODS]},
     )
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
@@ -90,6 +91,15 @@ class MethodConfig(Settings):
         """The probability that an image mixes classes."""
         return (0.4 if self.method == "qimera" else 0.0) if self.mix_probability is None else self.mix_probability
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        names = (*GENERATOR_METHODS, *BANK_METHODS)
+        if method not in names and not is_factory(method):
+            raise ValueError(f"must be one of {', '.join(names)}, or path/to/file.py:function{did_you_mean(method, names)}")
+        # The saved configuration is read again from other folders.
+        return absolute_factory(method) if is_factory(method) else method
+
     @model_validator(mode="after")
     def _consistent(self) -> "MethodConfig":
         if self.lambda_l > self.lambda_u:
@@ -124,7 +134,14 @@ class TrainConfig(Settings):
     schedule: Literal["step", "cosine"] = Field(
         "step", description="learning rates: x0.1 at epochs 100, 200, 300 (the paper), or cosine to zero"
     )
-    gradient_norm_every: int = Field(25, ge=1, description="steps between two records of each term's gradient norm")
+    cuda_graphs: bool = Field(
+        False,
+        description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
+        json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
+    )
+    gradient_norm_every: int = Field(
+        25, ge=1, description="steps between two records of each term's gradient norm and of each layer's centroid drift"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
     @model_validator(mode="after")
@@ -186,6 +203,7 @@ class GenConfig(Settings):
     bank: BankConfig = BankConfig()
     emit: EmitConfig = EmitConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    output: OutputConfig = OutputConfig()
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -197,6 +215,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "bank": BankConfig,
     "emit": EmitConfig,
     "runtime": RuntimeConfig,
+    "output": OutputConfig,
 }
 
 # What each preset changes in the defaults above, which are those of the paper for CIFAR.

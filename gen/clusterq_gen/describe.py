@@ -8,11 +8,12 @@ import torch
 
 from clusterq_common.runtime.environment import commit, device_name, versions
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.progress import warn
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
 from clusterq_common.shards.write import Written, samples_per_shard
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.blocks import Block
 from clusterq_gen.candidates import CHUNK, Tally
@@ -27,7 +28,7 @@ def how_made(config: GenConfig, teacher: Teacher, source: Source, seed: int, bef
     """What the bytes of a shard depend on, apart from its block."""
     earlier = before.generation if before else None
     return {
-        "method": config.method.method,
+        "method": shown_arch(config.method.method),
         "settings": run_settings(config),
         "source": source.digest,
         "seed": seed,
@@ -155,4 +156,4 @@ def warn_of_short_classes(short: list[int]) -> None:
     if classes:
         shown = ", ".join(f"{label} ({missing} missing)" for label, missing in classes[:SHOWN_CLASSES])
         more = " ..." if classes[SHOWN_CLASSES:] else ""
-        say(f"Warning: {len(classes)} classes got fewer images than wanted: {shown}{more}")
+        warn(f"{len(classes)} classes got fewer images than wanted: {shown}{more}")

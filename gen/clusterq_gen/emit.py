@@ -5,11 +5,12 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.environment import versions
-from clusterq_common.runtime.progress import progress, say
+from clusterq_common.runtime.progress import Ticker, progress, say
 from clusterq_common.shards.manifest import Manifest, read_manifest
 from clusterq_common.shards.write import Written, write_manifest, write_shard
 from clusterq_common.teacher.load import Teacher
@@ -68,14 +69,14 @@ def emit_shards(
             pool=pool,
         )
         mine = todo[ranks.rank :: ranks.world]
-        with progress("writing images", sum(sum(block.wanted) for block in mine)) as ticker:
+        with progress("writing images", sum(sum(block.wanted) for block in mine), images=1) as ticker:
             for block in mine:
                 kept = journal.finished(block)
                 if kept is not None:
                     ticker.advance(sum(kept[0].per_class))
                     continue
                 tally = Tally.nothing(classes)
-                samples = emitter.samples(block, tally, ticker.advance)
+                samples = emitter.samples(block, tally, partial(_count, ticker, tally))
                 written = write_shard(folder, block.name, samples, start_key=block.first_slot, num_classes=classes)
                 journal.note(block, written, tally)
     ranks.wait()
@@ -85,6 +86,10 @@ def emit_shards(
         journal.close()
     ranks.wait()
     return read_manifest(folder)
+
+
+def _count(ticker: Ticker, tally: Tally, samples: int) -> None:
+    ticker.advance(samples, f"teacher agrees on {100 * tally.agreed / max(1, tally.candidates):.0f} % of candidates")
 
 
 def _made(journal: Journal, block: Block) -> tuple[Block, Written, Tally]:

@@ -8,6 +8,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import PARTIAL_SUFFIX, sha256_file
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.bank.config import SHARED, is_bank
 from clusterq_gen.blocks import Block, plan_blocks
 from clusterq_gen.config import GenConfig
@@ -71,6 +72,7 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
 def run_settings(config: GenConfig) -> dict[str, Any]:
     """The hyperparameters that made the generator or the bank, for the manifest; paths of this machine stay out of it."""
     values = config.model_dump(mode="json")
+    values["method"]["method"] = shown_arch(config.method.method)
     seed = values["runtime"]["seed"]
     if is_bank(config.method.method):
         # What a bank does not look at stays out. `labels` is what makes the labels' meaning clear to whoever gets the set.

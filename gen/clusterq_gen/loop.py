@@ -1,6 +1,7 @@
 """Generator training: the generator's step and the student's step, in turn."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.reduce import average_gradients, broadcast, sum_across
@@ -16,6 +18,7 @@ from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
+from clusterq_gen.graph import CudaRecorder, GraphedStep
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.samples import save_grid
 from clusterq_gen.training import Training
@@ -40,20 +43,23 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
         with taking_over(folder / CHECKPOINT):
             run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     broadcast(run.generator)
-    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
+    log = open_log(config, folder, before=run.step)
     per_epoch = config.train.steps_per_epoch
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
-    with progress("training", run.total_steps, done=run.step) as ticker, batchnorm_taps(teacher.model) as taps:
+    graphs = _recorder(config, device)
+    bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
+    with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
+        graph = None if graphs is None else GraphedStep(lambda: device_step(run, taps, stored), graphs)
         while run.step < run.total_steps:
             if run.step == run.warmup_steps and run.student is None:
                 run.end_warmup()
             if run.step % per_epoch == 0 or not records:
                 run.set_learning_rates(run.step // per_epoch)
 
-            records.append({"step": run.step, **train_step(run, taps, stored)})
+            records.append({"step": run.step, **train_step(run, taps, stored, graph)})
             run.step += 1
 
             end_of_epoch = run.step % per_epoch == 0
@@ -62,7 +68,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
                 note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
                 records = []
                 if end_of_epoch and first:
-                    _maybe_grid(run, folder)
+                    _maybe_grid(run, folder, log)
                 due = run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds
                 if due and first:
                     save_checkpoint(folder / CHECKPOINT, run.state_dict())
@@ -78,15 +84,34 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     return run
 
 
-def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]) -> dict[str, Tensor | float]:
+def train_step(
+    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], graph: GraphedStep | None = None
+) -> dict[str, Tensor | float]:
     """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
 
     One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
     Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
-    one of its classes.
+    one of its classes. With a `graph`, steps that are all alike are replayed.
     """
+    run.draws.begin(run.step)
+    in_detail = run.step % run.config.train.gradient_norm_every == 0
+    rate = run.optimizer.param_groups[0]["lr"]
+    if graph is None:
+        values = device_step(run, taps, stored, in_detail=in_detail)
+    elif in_detail:
+        values = graph.recorder.plain(lambda: device_step(run, taps, stored, in_detail=True))
+    else:
+        student_rate = None if run.student_optimizer is None else run.student_optimizer.param_groups[0]["lr"]
+        values = graph(phase=run.student is not None, settings=(rate, student_rate))
+    return {**values, "lr": rate}
+
+
+def device_step(
+    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, in_detail: bool = False
+) -> dict[str, Tensor]:
+    """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
     config, student = run.config, run.student
-    latent = run.inputs(run.step)
+    latent = run.inputs()
 
     # ---- generator
     with run.autocast():
@@ -98,12 +123,12 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     if run.centroids is not None:
         features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
     batch = StepBatch(
-        run.step, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
+        run.draws, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
     )
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
-    if run.step % config.train.gradient_norm_every == 0:
+    if in_detail:
         norms = _backward_by_term(terms, images)
     else:
         torch.stack(list(terms.values())).sum().backward()
@@ -111,12 +136,16 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
     run.optimizer.step()
 
     # ---- centroids
-    drift: dict[str, Tensor | float] = {}
+    drift: dict[str, Tensor] = {}
     if run.centroids is not None and features is not None:
-        drift = {"centroids/drift": run.centroids.update(features, config.method.ema_rate)}
+        if in_detail:  # of each step, they would be most of what is recorded
+            by_layer = run.centroids.drift(features, stored).unbind()
+            names = run.centroids.layers.names
+            drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
+        drift["centroids/drift"] = run.centroids.update(features, config.method.ema_rate)
 
     # ---- student
-    student_metrics: dict[str, Tensor | float] = {}
+    student_metrics: dict[str, Tensor] = {}
     if student is not None:
         assert run.student_optimizer is not None
         with run.autocast():
@@ -136,7 +165,6 @@ def train_step(run: Training, taps: BatchNormTaps, stored: dict[str, Statistics]
         **drift,
         "teacher/accuracy": correct.float().mean(),
         **student_metrics,
-        "lr": run.optimizer.param_groups[0]["lr"],
     }
 
 
@@ -155,6 +183,16 @@ def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) 
             torch.cuda.synchronize(device)
     # The student's step after warm-up costs about as much again as its share of the networks; more where it takes part twice.
     return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
+
+
+def _recorder(config: GenConfig, device: torch.device) -> CudaRecorder | None:
+    if not config.train.cuda_graphs:
+        return None
+    world = Ranks.current().world
+    if device.type != "cuda" or world > 1:
+        where = f"{world} processes" if world > 1 else f"the device {device.type}"
+        raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")
+    return CudaRecorder(device)
 
 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
@@ -181,8 +219,24 @@ def _note(record: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _maybe_grid(run: Training, folder: Path) -> None:
+def open_log(config: GenConfig, folder: Path, *, before: int) -> MetricsLog:
+    """The run's metrics up to the step `before`, to append to; with TensorBoard also the grids of images up to there."""
+    log = MetricsLog(folder / METRICS, keep_before_step=before, tensorboard=config.output.tensorboard)
+    if log.events is not None:
+        for epoch in range(1, before // config.train.steps_per_epoch + 1):
+            if _grid(folder, epoch).is_file():
+                log.events.add_picture(SAMPLES, _grid(folder, epoch), epoch * config.train.steps_per_epoch - 1)
+    return log
+
+
+def _grid(folder: Path, epoch: int) -> Path:
+    return folder / SAMPLES / f"epoch-{epoch:04d}.png"
+
+
+def _maybe_grid(run: Training, folder: Path, log: MetricsLog) -> None:
     epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
     if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
         (folder / SAMPLES).mkdir(exist_ok=True)
-        save_grid(folder / SAMPLES / f"epoch-{epoch:04d}.png", run.generator, run.teacher.spec, run.config.runtime.seed)
+        save_grid(_grid(folder, epoch), run.generator, run.teacher.spec, run.config.runtime.seed)
+        if log.events is not None:
+            log.events.add_picture(SAMPLES, _grid(folder, epoch), run.step - 1)

@@ -19,6 +19,7 @@ from clusterq_common.taps import BatchNormTaps, ClassGroups, batchnorm_layers, b
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import GenConfig, TrainConfig
+from clusterq_gen.draws import HostDraws
 from clusterq_gen.generator import Generator, build_generator
 from clusterq_gen.latent import LatentBatch, batch_labels, classes_in_batch, noise
 from clusterq_gen.methods import build_method
@@ -42,6 +43,7 @@ class Training:
     method: Method
     generator: Generator
     optimizer: torch.optim.Optimizer
+    draws: HostDraws
     student: nn.Module | None = None
     student_optimizer: torch.optim.Optimizer | None = None
     centroids: Centroids | None = None
@@ -70,9 +72,16 @@ class Training:
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
             generator = build_generator(config.generator, teacher.spec)
         place(generator, device)
-        optimizer = torch.optim.Adam(generator.parameters(), lr=config.train.lr, betas=(0.5, 0.999), fused=True)
+        graphs = config.train.cuda_graphs
+        optimizer = torch.optim.Adam(
+            generator.parameters(),
+            lr=config.train.lr,
+            betas=(0.5, 0.999),
+            fused=True,
+            capturable=graphs and device.type == "cuda",
+        )
         method = build_method(config.method, config.runtime.seed)
-        return cls(config, teacher, device, method, generator, optimizer)
+        return cls(config, teacher, device, method, generator, optimizer, HostDraws(device, kept=graphs))
 
     @property
     def total_steps(self) -> int:
@@ -86,27 +95,35 @@ class Training:
         """The context for training forwards."""
         return training_autocast(self.config.runtime, self.device, images=True)
 
-    def inputs(self, step: int, *, mixed: bool = True) -> LatentBatch:
-        """What the generator is asked for in one step, on the device: this process's part of the batch.
+    def inputs(self, *, mixed: bool = True) -> LatentBatch:
+        """What the generator is asked for in the step that `draws` has begun, on the device: this process's part of the batch.
 
         Args:
-            step: number of the step.
             mixed: whether images may mix classes, where the settings say so.
         """
         train, method, seed = self.config.train, self.config.method, self.config.runtime.seed
         classes = self.teacher.spec.num_classes
         per_batch = classes_in_batch(classes, train.batch_size, train.classes_per_batch)
-        labels, groups = batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
-        z = noise(seed, step, batch_size=train.batch_size, latent_size=self.config.generator.latent_size)
         own = Ranks.current().share(train.batch_size)
-        groups = ClassGroups(groups.classes.to(self.device), groups.row[own].to(self.device))
-        like = self.generator.to_map.weight
-        shares = None
-        if mixed and method.mixing:
+        dtype = self.generator.to_map.weight.dtype
+
+        def whole(step: int) -> tuple[Tensor, ClassGroups]:
+            return batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
+
+        def shares(step: int) -> Tensor:
             per_image = classes_in_mixture(classes, method.mix_classes)
-            whole = mixtures(seed, step, labels, probability=method.mixing, per_image=per_image, num_classes=classes)
-            shares = whole[own].to(like)
-        return LatentBatch(z[own].to(like), labels[own].to(self.device), groups, shares)
+            labels = whole(step)[0]
+            return mixtures(seed, step, labels, probability=method.mixing, per_image=per_image, num_classes=classes)[own]
+
+        def z(step: int) -> Tensor:
+            return noise(seed, step, batch_size=train.batch_size, latent_size=self.config.generator.latent_size)[own]
+
+        take = self.draws.take
+        groups = ClassGroups(
+            take("classes", lambda step: whole(step)[1].classes), take("row", lambda step: whole(step)[1].row[own])
+        )
+        mixture = take("mixture", shares, dtype) if mixed and method.mixing else None
+        return LatentBatch(take("noise", z, dtype), take("labels", lambda step: whole(step)[0][own]), groups, mixture)
 
     def opponent_logits(self, images: Tensor) -> Tensor | None:
         """The in-loop student's logits (N, classes), with gradient to the images and none to its parameters.
@@ -142,7 +159,8 @@ class Training:
             for number in range(rounds * steps_per_round):
                 # Numbered after the last step of training: these batches are no step's batches.
                 # Images of one class, as the shards will hold.
-                latent = self.inputs(self.total_steps + number, mixed=False)
+                self.draws.begin(self.total_steps + number)
+                latent = self.inputs(mixed=False)
                 batch = self.generator(latent.z, latent.labels)
                 keep = latent.asked_for(self.teacher.model(batch).argmax(1))
                 if self.method.needs_centroids:

@@ -1,15 +1,20 @@
 """The quantizers: properties over all bits and schemes, and formulas by hand."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clusterq_common.quant import straight_through
 from clusterq_common.quant.config import Scheme
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import MIN_SCALE, Grid
+from clusterq_common.quant.straight_through import computed_again
 
 BITS = st.integers(2, 8)
 SCHEMES = st.sampled_from(["symmetric", "asymmetric"])
@@ -198,3 +203,55 @@ def test_float32_under_autocast() -> None:
     assert inside.dtype == torch.float32
     assert torch.equal(inside, made(x))
     assert "8 bits symmetric" in repr(made)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_computed_again_is_the_same_and_nothing_else_is(learned: bool, channels_last: bool) -> None:
+    each = quantizer(torch.tensor([0.0, 1.0]), 4, "symmetric", learned=learned)
+    weight = torch.randn(3, 2, 3, 3, requires_grad=True)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(4, 2, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
+    tensors = [x, weight, *([each.scale] if learned else [])]
+    grad = torch.randn(4, 3, 4, 4)
+
+    def gradients(*, again: bool) -> list[torch.Tensor]:
+        y = each(x.relu())
+        with computed_again(y) if again else nullcontext():
+            loss = (F.conv2d(y, weight) * grad).sum()
+        # Twice: what was computed for one backward pass is not left over for the next.
+        torch.autograd.grad(loss, tensors, retain_graph=True)
+        return list(torch.autograd.grad(loss, tensors))
+
+    for ours, plain in zip(gradients(again=True), gradients(again=False), strict=True):
+        assert torch.equal(ours, plain)
+
+    inside: list[object] = []
+    y = each(x.relu())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: inside.append(t.data_ptr()) or t), computed_again(y):
+        F.conv2d(y, weight).sum().backward()
+    assert y.data_ptr() not in inside
+    assert isinstance(computed_again(x.relu()), nullcontext), "nothing to compute it from"
+    assert isinstance(computed_again(y.detach()), nullcontext)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("order", ["contiguous", "channels_last", "gaps"])
+def test_long_tensors_are_walked_piece_by_piece_to_the_same_values(
+    scheme: Scheme, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(5, 3, 7, 6)
+    each = quantizer(x, 4, scheme)
+    if order == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if order == "gaps":
+        x = x[..., ::2]
+    walks = []
+    plain, walk = each(x), straight_through._in_memory_order
+    monkeypatch.setattr(straight_through, "LONG", 1)
+    monkeypatch.setattr(straight_through, "PIECE", 50)
+    monkeypatch.setattr(straight_through, "_in_memory_order", lambda *both: walks.append(walk(*both)) or walks[-1])
+    found = each(x)
+    assert torch.equal(found, plain)
+    assert found.stride() == plain.stride()
+    assert (walks[0] is None) == (order == "gaps")

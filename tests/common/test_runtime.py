@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import re
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from pydantic import Field
-from rich.console import Console
 
 from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
@@ -21,8 +22,9 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_path, atomic_write
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.meter import Meter, memory
 from clusterq_common.runtime.metrics import MetricsLog
-from clusterq_common.runtime.progress import progress
+from clusterq_common.runtime.progress import answer, progress, quietly, say, warn
 from clusterq_common.runtime.records import read_metrics
 from clusterq_common.runtime.run_folder import open_run_folder
 from clusterq_common.runtime.seeding import stream
@@ -79,6 +81,9 @@ class Demo(Settings):
 
     rate: float = Field(0.5, description="how fast")
     parts: tuple[int, ...] | None = Field(None, description="which parts")
+    side: Literal["left", "right"] = Field("left", description="which of left, and right")
+    way: Literal["up", "down"] = Field("up", description="where to")
+    style: str = Field("bold", description="how", json_schema_extra={"choices": ["bold", "brief"]})
     loud: bool = Field(False, description="make noise", json_schema_extra={"flag": "--loud/--quiet"})
 
 
@@ -96,10 +101,21 @@ def test_flags_are_made_from_settings() -> None:
     def command(flags: dict[str, dict[str, Any]], out: str = "x") -> None:
         got.append((flags, out))
 
+    assert made["--side"] | {"rich_help_panel": ""} == {
+        "help": "which of left, and right (default: left)",
+        "show_default": False,
+        "rich_help_panel": "",
+        "metavar": "<name>",
+    }
+    assert made["--way"]["help"] == "where to (one of up, down; default: up)"
+    assert made["--rate"]["metavar"] is None
+    assert made["--style"]["help"] == "how (one of bold, brief; default: bold)"
+    assert made["--style"]["autocompletion"]("br") == ["brief"]
+    assert made["--loud/--quiet"]["help"] == "make noise (default: off)"
     assert made["--rate"]["help"] == "how fast (default: 0.5; quick: 2)"
     assert made["--parts"]["help"] == "which parts"
     assert made["--loud/--quiet"]["rich_help_panel"] == "Demo"
-    command(rate=0.25, parts=None, loud=None, out="y")
+    command(rate=0.25, parts=None, side=None, way=None, style=None, loud=None, out="y")
     assert got == [({"demo": {"rate": 0.25}}, "y")]
     with pytest.raises(ValueError, match="two sections have a field 'rate'"):
         with_flags({"one": Demo, "two": Demo}, option)(lambda flags: None)
@@ -210,17 +226,57 @@ def test_device_and_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
-def test_progress_on_a_terminal_and_elsewhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_file_and_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("work", 3, done=1) as ticker:
         ticker.advance(note="first")
         ticker.advance(note="last")
-    assert capsys.readouterr().err == "work: 3/3 last\n"
-    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
-    with progress("bar", 2) as ticker:
-        ticker.advance(2, "done")
-    shown = capsys.readouterr()
-    assert "bar" in shown.err
-    assert shown.out == ""
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"work: 3/3, in 0 s, last(, [\d.]+ GB memory)?\n", shown), shown
+    with quietly(True), progress("work", 3) as ticker:
+        ticker.advance(3)
+        say("not now")
+        warn("but this")
+        answer("and this")
+    assert tuple(capsys.readouterr()) == ("and this\n", "Warning: but this\n")
+
+
+def test_a_note_stays_and_lines_grow_rare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress("work", 100_000, images=4) as ticker:
+        for second in range(3600):
+            now = float(second)
+            ticker.advance(2, note="first" if second == 0 else "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("work: 22/100000, ")
+    assert all(", first" in line for line in lines)
+    assert "8 images/s" in lines[-1]
+    assert 40 < len(lines) < 140, "every ten seconds at first, every minute in the end"
+    assert "h " in lines[-1]
+    assert " left" in lines[-1]
+
+
+def test_a_meter_knows_its_own_work_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    meter = Meter(total=1000, done=400, images=10)
+    assert (meter.speed, meter.seconds_left) == (0, None)
+    for second in range(1, 201):
+        now = 100.0 + second
+        meter.advance(1 if second <= 100 else 2)
+    assert meter.speed == pytest.approx(2), "of the last minute"
+    assert meter.seconds_left == pytest.approx((1000 - 400 - 300) / 2)
+    assert meter.images_per_second() == "20 images/s"
+    assert meter.time() == "2 min 30 s left"
+
+
+def test_memory_of_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "GPU" not in memory()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 3_240_000_000)
+    assert memory().endswith("3.24 GB GPU")
+    if Path("/proc/self/statm").is_file():
+        assert re.match(r"\d+\.\d\d GB memory, ", memory())
 
 
 def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,17 @@ def test_lint_runs_every_check_and_hands_back_the_first_failure(dev: ModuleType,
     assert tried == ["checking style", "checking format", "checking types", "checking imports"]
 
 
+def test_the_site_is_built_strictly_with_what_the_tests_need(dev: ModuleType) -> None:
+    dev.main(["test"])
+    dev.ran.clear()
+    assert dev.main(["docs"]) == 0
+    assert installs(dev) == []
+    (build,) = dev.ran
+    assert build.endswith("-m mkdocs build --strict --clean"), "with --quiet mkdocs counts no warnings"
+    with pytest.raises(SystemExit):
+        dev.main(["docs", "--quiet"])
+
+
 def test_a_killed_command_gives_the_code_a_shell_would(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(what: str, *command: str | Path) -> None:
         raise subprocess.CalledProcessError(-9, [str(part) for part in command])
@@ -141,7 +152,10 @@ def test_every_direct_requirement_is_pinned_within_its_range() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9.]+", line) for line in lines), "exact, and without local build tags"
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(line for extra in ("demo", "test", "lint") for line in _extra(project, extra))]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in ("demo", "test", "lint", "docs") for line in _extra(project, extra)),
+    ]
     for requirement in map(Requirement, wanted):
         if requirement.name != project["name"]:
             assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement

@@ -207,12 +207,12 @@ def test_dry_runs_write_nothing(
     done = gen("train", *digits_teacher.flags, *TINY, "--out", tmp_path / "out", "--dry-run")
     assert done.code == 0, done.err
     for word in ("image (1, 8, 8)", "6 layers", "4 epochs x 60", "disk:"):
-        assert word in done.err, word
+        assert word in done.out, word
     done = finetune(
         "--shards", digits_run, "--bits", "w4a4", "--out", tmp_path / "ft", "--dry-run", "--val", digits_teacher.val
     )
     assert done.code == 0, done.err
-    assert "120 training images" in done.err
+    assert "120 training images" in done.out
     assert not list(tmp_path.iterdir())
 
 

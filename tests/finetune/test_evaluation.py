@@ -56,7 +56,7 @@ def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
     spec = SMALL.model_copy(update={"num_classes": 7})
     images = open_validation(tmp_path, spec)
     model, other = ByBrightness(7).train(), ByBrightness(7).eval()
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, dict[str, float]]] = []
     found = evaluate_models({"m": model, "o": other}, images, device=CPU, batch_size=4, progress=lambda *at: seen.append(at))
     top1 = top5 = 0
     for index in range(len(images)):
@@ -70,7 +70,7 @@ def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
     assert found["m"].images == 21
     assert found["o"].top1 == found["m"].top1
     assert found["m"].agreement is None
-    assert seen[-1] == (21, 21)
+    assert seen[-1] == (21, 21, pytest.approx({"m": found["m"].top1, "o": found["o"].top1}))
     assert model.training, "the mode is put back"
     assert not any(model.modes[:6]), "evaluated in eval mode"
 

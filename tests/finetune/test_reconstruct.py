@@ -313,7 +313,7 @@ def test_command_line(digits_run: Path, finetune: Cli, tmp_path: Path, digits_te
     base = ["--shards", digits_run, "--bits", "w2a4", "--batch-size", 32, "--val", digits_teacher.val]
     base += ["--reconstruct", "block", "--reconstruct-steps", 40, "--reconstruct-batch-size", 16]
     dry = finetune(*base, "--out", tmp_path / "dry", "--dry-run")
-    assert "each block in 40 steps" in dry.err
+    assert "each block in 40 steps" in dry.out
     results = []
     for name, flags in {"alone": ["--epochs", 0], "again": ["--epochs", 0], "distilled": ["--epochs", 2]}.items():
         done = finetune(*base, *flags, "--out", tmp_path / name)

@@ -5,10 +5,18 @@ from torch import Tensor, nn
 
 from clusterq_common.taps import ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
 from clusterq_gen.centroids import Centroids, SemanticLayers
+from clusterq_gen.draws import HostDraws
 from clusterq_gen.losses.batch import StepBatch
 
 LABELS = torch.tensor([0, 2, 0, 2, 5, 5, 0])
 EPS = 1e-3
+
+
+def draws_at(step: int) -> HostDraws:
+    """What is drawn in a step."""
+    draws = HostDraws(LABELS.device)
+    draws.begin(step)
+    return draws
 
 
 class Scene:
@@ -34,7 +42,9 @@ class Scene:
         self.centroids.std.uniform_(0.5, 1.5)
         self.centroids.known[:3] = True
         self.features = self.layers.statistics(self.taps, ClassGroups.of(LABELS), self.keep)
-        self.batch = StepBatch(3, LABELS, self.logits, self.taps, stored_statistics(self.model), self.features, self.centroids)
+        self.batch = StepBatch(
+            draws_at(3), LABELS, self.logits, self.taps, stored_statistics(self.model), self.features, self.centroids
+        )
 
     def inputs(self) -> list[Tensor]:
         """What flows into each BatchNorm, float64."""

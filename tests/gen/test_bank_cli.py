@@ -195,7 +195,7 @@ def test_defaults_by_method_and_preset(digits_teacher: DigitsTeacher, gen: Cli, 
     flags = ("--preset", "quick", "--method", "zeroq", *SMALL, "--dry-run", "--out", tmp_path / "out")
     done = gen("train", *digits_teacher.flags, *flags)
     assert done.code == 0, done.err
-    assert "bank: 3 batches of 40 images, labelled by the teacher's own answer" in done.err
+    assert "bank: 3 batches of 40 images, labelled by the teacher's own answer" in done.out
     assert not (tmp_path / "out").exists()
 
 

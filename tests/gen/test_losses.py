@@ -12,14 +12,14 @@ from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import ClassGroups, Statistics, stored_statistics
-from clusterq_gen.centroids import SemanticLayers
+from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.classification import ClassificationLoss
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.methods import build_method
-from tests.gen.scene import EPS, LABELS, Scene
+from tests.gen.scene import EPS, LABELS, Scene, draws_at
 
 
 def slow_alignment(scene: Scene, reduction: str, noise: tuple[Tensor, Tensor] | None = None) -> float:
@@ -64,7 +64,7 @@ def test_diversity_is_equation_6(reduction: str, noise: str) -> None:
     drawn = (0.3 * draw(), 0.15 * draw())
     found = loss(scene.batch)
     assert found.item() == pytest.approx(slow_alignment(scene, reduction, drawn), rel=1e-4)
-    assert loss(replace(scene.batch, step=4)).item() != pytest.approx(found.item()), "drawn afresh each step"
+    assert loss(replace(scene.batch, draws=draws_at(4))).item() != pytest.approx(found.item()), "drawn afresh each step"
     found.backward()
     assert scene.images.grad.abs().max() > 0
 
@@ -74,7 +74,7 @@ def test_diversity_without_noise_is_fda_and_in_expectation_adds_its_variance() -
     fda = FeatureAlignmentLoss("sum")(scene.batch).item()
     assert DiversityLoss("gaussian", 0, 0, "sum", 0)(scene.batch).item() == pytest.approx(fda)
     loss = DiversityLoss("gaussian", 0.3, 0.15, "sum", 0)
-    mean = sum(loss(replace(scene.batch, step=step)).item() for step in range(400)) / 400
+    mean = sum(loss(replace(scene.batch, draws=draws_at(step))).item() for step in range(400)) / 400
     assert mean == pytest.approx(fda + 2 * 8 * (0.3**2 + 0.15**2), rel=0.03)  # two classes, eight channels
 
 
@@ -187,6 +187,31 @@ def test_centroids_follow_equation_5() -> None:
     assert torch.equal(scene.centroids.mean[5], mean[5]), "no correctly classified sample: unchanged"
     assert torch.equal(scene.centroids.mean[1], mean[1]), "absent: unchanged"
     assert scene.centroids.known.tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("units", ["raw", "std"])
+def test_drift_of_each_layer_is_in_running_stds(units: str) -> None:
+    scene = Scene()
+    stored = stored_statistics(scene.model)
+    eps = {moments.name: EPS for moments in scene.taps}
+    layers = SemanticLayers.choose(scene.taps.moments, eps, 1, stored if units == "std" else None)
+    features = layers.statistics(scene.taps, ClassGroups.of(LABELS), scene.keep)
+    centroids = Centroids(6, layers)
+    centroids.mean.normal_()
+    centroids.known[:1] = True  # class 2 is present, but has no centroid yet; class 5 is never right
+    before = centroids.mean.clone()
+    found = centroids.drift(features, stored)
+    assert torch.equal(centroids.mean, before), "measured, not moved"
+    start = 0
+    for place, name in enumerate(layers.names):
+        own = slice(start, start + layers.channels[place])
+        hat = scene.class_statistics(0)[place][0]
+        std = (stored[name].var.double() + EPS).sqrt()
+        expected = hat / std - before[0, own] if units == "std" else (hat - before[0, own]) / std
+        assert found[place].item() == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-4)
+        start = own.stop
+    centroids.known[:] = False
+    assert centroids.drift(features, stored).tolist() == [0.0] * len(layers.names)
 
 
 def test_start_layer() -> None:

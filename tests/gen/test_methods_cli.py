@@ -1,6 +1,7 @@
 """Every method through the command line, on the digits teacher, for a few steps."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,70 @@ def test_a_short_run(
 
 
 def test_a_method_nobody_knows_is_refused(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None:
-    refused = gen("train", *digits_teacher.flags, "--method", "magic", "--out", tmp_path / "out")
+    refused = gen("train", *digits_teacher.flags, "--method", "gdqf", "--out", tmp_path / "out")
     assert refused.code == 2
+    assert "did you mean gdfq?" in refused.err
     assert not (tmp_path / "out").exists()
+
+
+OWN_METHOD = """
+from clusterq_gen.methods.gdfq import base_terms, student_objective
+from clusterq_gen.methods.method import Method, Term
+
+
+def flat(batch):
+    return batch.teacher_logits.square().mean()
+
+
+def build(config, seed):
+    return Method("mine", (*base_terms(config, seed), Term("flat", 0.1, flat, warmup=True)), student_objective(config))
+
+
+def nothing(config, seed):
+    return None
+"""
+
+
+def test_a_method_of_ones_own_is_a_file(
+    digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN_METHOD)
+    done = gen("train", *digits_teacher.flags, *SHORT, "--method", "mine.py:build", "--out", "out")
+    assert done.code == 0, done.err
+    first = json.loads(Path("out/metrics.jsonl").read_text().splitlines()[0])
+    assert {"loss/class", "loss/bns", "loss/flat"} <= set(first)
+    manifest = Path("out/shards/manifest.json").read_text()
+    assert json.loads(manifest)["generation"]["method"] == "mine.py:build"
+    assert str(tmp_path) not in manifest, "a set that is passed on says nothing of its maker's folders"
+    monkeypatch.chdir(tmp_path / "out")
+    again = gen("train", "--resume", "--method", "../mine.py:build", "--out", ".")
+    assert again.code == 0, again.err
+
+    shutil.move(tmp_path / "mine.py", tmp_path / "out" / "mine.py")
+    config = Path("config.yaml")
+    config.write_text(config.read_text().replace("/mine.py:build", "/out/mine.py:build"))
+    refused = gen("train", "--resume", "--out", ".")
+    assert refused.code == 2
+    assert "--method: the config in" in refused.err, "code that came with a folder is not run"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mine.py:absent", "has no function absent"),
+        ("mine.py:nothing", "returned NoneType"),
+        ("mine.py", "names no function"),
+        ("other.py:build", "does not exist"),
+    ],
+)
+def test_a_file_that_holds_no_method_is_refused_before_a_folder_is_made(
+    name: str, said: str, digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN_METHOD)
+    refused = gen("train", *digits_teacher.flags, *SHORT, "--method", name, "--out", "out")
+    assert refused.code == 2
+    assert "--method" in refused.err
+    assert said in refused.err
+    assert not Path("out").exists()

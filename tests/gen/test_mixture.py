@@ -114,11 +114,12 @@ def test_mixed_images_are_no_samples_of_a_class(teacher: Teacher) -> None:
 
 def test_nothing_is_drawn_where_nothing_is_mixed(teacher: Teacher) -> None:
     run = Training.start(small(teacher), teacher, CPU)
-    assert run.inputs(3).mixture is None
+    plain = run.inputs()
+    assert plain.mixture is None
     run = Training.start(small(teacher, method={"method": "qimera"}), teacher, CPU)
-    assert run.inputs(3).mixture is not None
-    assert run.inputs(3, mixed=False).mixture is None
-    assert torch.equal(run.inputs(3).z, Training.start(small(teacher), teacher, CPU).inputs(3).z)
+    assert run.inputs().mixture is not None
+    assert run.inputs(mixed=False).mixture is None
+    assert torch.equal(run.inputs().z, plain.z)
 
 
 def test_more_classes_in_an_image_than_there_are_is_refused(teacher: Teacher) -> None:

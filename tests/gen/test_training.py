@@ -30,7 +30,11 @@ def test_phases_and_what_is_recorded(teacher: Teacher, tmp_path: Path) -> None:
     assert set(found[5]) == warm | {"loss/fda", "loss/de", "centroids/drift", "student/ce", "student/kl", "student/agreement"}
     assert {key for key in found[6] if key.startswith("gradient/")} == {f"gradient/{n}" for n in ("class", "bns", "fda", "de")}
     assert all(found[6][f"gradient/{name}"] > 0 for name in ("class", "bns"))
+    layers = {key for key in found[6] if key.startswith("drift/")}
     assert run.centroids is not None
+    assert layers == {f"drift/{name}" for name in run.centroids.layers.names}
+    assert all((found[6][key] > 0) == (found[6]["centroids/drift"] > 0) for key in layers)
+    assert not any(key.startswith("drift/") for key in found[7])
     assert run.centroids.mean.abs().sum() > 0
     for name in ("generator.safetensors", "student.safetensors", "checkpoints/last.pt", "samples/epoch-0003.png"):
         assert (tmp_path / name).is_file(), name

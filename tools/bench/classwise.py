@@ -19,6 +19,7 @@ from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.taps import ClassGroups, batchnorm_layers, batchnorm_taps
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
+from clusterq_gen.draws import HostDraws
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
@@ -90,7 +91,7 @@ def _actions(classes: int, batch: int) -> dict[str, Callable[[], None]]:
         with batchnorm_taps(model) as taps:
             model(inputs)
             features = layers.statistics(taps, groups, keep)
-            step = StepBatch(0, labels, inputs[0], taps, {}, features, centroids)
+            step = StepBatch(HostDraws(labels.device), labels, inputs[0], taps, {}, features, centroids)
             torch.stack([weight * loss(step) for weight, loss in losses]).sum().backward()
         centroids.update(features, method.ema_rate)
 

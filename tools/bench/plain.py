@@ -18,6 +18,7 @@ from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import batchnorm_layers
 from clusterq_gen.centroids import Centroids
 from clusterq_gen.config import MethodConfig
+from clusterq_gen.latent import LatentBatch
 from clusterq_gen.training import Training
 
 
@@ -109,9 +110,13 @@ class PlainTraining:
         )
         self.stored = run.stored_statistics()
 
+    def _latent(self) -> LatentBatch:
+        self.run.draws.begin(self.run.step)
+        return self.run.inputs()
+
     def step(self) -> None:
         """One step of the generator and one of the student."""
-        method, latent = self.run.config.method, self.run.inputs(self.run.step)
+        method, latent = self.run.config.method, self._latent()
         with batchnorm_inputs(self.teacher) as inputs:
             images = self.generator(latent.z, latent.classes)
             teacher_logits = self.teacher(images)

@@ -61,11 +61,12 @@ def generator(
 
     def run() -> None:
         names = methods.split(",")
+        warm = _warm_state(arch, names, batch_size, threads)
         actions: dict[str, Callable[[], object]] = {}
         for name in names:
-            actions[name] = _generator_step(_training(arch, name, batch_size, threads, amp))
+            actions[name] = _generator_step(_training(arch, name, batch_size, threads, amp, warm))
         if plain:
-            actions[f"{names[-1]}, plain"] = PlainTraining(_training(arch, names[-1], batch_size, threads, "off")).step
+            actions[f"{names[-1]}, plain"] = PlainTraining(_training(arch, names[-1], batch_size, threads, "off", warm)).step
         print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
         print(table(interleaved(actions, repeats), names[0]))
 
@@ -118,7 +119,9 @@ def memory_child(kind: str, arch: str, batch_size: int, threads: int) -> None:
     elif kind == "float networks":
         action = _float_networks(arch, batch_size, chosen)
     elif kind != "libraries":
-        action = _generator_step(_training(arch, kind, batch_size, chosen, "off"))
+        action = _generator_step(
+            _training(arch, kind, batch_size, chosen, "off", _warm_state(arch, [kind], batch_size, chosen))
+        )
     for _ in range(0 if kind == "libraries" else 4):
         action()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -169,11 +172,20 @@ def _teacher(arch: str, device: torch.device) -> Teacher:
     return load_teacher(TeacherConfig.checked({"arch": arch, "weights": "random"}), device=device)
 
 
-def _training(arch: str, method: str, batch_size: int, threads: int | None, amp: str) -> Training:
-    """A run right after warm-up."""
-    run = _start(arch, method, batch_size, threads, amp)
+def _warm_state(arch: str, methods: list[str], batch_size: int, threads: int | None) -> dict[str, Any]:
+    """What one run holds right after warm-up, for all of them: at 1000 classes of 224x224 that alone takes minutes."""
+    runs = [_start(arch, method, batch_size, threads, "off") for method in methods]
+    run = next((run for run in runs if run.method.needs_centroids), runs[0])
     run.end_warmup(lambda _: None)
     run.step = run.warmup_steps + 1
+    return run.state_dict()
+
+
+def _training(arch: str, method: str, batch_size: int, threads: int | None, amp: str, warm: dict[str, Any]) -> Training:
+    """A run right after warm-up, with a copy of that state."""
+    run = _start(arch, method, batch_size, threads, amp)
+    state = copy.deepcopy(warm)
+    run.load_state_dict(state if run.method.needs_centroids else {**state, "centroids": None})
     return run
 
 
@@ -210,7 +222,8 @@ def _float_networks(arch: str, batch_size: int, threads: int | None) -> Callable
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-6, momentum=0.9)
 
     def step() -> None:
-        latent = run.inputs(run.step)
+        run.draws.begin(run.step)
+        latent = run.inputs()
         images = run.generator(latent.z, latent.classes)
         F.cross_entropy(run.teacher.model(images), latent.labels).backward()
         run.optimizer.step()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.straight_through import lies_dense
 
 
 class RandomMask:
@@ -29,8 +30,7 @@ class RandomMask:
         # A byte cannot be compared with 256.
         mask = (noise[: x.numel()] <= self.threshold - 1).to(x.dtype)
         # In the memory order of x, so that both are walked together.
-        dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-        return mask.as_strided(x.shape, x.stride()) if dense else mask.view(x.shape)
+        return mask.as_strided(x.shape, x.stride()) if lies_dense(x) else mask.view(x.shape)
 
     def mix(self, kept: Tensor, x: Tensor) -> Tensor:
         """`x` with the elements drawn taken from `kept`."""

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.straight_through import computed_again
 
 
 class QuantConv2d(nn.Conv2d):
@@ -14,10 +15,10 @@ class QuantConv2d(nn.Conv2d):
     output_quantizer: FakeQuantizer | None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _quantized(self.input_quantizer, x)
-        return _quantized(
-            self.output_quantizer, self._conv_forward(x, _quantized(self.weight_quantizer, self.weight), self.bias)
-        )
+        x, weight = _quantized(self.input_quantizer, x), _quantized(self.weight_quantizer, self.weight)
+        with computed_again(x):
+            result = self._conv_forward(x, weight, self.bias)
+        return _quantized(self.output_quantizer, result)
 
 
 class QuantLinear(nn.Linear):
@@ -28,8 +29,10 @@ class QuantLinear(nn.Linear):
     output_quantizer: FakeQuantizer | None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = _quantized(self.weight_quantizer, self.weight)
-        return _quantized(self.output_quantizer, F.linear(_quantized(self.input_quantizer, x), weight, self.bias))
+        x, weight = _quantized(self.input_quantizer, x), _quantized(self.weight_quantizer, self.weight)
+        with computed_again(x):
+            result = F.linear(x, weight, self.bias)
+        return _quantized(self.output_quantizer, result)
 
 
 class QuantOutputBatchNorm2d(nn.BatchNorm2d):

@@ -1,11 +1,16 @@
 """The arithmetic of fake-quantization and its gradients: one rule, the fastest operations each device has for it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clusterq_common.quant.grid import Grid
+
+# Values. A piece of 512 KiB fits into one core's second cache; below two million all of it is in the shared one, anyway.
+PIECE = 2**17
+LONG = 2**21
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
@@ -34,47 +39,108 @@ def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
     return [1] * x.dim() if axis is None else [-1 if dimension == axis else 1 for dimension in range(x.dim())]
 
 
+def computed_again(y: Tensor) -> AbstractContextManager[Any]:
+    """A context in which an operation on `y`, a result of `fake_quantize`, keeps nothing of it for its gradient.
+
+    The values that `y` was made of are kept anyway (by what made them, too): a few walks over them in the backward pass give it
+    again, to the bit. Other tensors, and results that stand for something else by now, are kept as ever.
+    """
+    node = y.grad_fn
+    if not isinstance(node, _FakeQuantize._backward_cls):
+        return nullcontext()
+    memory, shape, dtype = y.data_ptr(), y.shape, y.dtype
+
+    def pack(saved: Tensor) -> Any:
+        return node if (saved.data_ptr(), saved.shape, saved.dtype) == (memory, shape, dtype) else saved
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: _values(kept) if kept is node else kept)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Both cases of the scale's gradient are `(y - inside * x) / s`: two dot products instead of a map."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-        y = _on_grid(x, scale, zero_point, axis, grid)
-        ctx.learned, ctx.axis, ctx.grid = ctx.needs_input_grad[1], axis, grid
-        ctx.save_for_backward(x, scale, zero_point, *([y] if ctx.learned else []))
-        return y
+        ctx.learned, ctx.axis, ctx.grid, ctx.again = ctx.needs_input_grad[1], axis, grid, None
+        ctx.save_for_backward(x, scale, zero_point)
+        return _on_grid(x, scale, zero_point, axis, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        x, scale, zero_point, *rest = ctx.saved_tensors
+        x, scale, zero_point = ctx.saved_tensors
         grid: Grid = ctx.grid
         grad_x = _inside(grad, x, scale, zero_point, ctx.axis, grid)
         if not ctx.learned:
             return grad_x, None, None, None, None
-        y, count = rest[0], x.numel() / x.shape[0]
+        y, count = _values(ctx), x.numel() / x.shape[0]
+        ctx.again = None
         if ctx.axis is None:
-            slope = torch.sum(grad * y) - torch.sum(grad_x * x)
+            slope = _inner(grad, y) - _inner(grad_x, x)
         else:
             slope = torch.addcmul(grad * y, grad_x, x, value=-1).flatten(1).sum(1)
         return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
 
 
+def _values(ctx: Any) -> Tensor:
+    """What the function has returned: computed once for all that ask in a backward pass, the operation on it and its own gradient."""
+    if ctx.again is None:
+        x, scale, zero_point = ctx.saved_tensors
+        with torch.no_grad():
+            ctx.again = _on_grid(x, scale, zero_point, ctx.axis, ctx.grid)
+    again: Tensor = ctx.again
+    return again
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, a scalar. On a CPU without the tensor of products, whose memory would have to be found and cleared each time."""
+    if a.device.type != "cpu" or a.stride() != b.stride() or not lies_dense(a):
+        return torch.sum(a * b)
+    rows = [one.as_strided((one.numel(),), (1,)).split(PIECE) for one in (a, b)]
+    # The sum of short sums is nearer to the truth than one long sum in float32.
+    return torch.stack([torch.dot(left, right) for left, right in zip(*rows, strict=True)]).sum()
+
+
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    if x.is_cuda:
-        if axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
-        return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
+    if x.device.type != "cpu" and axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
     # On a CPU four vectorised walks take a tenth of the time of torch's fused kernel, which converts each value to an integer
-    # and back. The same integers: float32 holds them all.
-    shape = broadcast_shape(x, axis)
-    y = x * (1.0 / scale).view(shape)
-    y.round_()
-    if grid.scheme == "symmetric":
-        y.clamp_(grid.low, grid.high)
-    else:
-        zero = zero_point.view(shape)
-        y.clamp_(grid.low - zero, grid.high - zero)
-    return y.mul_(scale.view(shape))
+    # and back; a GPU would have to be waited for by the fused kernel for channels, which looks at all zero-points first. The
+    # same integers: float32 holds them all.
+    y = torch.empty_like(x)
+    whole = _in_memory_order(x, y) if axis is None else None
+    shape = broadcast_shape(x, axis) if whole is None else [1]
+    inverse, step = (1.0 / scale).view(shape), scale.view(shape)
+    # Numbers as limits are several times as fast as tensors.
+    zero = zero_point.view(shape) if whole is None else int(zero_point)
+    for given, made in [(x, y)] if whole is None else zip(*(one.split(_piece()) for one in whole), strict=True):
+        torch.mul(given, inverse, out=made)
+        made.round_()
+        if grid.scheme == "symmetric":
+            made.clamp_(grid.low, grid.high)
+        else:
+            made.clamp_(grid.low - zero, grid.high - zero)
+        made.mul_(step)
+    return y
+
+
+def _in_memory_order(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both as one row, where they are long and lie alike; None otherwise.
+
+    Walking piece by piece, three of the four walks find their values in a cache: a third of the time from some millions on.
+    """
+    if torch.compiler.is_compiling() or x.numel() < LONG or x.stride() != y.stride() or not lies_dense(x):
+        return None
+    return x.as_strided((x.numel(),), (1,)), y.as_strided((y.numel(),), (1,))
+
+
+def lies_dense(x: Tensor) -> bool:
+    """Whether the values fill one piece of memory: in rows, or in channels_last order."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _piece() -> int:
+    """As many values as the cores' own caches hold."""
+    return PIECE * torch.get_num_threads()
 
 
 def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
@@ -82,7 +148,7 @@ def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: in
     shape = broadcast_shape(x, axis)
     low = ((grid.low - zero_point) * scale).view(shape)
     high = ((grid.high - zero_point) * scale).view(shape)
-    if x.is_cuda or axis is not None:
+    if x.device.type != "cpu" or axis is not None:
         return grad * ((x >= low) & (x <= high))
     # One walk instead of four; its limits are numbers, which a GPU would have to be waited for, and exclude the borders.
     infinity = torch.tensor(torch.inf)

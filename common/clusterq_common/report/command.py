@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from clusterq_common.report.draw import draw_report
 from clusterq_common.report.source import Source
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.progress import say, warn
 from clusterq_common.runtime.run_folder import ANALYSIS
 
 if TYPE_CHECKING:
@@ -58,4 +58,4 @@ def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, de
         say(f"report: {draw_report(folder)}")
     except Exception as error:  # the run is finished and whole, whatever happens to its picture
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        say(f"Warning: the run is complete, but its report is not ({what}); try `{again} --debug`.")
+        warn(f"the run is complete, but its report is not ({what}); try `{again} --debug`.")

@@ -1,11 +1,13 @@
 """The page of a `clusterq-finetune`: a low-bit student, how it was made and how good it is."""
 
+from collections.abc import Mapping
+
 from clusterq_common.report import accuracy, inside, provenance
 from clusterq_common.report.gallery import stored_images
 from clusterq_common.report.page import Level, Remark, Report, Section, paragraph
 from clusterq_common.report.scale import usable
 from clusterq_common.report.series import curves, series, shares
-from clusterq_common.report.source import Source, pair, real, reals, rows, section, word
+from clusterq_common.report.source import Points, Source, pair, real, reals, rows, section, word
 from clusterq_common.report.text import number, percent
 from clusterq_common.teacher.spec import shown_arch
 
@@ -87,19 +89,22 @@ def _learning(source: Source) -> str:
         y_label="weighted loss",
         caption="Terms of the loss, weighted as they are summed.",
     )
+    training = _recorded(source.steps, "student/agreement", "student/accuracy", "teacher/accuracy")
     found += shares(
-        {"agrees with the teacher": series(source.steps, "student/agreement").get("", [])},
-        title="Agreement on training images",
+        training,
+        title="Teacher and student on training images",
         x_label="step",
-        caption="Share of a batch's images on which student and teacher name the same class.",
+        caption=f"Shares of a batch's synthetic images: {', '.join(training)}.",
     )
-    heldout = series(source.epochs, "heldout/")
+    unseen = _recorded(source.epochs, "heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy")
     found += shares(
-        {"agrees with the teacher": heldout.pop("agreement", [])},
-        title="Agreement on held-out images",
+        unseen,
+        title="Teacher and student on held-out images",
         x_label="epoch",
-        caption="The same on synthetic images that training never saw, after each epoch. Falling while the losses fall too: overfitting.",
+        caption=f"Shares of the synthetic images that training never saw, after each epoch: {', '.join(unseen)}. Falling while the losses fall too: "
+        "overfitting. Real images are looked at once, when training is over.",
     )
+    heldout = {"kl": source.epochs.get("heldout/kl", [])}
     found += curves(
         heldout,
         title="KL on held-out images",
@@ -114,6 +119,12 @@ def _learning(source: Source) -> str:
         y_label="learning rate",
         caption="Learning rate.",
     )
+
+
+def _recorded(columns: Mapping[str, Points], *keys: str) -> dict[str, Points]:
+    """Agreement, the student's and the teacher's accuracy, of those that a run (an older one, say) has on record."""
+    names = ("student agrees with teacher", "student names the label", "teacher names the label")
+    return {name: columns[key] for name, key in zip(names, keys, strict=True) if key in columns}
 
 
 def _remarks(source: Source) -> list[Remark]:

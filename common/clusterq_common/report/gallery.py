@@ -3,16 +3,20 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from clusterq_common.report.page import paragraph
 from clusterq_common.report.pick import first_of_classes, first_shards, spread_classes
+from clusterq_common.report.places import without_places
 from clusterq_common.report.source import Source
 from clusterq_common.report.text import escaped, tag
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.manifest import SplitName
+from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.teacher.spec import InputSpec
 
 CLASSES, COLUMNS = 16, 8
 # Of all images together, before PNG and base64: the page stays below two megabytes.
@@ -29,10 +33,10 @@ def stored_images(source: Source, missing: str) -> str:
     try:
         return gallery(ShardSet(source.shards, source.manifest))
     except ClusterqError as error:  # a set that came without its tars, say: the rest of the page is worth having
-        return paragraph(f"The images cannot be shown. {error}")
+        return paragraph(f"The images cannot be shown. {without_places(str(error), source.folder)}")
 
 
-def gallery(shards: ShardSet) -> str:
+def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     """One row of images for each class, up to 16 classes and 8 images; markup.
 
     Raises:
@@ -40,30 +44,43 @@ def gallery(shards: ShardSet) -> str:
     """
     manifest = shards.manifest
     spec, names = manifest.teacher.spec, manifest.class_names
-    per_class = manifest.splits["train"].per_class
+    per_class = manifest.splits[split].per_class
     classes = spread_classes(per_class, CLASSES)
-    reader = first_shards(shards)
+    reader = first_shards(shards, split)
     found = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
-    side = min(spec.size, max(8, math.isqrt(BYTES // (spec.channels * COLUMNS * max(1, len(found))))))
-    factor = max(1, SMALLEST_SHOWN // side)
+    side = side_shown(spec, COLUMNS * len(found))
     cells = []
     for label, numbers in found.items():
-        strip = Image.new("L" if spec.channels == 1 else "RGB", (len(numbers) * (side + GAP) - GAP, side), "gray")
-        for place, number in enumerate(numbers):
-            pixels, _, _ = reader.read(number)
-            image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if spec.channels == 1 else pixels))
-            small = image if side == spec.size else image.resize((side, side), Image.Resampling.BOX)
-            strip.paste(small, (place * (side + GAP), 0))
         name = f"{label} {names[label]}" if names else str(label)
         cells.append(tag("span", escaped(name)))
-        said = f"{len(numbers)} stored images of class {name}"
-        cells.append(tag("img", src=_as_url(strip), alt=said, width=strip.width * factor, height=strip.height * factor))
+        cells.append(strip(reader, numbers, spec, side, f"{len(numbers)} stored images of class {name}"))
     present = sum(count > 0 for count in per_class)
     of = f"{len(found)} of {present} classes, evenly spread" if len(found) < present else "every class"
     of += f" that has any ({len(per_class) - present} have none)" if len(found) == present < len(per_class) else ""
     shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
     said = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
     return tag("div", *cells, class_="images") + paragraph(said)
+
+
+def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:
+    """At how many pixels a side so many images are shown, so that together they have no more bytes than `budget`."""
+    return min(spec.size, max(8, math.isqrt(budget // (spec.channels * max(1, images)))))
+
+
+def strip(reader: SplitReader, numbers: Sequence[int], spec: InputSpec, side: int, said: str) -> str:
+    """Images side by side, each `side` pixels wide, as one `img`; `said` is what it shows, for those who cannot see it.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    row = Image.new("L" if spec.channels == 1 else "RGB", (len(numbers) * (side + GAP) - GAP, side), "gray")
+    for place, number in enumerate(numbers):
+        pixels, _, _ = reader.read(number)
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if spec.channels == 1 else pixels))
+        small = image if side == spec.size else image.resize((side, side), Image.Resampling.BOX)
+        row.paste(small, (place * (side + GAP), 0))
+    factor = max(1, SMALLEST_SHOWN // side)
+    return tag("img", src=_as_url(row), alt=said, width=row.width * factor, height=row.height * factor)
 
 
 def _as_url(image: Image.Image) -> str:

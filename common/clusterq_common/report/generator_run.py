@@ -8,6 +8,7 @@ from clusterq_common.report.gallery import stored_images
 from clusterq_common.report.page import Level, Remark, Report, Section, figure, paragraph
 from clusterq_common.report.scale import usable
 from clusterq_common.report.series import curves, series, shares
+from clusterq_common.report.smalls import small_lines
 from clusterq_common.report.source import Points, Source, real, section, word
 from clusterq_common.report.text import percent
 from clusterq_common.teacher.spec import shown_arch
@@ -124,6 +125,7 @@ def _learning(source: Source) -> str:
         y_label="drift",
         caption="How far a step's class statistics lie from the class centroids, root mean square over channels, mean over layers and classes: it should fall, and stay above zero while images vary.",
     )
+    found += _drift_by_layer(source, [x for x, _ in notes])
     return found + curves(
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
@@ -131,6 +133,17 @@ def _learning(source: Source) -> str:
         y_label="learning rate",
         caption="Of the generator.",
     )
+
+
+def _drift_by_layer(source: Source, notes: list[float]) -> str:
+    """Nothing for runs without centroids, or from before this was recorded."""
+    layers = series(source.steps, "drift/")
+    if not layers:
+        return ""
+    title = "Drift of class centroids by layer"
+    drawn, axes = small_lines(layers, title=title, notes=notes)
+    said = "The same in each semantic layer, in its running stds, so that layers compare; over steps. A layer that stays far above the others is "
+    return figure(title, drawn, f"{said}where classes do not settle. {axes}")
 
 
 def _bank_losses(source: Source) -> str:

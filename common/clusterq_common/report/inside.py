@@ -103,7 +103,27 @@ def quantization(source: Source) -> str:
         f"On {images} stored images; 10 dB: the noise has a tenth of the signal's power, 0 dB: as much. Each bit is worth about "
         "6 dB. The output holds the errors of all layers before it. No point: no rounding error at all (weights that lie on their grid)."
     )
-    return figure(title, drawn, caption) + _tables(outputs, sites, weights) + _histograms(weights)
+    return figure(title, drawn, caption) + _ranges(sites) + _tables(outputs, sites, weights) + _histograms(weights)
+
+
+def _ranges(sites: list[dict[str, object]]) -> str:
+    """What each activation's grid covers, and what was seen there."""
+    found = [[real(row.get(key)) for key in ("low", "high", "seen_low", "seen_high")] for row in sites]
+    known = [(n, *(value for value in ends if value is not None)) for n, ends in enumerate(found) if None not in ends]
+    if not known:
+        return ""
+    covered = [(float(n), low, high) for n, low, high, _, _ in known]
+    lines = [
+        Line("the grid covers", [(n, high) for n, _, high in covered], covered),
+        Line("largest value seen", [(n, high) for n, _, _, _, high in known]),
+        Line("least value seen", [(n, low) for n, _, _, low, _ in known]),
+    ]
+    title = "Ranges of activations"
+    drawn = line_chart(lines, title=title, x_label="quantized activation, in order of execution", y_label="value")
+    worst = max(((real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in sites), default=(0.0, ""))
+    said = "The band is what the grid covers; what was seen beyond it is clipped. A band far wider than what was seen wastes steps of the grid."
+    beyond = f" Most beyond: {percent(100 * worst[0])} of what flows into {worst[1]}." if worst[0] else " Nothing was beyond."
+    return figure(title, drawn, said + beyond)
 
 
 def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], weights: list[dict[str, object]]) -> str:
@@ -126,7 +146,7 @@ def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], we
         )
     heads_of_ranges = ["activation", "bits", "grid from", "to", "seen from", "to", "beyond grid", "dB"]
     return folded("Every layer", table(heads, listed)) + (
-        folded("Ranges of activations", table(heads_of_ranges, ranges)) if ranges else ""
+        folded("Every range", table(heads_of_ranges, ranges)) if ranges else ""
     )
 
 

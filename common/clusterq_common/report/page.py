@@ -40,6 +40,7 @@ class Report:
         tiles: the figures to look at first, name to text.
         remarks: how far to trust them.
         sections: the rest.
+        guide: the page of the documentation that says how to read it.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Report:
     tiles: Mapping[str, str]
     remarks: Sequence[Remark]
     sections: Sequence[Section]
+    guide: str = "docs/report.md"
 
     def html(self) -> str:
         """The file's text; XML as well as HTML."""
@@ -79,7 +81,7 @@ class Report:
             ),
             tag(
                 "footer",
-                tag("p", "Made by clusterq. One file, no script, nothing is fetched. docs/report.md says how to read it."),
+                tag("p", f"Made by clusterq. One file, no script, nothing is fetched. {self.guide} says how to read it."),
             ),
         )
         return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

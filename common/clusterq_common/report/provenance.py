@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.report.page import code, folded, paragraph, table
+from clusterq_common.report.places import SAID, shown_path
 from clusterq_common.report.source import Source, real, section, word
 from clusterq_common.report.text import number
 from clusterq_common.runtime.run_folder import CONFIG, RESULT
@@ -28,23 +29,28 @@ DEEPEST = 3
 
 def again(source: Source) -> str:
     """Commands that repeat the run, and the one that started it."""
-    config = shlex.quote(str(source.folder / CONFIG))
     lines = []
     if source.kind == "generator":
-        lines.append(f"clusterq-gen train --config {config} --out again")
+        lines.append(f"clusterq-gen train --config {CONFIG} --out ../again")
+        flags = "--weights (and --arch, for a file of your own)"
     elif source.kind == "fine-tuning":
         val = _value_of("--val", source)
-        real_images = "" if val is None else f" --val {shlex.quote(val)}"
-        lines.append(f"clusterq-finetune --config {config} --out again{real_images}")
+        real_images = "" if val is None else f" --val {shlex.quote(shown_path(val, source.folder))}"
+        lines.append(f"clusterq-finetune --config {CONFIG} --out ../again{real_images}")
         if source.result:
-            lines.append(f"clusterq-finetune reproduce {shlex.quote(str(source.folder / RESULT))} --out again")
+            lines.append(f"clusterq-finetune reproduce {RESULT} --out ../again")
+        flags = "--shards and --weights (and --arch, for a file of your own; reproduce takes --shards alone)"
     started = _started(source)
     if started and not lines:
-        return paragraph("As it was started; the same --out goes on with what is there:") + code(started)
-    found = paragraph("From the saved settings, every default included:") + code("\n".join(lines))
+        return paragraph("As it was started; the same --out goes on with what is there:") + code(started) + paragraph(SAID)
+    if not lines:
+        return ""
+    found = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
     if source.kind == "fine-tuning" and source.result:
         found += paragraph("The second one also says whether the same student came out.")
-    return found + (paragraph("As it was started:") + code(started) if started else "")
+    if started:
+        found += paragraph("As it was started:") + code(started)
+    return found + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
 
 
 def _command(source: Source) -> list[str]:
@@ -61,7 +67,7 @@ def _started(source: Source) -> str:
     name = PROGRAMS.get(program.parent.name if program.stem == "__main__" else program.name)
     if name is None:
         return ""
-    return " ".join([name, *(shlex.quote(one) for one in words[1:] if one not in ABOUT_FOLDER)])
+    return " ".join([name, *(shlex.quote(shown_path(one, source.folder)) for one in words[1:] if one not in ABOUT_FOLDER)])
 
 
 def _value_of(flag: str, source: Source) -> str | None:
@@ -83,7 +89,7 @@ def settings(source: Source) -> str:
         **{name: value for name, value in source.config.items() if isinstance(value, dict)},
     }.items():
         if values:
-            listed = [[str(key), _shown(value)] for key, value in values.items()]
+            listed = [[str(key), _shown(value, source.folder)] for key, value in values.items()]
             found.append(folded(str(name) or "run", table(["setting", "value"], listed, words=2)))
     return "".join(found)
 
@@ -104,13 +110,13 @@ def origins(source: Source) -> str:
         ("processes", result.get("processes")),
         ("seconds", real(result.get("seconds"))),
         ("platform", environment.get("platform")),
-        ("images evaluated on", _shown(section(result.get("evaluated_on"))) or None),
+        ("images evaluated on", _shown(section(result.get("evaluated_on")), source.folder) or None),
         ("preprocessing", result.get("preprocessing")),
-        ("teacher's logits", _shown(section(result.get("teacher_logits"))) or None),
+        ("teacher's logits", _shown(section(result.get("teacher_logits")), source.folder) or None),
     ]
     versions = section(environment.get("versions")) or section(result.get("versions"))
-    listed = [[name, _shown(value)] for name, value in facts if value is not None and value != ""]
-    listed += [[str(name), _shown(value)] for name, value in versions.items()]
+    listed = [[name, _shown(value, source.folder)] for name, value in facts if value is not None and value != ""]
+    listed += [[str(name), _shown(value, source.folder)] for name, value in versions.items()]
     return table(["what", "value"], listed, words=2) if listed else ""
 
 
@@ -119,13 +125,13 @@ def seed(source: Source) -> str:
     return number(real(section(source.config.get("runtime")).get("seed")))
 
 
-def _shown(value: Any, depth: int = 0) -> str:
+def _shown(value: Any, folder: Path, depth: int = 0) -> str:
     if not isinstance(value, list | dict):
-        return f"{value:g}" if isinstance(value, float) else word(value)
+        return f"{value:g}" if isinstance(value, float) else shown_path(word(value), folder)
     if depth == DEEPEST:
         return "..."
     if isinstance(value, dict):
-        parts = [f"{name} {_shown(one, depth + 1)}" for name, one in islice(value.items(), LONGEST_LIST)]
+        parts = [f"{name} {_shown(one, folder, depth + 1)}" for name, one in islice(value.items(), LONGEST_LIST)]
     else:
-        parts = [_shown(one, depth + 1) for one in value[:LONGEST_LIST]]
+        parts = [_shown(one, folder, depth + 1) for one in value[:LONGEST_LIST]]
     return ", ".join(parts) + (f", ... ({len(value)} in all)" if len(value) > LONGEST_LIST else "")

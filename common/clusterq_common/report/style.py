@@ -32,6 +32,7 @@ figure h3{margin:0 0 .2rem}
 figcaption,.quiet{color:var(--quiet);font-size:.88rem}
 figure svg{display:block;width:100%;height:auto;overflow:visible}
 .smalls{display:grid;grid-template-columns:repeat(auto-fill,minmax(12.5rem,1fr));gap:.6rem 1rem}
+.small img{display:block;max-width:100%;height:auto;image-rendering:pixelated}
 .small .tick{font-size:.74rem;color:var(--quiet);overflow-wrap:anywhere}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:0 0 .2rem;padding:0;font-size:.85rem}
 figure svg.swatch{display:inline-block;width:18px;height:10px;margin-right:.35rem}

@@ -3,7 +3,7 @@
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError
@@ -48,6 +48,18 @@ def place(module: nn.Module, device: torch.device | str) -> None:
     """Move a network to a device, its convolution weights in channels_last order (about twice as fast, on CPU too)."""
     module.to(device)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's own annotations
+
+
+def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy host values to a device without waiting for it: from pageable memory the host would wait for all work queued there.
+
+    Args:
+        values: on the host; not changed until the copy has been made.
+        device: where to.
+        dtype: converted on the host; the same when None.
+    """
+    values = values if dtype is None else values.to(dtype)
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def training_autocast(config: RuntimeConfig, device: torch.device, *, images: bool = False) -> torch.autocast:

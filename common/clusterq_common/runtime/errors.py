@@ -1,5 +1,8 @@
 """The one exception that a user is meant to read."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class ClusterqError(Exception):
     """A mistake outside the program: a flag, a file, a full disk.
@@ -7,3 +10,13 @@ class ClusterqError(Exception):
     The message is one sentence that names the flag or file, what was found, what was expected and the next thing to try.
     The command lines print it and leave with exit code 2; any other exception is a defect and keeps its traceback.
     """
+
+
+def did_you_mean(found: str, known: Sequence[str]) -> str:
+    """Words to put behind an error about a name that nobody knows; empty where no known name is near it.
+
+    >>> did_you_mean("clustrq", ["clusterq", "gdfq"]), did_you_mean("x", ["clusterq"])
+    ('; did you mean clusterq?', '')
+    """
+    nearest = get_close_matches(found.lower(), known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

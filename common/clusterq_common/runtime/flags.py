@@ -5,6 +5,7 @@ Free of any command-line library: the caller hands in what makes an option.
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ def with_flags(
 
     Args:
         sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
-        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=...)`.
+        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`, where names are offered
+            for a text also with `autocompletion=`, a function from its beginning to them.
         notes: replaces the default shown for a field.
     """
     notes = notes or {}
@@ -73,11 +75,30 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
     flag = f"--{name.replace('_', '-')}"
     kind = _plain_type(field.annotation)
     default = note if note is not None else _default(field)
-    text = f"{field.description} (default: {default})" if default else field.description
+    choices = _choices(field)
+    told = set(re.findall(r"[\w-]+", field.description or ""))
+    remarks = [f"one of {', '.join(choices)}"] if not told.issuperset(choices) else []
+    remarks += [f"default: {default}"] if default else []
+    text = f"{field.description} ({'; '.join(remarks)})" if remarks else field.description
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     spelling = str(extra.get("flag", flag))
-    made = option(None, spelling, help=text, show_default=False, rich_help_panel=section.capitalize())
+    # A list of names in place of the type would leave the description a narrow column.
+    metavar = "<name>" if choices else None
+    about: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": section.capitalize(), "metavar": metavar}
+    if choices and kind is str:
+        about["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+    made = option(None, spelling, **about)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """The names that a field takes: those of its type, or those that it lists beside something else (a file of one's own)."""
+    kind = _plain_type(field.annotation)
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    listed = extra.get("choices", [])
+    return tuple(str(name) for name in listed) if isinstance(listed, list) else ()
 
 
 def _plain_type(annotation: Any) -> Any:
@@ -92,4 +113,8 @@ def _plain_type(annotation: Any) -> Any:
 
 def _default(field: FieldInfo) -> str:
     """The default as text; empty where the description says what happens without a value."""
-    return "" if field.default is PydanticUndefined or field.default is None else str(field.default)
+    if field.default is PydanticUndefined or field.default is None:
+        return ""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return "none" if field.default == () else str(field.default)

@@ -10,24 +10,35 @@ from torch import Tensor
 
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.events import EventFiles
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.records import read_metrics
 from clusterq_common.runtime.reduce import mean_across
+from clusterq_common.runtime.run_folder import TENSORBOARD
 
 
 class MetricsLog:
     """Appends records to a file; on resume, records later than the checkpoint are dropped first, since they will be redone.
 
     Of several processes the first one writes, and what it writes are means over all of them.
+
+    Args:
+        path: metrics.jsonl of a run.
+        keep_before_step: records from this step on are dropped.
+        tensorboard: write TensorBoard's events beside it, too.
     """
 
-    def __init__(self, path: Path, *, keep_before_step: int = 0) -> None:
+    def __init__(self, path: Path, *, keep_before_step: int = 0, tensorboard: bool = False) -> None:
         self.path = path
         self.ranks = Ranks.current()
+        self.events: EventFiles | None = None
         if not self.ranks.first:
             return
         kept = [record for record in read_metrics(path) if record["step"] < keep_before_step] if path.exists() else []
         atomic_write(path, "".join(_line(record) for record in kept))
+        if tensorboard:
+            self.events = EventFiles(path.parent / TENSORBOARD)
+            self.events.add(kept)
 
     def append_step_values(self, records: list[dict[str, Tensor | float]], checkpoint: Path) -> list[dict[str, float]]:
         """Fetch records from the device in one transfer, write them, and check them; returns them as plain numbers.
@@ -59,6 +70,13 @@ class MetricsLog:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(_line(record) for record in records))
+        if self.events is not None:
+            self.events.add(records)
+
+    def close(self) -> None:
+        """Nothing more is recorded."""
+        if self.events is not None:
+            self.events.close()
 
 
 def _line(record: dict[str, Any]) -> str:

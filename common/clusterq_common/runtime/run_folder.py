@@ -16,6 +16,7 @@ STUDENT = "student.safetensors"
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
 SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
 SHARDS = "shards"
 ANALYSIS = "analysis.json"
 REPORT = "report.html"
@@ -34,6 +35,7 @@ OWN_FILES = (
     RESULT,
     PREDICTIONS,
     SAMPLES,
+    TENSORBOARD,
     SHARDS,
     ANALYSIS,
     REPORT,

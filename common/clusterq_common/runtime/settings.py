@@ -1,12 +1,13 @@
 """The base of every settings model: strict, immutable, and readable from and to YAML."""
 
+import re
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.errors import ClusterqError, did_you_mean
 from clusterq_common.runtime.files import atomic_write
 
 
@@ -77,6 +78,13 @@ def _sentence(error: ValidationError, source: str) -> str:
     place = ".".join(str(part) for part in first["loc"])
     where = f"{source}: {place}" if source else f"--{name.replace('_', '-')}"
     reason = first["msg"].removeprefix("Value error, ")
+    # A validator may have found a name that is near; what it says comes last.
+    reason, hint, near = reason.partition("; did you mean ")
+    meant = hint + near
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        reason = f"must be one of {', '.join(choices)}"
+        meant = did_you_mean(str(first["input"]), choices)
     found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {first['input']!r})"
     advice = "correct it there, or get the file again" if source else "see --help for the accepted values"
-    return f"{where}: {reason[:1].lower()}{reason[1:]}{found}; {advice}."
+    return f"{where}: {reason[:1].lower()}{reason[1:]}{found}" + (meant or f"; {advice}.")

@@ -1,7 +1,9 @@
-"""A user's own model: `path/to/file.py:function`. Only ever taken from the command line or a local run's config."""
+"""A user's own function, `path/to/file.py:function`: a model, or a method. Only ever taken from the command line or a local run's config."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,13 +13,7 @@ from clusterq_common.teacher.spec import is_factory
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
 
 
-def absolute_factory(arch: str) -> str:
-    """The same factory, whatever the current directory."""
-    path, _, function = arch.rpartition(":")
-    return f"{Path(path).resolve()}:{function}"
-
-
-def refuse_code_of_folder(arch: str, folder: Path) -> None:
+def refuse_code_of_folder(arch: str, folder: Path, flag: str = "--arch") -> None:
     """Make sure that a folder's own config does not have its own code loaded: the folder may be somebody else's.
 
     A run of one's own names a factory by its absolute path, outside the run.
@@ -28,7 +24,7 @@ def refuse_code_of_folder(arch: str, folder: Path) -> None:
     file = Path(arch.rpartition(":")[0])
     if is_factory(arch) and (not file.is_absolute() or file.resolve().is_relative_to(folder.resolve())):
         raise ClusterqError(
-            f"--arch: the config in {folder} names the factory {arch}, which may have come with the folder and is code; expected the "
+            f"{flag}: the config in {folder} names the factory {arch}, which may have come with the folder and is code; expected the "
             "absolute path of a file elsewhere; look at it, keep a copy outside the folder, and pass or write that path."
         )
 
@@ -39,26 +35,36 @@ def build_factory(arch: str) -> nn.Module:
     Raises:
         ClusterqError: no such file or function, an exception inside, or a result that is no module.
     """
-    path_text, _, function_name = arch.rpartition(":")
-    path = Path(path_text)
-    if not path_text or not function_name.isidentifier():
-        raise ClusterqError(f"--arch: {arch!r} names no function; {EXPECTED}.")
-    if not path.is_file():
-        raise ClusterqError(f"--arch: {path} does not exist; {EXPECTED}.")
-    specification = importlib.util.spec_from_file_location(f"_clusterq_factory_{path.stem}", path)
-    if specification is None or specification.loader is None:
-        raise ClusterqError(f"--arch: {path} is no Python file; {EXPECTED}.")
-    module = importlib.util.module_from_spec(specification)
-    try:
-        specification.loader.exec_module(module)
-        function = getattr(module, function_name, None)
-        model = function() if callable(function) else None
-    except Exception as error:  # the user's own code may raise anything
-        raise ClusterqError(
-            f"--arch: {arch} failed with {type(error).__name__}: {error}; mend the file and try again."
-        ) from error
-    if not callable(function):
-        raise ClusterqError(f"--arch: {path} has no function {function_name}; {EXPECTED}.")
+    model = call_function(arch, flag="--arch", expected=EXPECTED)
     if not isinstance(model, nn.Module):
         raise ClusterqError(f"--arch: {arch} returned {type(model).__name__}; {EXPECTED}.")
     return model
+
+
+def call_function(where: str, *arguments: object, flag: str, expected: str) -> object:
+    """What the function `path/to/file.py:function` makes of the arguments; `flag` and `expected` are for the errors.
+
+    Raises:
+        ClusterqError: no such file or function, or an exception inside.
+    """
+    path_text, _, function_name = where.rpartition(":")
+    path = Path(path_text)
+    if not path_text or not function_name.isidentifier():
+        raise ClusterqError(f"{flag}: {where!r} names no function; {expected}.")
+    if not path.is_file():
+        raise ClusterqError(f"{flag}: {path} does not exist; {expected}.")
+    specification = importlib.util.spec_from_file_location(f"_clusterq_factory_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise ClusterqError(f"{flag}: {path} is no Python file; {expected}.")
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+        function: Callable[..., Any] | None = getattr(module, function_name, None)
+        made = function(*arguments) if callable(function) else None
+    except Exception as error:  # the user's own code may raise anything
+        raise ClusterqError(
+            f"{flag}: {where} failed with {type(error).__name__}: {error}; mend the file and try again."
+        ) from error
+    if not callable(function):
+        raise ClusterqError(f"{flag}: {path} has no function {function_name}; {expected}.")
+    return made

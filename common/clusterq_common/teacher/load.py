@@ -12,9 +12,9 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.digest import weights_digest
-from clusterq_common.teacher.factory import absolute_factory, build_factory
+from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.families import build_pytorchcv
-from clusterq_common.teacher.spec import InputSpec, TeacherConfig, is_factory
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig, absolute_factory, is_factory
 from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_weights
 
 

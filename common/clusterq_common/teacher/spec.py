@@ -65,6 +65,12 @@ def is_factory(arch: str) -> bool:
     return ":" in arch or arch.endswith(".py") or "/" in arch
 
 
+def absolute_factory(arch: str) -> str:
+    """The same factory, whatever the current directory."""
+    path, _, function = arch.rpartition(":")
+    return f"{Path(path).resolve()}:{function}"
+
+
 def shown_arch(arch: str) -> str:
     """A factory as `file.py:function`: the rest of its path is nobody's business. A name as it is."""
     path, _, function = arch.rpartition(":")

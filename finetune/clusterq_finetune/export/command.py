@@ -10,6 +10,7 @@ from clusterq_common.images import normalise
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.runtime.environment import versions
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.extra import need
 from clusterq_common.runtime.files import atomic_write, sha256_file
 from clusterq_common.runtime.run_folder import RESULT, SHARDS, STUDENT
 from clusterq_common.runtime.seeding import stream
@@ -18,7 +19,6 @@ from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.export.config import Format, OnnxConfig
 from clusterq_finetune.export.description import Description, describe
 from clusterq_finetune.export.size import size_of
-from clusterq_finetune.extra import need
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
 

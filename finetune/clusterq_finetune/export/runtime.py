@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.extra import need
 from clusterq_finetune.export.description import Description
-from clusterq_finetune.extra import need
 
 
 class OnnxModel(nn.Module):

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.config import Device, RuntimeConfig
 from clusterq_common.runtime.flags import with_flags
 from clusterq_common.runtime.guard import run_guarded
+from clusterq_common.runtime.terminal import examples
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.figures.config import (
@@ -19,8 +20,9 @@ from clusterq_finetune.figures.config import (
     ImagesConfig,
 )
 from clusterq_finetune.layouts import LAYOUTS
+from clusterq_finetune.terminal import App, Debug, Quiet
 
-app = typer.Typer(help="Draw the papers' figures of any run: features, diversity, images, sensitivity.", no_args_is_help=True)
+app = App(help="Draw the papers' figures of any run: features, diversity, images, sensitivity.", no_args_is_help=True)
 
 Runs = Annotated[
     list[Path], typer.Argument(help="Run folders of clusterq-gen, or folders of shards, of one teacher.", show_default=False)
@@ -30,17 +32,16 @@ ValClasses = Annotated[
     Path | None, typer.Option("--val-classes", help="File with one class folder name of --val a line, in index order.")
 ]
 OUT_HELP = "Where to write: a path without ending for one file of each --format, or a file with one."
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")]
+OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Where the teacher runs: auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")]
 Json = Annotated[bool, typer.Option("--json", help="Say what was drawn as one line of JSON, last on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 
 TEACHER: dict[str, Any] = {"teacher": TeacherConfig}
 SHARED: dict[str, Any] = {"evaluation": EvaluationConfig, "file": FileConfig}
 NOTES = {"file": {"format": "png,svg"}}
 
 
-@app.command()
+@app.command(epilog=examples("clusterq-finetune figures features out/ --val real/ --projection pca"))
 @with_flags({**TEACHER, "figure": FeaturesConfig, "images": ImagesConfig, **SHARED}, typer.Option, NOTES)
 def features(
     flags: dict[str, dict[str, Any]],
@@ -48,15 +49,13 @@ def features(
     val: ValOption = None,
     val_classes: ValClasses = None,
     out: Annotated[Path, typer.Option("--out", help=OUT_HELP)] = Path("features"),
-    device: Device = "auto",
+    device: OnDevice = "auto",
     threads: Threads = None,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Deep features of generated and real images on a plane (ClusterQ, Fig. 1 and 3).
-
-    Example: clusterq-finetune figures features out/ --val cifar10/test --projection pca
-    """
+    """Deep features of generated and real images on a plane (ClusterQ, Fig. 1 and 3)."""
 
     def run() -> None:
         from clusterq_finetune.figures import command
@@ -64,10 +63,10 @@ def features(
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
         _print(command.features(flags, runs, command.Val(val, val_classes), out, runtime), as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=examples('clusterq-finetune figures diversity out/ out-2/ --names "with DE,without DE"'))
 @with_flags({**TEACHER, "figure": DiversityConfig, "images": ImagesConfig, **SHARED}, typer.Option, NOTES)
 def diversity(
     flags: dict[str, dict[str, Any]],
@@ -75,15 +74,13 @@ def diversity(
     val: ValOption = None,
     val_classes: ValClasses = None,
     out: Annotated[Path, typer.Option("--out", help=OUT_HELP)] = Path("diversity"),
-    device: Device = "auto",
+    device: OnDevice = "auto",
     threads: Threads = None,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """How much images of one class differ, run beside run: with and without diversity enhancement, say (ClusterQ, Fig. 5 and 7).
-
-    Example: clusterq-finetune figures diversity out/ out-without-de/ --names "with DE,without DE" --val cifar10/test
-    """
+    """How much images of one class differ, run beside run: with and without diversity enhancement, say (ClusterQ, Fig. 5 and 7)."""
 
     def run() -> None:
         from clusterq_finetune.figures import command
@@ -91,10 +88,10 @@ def diversity(
         runtime = RuntimeConfig.checked({"device": device, "threads": threads})
         _print(command.diversity(flags, runs, command.Val(val, val_classes), out, runtime), as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=examples("clusterq-finetune figures grid clusterq/ gdfq/ --val real/ --per-class 2"))
 @with_flags({"figure": GridConfig, **SHARED}, typer.Option, NOTES)
 def grid(
     flags: dict[str, dict[str, Any]],
@@ -103,22 +100,20 @@ def grid(
     val_classes: ValClasses = None,
     out: Annotated[Path, typer.Option("--out", help=OUT_HELP)] = Path("grid"),
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Images of the same classes, a row for each run (ClusterQ, Fig. 6).
-
-    Example: clusterq-finetune figures grid clusterq/ gdfq/ --val cifar10/test --per-class 2
-    """
+    """Images of the same classes, a row for each run (ClusterQ, Fig. 6)."""
 
     def run() -> None:
         from clusterq_finetune.figures import command
 
         _print(command.grid(flags, runs, command.Val(val, val_classes), out), as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=examples("clusterq-finetune figures sensitivity analyses/ema-rate analyses/diversity"))
 @with_flags({"file": FileConfig}, typer.Option, NOTES)
 def sensitivity(
     flags: dict[str, dict[str, Any]],
@@ -128,19 +123,17 @@ def sensitivity(
     ],
     out: Annotated[Path, typer.Option("--out", help=OUT_HELP)] = Path("sensitivity"),
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy against a setting that an analysis has varied (ClusterQ, Fig. 8 and 9).
-
-    Example: clusterq-finetune figures sensitivity analyses/ema-rate analyses/diversity
-    """
+    """Accuracy against a setting that an analysis has varied (ClusterQ, Fig. 8 and 9)."""
 
     def run() -> None:
         from clusterq_finetune.figures import command
 
         _print(command.sensitivity(flags, tables, out), as_json=as_json)
 
-    run_guarded(run, debug=debug)
+    run_guarded(run, debug=debug, quiet=quiet)
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:

@@ -10,13 +10,13 @@ import torch
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.extra import need
 from clusterq_common.runtime.progress import progress, say
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.datasets import open_validation
-from clusterq_finetune.extra import need
 from clusterq_finetune.figures.config import (
     DiversityConfig,
     FeaturesConfig,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.runtime.device import send
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.recipes.blocks import Block
 from clusterq_finetune.view import view
@@ -68,7 +69,7 @@ class BlockData:
         """The rows of some images, int64 (N,), as tensors of their own."""
         if self.held is None:
             return self._compute(self.pixels[indices])
-        at = indices.to(self.device)
+        at = send(indices, self.device)
         return BlockBatch(*(_channels_last(rows[at]) for rows in self.held))
 
     def _compute(self, pixels: Tensor) -> BlockBatch:

@@ -1,6 +1,7 @@
 """The student learns labels and the teacher's logits from synthetic images (ClusterQ Eq. 9)."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint,
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.metrics import MetricsLog
-from clusterq_common.runtime.progress import progress, say
+from clusterq_common.runtime.progress import progress, warn
 from clusterq_common.runtime.reduce import average_gradients, broadcast
 from clusterq_common.runtime.run_folder import CHECKPOINT, METRICS
 from clusterq_common.runtime.seeding import stream
@@ -30,6 +31,8 @@ from clusterq_finetune.resident import TrainingBatches
 from clusterq_finetune.view import view
 
 STEPS_BETWEEN_RECORDS = 25
+# Of a batch's images: on which student and teacher name the same class, and on which each names the label.
+SHARES = ("student/agreement", "student/accuracy", "teacher/accuracy")
 
 
 class Distillation:
@@ -69,7 +72,7 @@ class Distillation:
         zero = torch.zeros((), device=self.device)
         if not len(batch.labels):
             names = (*self.objective.names, *(["features"] if self.features else []))
-            terms, agreement = dict.fromkeys(names, zero), zero
+            terms, shares = dict.fromkeys(names, zero), dict.fromkeys(SHARES, zero)
         else:
             with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
                 images, labels, teacher_logits = self._prepare(batch, whole, own)
@@ -80,12 +83,14 @@ class Distillation:
                 terms["features"] = self.config.recipe.feature_weight * feature_distance(given, wanted)
             terms = {name: weight * term for name, term in terms.items()}
             torch.stack(list(terms.values())).sum().backward()
-            agreement = weight * (student_logits.detach().argmax(1) == teacher_logits.argmax(1)).float().mean()
+            own_top1, teacher_top1 = student_logits.detach().argmax(1), teacher_logits.argmax(1)
+            same = (own_top1 == teacher_top1, own_top1 == labels, teacher_top1 == labels)
+            shares = {name: weight * one.float().mean() for name, one in zip(SHARES, same, strict=True)}
         average_gradients(self.student.parameters())
         self.optimizer.step()
         self.ema.update(self.step)
         losses = {f"loss/{name}": term.detach() for name, term in terms.items()}
-        return {"step": self.step, **losses, "student/agreement": agreement, "lr": rate}
+        return {"step": self.step, **losses, **shares, "lr": rate}
 
     @torch.no_grad()
     def _prepare(self, batch: ShardBatch, whole: int, own: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,15 +158,16 @@ def distill(
     order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps_per_epoch, ranks=ranks)
     batches = TrainingBatches(dataset, device, workers=recipe.workers)
     heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
-    log = MetricsLog(folder / METRICS, keep_before_step=run.step)
+    log = MetricsLog(folder / METRICS, keep_before_step=run.step, tensorboard=config.output.tensorboard)
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
     if recipe.select == "guarded" and heldout is None:
-        say("the shards have no held-out images: nothing guards against a student that gets worse (--select guarded)")
+        warn("the shards have no held-out images: nothing guards against a student that gets worse (--select guarded)")
     if recipe.select != "last" and heldout is not None and run.step == 0 and recipe.epochs:
         run.selection.offer(student, measure_heldout(student, heldout, teacher, config, device)["heldout/kl"], START)
-    with progress("fine-tuning", recipe.epochs * len(order), done=run.step) as ticker:
+    bar = progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size)
+    with closing(log), bar as ticker:
         for epoch in range(run.step // len(order), recipe.epochs):
             order.epoch, order.first_step = epoch, run.step % len(order)
             for batch in batches(order):
@@ -171,7 +177,6 @@ def distill(
                 note = ""
                 if len(records) == STEPS_BETWEEN_RECORDS or run.step % len(order) == 0:
                     last = log.append_step_values(records, folder / CHECKPOINT)[-1]
-                    note = ", ".join(f"{key} {value:.3f}" for key, value in last.items() if key not in {"step", "lr"})
                     records = []
                     if heldout is not None and run.step % len(order) == 0:
                         with run.ema.applied():
@@ -179,6 +184,7 @@ def distill(
                             if recipe.select == "heldout":
                                 run.selection.offer(student, run.measured["heldout/kl"], epoch)
                         log.append([{"step": run.step - 1, "epoch": epoch, **run.measured}])
+                    note = _note(last, run.measured)
                     due = run.step == recipe.epochs * len(order) or time.monotonic() - last_save >= recipe.checkpoint_seconds
                     if due and ranks.first:
                         save_checkpoint(folder / CHECKPOINT, run.state_dict())
@@ -188,7 +194,7 @@ def distill(
     if recipe.select == "guarded" and run.measured:
         run.selection.forget_unless_better_than(run.measured["heldout/kl"])
     if run.selection.student and run.selection.epoch == START:
-        say(
+        warn(
             f"on held-out images the student that training began with is the closest to the teacher (KL {run.selection.kl:.3g}, at the end "
             f"{run.measured['heldout/kl']:.3g}): it is kept; a smaller --lr may do better"
         )
@@ -196,3 +202,12 @@ def distill(
     ranks.wait()
     chosen = run.selection.epoch if run.selection.student else recipe.epochs - 1
     return {"epoch": chosen, **run.measured}
+
+
+def _note(record: dict[str, float], heldout: dict[str, float]) -> str:
+    """The progress line's numbers: the loss, and how often the student says what the teacher says."""
+    loss = sum(value for name, value in record.items() if name.startswith("loss/"))
+    parts = [f"loss {loss:.3f}", f"agrees with teacher {100 * record['student/agreement']:.0f} %"]
+    if "heldout/agreement" in heldout:
+        parts.append(f"held-out {100 * heldout['heldout/agreement']:.1f} %")
+    return ", ".join(parts)

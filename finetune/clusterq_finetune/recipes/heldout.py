@@ -14,6 +14,8 @@ from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import ShardDataset, batches, in_order
 from clusterq_finetune.view import view
 
+MEASURED = ("heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy", "heldout/kl")
+
 
 @torch.no_grad()
 def measure_heldout(
@@ -22,18 +24,21 @@ def measure_heldout(
     """How close the student is to the teacher on the held-out images, all of them counted once over all processes.
 
     Returns:
-        `heldout/agreement`: share of images on which both name the same class; `heldout/kl`: `T^2 KL(teacher || student)`, mean.
+        `heldout/agreement`: share of images on which both name the same class; `heldout/student_accuracy`, `heldout/teacher_accuracy`:
+        on which each names the stored label; `heldout/kl`: `T^2 KL(teacher || student)`, mean.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches(heldout, in_order(heldout, config.recipe.batch_size, Ranks.current())):
         images = view(batch.pixels.to(device), teacher.spec, config.recipe.low_pass)
         own = batch.logits is None or config.recipe.low_pass > 0
         wanted = teacher.model(images).float() if own else batch.logits.to(device).float()
         found = student(images)
-        sums[0] += (found.argmax(1) == wanted.argmax(1)).sum()
-        sums[1] += distillation_kl(wanted, found, config.recipe.temperature).double() * len(images)
-    agreement, kl = (sum_across(sums) / len(heldout)).tolist()
-    return {"heldout/agreement": agreement, "heldout/kl": kl}
+        top1, teacher_top1, labels = found.argmax(1), wanted.argmax(1), batch.labels.to(device)
+        for place, same in enumerate((top1 == teacher_top1, top1 == labels, teacher_top1 == labels)):
+            sums[place] += same.sum()
+        sums[3] += distillation_kl(wanted, found, config.recipe.temperature).double() * len(images)
+    figures = (sum_across(sums) / len(heldout)).tolist()
+    return dict(zip(MEASURED, figures, strict=True))
 
 
 # The number of the epoch that a student is from which no epoch has changed.

@@ -85,9 +85,8 @@ def reconstruct(
             student.load_state_dict(state["student"])
             done = state["blocks"]
     ranks.wait()
-    with progress(
-        "reconstructing", len(blocks) * recipe.reconstruct_steps, done=len(done) * recipe.reconstruct_steps
-    ) as ticker:
+    steps, images = recipe.reconstruct_steps, recipe.reconstruct_batch_size
+    with progress("reconstructing", len(blocks) * steps, done=len(done) * steps, images=images) as ticker:
         for number, block in enumerate(blocks[len(done) :], start=len(done)):
             limit = recipe.reconstruct_gigabytes * 1e9
             data = BlockData(teacher.model, student, block, pixels, spec, device, limit, low_pass=recipe.low_pass)

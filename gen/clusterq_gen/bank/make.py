@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.events import EventFiles
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.progress import progress
-from clusterq_common.runtime.run_folder import METRICS, SAMPLES
+from clusterq_common.runtime.run_folder import METRICS, SAMPLES, TENSORBOARD
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import batch_path, is_finished, made_of, read_answers, read_losses, read_pixels, write_batch
 from clusterq_gen.bank.layout import BankLayout
@@ -30,20 +31,32 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
     layout = BankLayout.of(config, teacher.spec.num_classes)
     mine = layout.share(ranks)
     missing = [number for number in mine if not is_finished(batch_path(folder, number), made)]
+    events = EventFiles(folder / TENSORBOARD) if config.output.tensorboard and ranks.first else None
+    if events is not None:
+        events.add(_record(folder, number) for number in mine if number not in missing)
     if missing:
         run = BankRun.start(config, teacher, device)
-        with progress("optimising batches of images", len(mine), done=len(mine) - len(missing)) as ticker:
+        begun = len(mine) - len(missing)
+        with progress("optimising batches", len(mine), done=begun, images=layout.batch_size) as ticker:
             for number in missing:
                 batch = run.optimise(number)
                 write_batch(batch_path(folder, number), batch, made)
+                if events is not None:
+                    events.add([_record(folder, number)])
                 agreed = float((batch.top1 == batch.labels).float().mean())
                 ticker.advance(note=_note(batch.losses, agreed if layout.classes else None))
     ranks.wait()
     if ranks.first:
         paths = [batch_path(folder, number) for number in range(layout.batches)]
-        _write_metrics(folder / METRICS, paths)
+        records = [_record(folder, number) for number in range(layout.batches)]
+        atomic_write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in records))
         (folder / SAMPLES).mkdir(exist_ok=True)
-        _save_grid(folder / SAMPLES / "bank.png", paths, layout.num_classes)
+        drawn = _save_grid(folder / SAMPLES / "bank.png", paths, layout.num_classes)
+        if events is not None:
+            events.add(record for record in records if record["step"] not in mine)  # what other processes made
+            if drawn:
+                events.add_picture(SAMPLES, folder / SAMPLES / "bank.png", layout.batches - 1)
+            events.close()
     ranks.wait()
 
 
@@ -54,18 +67,16 @@ def _note(losses: dict[str, float], agreed: float | None) -> str:
     return ", ".join(parts + ([] if agreed is None else [f"teacher {100 * agreed:.0f} %"]))
 
 
-def _write_metrics(path: Path, batches: list[Path]) -> None:
-    """One line a batch: its number as `step`, its losses, the share of images in which the teacher sees their label."""
-    lines = []
-    for number, batch in enumerate(batches):
-        labels, top1 = read_answers(batch)
-        agreed = sum(a == b for a, b in zip(labels, top1, strict=True)) / len(labels)
-        lines.append(json.dumps({"step": number, **read_losses(batch), "teacher/accuracy": agreed}) + "\n")
-    atomic_write(path, "".join(lines))
+def _record(folder: Path, number: int) -> dict[str, float]:
+    """What metrics.jsonl says of a batch: its number as `step`, its losses, the share of images in which the teacher sees their label."""
+    batch = batch_path(folder, number)
+    labels, top1 = read_answers(batch)
+    agreed = sum(a == b for a, b in zip(labels, top1, strict=True)) / len(labels)
+    return {"step": number, **read_losses(batch), "teacher/accuracy": agreed}
 
 
-def _save_grid(path: Path, batches: list[Path], num_classes: int) -> None:
-    """The first images of each of the first classes, a row each; white where the bank has none."""
+def _save_grid(path: Path, batches: list[Path], num_classes: int) -> bool:
+    """The first images of each of the first classes, a row each; white where the bank has none. Returns whether there were any."""
     classes = min(num_classes, MOST_CLASSES)
     rows: list[list[torch.Tensor]] = [[] for _ in range(classes)]
     for batch in batches:
@@ -78,3 +89,4 @@ def _save_grid(path: Path, batches: list[Path], num_classes: int) -> None:
     white = torch.full_like(next(row for row in rows if row)[0], 255) if any(rows) else None
     if white is not None:
         write_grid(path, torch.stack([image for row in rows for image in row + [white] * (COLUMNS - len(row))]))
+    return white is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.images import normalise, pixel_bounds, to_pixels
-from clusterq_common.runtime.device import training_autocast
+from clusterq_common.runtime.device import send, training_autocast
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import BatchNormTaps, batchnorm_taps
@@ -118,7 +118,7 @@ class BankRun:
         bank = self.config.bank
         targets = None
         if bank.bank_class_loss == "soft":
-            draw = torch.rand(len(images), generator=random).to(images)
+            draw = send(torch.rand(len(images), generator=random), images.device, images.dtype)
             targets = bank.bank_soft_least + (1 - bank.bank_soft_least) * draw
         seen = random_crop(images, random, bank.bank_crop, bank.bank_crop_least)
         with training_autocast(self.config.runtime, self.device, images=True):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from clusterq_common.taps import BatchNormTaps, Statistics
 from clusterq_gen.centroids import Centroids, ClassFeatures
+from clusterq_gen.draws import HostDraws
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class StepBatch:
     """One batch of generated images after the teacher has seen it.
 
     Attributes:
-        step: number of the step, from 0.
+        draws: what losses draw at random in this step.
         labels: (N,) int64, the classes asked for.
         teacher_logits: (N, classes), with gradient to the images.
         taps: moments at every BatchNorm layer of the teacher, with gradient.
@@ -26,7 +27,7 @@ class StepBatch:
             hold unmixed images only.
     """
 
-    step: int
+    draws: HostDraws
     labels: Tensor
     teacher_logits: Tensor
     taps: BatchNormTaps

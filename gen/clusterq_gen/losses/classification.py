@@ -41,13 +41,17 @@ class ClassificationLoss:
         hit = (shares * logs).sum(1)
         # log(1 - p) from the other classes' probabilities: finite, and so is its gradient, also where p rounds to one.
         miss = torch.logsumexp(logs + torch.log1p(-shares), dim=1)
-        target = self._targets(batch.step, shares)
+        target = self._targets(batch, shares)
         losses = -target * hit - (1 - target) * miss
         return torch.mean(torch.exp(self.hard_gamma * miss) * losses)
 
-    def _targets(self, step: int, shares: Tensor) -> Tensor:
+    def _targets(self, batch: StepBatch, shares: Tensor) -> Tensor:
         """t of this process's images, (N,), drawn for the whole batch."""
         ranks = Ranks.current()
         whole = len(shares) * ranks.world
-        drawn = torch.rand(whole, generator=stream(self.seed, "soft-target", step))[ranks.share(whole)].to(shares)
+
+        def draw(step: int) -> Tensor:
+            return torch.rand(whole, generator=stream(self.seed, "soft-target", step))[ranks.share(whole)]
+
+        drawn = batch.draws.take("soft-target", draw, shares.dtype)
         return torch.where(shares.amax(1) == 1, self.soft_target + (1 - self.soft_target) * drawn, 1.0)

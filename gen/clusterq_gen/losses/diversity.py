@@ -36,14 +36,14 @@ class DiversityLoss:
         assert batch.centroids is not None
         rows = batch.features.classes
         mean, std = batch.centroids.mean[rows], batch.centroids.std[rows]
-        random = stream(self.seed, "diversity", batch.step)
-        mean = mean + self.mean_std * self._draw(mean, random)
-        std = std + self.std_std * self._draw(std, random)
+        shape = mean.shape
+        noise = batch.draws.take("diversity", lambda step: self._noise(step, shape), mean.dtype)
+        mean, std = mean + self.mean_std * noise[0], std + self.std_std * noise[1]
         return distance_to(batch.features, batch.centroids, mean, std, self.reduction)
 
-    def _draw(self, like: Tensor, random: torch.Generator) -> Tensor:
+    def _noise(self, step: int, shape: torch.Size) -> Tensor:
+        """For means and for stds, (2, *shape)."""
+        random = stream(self.seed, "diversity", step)
         if self.noise == "gaussian":
-            drawn = torch.randn(like.shape, generator=random)
-        else:
-            drawn = torch.rand(like.shape, generator=random) * 2 - 1
-        return drawn.to(like)
+            return torch.stack([torch.randn(shape, generator=random) for _ in range(2)])
+        return torch.stack([torch.rand(shape, generator=random) * 2 - 1 for _ in range(2)])

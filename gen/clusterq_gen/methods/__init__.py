@@ -1,8 +1,10 @@
-"""The methods by name. A new one is a file here, a name in `MethodConfig.method`, and a line below."""
+"""The methods by name, and a user's own. A new one here is a file, a line below, and its name in `GENERATOR_METHODS`."""
 
 from collections.abc import Callable
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.teacher.factory import call_function
+from clusterq_common.teacher.spec import is_factory
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.methods.adadfq import adadfq
 from clusterq_gen.methods.clusterq import clusterq
@@ -17,18 +19,29 @@ METHODS: dict[str, Callable[[MethodConfig, int], Method]] = {
     "qimera": qimera,
 }
 
+EXPECTED = "expected path/to/file.py:function, a function of the settings and the seed that returns a clusterq_gen.methods.method.Method"
+
 
 def build_method(config: MethodConfig, seed: int) -> Method:
     """The method that the settings name; `seed` keys whatever its losses draw.
 
     Raises:
-        ClusterqError: its weights leave nothing to do in warm-up.
+        ClusterqError: a function of the user's own that cannot be had or returns something else; or weights that leave nothing to do
+            in warm-up.
     """
-    method = METHODS[config.method](config, seed)
+    method = _own(config, seed) if is_factory(config.method) else METHODS[config.method](config, seed)
     if not any(term.weight and term.warmup for term in method.terms):
         names = ", ".join(term.name for term in method.terms if term.warmup)
         raise ClusterqError(
             f"--method {config.method}: every loss of its warm-up ({names}) has weight 0, expected one above 0; see --help for the "
             "weights."
         )
+    return method
+
+
+def _own(config: MethodConfig, seed: int) -> Method:
+    """A method that is a file of the user's."""
+    method = call_function(config.method, config, seed, flag="--method", expected=EXPECTED)
+    if not isinstance(method, Method):
+        raise ClusterqError(f"--method: {config.method} returned {type(method).__name__}; {EXPECTED}.")
     return method

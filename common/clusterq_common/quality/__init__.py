@@ -1,0 +1,1 @@
+"""How good a set of shards is, told without one real image: docs/shard-quality.md."""

@@ -1,0 +1,350 @@
+"""What a person sees: help, hints, versions, completion, progress on terminals and elsewhere, --quiet, Ctrl-C."""
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from clusterq_common.report import command
+from clusterq_finetune.cli import app as finetune_app
+from clusterq_gen.cli import app as gen_app
+from tests.conftest import TINY, Cli, DigitsTeacher
+
+APPS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+PACE = r"in \d+ s, [\d.,]+ images/s, "
+MEMORY = r"(?:, [\d.]+ GB memory)?"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def commands() -> Iterator[list[str]]:
+    """Every command line that has a help: the programs, their commands, and those commands' commands."""
+
+    def below(group: Any, words: list[str]) -> Iterator[list[str]]:
+        yield words
+        for name, one in getattr(group, "commands", {}).items():
+            yield from below(one, [*words, name])
+
+    for program, app in APPS.items():
+        yield from below(typer.main.get_command(app), [program])
+
+
+def cli_of(program: str, gen: Cli, finetune: Cli) -> Cli:
+    return gen if program == "clusterq-gen" else finetune
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Iterator[list[str]]:
+    """Make stdout and stderr of this process a terminal; the list's one element grows with what is written to it."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", **environment}.items():
+        monkeypatch.setenv(name, value)
+    keyboard, screen = pty.openpty()
+    shown = [""]
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(keyboard, 65536)
+            except OSError:  # the other end is closed
+                return
+            shown[0] += data.decode()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(screen, "w") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", file)
+        patch.setattr(sys, "stderr", file)
+        try:
+            yield shown
+        finally:
+            file.flush()
+            time.sleep(0.05)  # what is closed before it is read is lost
+    reader.join(10)
+    os.close(keyboard)
+
+
+def in_terminal(app: typer.Typer, *words: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        typer.main.get_command(app).main([str(word) for word in words], prog_name="clusterq")
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, finetune: Cli) -> None:
+    done = cli_of(words[0], gen, finetune)(*words[1:], "--help")
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "<bool>" not in done.out, "a flag takes no value"
+    said = " ".join(done.out.split())
+    if len(words) == 1:
+        assert "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct" in said
+        assert "130 interrupted" in said
+    if words not in (["clusterq-gen"], ["clusterq-finetune", "shards"], ["clusterq-finetune", "figures"]):
+        after = said.partition("Examples: $ ")[2]
+        assert after.startswith(" ".join(words)), "an example of this very command"
+
+
+def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
+    shown = gen("train", "--help").out
+    for panel in ("Teacher", "Method", "Quant", "Generator", "Train", "Bank", "Emit", "Runtime"):
+        assert f"╭─ {panel} ─" in shown
+    said = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())
+    assert (
+        "--fda-reduction <name> how FDA and DE reduce over present classes, semantic layers and channels (one of sum, mean;"
+        in said
+    )
+    assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in said
+
+
+def test_examples_are_command_lines_that_parse(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    count = 0
+    for words in commands():
+        said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
+        for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
+            program, *rest = shlex.split(line)
+            found: Any = typer.main.get_command(APPS[program])
+            while rest and rest[0] in getattr(found, "commands", {}):
+                found = found.commands[rest.pop(0)]
+            context = found.make_context(program, [], resilient_parsing=True)
+            found.make_parser(context).parse_args(rest)
+            count += 1
+    assert count > 20
+
+
+def test_version(gen: Cli, finetune: Cli) -> None:
+    for program in APPS:
+        done = cli_of(program, gen, finetune)("--version")
+        assert done.code == 0
+        assert re.fullmatch(rf"{program} \d+\.\d+\.\d+\S* \(torch \d\S+, Python 3\.\d+\.\d+\S*\)\n", done.out)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("clusterq-gen trian", "Did you mean 'train'?"),
+        ("clusterq-gen train --metod gdfq", "No such option: --metod; did you mean --method?"),
+        ("clusterq-gen train --de-noise gausian", "'gausian' is not one of gaussian, uniform; did you mean gaussian?"),
+        (
+            "clusterq-gen train --arch resnet20_cifar10 --preset quick --method clustrq",
+            "(found 'clustrq'); did you mean clusterq?",
+        ),
+        ("clusterq-gen train --preset QUICK", "did you mean quick?"),
+        ("clusterq-gen emit --run x --devise cpu", "did you mean --device?"),
+        ("clusterq-finetune evalute", "Did you mean 'evaluate'?"),
+        ("clusterq-finetune --recipe bets", "did you mean best?"),
+        ("clusterq-finetune --quantiser symmetric", "did you mean --quantizer?"),
+        ("clusterq-finetune evaluate --val x --interpolation biliner", "did you mean bilinear?"),
+        ("clusterq-finetune export --student x --out y --format onxx", "did you mean onnx?"),
+        ("clusterq-finetune shards vrify", "Did you mean 'verify'?"),
+        ("clusterq-finetune shards preview x --split hedlout", "did you mean heldout?"),
+        ("clusterq-finetune --device xyz", "'xyz' is not one of auto, cpu, cuda"),
+    ],
+)
+def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune: Cli) -> None:
+    program, *words = line.split()
+    done = cli_of(program, gen, finetune)(*words)
+    said = " ".join(done.err.replace("│", " ").split())
+    assert done.code == 2
+    assert meant in said
+    assert "Value error" not in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("clusterq-gen tr", {"train"}),
+        ("clusterq-gen train --fda-u", {"--fda-units"}),
+        ("clusterq-gen train --de-noise g", {"gaussian"}),
+        ("clusterq-gen train --method i", {"intraq"}),
+        ("clusterq-gen train --method ad", {"adadfq"}),
+        ("clusterq-finetune --recipe ", {"fast", "paper", "best"}),
+        ("clusterq-finetune shards pre", {"preview"}),
+    ],
+)
+def test_completion(
+    shell: str, line: str, wanted: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = line.split()[0]
+    words = line.split(" ")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setenv(f"_{program.upper().replace('-', '_')}_COMPLETE", f"complete_{shell}")
+    with pytest.raises(SystemExit) as end:
+        typer.main.get_command(APPS[program]).main([], prog_name=program)
+    assert end.value.code == 0
+    found = capsys.readouterr().out
+    offered = (
+        set(re.findall(r'"([^"]+)"', found)) if shell == "zsh" else {one.partition("\t")[0] for one in found.split("\n") if one}
+    )
+    assert wanted <= offered
+    assert all(one.startswith(words[-1]) for one in offered if shell != "zsh")
+
+
+def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 2, "--batch-size", 32, "--no-report")
+    with terminal(monkeypatch) as shown:
+        in_terminal(finetune_app, *flags, "--out", tmp_path / "bar")
+    assert "\x1b[?25l" in shown[0], "the cursor is hidden while a bar is drawn"
+    assert shown[0].rindex("\x1b[?25h") > shown[0].rindex("\x1b[?25l"), "and shown again"
+    plain = COLOUR.sub("", shown[0])
+    last = plain[plain.rindex("fine-tuning") :]
+    assert "━━━━" in last
+    assert "8/8" in last
+    assert re.search(r"━ 8/8 [\d.,]+ images/s, in \d+ s\s+loss [\d.]+, agrees with teacher \d+ %, held-out [\d.]+ %", last)
+    assert re.search(r"[\d.]+ GB memory", last) or not Path("/proc/self/statm").is_file()
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[[\d?]*[A-Zhl]", plain) if "━" in line or "loss" in line]
+    assert max(map(len, drawn)) <= 80
+
+
+def test_no_color_and_dumb_terminals(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 1, "--batch-size", 32, "--no-report")
+    coloured = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|48|9[0-7])[;m]")
+    with terminal(monkeypatch) as shown:
+        in_terminal(gen_app, "--help")
+    assert coloured.search(shown[0])
+    with terminal(monkeypatch, NO_COLOR="1") as shown:
+        in_terminal(gen_app, "--help")
+        in_terminal(finetune_app, *flags, "--out", tmp_path / "plain")
+    assert "━" in shown[0]
+    assert not coloured.search(shown[0])
+    with terminal(monkeypatch, TERM="dumb") as shown:
+        in_terminal(gen_app, "--help")
+        in_terminal(finetune_app, *flags, "--out", tmp_path / "dumb")
+    assert "fine-tuning: 4/4, " in shown[0]
+    assert not CONTROL.search(shown[0].replace("\r\n", "\n"))
+
+
+def test_lines_in_a_file(
+    digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as build servers set it: their logs are no terminals
+    flags = ["--recipe", "best", "--reconstruct-steps", 3, "--reconstruct-images", 32, "--epochs", 1, "--batch-size", 32]
+    done = finetune("--shards", digits_run, *flags, "--val", digits_teacher.val, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert not CONTROL.search(done.err.replace("\n", ""))
+    assert re.search(rf"^reconstructing: (\d+)/\1, {PACE}\S+: error [\d.]+ before, .+{MEMORY}$", done.err, re.MULTILINE)
+    figures = r"loss [\d.]+, agrees with teacher \d+ %, held-out [\d.]+ %"
+    assert re.search(rf"^fine-tuning: 4/4, {PACE}{figures}{MEMORY}$", done.err, re.MULTILINE)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    top1 = ", ".join(f"{name} {result[name]['top1']:.2f} %" for name in ("teacher", "calibrated", "student"))
+    assert re.search(rf"^evaluating: (\d+)/\1, {PACE}top-1 {top1}{MEMORY}$", done.err, re.MULTILINE)
+
+
+def test_lines_of_a_generator(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None:
+    flags = [*digits_teacher.flags, "--preset", "quick", "--per-class", 2, "--batch-size", 20, "--no-report"]
+    small = ["--epochs", 2, "--steps-per-epoch", 2, "--warmup-epochs", 1, "--width", 8]
+    done = gen("train", *flags, *small, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    figures = r"class [\d.]+, teacher \d+ %, student agrees \d+ %"
+    assert re.search(rf"^training: 4/4, {PACE}{figures}{MEMORY}$", done.err, re.MULTILINE)
+    assert re.search(
+        rf"^writing images: \d+/30, .+ images/s, teacher agrees on \d+ % of candidates{MEMORY}$", done.err, re.MULTILINE
+    )
+    bank = gen("train", *flags, "--method", "zeroq", "--bank-steps", 2, "--out", tmp_path / "bank")
+    assert re.search(rf"^optimising batches: (\d+)/\1, {PACE}bns [\d.]+ -> [\d.]+, input .+{MEMORY}$", bank.err, re.MULTILINE)
+
+
+def test_quiet(digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetune: Cli, tmp_path: Path) -> None:
+    small = ["--epochs", 2, "--steps-per-epoch", 2, "--warmup-epochs", 1, "--width", 8, "--per-class", 2, "--preset", "quick"]
+    run, student = tmp_path / "run", tmp_path / "student"
+    base = ["--shards", digits_run, "--bits", "w4a4", "--epochs", 0]
+    lines: list[tuple[str, list[object], str]] = [
+        (
+            "gen",
+            ["train", *digits_teacher.flags, *small, "--keep-misclassified", "--out", run],
+            rf"shards: {run}/shards \(20 training images\)\n",
+        ),
+        ("gen", ["emit", "--run", run, "--per-class", 3], rf"shards: {run}/shards \(train: 30, heldout: 10\)\n"),
+        ("gen", ["train", *digits_teacher.flags, *TINY, "--out", tmp_path / "no", "--dry-run"], r"teacher: (.+\n)+"),
+        ("finetune", [*base, "--out", student], rf"student: {student}/student\.safetensors\n"),
+        (
+            "finetune",
+            ["evaluate", "--student", student, "--val", digits_teacher.val, "--json"],
+            r" +student: top-1 .+\n\{.+\}\n",
+        ),
+        ("finetune", ["reproduce", student, "--out", tmp_path / "again"], r"student: .+\nidentical: .+\n"),
+        ("finetune", ["report", student], r"report: .+\n"),
+        ("finetune", ["shards", "verify", digits_run], "nothing is wrong\n"),
+        ("finetune", ["shards", "subset", digits_run, "--per-class", 2, "--out", tmp_path / "cut"], r".+: train: 20.+\n"),
+        ("finetune", ["shards", "merge", digits_run, run, "--out", tmp_path / "both"], r".+: train: .+\n"),
+        ("finetune", ["shards", "repair", digits_run, "--out", tmp_path / "mended"], r".+: train: 120.+\n"),
+    ]
+    for program, words, answer in lines:
+        done = (gen if program == "gen" else finetune)(*words, "--quiet")
+        assert (done.code, done.err) == (0, ""), words
+        assert re.fullmatch(answer, done.out), (words, done.out)
+    refused = gen("train", "--arch", "resnet19", "--preset", "quick", "--quiet")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("Error: --arch")
+    assert "fine-tuning" not in finetune(*base, "--out", tmp_path / "next").out
+    assert "report: " in finetune(*base, "--out", tmp_path / "last").err, "the next command speaks again"
+
+
+def test_quiet_leaves_warnings(digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path) -> Path:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(command, "draw_report", broken)
+    done = finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 0, "--out", tmp_path / "run", "--quiet")
+    assert done.code == 0
+    assert done.err.startswith("Warning: the run is complete, but its report is not")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cli) -> None:
+    out = tmp_path / "a folder"
+    base = ["--shards", str(digits_run), "--bits", "w4a4", "--batch-size", "4", "--epochs", "400", "--checkpoint-seconds", "0"]
+    words = [*base, "--overwrite", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clusterq_finetune", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not (out / "checkpoints" / "last.pt").is_file() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    said, advice = err.splitlines()[-2:]
+    assert said == "Interrupted. What is finished is on disk; to go on:"
+    program, *resumed = shlex.split(advice)
+    assert (program, resumed) == ("clusterq-finetune", [*base, "--out", str(out), "--resume"])
+    contradicting = finetune(*resumed, "--lr", 0.5)
+    assert "lr is 0.5" in contradicting.err, "it is the run to go on with"
+
+
+def test_a_mistyped_choice_in_a_file(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    text = (digits_run / "config.yaml").read_text()
+    assert "de_noise: gaussian" in text
+    (tmp_path / "config.yaml").write_text(text.replace("de_noise: gaussian", "de_noise: gausian"))
+    done = gen("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "--de-noise: must be one of gaussian, uniform (found 'gausian'); did you mean gaussian?" in done.err

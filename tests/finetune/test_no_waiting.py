@@ -1,0 +1,60 @@
+"""Steps of fine-tuning keep a GPU busy: the host never waits for it, and nothing is left on the host."""
+
+import pytest
+import torch
+from torch import nn
+
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import convert
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_finetune.config import resolve
+from clusterq_finetune.recipes.distill import Distillation
+from clusterq_finetune.resident import ResidentSplit
+from tests.elsewhere import ELSEWHERE, move, nothing_waits
+
+SPEC = InputSpec(size=8, channels=1, num_classes=3, mean=(0.5,), std=(0.5,))
+BATCH = 6
+PLAIN = TeacherConfig(arch="plain")
+
+
+def calibrated(quant: dict[str, object]) -> tuple[Teacher, nn.Module]:
+    """A small classifier and its student, there."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval().requires_grad_(False)
+    config = QuantConfig.checked(quant)
+    student = convert(model, config, torch.zeros(1, 1, 8, 8), lambda _: None)
+    calibrate(student, [torch.randn(16, 1, 8, 8)], config)
+    for network in (model, student):
+        move(network)
+    return Teacher(model, PLAIN, SPEC, "sha256:0"), student
+
+
+@pytest.mark.parametrize("quant", [{"bits": "w4a4"}, {"bits": "w3a3", "quantizer": "asymmetric", "range": "minmax"}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"augment": "crop-flip", "low_pass": 0.5, "weight_ema": 0.9, "sure": 0.5, "ce_weight": 1.0},
+        {"feature_weight": 1.0, "augment": "flip", "lr_unit": "absolute", "optimizer": "sgd"},
+    ],
+    ids=["default", "all on images", "features"],
+)
+def test_a_fine_tuning_step_waits_for_nothing(
+    quant: dict[str, object], recipe: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = calibrated(quant)
+    config = resolve({"quant": quant, "recipe": recipe}, "shards", PLAIN)
+    pixels = torch.empty(20, 1, 8, 8, dtype=torch.uint8, device=ELSEWHERE)
+    split = ResidentSplit(pixels, torch.empty(20, dtype=torch.long, device=ELSEWHERE), None)
+    run = Distillation(student, teacher, config, ELSEWHERE, stored_logits=False)
+    for group in run.optimizer.param_groups:
+        group["fused"] = False  # fused updates do not know the meta device
+    with nothing_waits(monkeypatch):
+        for _ in range(2):
+            values = run.take_step(split.batch(list(range(BATCH))), BATCH, 1e-3)
+            run.step += 1
+    assert values["student/agreement"].device == ELSEWHERE
+    assert all(parameter.grad is not None for parameter in student.parameters() if parameter.requires_grad)
