@@ -52,6 +52,11 @@ def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: R
     """
     files, where = _files(flags, out)
     config, images = FeaturesConfig.checked(flags.get("figure", {})), ImagesConfig.checked(flags.get("images", {}))
+    ignored = {"perplexity", "seed"}.intersection(flags.get("figure", {}))
+    if config.projection == "pca" and ignored:
+        raise ClusterqError(
+            f"--{min(ignored)}: --projection pca has no such choice, expected it with tsne alone; leave it out."
+        )
     from clusterq_finetune.figures.draw import write
     from clusterq_finetune.figures.features import draw_features
 
@@ -218,7 +223,7 @@ def _files(flags: Flags, out: Path) -> tuple[FileConfig, dict[str, Path]]:
     from clusterq_finetune.figures.draw import files_of
 
     files = FileConfig.checked(flags.get("file", {}))
-    return files, files_of(out, files, formats_given="format" in flags.get("file", {}))
+    return files, files_of(out, files, given=flags.get("file", {}))
 
 
 def _result(caption: str, where: dict[str, Path], found: _Measured) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import csv
 import io
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ SIZE, SMALL = 8.0, 6.5
 LINE_HEIGHT = 1.3 / 72
 CHARACTERS_AN_INCH, HEAD_CHARACTERS_AN_INCH = 20.5, 12.0
 MARGIN = 0.06
-# From pixels that are worth showing one by one to photographs.
-SMALL_IMAGE = 64
+ODD_BIT = 0.00123457
+# Numbers inside an SVG's tags, with more decimals than are of use.
+TAG, DECIMALS = re.compile(r"<[^>]*>"), re.compile(r"-?\d+\.\d{5,}")
 
 # Of any type of value, as matplotlib has them.
 STYLE: Any = {
@@ -127,20 +129,26 @@ def show_pixels(axes: Axes, sheet: Any) -> None:
         spine.set_visible(False)
 
 
-def files_of(out: Path, files: FileConfig, *, formats_given: bool) -> dict[str, Path]:
+def files_of(out: Path, files: FileConfig, given: Collection[str]) -> dict[str, Path]:
     """The files to write, by format: `out` with each ending, or `out` itself where it has one.
 
+    Args:
+        out: as on the command line.
+        files: settings.
+        given: names of those settings that were asked for.
+
     Raises:
-        ClusterqError: an ending that no format has, or one beside --format.
+        ClusterqError: an ending beside --format, or dots per inch without a png.
     """
     ending = out.suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        return {kind: out.with_name(f"{out.name}.{kind}") for kind in files.format}
-    if formats_given:
+    if ending in FORMATS and "format" in given:
         raise ClusterqError(
             f"--out: {out} has an ending, and --format asks for {', '.join(files.format)}, expected one of both; leave one out."
         )
-    return {ending: out}
+    found = {ending: out} if ending in FORMATS else {kind: out.with_name(f"{out.name}.{kind}") for kind in files.format}
+    if "dpi" in given and "png" not in found:
+        raise ClusterqError(f"--dpi: no png is written, only {', '.join(found)}, expected one that has dots; leave --dpi out.")
+    return found
 
 
 def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:
@@ -164,14 +172,27 @@ def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay out once, the same for all formats, and cut off what differs from run to run: the solver of the layout goes through its
-    variables in the order of their addresses, so that sums end in other last digits."""
+    """Lay out once, the same for all formats, and cut off the last digits of places and limits. They differ from run to run: the solver of
+    the layout goes through its variables in the order of their addresses."""
     with style():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    width, height = (72 * inches for inches in figure.get_size_inches())
     for axes in figure.axes:
-        left, bottom, width, height = (round(value, 5) for value in axes.get_position(original=True).bounds)
-        axes.set_position((left, bottom, width, height))
+        left, bottom, across, up = axes.get_position().bounds
+        # From here on nothing is fitted any more, neither places to images nor limits to places.
+        axes.set_aspect("auto")
+        axes.set_position(
+            (_point(left, width), _point(bottom, height), _point(across, width), _point(up, height)),
+        )
+        axes.set_xlim(*(float(f"{end:.7g}") for end in axes.get_xlim()))
+        axes.set_ylim(*(float(f"{end:.7g}") for end in axes.get_ylim()))
+
+
+def _point(share: float, whole: float) -> float:
+    """A share of so many points, to a hundredth of a point and a bit: on a half of the last decimal that is written a sum's last bit would
+    decide to which side it goes."""
+    return (round(share * whole, 2) + ODD_BIT) / whole
 
 
 def _rendered(drawing: Drawing, kind: str, files: FileConfig) -> bytes:
@@ -185,7 +206,10 @@ def _rendered(drawing: Drawing, kind: str, files: FileConfig) -> bytes:
     # Fonts and names inside are settled only now.
     with style():
         drawing.figure.savefig(buffer, format=kind, dpi=files.dpi, metadata=metadata[kind])
-    return buffer.getvalue()
+    if kind != "svg":
+        return buffer.getvalue()
+    # Four decimals of a point are beyond any printer; they halve the file.
+    return TAG.sub(lambda tag: DECIMALS.sub(lambda one: f"{float(one[0]):.4f}", tag[0]), buffer.getvalue().decode()).encode()
 
 
 def _table(numbers: Sequence[dict[str, Any]]) -> str:

@@ -33,7 +33,9 @@ def project(values: Array, config: FeaturesConfig, layer: str) -> Projection:
     """
     # Sums in another order, as several threads make them, would end in another picture.
     with threadpool_limits(1):
-        return _pca(values, layer) if config.projection == "pca" else _tsne(values, config, layer)
+        found = _pca(values, layer) if config.projection == "pca" else _tsne(values, config, layer)
+    # Last digits depend on where in memory things lay.
+    return Projection(found.points.round(6), found.axes)
 
 
 def _pca(values: Array, layer: str) -> Projection:

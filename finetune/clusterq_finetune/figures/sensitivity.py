@@ -11,8 +11,8 @@ from clusterq_finetune.figures.draw import LINE_COLOURS, PAGE_WIDTH, QUIET, REAL
 from clusterq_finetune.figures.table import Curve, Row
 
 PANEL_WIDTH, TOP_HEIGHT, BOTTOM_HEIGHT = 3.4, 2.3, 1.9
-# Of all values on an axis together: more would touch each other.
-MOST_FIGURES = 16
+# Of all values on an axis together, written beside each other: more would touch.
+MOST_FIGURES = 18
 # From that ratio of the largest value to the least on, the axis is logarithmic.
 WIDE = 40.0
 STUDENT_COLOUR, TEACHER_COLOUR = LINE_COLOURS[0], LINE_COLOURS[1]
@@ -60,7 +60,8 @@ def _axis(axes: Axes, curve: Curve) -> list[float]:
     axes.xaxis.set_major_locator(FixedLocator(known))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if sum(len(f"{value:g}") for value in known) > MOST_FIGURES:
+    crowded = axes.get_xscale() == "log" or sum(len(f"{value:g}") for value in known) > MOST_FIGURES
+    if crowded:
         axes.tick_params(axis="x", labelrotation=60)
     return known
 
