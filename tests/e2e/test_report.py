@@ -5,79 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from clusterq_common.report import command
 from tests.browser import Browser
 from tests.conftest import Cli, DigitsTeacher
-
-# Elements that a browser would fetch or run something for, and the attributes that name it.
-FETCHING = {"script", "iframe", "object", "embed", "link", "base", "form", "audio", "video", "source"}
-LARGEST = 2_000_000
-
-
-class Page(HTMLParser):
-    """A page's text, its anchors and what it would fetch; fails on anything that runs or leaves the file."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.text, self.images, self.ids, self.links = "", 0, set[str](), set[str]()
-        self.open: list[str] = []
-        raw = path.read_text(encoding="utf-8")
-        assert raw.startswith("<!doctype html>")
-        assert path.stat().st_size < LARGEST
-        # Well-formed twice over: as XML, which forgives nothing, and as browsers read it.
-        ET.fromstring(raw.partition("\n")[2])
-        self.feed(raw)
-        self.text = " ".join(self.text.split())
-        assert self.links <= self.ids, "contents lead somewhere"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open.append(tag)
-        values = {name: value or "" for name, value in attrs}
-        assert tag not in FETCHING
-        assert not [name for name in values if name.startswith("on")]
-        for name in ("src", "href", "action", "data", "srcset", "xlink:href"):
-            if name in values:
-                assert values[name].startswith(("data:image/png;base64,", "#")), values[name][:80]
-        assert "url(" not in values.get("style", "")
-        self.images += tag == "img"
-        self.ids |= {values["id"]} if "id" in values else set()
-        self.links |= {values["href"][1:]} if "href" in values else set()
-
-    def handle_endtag(self, tag: str) -> None:
-        self.open.pop()
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
-            assert "url(" not in data
-            assert "@import" not in data
-            assert "prefers-color-scheme:dark" in data
-            assert "@media print" in data
-            return
-        self.text += f" {data}"
-
-
-@pytest.fixture(scope="module")
-def tuned(digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuning that was evaluated, with every part of a report."""
-    out = tmp_path_factory.mktemp("report") / "tuned"
-    flags = ["--recipe", "best", "--reconstruct-steps", 5, "--reconstruct-images", 32, "--epochs", 2, "--batch-size", 32]
-    done = finetune("--shards", digits_run, "--bits", "w3a3", *flags, "--val", digits_teacher.val, "--out", out)
-    assert done.code == 0, done.err
-    assert f"report: {out / 'report.html'}" in done.err
-    return out
+from tests.e2e.page import Page
 
 
 def test_a_generators_run(digits_run: Path) -> None:
@@ -305,106 +241,6 @@ def test_a_comparison(finetune: Cli, tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text("[]")
     assert finetune("report", tmp_path).code == 0
     assert "The table has no row" in Page(tmp_path / "report.html").text
-
-
-def test_what_is_no_run_is_refused(gen: Cli, finetune: Cli, tuned: Path, tmp_path: Path) -> None:
-    for cli in (gen, finetune):
-        for folder, words in ((tmp_path, "holds neither config.yaml nor table.json"), (tmp_path / "none", "is no folder")):
-            done = cli("report", folder)
-            assert done.code == 2
-            assert words in done.err
-            assert len(done.err.splitlines()) == 1
-    done = finetune("report", tuned, "--out", tmp_path / "none" / "page.html")
-    assert (done.code, "--out" in done.err) == (2, True)
-    (tmp_path / "config.yaml").write_text("a: 1\n")
-    assert "neither a section generator" in gen("report", tmp_path).err
-    for name, content in (
-        ("result.json", b"[1"),
-        ("metrics.jsonl", b"x\n"),
-        ("predictions.npz", b"PK"),
-        ("environment.json", b"\xff"),
-    ):
-        run = tmp_path / name
-        shutil.copytree(tuned, run)
-        (run / name).write_bytes(content)
-        done = finetune("report", run)
-        assert done.code == 2, name
-        assert name in done.err
-        assert len(done.err.splitlines()) == 1
-
-
-def test_a_hostile_folder_harms_nobody(tuned: Path, finetune: Cli, tmp_path: Path) -> None:
-    run, evil = tmp_path / "run", '"><script>alert(1)</script><img src=http://localhost/x onerror=alert(1)>\u202e\x07'
-    shutil.copytree(tuned, run)
-
-    def poisoned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {f"{key}{evil}" if key == "weight_ema" else key: poisoned(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [poisoned(one) for one in value]
-        return evil if isinstance(value, str) else value
-
-    result = json.loads((run / "result.json").read_text())
-    shards, student = result["shards"]["digest"], result["student"]["sha256"]
-    result = poisoned(result)
-    result["shards"]["digest"], result["student"]["sha256"] = shards, student
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config = poisoned(config) | {"shards": config["shards"], evil: {evil: [evil]}}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "result.json").write_text(json.dumps(result))
-    analysis = poisoned(json.loads((run / "analysis.json").read_text())) | {"shards": shards, "student": student}
-    (run / "analysis.json").write_text(json.dumps(analysis))
-    (run / "environment.json").write_text(json.dumps({"command": [evil, evil], "versions": {evil: evil}, "commit": evil}))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 1, f"loss/{evil}": 1.0, "loss/ce": "x", "loss/kl": 10**400}) + "\n[]\n7\n")
-    with np.load(run / "predictions.npz") as found:
-        arrays = dict(found)
-    arrays["name"] = np.array([f"{evil.replace('/', '')}/{name}" for name in arrays["name"]])
-    arrays["student"] = arrays["student"] - 5
-    np.savez(run / "predictions.npz", **arrays)
-    assert finetune("report", run).code == 0
-    page = Page(run / "report.html")
-    assert "alert(1)" in page.text, "it is shown as the text that it is"
-    assert "As it was started" not in page.text, "nobody is offered an unknown program to copy"
-    (run / "environment.json").write_text(
-        json.dumps({"command": ["/somewhere/bin/clusterq-finetune", "--resume", "--out", "a; b"]})
-    )
-    assert finetune("report", run).code == 0
-    assert "As it was started: clusterq-finetune --out 'a; b'" in Page(run / "report.html").text
-    # Sections that are something else than what they should be.
-    for part in ("student", "teacher", "reconstruction", "shards", "settings"):
-        (run / "result.json").write_text(json.dumps({**result, part: [5, None, "x"]}))
-        assert finetune("report", run).code == 0, part
-        Page(run / "report.html")
-    # A few lines of YAML that unfold to more than any memory holds, and JSON nested as deep as it can be read.
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}]\n" for n in range(1, 30))
-    deep = json.dumps({**result, "preprocessing": 0}).replace('"preprocessing": 0', '"preprocessing": ' + "[" * 400 + "]" * 400)
-    (run / "result.json").write_text(deep)
-    (run / "environment.json").write_text(json.dumps({"command": [[1]], "commit": [1], "device": {"a": {}}}))
-    for text in (
-        bomb + "recipe: {recipe: *a29}\nteacher: {arch: *a29}\nquant: {bits: *a29}\n",
-        "teacher: 5\nquant: [1]\nrecipe: x\nruntime: {seed: []}\n",
-        "generator: 5\nteacher: {arch: [1]}\nmethod: 7\ntrain: []\n",
-    ):
-        (run / "config.yaml").write_text(text)
-        assert finetune("report", run).code == 0, text
-        Page(run / "report.html")
-
-
-def test_a_report_that_fails_loses_nothing(
-    digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(folder: Path) -> Path:
-        raise RuntimeError(f"no picture of\n{folder.name}")
-
-    monkeypatch.setattr(command, "draw_report", broken)
-    done = finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 0, "--out", tmp_path / "run")
-    assert done.code == 0
-    assert (
-        "Warning: the run is complete, but its report is not (RuntimeError: no picture of run); try `clusterq-finetune report"
-        in done.err
-    )
-    assert (tmp_path / "run" / "result.json").is_file()
 
 
 def test_drawing_is_free_of_torch(tuned: Path, digits_run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.write import Written, shard_name, write_manifest, write_shard
 from tests.conftest import FACTORY, Cli, DigitsTeacher
-from tests.e2e.test_report import Page
+from tests.e2e.page import Page
 
 
 def changed(run: Path, out: Path, change: Callable[[list[Sample]], list[Sample]]) -> Path:

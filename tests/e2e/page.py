@@ -1,0 +1,55 @@
+"""report.html as a test reads it."""
+
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+# Elements that a browser would fetch or run something for, and the attributes that name it.
+FETCHING = {"script", "iframe", "object", "embed", "link", "base", "form", "audio", "video", "source"}
+LARGEST = 2_000_000
+
+
+class Page(HTMLParser):
+    """A page's text, its anchors and what it would fetch; fails on anything that runs or leaves the file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.images, self.ids, self.links = "", 0, set[str](), set[str]()
+        self.open: list[str] = []
+        raw = path.read_text(encoding="utf-8")
+        assert raw.startswith("<!doctype html>")
+        assert path.stat().st_size < LARGEST
+        # Well-formed twice over: as XML, which forgives nothing, and as browsers read it.
+        ET.fromstring(raw.partition("\n")[2])
+        self.feed(raw)
+        self.text = " ".join(self.text.split())
+        assert self.links <= self.ids, "contents lead somewhere"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        values = {name: value or "" for name, value in attrs}
+        assert tag not in FETCHING
+        assert not [name for name in values if name.startswith("on")]
+        for name in ("src", "href", "action", "data", "srcset", "xlink:href"):
+            if name in values:
+                assert values[name].startswith(("data:image/png;base64,", "#")), values[name][:80]
+        assert "url(" not in values.get("style", "")
+        self.images += tag == "img"
+        self.ids |= {values["id"]} if "id" in values else set()
+        self.links |= {values["href"][1:]} if "href" in values else set()
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open.pop()
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            assert "url(" not in data
+            assert "@import" not in data
+            assert "prefers-color-scheme:dark" in data
+            assert "@media print" in data
+            return
+        self.text += f" {data}"
