@@ -27,7 +27,7 @@ from plain import PlainTraining, plain_student
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import convert
+from clusterq_common.quant.convert import convert, spare_memory
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device, training_autocast
 from clusterq_common.runtime.guard import run_guarded
@@ -140,6 +140,7 @@ def _finetune_steps(arch: str, batch_size: int, bits: str, threads: int | None, 
     config = QuantConfig(bits=bits)
     student = convert(teacher.model, config, images[:1], lambda _: None).eval()
     calibrate(student, [images[:64]], config)
+    spare_memory(student)
     network = copy.deepcopy(teacher.model).train().requires_grad_(True)
     objective = StudentObjective(1.0, 20.0, 20.0)
 

@@ -62,6 +62,12 @@ def quantizers(student: nn.Module) -> dict[str, FakeQuantizer]:
     return {name: module for name, module in student.named_modules() if isinstance(module, FakeQuantizer)}
 
 
+def spare_memory(student: nn.Module) -> None:
+    """From now on quantized values are computed again for gradients instead of kept: the same numbers in less memory and more time."""
+    for quantizer in quantizers(student).values():
+        quantizer.frugal = True
+
+
 def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool) -> None:
     layer = student.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)

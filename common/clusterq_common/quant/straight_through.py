@@ -13,7 +13,9 @@ PIECE = 2**17
 LONG = 2**21
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, *, frugal: bool = False
+) -> Tensor:
     """`(clamp(round(x * (1 / s)) + z, low, high) - z) * s`, halves to even; differentiable in `x` and `scale`.
 
     Gradients: in x 1 inside the grid's real range, borders included, and 0 outside (straight-through, clipped); in scale
@@ -26,11 +28,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None
         zero_point: int32, shape of `scale`.
         axis: None for one step for the tensor, 0 for one for each slice of dimension 0.
         grid: the integers.
+        frugal: keep no copy of the result for the gradient; it is computed again there (see `computed_again`).
 
     Returns:
         Shape, dtype and memory order of `x`.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, axis, grid)
+    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, axis, grid, frugal)
     return result
 
 
@@ -40,13 +43,13 @@ def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
 
 
 def computed_again(y: Tensor) -> AbstractContextManager[Any]:
-    """A context in which an operation on `y`, a result of `fake_quantize`, keeps nothing of it for its gradient.
+    """A context in which an operation on `y`, a frugal result of `fake_quantize`, keeps nothing of it for its gradient.
 
     The values that `y` was made of are kept anyway (by what made them, too): a few walks over them in the backward pass give it
     again, to the bit. Other tensors, and results that stand for something else by now, are kept as ever.
     """
     node = y.grad_fn
-    if not isinstance(node, _FakeQuantize._backward_cls):
+    if not isinstance(node, _FakeQuantize._backward_cls) or not node.frugal:
         return nullcontext()
     memory, shape, dtype = y.data_ptr(), y.shape, y.dtype
 
@@ -60,25 +63,27 @@ class _FakeQuantize(torch.autograd.Function):
     """Both cases of the scale's gradient are `(y - inside * x) / s`: two dot products instead of a map."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-        ctx.learned, ctx.axis, ctx.grid, ctx.again = ctx.needs_input_grad[1], axis, grid, None
-        ctx.save_for_backward(x, scale, zero_point)
-        return _on_grid(x, scale, zero_point, axis, grid)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, frugal: bool) -> Tensor:
+        y = _on_grid(x, scale, zero_point, axis, grid)
+        ctx.learned, ctx.axis, ctx.grid = ctx.needs_input_grad[1], axis, grid
+        ctx.frugal, ctx.again = frugal, None
+        ctx.save_for_backward(x, scale, zero_point, *([y] if ctx.learned and not frugal else []))
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        x, scale, zero_point = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        x, scale, zero_point, *kept = ctx.saved_tensors
         grid: Grid = ctx.grid
         grad_x = _inside(grad, x, scale, zero_point, ctx.axis, grid)
         if not ctx.learned:
-            return grad_x, None, None, None, None
-        y, count = _values(ctx), x.numel() / x.shape[0]
+            return grad_x, None, None, None, None, None
+        y, count = kept[0] if kept else _values(ctx), x.numel() / x.shape[0]
         ctx.again = None
         if ctx.axis is None:
             slope = _inner(grad, y) - _inner(grad_x, x)
         else:
             slope = torch.addcmul(grad * y, grad_x, x, value=-1).flatten(1).sum(1)
-        return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None
+        return grad_x, slope / scale / (count * grid.high) ** 0.5, None, None, None, None
 
 
 def _values(ctx: Any) -> Tensor:

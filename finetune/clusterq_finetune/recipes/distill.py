@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.distill.objective import StudentObjective
+from clusterq_common.quant.convert import spare_memory
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
@@ -46,6 +47,8 @@ class Distillation:
     ) -> None:
         recipe = config.recipe
         self.student, self.teacher, self.config, self.device = student.eval(), teacher, config, device
+        # The whole network's activations are what a step needs most memory for. The generator's step has others to hold.
+        spare_memory(student)
         self.stored_logits = stored_logits
         self.ranks = Ranks.current()
         self.optimizer = build_optimizer(student, recipe)
