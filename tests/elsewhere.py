@@ -23,6 +23,7 @@ def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _fake_kernels()
     autocast = torch.autocast
 
+    # A base class taken from a variable, and untyped: torch.autocast is what is replaced.
     class HostAutocast(autocast):  # type: ignore[misc, valid-type]
         """There is no autocast for the meta device."""
 

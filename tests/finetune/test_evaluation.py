@@ -205,6 +205,7 @@ def as_torchvision(image: Image.Image, shorter: int, size: int, resampling: Imag
     short, long = (width, height) if width <= height else (height, width)
     new_short, new_long = shorter, int(shorter * long / short)
     image = image.resize((new_short, new_long) if width <= height else (new_long, new_short), resampling)
+    # Written as torchvision writes it, whose pixels these must be.
     top, left = int(round((image.height - size) / 2.0)), int(round((image.width - size) / 2.0))  # noqa: RUF046
     return image.crop((left, top, left + size, top + size))
 

@@ -42,12 +42,13 @@ def version_line(program: str) -> str:
     return f"{program} {found['clusterq']} (torch {found['torch']}, Python {platform.python_version()})"
 
 
+# Each `super()` below is the command that this is mixed into, which a type checker cannot know: hence `misc`.
 class Readable:
     """A command whose flags are shown as flags, and whose errors name what was probably meant."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters; a flag takes no value, so none is shown."""
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the command that this is mixed into
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""

@@ -99,6 +99,7 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
     figure = Figure(figsize=(width, total), layout="constrained")
     engine = figure.get_layout_engine()
     assert engine is not None
+    # Constrained layout takes these; matplotlib annotates the engine that all layouts derive from.
     engine.set(rect=(0, bottom / total, 1, height / total), w_pad=0.04, h_pad=0.04)  # type: ignore[call-arg]
     left = MARGIN / width
     figure.text(left, 1 - MARGIN / total, "\n".join(heads), size=SIZE + 1, weight="bold", va="top", linespacing=1.3)
