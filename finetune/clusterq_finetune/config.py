@@ -111,6 +111,12 @@ class RecipeConfig(Settings):
     reconstruct_gigabytes: float = Field(
         4.0, ge=0, description="memory for the inputs and outputs of a block; larger ones are computed again for each batch"
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="record a step of the epochs as a CUDA graph and replay it, so that small networks do not wait for Python; not measured "
+        "on a GPU yet",
+        json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
+    )
     calibration_images: int = Field(1024, ge=1, description="synthetic images that set the activation ranges")
     workers: int = Field(0, ge=0, description="processes that decode images")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")

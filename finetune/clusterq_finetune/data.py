@@ -1,6 +1,6 @@
 """Shards as batches, in an order that depends on the seed and the epoch alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,10 @@ class ShardBatch(NamedTuple):
     pixels: Tensor
     labels: Tensor
     logits: Tensor | None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ShardBatch":
+        """The batch of its changed tensors."""
+        return ShardBatch(change(self.pixels), change(self.labels), None if self.logits is None else change(self.logits))
 
 
 class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):

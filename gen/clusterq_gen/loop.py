@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.graph import GraphedStep, cuda_recorder
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.reduce import average_gradients, broadcast, sum_across
@@ -18,7 +18,6 @@ from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
-from clusterq_gen.graph import CudaRecorder, GraphedStep
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.samples import save_grid
 from clusterq_gen.training import Training
@@ -48,7 +47,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
-    graphs = _recorder(config, device)
+    graphs = cuda_recorder(device) if config.train.cuda_graphs else None
     bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
     with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
@@ -183,16 +182,6 @@ def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) 
             torch.cuda.synchronize(device)
     # The student's step after warm-up costs about as much again as its share of the networks; more where it takes part twice.
     return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
-
-
-def _recorder(config: GenConfig, device: torch.device) -> CudaRecorder | None:
-    if not config.train.cuda_graphs:
-        return None
-    world = Ranks.current().world
-    if device.type != "cuda" or world > 1:
-        where = f"{world} processes" if world > 1 else f"the device {device.type}"
-        raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")
-    return CudaRecorder(device)
 
 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def test_recipes_and_precedence() -> None:
 def test_weight_decay_spares_batchnorm_biases_and_steps(kind: str) -> None:
     student = small_student()
     recipe = RecipeConfig(optimizer=kind, weight_decay=0.5, lr=0.1, lr_unit="absolute")
-    optimizer = build_optimizer(student, recipe)
+    optimizer = build_optimizer(student, recipe, torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -247,7 +247,7 @@ def test_relative_steps_leave_dead_channels_dead() -> None:
         student.get_parameter("0.weight")[2] = 0
         student.get_parameter("3.weight").mul_(100)
     recipe = RecipeConfig(lr=0.01, lr_unit="relative")
-    optimizer = build_optimizer(student, recipe)
+    optimizer = build_optimizer(student, recipe, torch.device("cpu"))
     RelativeSteps(student, optimizer)
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     for step in range(3):

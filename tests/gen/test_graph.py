@@ -1,77 +1,20 @@
-"""Recorded steps do what plain ones do: with torch's operations recorded and repeated in the same memory, as a CUDA graph repeats kernels."""
+"""Recorded steps of a generator's training do what plain ones do."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.graph import PLAIN_STEPS, CudaRecorder, GraphedStep
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.config import GenConfig
-from clusterq_gen.graph import PLAIN_STEPS, Body, CudaRecorder, GraphedStep
 from clusterq_gen.loop import device_step, train_generator, train_step
 from clusterq_gen.training import Training
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.conftest import CPU, small
-
-Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
-
-
-class Tape(TorchDispatchMode):
-    """Every operation that runs, with its tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[Operation] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def repeat(self) -> None:
-        """All of it again, results where they were. Numbers that Python had in its hands stay what they were, as in a graph."""
-        for func, args, kwargs, results in self.operations:
-            schema = func._schema
-            if any(out.alias_info is not None and not out.alias_info.is_write for out in schema.returns):
-                continue  # a view of memory that is the same
-            again = func(*args, **kwargs)
-            if not schema.is_mutable:
-                for held, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
-                    if isinstance(held, Tensor):
-                        held.copy_(new)
-
-
-class TapeRecorder:
-    """A stand-in for CUDA graphs. Recording runs the step, so the first replay has nothing left to do."""
-
-    def __init__(self) -> None:
-        self.plain_steps, self.recorded, self.replays = 0, 0, 0
-
-    def plain(self, body: Body) -> dict[str, Tensor]:
-        self.plain_steps += 1
-        return body()
-
-    def record(self, body: Body) -> Body:
-        self.recorded += 1
-        ran = True
-        with Tape() as tape:
-            values = body()
-
-        def replay() -> dict[str, Tensor]:
-            nonlocal ran
-            if not ran:
-                tape.repeat()
-            ran, self.replays = False, self.replays + 1
-            return {name: value.clone() for name, value in values.items()}
-
-        return replay
+from tests.tape import TapeRecorder
 
 
 def trained(config: GenConfig, teacher: Teacher, recorder: TapeRecorder | None) -> tuple[Training, list[dict[str, float]]]:

@@ -13,6 +13,7 @@ from clusterq_common.quant.convert import spare_memory
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.graph import GraphedStep, Recorder, cuda_recorder
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress, warn
 from clusterq_common.runtime.reduce import average_gradients, broadcast
@@ -26,7 +27,7 @@ from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import START, Selection, measure_heldout
-from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
+from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate, set_learning_rate
 from clusterq_finetune.recipes.relative import RelativeSteps
 from clusterq_finetune.resident import TrainingBatches
 from clusterq_finetune.view import view
@@ -40,10 +41,18 @@ class Distillation:
     """A fine-tuning between two steps: what a checkpoint holds, and what a step does.
 
     BatchNorm stays in eval mode: synthetic images do not have the statistics that the teacher's layers were trained with.
+    With a `recorder`, full batches are steps of a graph.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: Teacher, config: FinetuneConfig, device: torch.device, *, stored_logits: bool
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        config: FinetuneConfig,
+        device: torch.device,
+        *,
+        stored_logits: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         recipe = config.recipe
         self.student, self.teacher, self.config, self.device = student.eval(), teacher, config, device
@@ -51,7 +60,9 @@ class Distillation:
         spare_memory(student)
         self.stored_logits = stored_logits
         self.ranks = Ranks.current()
-        self.optimizer = build_optimizer(student, recipe)
+        self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)
+        self._held: ShardBatch | None = None
+        self.optimizer = build_optimizer(student, recipe, device)
         if recipe.lr_unit == "relative":
             RelativeSteps(student, self.optimizer)
         self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.sure)
@@ -66,9 +77,41 @@ class Distillation:
 
     def take_step(self, batch: ShardBatch, whole: int, rate: float) -> dict[str, Tensor | float]:
         """One optimizer step on this process's part of a batch of `whole` images. Returns what metrics.jsonl records."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
+        batch = self._sent(batch, whole)
+        if self.graph is None:
+            values = self._device_step(batch, whole)
+        elif whole != self.config.recipe.batch_size:  # the last batch of a pass, in memory of its own
+            values = self.graph.recorder.plain(lambda: self._device_step(batch, whole))
+        else:
+            self._hold(batch)
+            values = self.graph(phase=None, settings=None)
+        self.ema.update(self.step)
+        return {"step": self.step, **values, "lr": rate}
+
+    @torch.no_grad()
+    def _sent(self, batch: ShardBatch, whole: int) -> ShardBatch:
+        """A batch as the networks are to see it, on the device. What is random in a step is drawn here."""
+        random = stream(self.config.runtime.seed, "augment", self.step)
         own = self.ranks.share(whole)
+        pixels = augment(batch.pixels, self.config.recipe.augment, random, whole=whole, own=own)
+        seen = ShardBatch(pixels, batch.labels, batch.logits if self.stored_logits else None)
+        return seen.each(lambda part: part.to(self.device, non_blocking=True))
+
+    def _hold(self, batch: ShardBatch) -> None:
+        """A batch into the memory that the graph reads."""
+        if self._held is None:
+            self._held = batch.each(torch.empty_like)
+        for held, part in zip(self._held, batch, strict=True):
+            if held is not None and part is not None:
+                held.copy_(part)
+
+    def _held_step(self) -> dict[str, Tensor]:
+        assert self._held is not None
+        return self._device_step(self._held, len(self._held.labels))
+
+    def _device_step(self, batch: ShardBatch, whole: int) -> dict[str, Tensor]:
+        """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
         # The mean over processes is minimised: unequal parts weigh by their images.
         weight = len(batch.labels) * self.ranks.world / whole
         self.optimizer.zero_grad(set_to_none=True)
@@ -78,35 +121,26 @@ class Distillation:
             terms, shares = dict.fromkeys(names, zero), dict.fromkeys(SHARES, zero)
         else:
             with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
-                images, labels, teacher_logits = self._prepare(batch, whole, own)
+                images, teacher_logits = self._asked(batch)
                 with training_autocast(self.config.runtime, self.device):
                     student_logits = self.student(images)
-            terms = self.objective(student_logits, teacher_logits, labels)
+            terms = self.objective(student_logits, teacher_logits, batch.labels)
             if self.features:
                 terms["features"] = self.config.recipe.feature_weight * feature_distance(given, wanted)
             terms = {name: weight * term for name, term in terms.items()}
             torch.stack(list(terms.values())).sum().backward()
             own_top1, teacher_top1 = student_logits.detach().argmax(1), teacher_logits.argmax(1)
-            same = (own_top1 == teacher_top1, own_top1 == labels, teacher_top1 == labels)
+            same = (own_top1 == teacher_top1, own_top1 == batch.labels, teacher_top1 == batch.labels)
             shares = {name: weight * one.float().mean() for name, one in zip(SHARES, same, strict=True)}
         average_gradients(self.student.parameters())
         self.optimizer.step()
-        self.ema.update(self.step)
-        losses = {f"loss/{name}": term.detach() for name, term in terms.items()}
-        return {"step": self.step, **losses, **shares, "lr": rate}
+        return {**{f"loss/{name}": term.detach() for name, term in terms.items()}, **shares}
 
     @torch.no_grad()
-    def _prepare(self, batch: ShardBatch, whole: int, own: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and teacher logits of a batch."""
-        random = stream(self.config.runtime.seed, "augment", self.step)
-        pixels = augment(batch.pixels, self.config.recipe.augment, random, whole=whole, own=own)
-        pixels = pixels.to(self.device, non_blocking=True)
-        images = view(pixels, self.teacher.spec, self.config.recipe.low_pass)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        if self.stored_logits:
-            assert batch.logits is not None
-            return images, labels, batch.logits.to(self.device, non_blocking=True).float()
-        return images, labels, self.teacher.model(images).float()
+    def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
+        """A batch's images, and the teacher's logits for them."""
+        images = view(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
+        return images, (self.teacher.model(images) if batch.logits is None else batch.logits).float()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs. Random draws and learning rates are functions of (seed, step)."""
@@ -149,10 +183,11 @@ def distill(
         What the result says of it: `epoch` (the one whose weights the student has; -1: those it began with), and the last figures on held-out images.
 
     Raises:
-        ClusterqError: a loss is no longer finite; the last good checkpoint stays.
+        ClusterqError: a loss is no longer finite; the last good checkpoint stays. Or there is no device for --cuda-graphs.
     """
     recipe, ranks = config.recipe, Ranks.current()
-    run = Distillation(student, teacher, config, device, stored_logits=stored_logits)
+    recorder = cuda_recorder(device) if recipe.cuda_graphs else None
+    run = Distillation(student, teacher, config, device, stored_logits=stored_logits, recorder=recorder)
     if resume and (folder / CHECKPOINT).is_file():
         with taking_over(folder / CHECKPOINT):
             run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))

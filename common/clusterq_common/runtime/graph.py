@@ -6,6 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.errors import ClusterqError
+
 Body = Callable[[], dict[str, Tensor]]
 # Before the first recording optimizers make their state, libraries their handles, and cuDNN its choices.
 PLAIN_STEPS = 3
@@ -60,7 +63,7 @@ class GraphedStep:
 
     def __init__(self, body: Body, recorder: Recorder) -> None:
         self.body, self.recorder = body, recorder
-        self._phase: Hashable = None
+        self._phase: Hashable = object()  # no phase of a caller
         self._settings: Hashable = None
         self._plain_steps_left = 0
         self._replay: Body | None = None
@@ -81,3 +84,16 @@ class GraphedStep:
             self._replay = None  # its memory is free before the next one is recorded
             self._replay, self._settings = self.recorder.record(self.body), settings
         return self._replay()
+
+
+def cuda_recorder(device: torch.device) -> CudaRecorder:
+    """What `--cuda-graphs` asks for.
+
+    Raises:
+        ClusterqError: there is no CUDA device, or several processes share the steps.
+    """
+    world = Ranks.current().world
+    if device.type != "cuda" or world > 1:
+        where = f"{world} processes" if world > 1 else f"the device {device.type}"
+        raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")
+    return CudaRecorder(device)

@@ -1,0 +1,100 @@
+"""Recorded steps of fine-tuning do what plain ones do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clusterq_common.quant import straight_through
+from clusterq_common.quant.grid import Grid
+from clusterq_common.quant.straight_through import broadcast_shape
+from clusterq_common.runtime.checkpoint import save_checkpoint
+from clusterq_common.runtime.graph import PLAIN_STEPS
+from clusterq_finetune.recipes import distill
+from clusterq_finetune.recipes.optimizer import learning_rate
+from tests.conftest import Cli
+from tests.tape import TapeRecorder
+
+FLAGS = ["--bits", "w3a3", "--epochs", "2", "--batch-size", "25", "--checkpoint-seconds", "0", "--json"]
+
+
+def inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
+    """As on a GPU: on a CPU limits are numbers, which a recording would keep while learned steps move."""
+    shape = broadcast_shape(x, axis)
+    low, high = (((end - zero_point) * scale).view(shape) for end in (grid.low, grid.high))
+    return grad * ((x >= low) & (x <= high))
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
+    """In the place of CUDA graphs. Rates are rounded as they are in a tensor, so that plain runs have the same ones."""
+    tape = TapeRecorder()
+    monkeypatch.setattr(straight_through, "_inside", inside)
+    monkeypatch.setattr(distill, "cuda_recorder", lambda _: tape)
+    monkeypatch.setattr(distill, "learning_rate", lambda *given: float(np.float32(learning_rate(*given))))
+    return tape
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--augment", "crop-flip", "--low-pass", "0.5", "--weight-ema", "0.9", "--sure", "0.5"],
+        ["--optimizer", "sgd", "--lr", "1e-3", "--lr-unit", "absolute", "--feature-weight", "1", "--quantizer", "asymmetric"],
+    ],
+    ids=["default", "all on images", "sgd, features"],
+)
+def test_a_replayed_run_is_the_plain_run(
+    flags: list[str], recorder: TapeRecorder, digits_run: Path, finetune: Cli, tmp_path: Path
+) -> None:
+    plain = finetune("--shards", digits_run, *FLAGS, *flags, "--out", tmp_path / "plain")
+    assert (plain.code, recorder.plain_steps) == (0, 0), plain.err
+    replayed = finetune("--shards", digits_run, *FLAGS, *flags, "--cuda-graphs", "--out", tmp_path / "replayed")
+    assert replayed.code == 0, replayed.err
+    wanted, found = (json.loads(done.out.splitlines()[-1]) for done in (plain, replayed))
+    assert found["student"]["sha256"] == wanted["student"]["sha256"]
+    assert (tmp_path / "replayed" / "metrics.jsonl").read_text() == (tmp_path / "plain" / "metrics.jsonl").read_text()
+    # The learning rate falls at each step, and is recorded once. Each pass ends with a smaller batch.
+    per_epoch, rest = divmod(wanted["shards"]["training_images"], 25)
+    assert rest
+    assert recorder.recorded == 1
+    assert recorder.plain_steps == PLAIN_STEPS + 2
+    assert recorder.replays == 2 * per_epoch - PLAIN_STEPS
+
+
+def test_resumed_it_is_the_uninterrupted_one(
+    recorder: TapeRecorder, digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_then_stop(path: Path, state: dict[str, object]) -> None:
+        save_checkpoint(path, state)
+        raise KeyboardInterrupt
+
+    flags = ["--shards", digits_run, *FLAGS, "--cuda-graphs"]
+    whole = finetune(*flags, "--out", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "save_checkpoint", save_then_stop)
+        assert finetune(*flags, "--out", tmp_path / "cut").code == 130
+    done = finetune(*flags, "--out", tmp_path / "cut", "--resume")
+    assert done.code == 0, done.err
+    digests = [json.loads(each.out.splitlines()[-1])["student"]["sha256"] for each in (whole, done)]
+    assert digests[0] == digests[1]
+
+
+def test_without_a_gpu_it_is_refused(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
+    done = finetune("--shards", digits_run, *FLAGS, "--cuda-graphs", "--device", "cpu", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "--cuda-graphs: found the device cpu, expected one process on a CUDA device" in done.err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_replayed_steps_train_alike(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
+    finals = []
+    for name in ("--no-cuda-graphs", "--cuda-graphs"):
+        done = finetune("--shards", digits_run, *FLAGS, name, "--device", "cuda", "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        finals.append(records[-2]["loss/kl"])
+    assert finals[1] == pytest.approx(finals[0], rel=0.02)
