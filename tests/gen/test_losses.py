@@ -88,7 +88,7 @@ def test_bn_matching_and_classification() -> None:
         per_layer.append(mean + (joined.var(1, correction=0) - statistics.var).square().mean())
     assert BatchNormMatchingLoss()(scene.batch).item() == pytest.approx(float(sum(per_layer) / 3), rel=1e-4)
     plain = -sum(F.log_softmax(scene.logits[n], 0)[LABELS[n]] for n in range(7)) / 7
-    assert ClassificationLoss()(scene.batch).item() == pytest.approx(float(plain), rel=1e-5)
+    assert ClassificationLoss()(scene.batch).item() == pytest.approx(plain.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

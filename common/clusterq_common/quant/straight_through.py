@@ -48,6 +48,8 @@ def computed_again(y: Tensor) -> AbstractContextManager[Any]:
     The values that `y` was made of are kept anyway (by what made them, too): a few walks over them in the backward pass give it
     again, to the bit. Other tensors, and results that stand for something else by now, are kept as ever.
     """
+    if torch.compiler.is_compiling():  # a compiler decides by itself what is kept
+        return nullcontext()
     node = y.grad_fn
     if not isinstance(node, _FakeQuantize._backward_cls) or not node.frugal:
         return nullcontext()
@@ -147,7 +149,7 @@ def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: in
     shape = broadcast_shape(x, axis)
     low = ((grid.low - zero_point) * scale).view(shape)
     high = ((grid.high - zero_point) * scale).view(shape)
-    if x.device.type != "cpu" or axis is not None:
+    if x.device.type != "cpu" or axis is not None or torch.compiler.is_compiling():
         return grad * ((x >= low) & (x <= high))
     # One walk instead of four; its limits are numbers, which a GPU would have to be waited for, and exclude the borders.
     infinity = torch.tensor(torch.inf)
