@@ -111,6 +111,12 @@ class RecipeConfig(Settings):
     reconstruct_gigabytes: float = Field(
         4.0, ge=0, description="memory for the inputs and outputs of a block; larger ones are computed again for each batch"
     )
+    compile: bool = Field(
+        False,
+        description="compile the student for the steps of the epochs (torch.compile): a minute or so at first, then faster; a CPU needs a C++ "
+        "compiler for it",
+        json_schema_extra={"flag": "--compile/--no-compile"},
+    )
     cuda_graphs: bool = Field(
         False,
         description="record a step of the epochs as a CUDA graph and replay it, so that small networks do not wait for Python; not measured "
@@ -129,6 +135,8 @@ class RecipeConfig(Settings):
             raise ValueError("stored belongs to the stored images, but augment or low_pass changes them")
         if self.teacher_logits == "stored" and self.feature_weight:
             raise ValueError("stored spares the teacher, but feature_weight needs its features in each step")
+        if self.compile and self.feature_weight:
+            raise ValueError("feature_weight looks into the student, which a compiled one (compile) does not allow")
         return self
 
     @property

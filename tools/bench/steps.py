@@ -2,7 +2,7 @@
 
     python tools/bench/steps.py generator --arch resnet20_cifar10 --batch-size 200
     python tools/bench/steps.py generator --arch resnet18 --batch-size 16
-    python tools/bench/steps.py finetune --arch resnet20_cifar10 --batch-size 256
+    python tools/bench/steps.py finetune --arch resnet20_cifar10 --batch-size 256 --compiled
     python tools/bench/steps.py memory --arch resnet20_cifar10 --batch-size 200
 
 generator: a whole step after warm-up, the generator's and the student's, of methods beside each other and beside the step as the field's
@@ -34,6 +34,7 @@ from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.recipes.compiled import Compiled
 from clusterq_gen.config import GenConfig, resolve
 from clusterq_gen.loop import train_step
 from clusterq_gen.training import Training
@@ -43,6 +44,8 @@ Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Turns.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 Amp = Annotated[str, typer.Option(help="auto, off or bf16, as for the programs.")]
+
+Network = Callable[[torch.Tensor], torch.Tensor]
 
 app = typer.Typer(help=__doc__, add_completion=False)
 
@@ -79,13 +82,14 @@ def finetune(
     batch_size: Batch,
     bits: Annotated[str, typer.Option(help="Of the student.")] = "w4a4",
     repeats: Repeats = 9,
+    compiled: Annotated[bool, typer.Option(help="Also both networks as torch.compile makes them.")] = False,
     threads: Threads = None,
     amp: Amp = "off",
 ) -> None:
     """One step of distillation, stored logits, no augmentation."""
 
     def run() -> None:
-        actions = _finetune_steps(arch, batch_size, bits, threads, amp)
+        actions = _finetune_steps(arch, batch_size, bits, threads, amp, compiled=compiled)
         print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
         print(table(interleaved(actions, repeats), "float training"))
 
@@ -127,8 +131,10 @@ def memory_child(kind: str, arch: str, batch_size: int, threads: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def _finetune_steps(arch: str, batch_size: int, bits: str, threads: int | None, amp: str) -> dict[str, Callable[[], None]]:
-    """A training step of the float network, one of distillation, and that with plain fake-quantization."""
+def _finetune_steps(
+    arch: str, batch_size: int, bits: str, threads: int | None, amp: str, *, compiled: bool = False
+) -> dict[str, Callable[[], None]]:
+    """A training step of the float network, one of distillation, and that with plain fake-quantization; or also compiled."""
     runtime = RuntimeConfig.checked({"threads": threads, "amp": amp})
     device = prepare_device(runtime)
     teacher = _teacher(arch, device)
@@ -144,11 +150,11 @@ def _finetune_steps(arch: str, batch_size: int, bits: str, threads: int | None, 
     network = copy.deepcopy(teacher.model).train().requires_grad_(True)
     objective = StudentObjective(1.0, 20.0, 20.0)
 
-    def distilled(model: torch.nn.Module) -> torch.Tensor:
+    def distilled(model: Network) -> torch.Tensor:
         return torch.stack(list(objective(model(images), logits, labels).values())).sum()
 
-    def stepping(model: torch.nn.Module, loss: Callable[[torch.nn.Module], torch.Tensor]) -> Callable[[], None]:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+    def stepping(owner: torch.nn.Module, model: Network, loss: Callable[[Network], torch.Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(owner.parameters(), lr=1e-6, fused=True)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -162,11 +168,19 @@ def _finetune_steps(arch: str, batch_size: int, bits: str, threads: int | None, 
     plain = plain_student(student)
     for model in (network, student, plain):
         place(model, device)
-    return {
-        "float training": stepping(network, lambda model: F.cross_entropy(model(images), labels)),
-        f"fine-tuning, {bits}": stepping(student, distilled),
-        f"fine-tuning, {bits}, plain": stepping(plain, distilled),
+
+    def classified(model: Network) -> torch.Tensor:
+        return F.cross_entropy(model(images), labels)
+
+    steps = {
+        "float training": stepping(network, network, classified),
+        f"fine-tuning, {bits}": stepping(student, student, distilled),
+        f"fine-tuning, {bits}, plain": stepping(plain, plain, distilled),
     }
+    if compiled:
+        steps["float training, compiled"] = stepping(network, Compiled(network), classified)
+        steps[f"fine-tuning, {bits}, compiled"] = stepping(student, Compiled(student), distilled)
+    return steps
 
 
 def _teacher(arch: str, device: torch.device) -> Teacher:

@@ -24,6 +24,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.augment import augment
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset
+from clusterq_finetune.recipes.compiled import Compiled
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import START, Selection, measure_heldout
@@ -62,6 +63,7 @@ class Distillation:
         self.ranks = Ranks.current()
         self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)
         self._held: ShardBatch | None = None
+        self.compiled = Compiled(student) if recipe.compile else None
         self.optimizer = build_optimizer(student, recipe, device)
         if recipe.lr_unit == "relative":
             RelativeSteps(student, self.optimizer)
@@ -122,8 +124,9 @@ class Distillation:
         else:
             with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
                 images, teacher_logits = self._asked(batch)
+                network = self.student if self.compiled is None or whole != self.config.recipe.batch_size else self.compiled
                 with training_autocast(self.config.runtime, self.device):
-                    student_logits = self.student(images)
+                    student_logits = network(images)
             terms = self.objective(student_logits, teacher_logits, batch.labels)
             if self.features:
                 terms["features"] = self.config.recipe.feature_weight * feature_distance(given, wanted)
