@@ -29,9 +29,9 @@ SIZES = (8, 7, 5, 2, 1)
 class InFloat64(Distillation):
     """Rounding apart, equal is equal."""
 
-    def _prepare(self, batch: ShardBatch, whole: int, own: slice) -> tuple[Tensor, Tensor, Tensor]:
-        images, labels, logits = super()._prepare(batch, whole, own)
-        return images.double(), labels, logits.double()
+    def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
+        images, logits = super()._asked(batch)
+        return images.double(), logits.double()
 
 
 def small_teacher() -> Teacher:
