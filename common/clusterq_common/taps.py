@@ -27,6 +27,18 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class StoredStatistics(Statistics):
+    """What a BatchNorm layer remembers of its training data; `eps` is the layer's own, as often as it has channels, (C,)."""
+
+    eps: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """What the layer divides by, sqrt(running var + eps), (C,): above 0 in dead channels, too."""
+        return torch.sqrt(self.var + self.eps)
+
+
+@dataclass(frozen=True)
 class ClassStatistics:
     """Statistics of each class present in a batch; float32, (K, C), and the number of samples behind each row, (K,).
 
@@ -166,13 +178,14 @@ def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def stored_statistics(model: nn.Module) -> dict[str, Statistics]:
+def stored_statistics(model: nn.Module) -> dict[str, StoredStatistics]:
     """The running statistics each BatchNorm layer was trained with, float32."""
     found = {}
     for name, layer in batchnorm_layers(model).items():
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        found[name] = Statistics(at_least_float32(layer.running_mean), at_least_float32(layer.running_var))
+        mean, var = at_least_float32(layer.running_mean), at_least_float32(layer.running_var)
+        found[name] = StoredStatistics(mean, var, torch.full_like(var, layer.eps))
     return found
 
 

@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clusterq_common.taps import BatchNormTaps, ClassGroups, Moments, Statistics
+from clusterq_common.taps import BatchNormTaps, ClassGroups, Moments, StoredStatistics
+from clusterq_gen.config import Units
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class SemanticLayers:
 
     @classmethod
     def choose(
-        cls, moments: list[Moments], eps: dict[str, float], start: int | None, stored: dict[str, Statistics] | None = None
+        cls, moments: list[Moments], stored: dict[str, StoredStatistics], start: int | None, units: Units = "raw"
     ) -> "SemanticLayers":
         """Layers from number `start` on (in order of execution), the deep half when None.
 
-        With `stored`, the layers' running statistics, everything is counted in a channel's own std, sqrt(running var + eps): what
-        BatchNorm divides by, so that distances mean the same in every channel and for every teacher.
+        In units of `std` everything is counted in a channel's own std, sqrt(running var + eps): what BatchNorm divides by, so that
+        distances mean the same in every channel and for every teacher.
 
         Raises:
             ValueError: there is no such layer.
@@ -43,9 +44,9 @@ class SemanticLayers:
         deep = moments[first:]
         channels = tuple(moment.first.shape[1] for moment in deep)
         like = deep[0].first
-        per_channel = torch.cat([like.new_full((c,), eps[m.name]) for m, c in zip(deep, channels, strict=True)])
-        unit = None if stored is None else torch.sqrt(torch.cat([stored[m.name].var for m in deep]).to(like) + per_channel)
-        return cls(tuple(moment.name for moment in deep), channels, per_channel, unit)
+        eps = torch.cat([stored[moment.name].eps for moment in deep]).to(like)
+        unit = torch.cat([stored[moment.name].std for moment in deep]).to(like) if units == "std" else None
+        return cls(tuple(moment.name for moment in deep), channels, eps, unit)
 
     def statistics(self, taps: BatchNormTaps, groups: ClassGroups, keep: Tensor) -> "ClassFeatures":
         """Class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
@@ -103,7 +104,7 @@ class Centroids:
         return drift
 
     @torch.no_grad()
-    def drift(self, features: ClassFeatures, stored: dict[str, Statistics]) -> Tensor:
+    def drift(self, features: ClassFeatures, stored: dict[str, StoredStatistics]) -> Tensor:
         """How far apart `mu` and `mu_hat` are in each semantic layer, (L,) in running stds, so that layers compare.
 
         Root mean square over a layer's channels, mean over the classes that have a centroid and are present; 0 where there is none.
@@ -116,7 +117,7 @@ class Centroids:
         met = (features.count > 0) & self.known[rows]
         squares = (features.mean.detach() - self.mean[rows]).square()
         if layers.unit is None:
-            squares = squares / (torch.cat([stored[name].var for name in layers.names]).to(squares) + layers.eps)
+            squares = squares / torch.cat([stored[name].std for name in layers.names]).to(squares).square()
         apart = torch.stack([own.mean(1) for own in squares.split(layers.channels, dim=1)], dim=1).sqrt()
         return (apart * met[:, None]).sum(0) / met.sum().clamp_min(1)
 

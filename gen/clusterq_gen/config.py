@@ -14,6 +14,7 @@ from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_
 
 GENERATOR_METHODS = ("clusterq", "gdfq", "adadfq", "qimera")
 Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
+Units = Literal["raw", "std"]
 
 
 class MethodConfig(Settings):
@@ -32,7 +33,12 @@ class MethodConfig(Settings):
     fda_reduction: Literal["sum", "mean"] = Field(
         "mean", description="how FDA and DE reduce over present classes, semantic layers and channels"
     )
-    fda_units: Literal["raw", "std"] = Field(
+    bns_units: Units = Field(
+        "raw",
+        description="what BatchNorm statistics are compared in: raw: means and variances, in the BatchNorm inputs' own units (the paper); "
+        "std: means and stds, in each channel's running std in the teacher, so that a1 means the same in every layer and for every teacher",
+    )
+    fda_units: Units = Field(
         "raw",
         description="what FDA, DE and their lambdas count in: raw: the BatchNorm inputs' own units (the paper); std: each channel's running "
         "std in the teacher, so that weights mean the same for every teacher",

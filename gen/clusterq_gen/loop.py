@@ -15,7 +15,7 @@ from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.reduce import average_gradients, broadcast, sum_across
 from clusterq_common.runtime.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
 from clusterq_common.runtime.weights_file import save_weights
-from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_taps
+from clusterq_common.taps import BatchNormTaps, StoredStatistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
 from clusterq_gen.losses.batch import StepBatch
@@ -84,7 +84,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
 
 
 def train_step(
-    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], graph: GraphedStep | None = None
+    run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], graph: GraphedStep | None = None
 ) -> dict[str, Tensor | float]:
     """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
 
@@ -106,7 +106,7 @@ def train_step(
 
 
 def device_step(
-    run: Training, taps: BatchNormTaps, stored: dict[str, Statistics], *, in_detail: bool = False
+    run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], *, in_detail: bool = False
 ) -> dict[str, Tensor]:
     """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
     config, student = run.config, run.student

@@ -15,7 +15,7 @@ from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
 from clusterq_common.runtime.reduce import broadcast, gather_batch
 from clusterq_common.runtime.seeding import stream
-from clusterq_common.taps import BatchNormTaps, ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
+from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import GenConfig, TrainConfig
@@ -186,10 +186,9 @@ class Training:
 
     def _add_centroids(self, taps: BatchNormTaps) -> None:
         if self.centroids is None:
-            eps = {name: layer.eps for name, layer in batchnorm_layers(self.teacher.model).items()}
-            stored = self.stored_statistics() if self.config.method.fda_units == "std" else None
+            method = self.config.method
             try:
-                layers = SemanticLayers.choose(taps.moments, eps, self.config.method.start_layer, stored)
+                layers = SemanticLayers.choose(taps.moments, self.stored_statistics(), method.start_layer, method.fda_units)
             except ValueError as error:
                 raise ClusterqError(f"--start-layer: {error}; choose a smaller number.") from error
             self.centroids = Centroids(self.teacher.spec.num_classes, layers)
@@ -224,7 +223,7 @@ class Training:
             self.centroids.load_state_dict(state["centroids"])
         self.step = state["step"]
 
-    def stored_statistics(self) -> dict[str, Any]:
+    def stored_statistics(self) -> dict[str, StoredStatistics]:
         """The teacher's running statistics by layer."""
         return stored_statistics(self.teacher.model)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.taps import ClassGroups, batchnorm_layers, batchnorm_taps, stored_statistics
+from clusterq_common.taps import ClassGroups, batchnorm_taps, stored_statistics
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.draws import HostDraws
 from clusterq_gen.losses.batch import StepBatch
@@ -35,8 +35,7 @@ class Scene:
         self.keep = torch.tensor([1, 1, 1, 0, 0, 0, 1]).bool()  # class 5 has no correctly classified sample
         with batchnorm_taps(self.model) as self.taps:
             self.logits = self.model(self.images)
-        eps = {name: layer.eps for name, layer in batchnorm_layers(self.model).items()}
-        self.layers = SemanticLayers.choose(self.taps.moments, eps, 1)
+        self.layers = SemanticLayers.choose(self.taps.moments, stored_statistics(self.model), 1)
         self.centroids = Centroids(6, self.layers)
         self.centroids.mean.normal_()
         self.centroids.std.uniform_(0.5, 1.5)

@@ -112,7 +112,7 @@ def test_margins_are_quantiles_over_channels_of_what_noise_is_off() -> None:
 
 
 def test_distances_below_the_margin_have_no_gradient() -> None:
-    target = LayerTarget(torch.zeros(2), torch.ones(2), 0.0, mean_slack=0.5, std_slack=0.5)
+    target = LayerTarget(torch.zeros(2), torch.ones(2), torch.zeros(2), mean_slack=0.5, std_slack=0.5)
     mean = torch.tensor([0.4, 0.6], requires_grad=True)
     loss = target.distance(Statistics(mean, torch.ones(2)))
     assert loss.item() == pytest.approx(0.1**2 / 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.runtime.seeding import stream
-from clusterq_common.taps import ClassGroups, Statistics, stored_statistics
+from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics, stored_statistics
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
@@ -78,15 +78,43 @@ def test_diversity_without_noise_is_fda_and_in_expectation_adds_its_variance() -
     assert mean == pytest.approx(fda + 2 * 8 * (0.3**2 + 0.15**2), rel=0.03)  # two classes, eight channels
 
 
-def test_bn_matching_and_classification() -> None:
+@pytest.mark.parametrize("units", ["raw", "std"])
+def test_bn_matching(units: str) -> None:
+    """Channel by channel; in units of `std` both distances are shares of sqrt(running var + eps)."""
     scene = Scene()
     per_layer = []
-    stored = stored_statistics(scene.model)
-    for (_, statistics), x in zip(stored.items(), scene.inputs(), strict=True):
-        joined = x.transpose(0, 1).reshape(x.shape[1], -1)
-        mean = (joined.mean(1) - statistics.mean).square().mean()
-        per_layer.append(mean + (joined.var(1, correction=0) - statistics.var).square().mean())
-    assert BatchNormMatchingLoss()(scene.batch).item() == pytest.approx(float(sum(per_layer) / 3), rel=1e-4)
+    norms = [layer for layer in scene.model if isinstance(layer, torch.nn.BatchNorm2d)]
+    for norm, x in zip(norms, scene.inputs(), strict=True):
+        channels = []
+        for c in range(x.shape[1]):
+            mu, var = float(norm.running_mean[c]), float(norm.running_var[c])
+            mean, seen = float(x[:, c].mean()), float(x[:, c].var(correction=0))
+            sigma = math.sqrt(var + EPS)
+            raw = (mean - mu) ** 2 + (seen - var) ** 2
+            own = ((mean - mu) / sigma) ** 2 + ((math.sqrt(seen + EPS) - sigma) / sigma) ** 2
+            channels.append(raw if units == "raw" else own)
+        per_layer.append(sum(channels) / len(channels))
+    found = BatchNormMatchingLoss(units)(scene.batch)
+    assert found.item() == pytest.approx(sum(per_layer) / 3, rel=1e-4)
+    found.backward()
+    assert scene.images.grad.abs().max() > 0
+
+
+def test_bn_matching_in_running_stds_does_not_see_a_channels_scale() -> None:
+    """A teacher all of whose BatchNorm inputs are ten times as large has the same loss; in raw units it has not."""
+    scene = Scene()
+    stored = {name: replace(one, eps=torch.zeros_like(one.eps)) for name, one in scene.batch.stored.items()}
+    larger = {name: StoredStatistics(10 * one.mean, 100 * one.var, one.eps) for name, one in stored.items()}
+    scaled = BatchNormTaps()
+    scaled.moments = [replace(m, first=10 * m.first, second=100 * m.second, shift=10 * m.shift) for m in scene.taps]
+    here, there = replace(scene.batch, stored=stored), replace(scene.batch, stored=larger, taps=scaled)
+    own, raw = BatchNormMatchingLoss("std"), BatchNormMatchingLoss("raw")
+    assert own(there).item() == pytest.approx(own(here).item(), rel=1e-4)
+    assert raw(there).item() > 90 * raw(here).item()
+
+
+def test_classification_is_the_cross_entropy() -> None:
+    scene = Scene()
     plain = -sum(F.log_softmax(scene.logits[n], 0)[LABELS[n]] for n in range(7)) / 7
     assert ClassificationLoss()(scene.batch).item() == pytest.approx(plain.item(), rel=1e-5)
 
@@ -140,9 +168,8 @@ def test_the_soft_target_is_where_the_loss_is_least() -> None:
 def test_units_of_the_running_std() -> None:
     """Distances in a channel's own std: the slow reference divides by sqrt(running var + eps), channel by channel."""
     scene = Scene()
-    eps = {moments.name: EPS for moments in scene.taps}
     stored = stored_statistics(scene.model)
-    layers = SemanticLayers.choose(scene.taps.moments, eps, 1, stored)
+    layers = SemanticLayers.choose(scene.taps.moments, stored, 1, "std")
     features = layers.statistics(scene.taps, ClassGroups.of(LABELS), scene.keep)
     units = [math.sqrt(float(v) + EPS) for name in layers.names for v in stored[name].var]
     scene.centroids.layers = layers
@@ -162,14 +189,13 @@ def test_units_of_the_running_std() -> None:
 def test_units_of_the_running_std_do_not_see_a_channels_scale() -> None:
     """A teacher whose semantic channels are all ten times as large has the same features."""
     scene = Scene()
-    eps = {moments.name: 0.0 for moments in scene.taps}
     groups = ClassGroups.of(LABELS)
-    stored = stored_statistics(scene.model)
+    stored = {name: replace(one, eps=torch.zeros_like(one.eps)) for name, one in stored_statistics(scene.model).items()}
     scaled = [replace(m, first=10 * m.first, second=100 * m.second, shift=10 * m.shift) for m in scene.taps]
-    larger = {name: Statistics(10 * one.mean, 100 * one.var) for name, one in stored.items()}
-    before = SemanticLayers.choose(scene.taps.moments, eps, 1, stored).statistics(scene.taps, groups, scene.keep)
+    larger = {name: StoredStatistics(10 * one.mean, 100 * one.var, one.eps) for name, one in stored.items()}
+    before = SemanticLayers.choose(scene.taps.moments, stored, 1, "std").statistics(scene.taps, groups, scene.keep)
     scene.taps.moments = scaled
-    after = SemanticLayers.choose(scaled, eps, 1, larger).statistics(scene.taps, groups, scene.keep)
+    after = SemanticLayers.choose(scaled, larger, 1, "std").statistics(scene.taps, groups, scene.keep)
     torch.testing.assert_close(after.mean, before.mean)
     torch.testing.assert_close(after.std[:2], before.std[:2])
 
@@ -193,8 +219,7 @@ def test_centroids_follow_equation_5() -> None:
 def test_drift_of_each_layer_is_in_running_stds(units: str) -> None:
     scene = Scene()
     stored = stored_statistics(scene.model)
-    eps = {moments.name: EPS for moments in scene.taps}
-    layers = SemanticLayers.choose(scene.taps.moments, eps, 1, stored if units == "std" else None)
+    layers = SemanticLayers.choose(scene.taps.moments, stored, 1, units)
     features = layers.statistics(scene.taps, ClassGroups.of(LABELS), scene.keep)
     centroids = Centroids(6, layers)
     centroids.mean.normal_()
@@ -216,11 +241,11 @@ def test_drift_of_each_layer_is_in_running_stds(units: str) -> None:
 
 def test_start_layer() -> None:
     scene = Scene()
-    eps = {moments.name: EPS for moments in scene.taps}
-    assert SemanticLayers.choose(scene.taps.moments, eps, None).names == ("4", "7"), "the deep half: layer 1 of 3 on"
-    assert SemanticLayers.choose(scene.taps.moments, eps, 0).channels == (4, 3, 5)
+    stored = stored_statistics(scene.model)
+    assert SemanticLayers.choose(scene.taps.moments, stored, None).names == ("4", "7"), "the deep half: layer 1 of 3 on"
+    assert SemanticLayers.choose(scene.taps.moments, stored, 0).channels == (4, 3, 5)
     with pytest.raises(ValueError, match="layers 0 to 2"):
-        SemanticLayers.choose(scene.taps.moments, eps, 3)
+        SemanticLayers.choose(scene.taps.moments, stored, 3)
 
 
 def test_kl_is_the_batch_mean_of_the_sum_over_classes() -> None:

@@ -11,7 +11,20 @@ from tests.conftest import Cli, DigitsTeacher
 
 SHORT = ["--preset", "quick", "--epochs", 3, "--warmup-epochs", 1, "--steps-per-epoch", 5, "--batch-size", 40, "--width", 16]
 SHORT += ["--per-class", 1, "--keep-misclassified"]
-EVERYTHING = ["--mix-probability", 0.3, "--mix-classes", 3, "--hard-gamma", 1, "--soft-target", 0.9, "--fda-units", "std"]
+EVERYTHING = [
+    "--mix-probability",
+    0.3,
+    "--mix-classes",
+    3,
+    "--hard-gamma",
+    1,
+    "--soft-target",
+    0.9,
+    "--bns-units",
+    "std",
+    "--fda-units",
+    "std",
+]
 
 
 @pytest.mark.parametrize(

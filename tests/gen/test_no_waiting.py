@@ -28,7 +28,14 @@ def own_teacher(teacher: Teacher) -> Teacher:
     "method",
     [
         {"method": "clusterq"},
-        {"method": "clusterq", "fda_units": "std", "de_noise": "uniform", "soft_target": 0.9, "hard_gamma": 2.0},
+        {
+            "method": "clusterq",
+            "bns_units": "std",
+            "fda_units": "std",
+            "de_noise": "uniform",
+            "soft_target": 0.9,
+            "hard_gamma": 2.0,
+        },
         {"method": "gdfq"},
         {"method": "adadfq"},
         {"method": "qimera"},
@@ -85,4 +92,5 @@ def _move(run: Training) -> None:
 
 
 def _target(target: LayerTarget) -> LayerTarget:
-    return dataclasses.replace(target, mean=target.mean.to(ELSEWHERE), std=target.std.to(ELSEWHERE))
+    moved = {name: getattr(target, name).to(ELSEWHERE) for name in ("mean", "std", "eps")}
+    return dataclasses.replace(target, **moved)

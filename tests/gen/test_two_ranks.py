@@ -70,7 +70,7 @@ def five_steps(config: GenConfig) -> dict[str, Tensor]:
     return state | {f"centroids {key}": value for key, value in centroids.items()}
 
 
-EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "fda_units": "std"}
+EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "bns_units": "std", "fda_units": "std"}
 # Name -> settings, and how close the results must be: learned steps, recorded norms and accuracies are float32.
 CASES = {
     "clusterq": (settings("embedding", "mse", 10_000), 1e-9),

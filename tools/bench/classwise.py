@@ -16,7 +16,7 @@ from plain import batchnorm_inputs, plain_class_losses
 from torch import Tensor, nn
 
 from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.taps import ClassGroups, batchnorm_layers, batchnorm_taps
+from clusterq_common.taps import ClassGroups, batchnorm_taps, stored_statistics
 from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.draws import HostDraws
@@ -76,10 +76,9 @@ def _actions(classes: int, batch: int) -> dict[str, Callable[[], None]]:
     labels = torch.randint(classes, (batch,), generator=random)
     keep = torch.rand(batch, generator=random) < 0.9
     groups, model, method = ClassGroups.of(labels), Layers(), MethodConfig()
-    eps = {name: layer.eps for name, layer in batchnorm_layers(model).items()}
     with batchnorm_taps(model) as taps, torch.no_grad():
         model(inputs)
-        layers = SemanticLayers.choose(taps.moments, eps, 0)
+        layers = SemanticLayers.choose(taps.moments, stored_statistics(model), 0)
     centroids = Centroids(classes, layers)
     centroids.known[:] = True
     losses = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clusterq_common.images import pixel_bounds
 from clusterq_common.runtime.seeding import stream
-from clusterq_common.taps import Moments, Statistics, batchnorm_layers, batchnorm_taps, stored_statistics
+from clusterq_common.taps import Moments, Statistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
 
 # DSG measures its margins on as many noise images.
@@ -26,13 +26,13 @@ class LayerTarget:
 
     Attributes:
         mean, std: (C,) float32, the running mean and `sqrt(running variance + eps)`.
-        eps: the layer's own; it keeps a dead channel's gradient finite.
+        eps: (C,) the layer's own; it keeps a dead channel's gradient finite.
         mean_slack, std_slack: distances up to these cost nothing.
     """
 
     mean: Tensor
     std: Tensor
-    eps: float
+    eps: Tensor
     mean_slack: float = 0.0
     std_slack: float = 0.0
 
@@ -94,7 +94,7 @@ def layer_targets(teacher: Teacher, seed: int, slack: float) -> list[LayerTarget
             on standard normal noise (clamped to what pixels can hold, as all images are); 0: no margins, no noise.
     """
     device = next(teacher.model.parameters()).device
-    stored, eps = stored_statistics(teacher.model), {n: one.eps for n, one in batchnorm_layers(teacher.model).items()}
+    stored = stored_statistics(teacher.model)
     # Without margins one chunk still tells the order of the layers.
     chunks = NOISE_IMAGES // NOISE_CHUNK if slack else 1
     seen: list[list[Moments]] = []
@@ -106,7 +106,7 @@ def layer_targets(teacher: Teacher, seed: int, slack: float) -> list[LayerTarget
     for parts in zip(*seen, strict=True):
         first = parts[0]
         statistics = stored[first.name]
-        target = LayerTarget(statistics.mean, (statistics.var + eps[first.name]).sqrt(), eps[first.name])
+        target = LayerTarget(statistics.mean, statistics.std, statistics.eps)
         if slack:
             whole = Moments(first.name, torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]), first.shift)
             mean, std = (torch.quantile(apart, slack).item() for apart in target.apart(whole.own()))

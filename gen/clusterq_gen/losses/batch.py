@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clusterq_common.taps import BatchNormTaps, Statistics
+from clusterq_common.taps import BatchNormTaps, StoredStatistics
 from clusterq_gen.centroids import Centroids, ClassFeatures
 from clusterq_gen.draws import HostDraws
 
@@ -31,7 +31,7 @@ class StepBatch:
     labels: Tensor
     teacher_logits: Tensor
     taps: BatchNormTaps
-    stored: dict[str, Statistics]
+    stored: dict[str, StoredStatistics]
     features: ClassFeatures | None
     centroids: Centroids | None
     student_logits: Tensor | None = None

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.taps import Moments
+from clusterq_gen.config import Units
 from clusterq_gen.losses.batch import StepBatch
 
 
@@ -11,13 +12,24 @@ class BatchNormMatchingLoss:
     """L_BNS of ClusterQ Eq. 7: squared distance of mean and variance to the running statistics.
 
     Mean over each layer's channels, then over all layers, so that a wide layer counts no more than a narrow one.
+
+    Args:
+        units: `raw` as in the paper, where a layer whose inputs are twice as large counts 4 (mean) and 16 times (variance) as much;
+            `std`: squared distance of mean and standard deviation, sqrt(var + eps), in units of the running standard deviation.
     """
+
+    def __init__(self, units: Units = "raw") -> None:
+        self.units: Units = units
 
     def __call__(self, batch: StepBatch) -> Tensor:
         layers = list(batch.taps)
         channels = [layer.first.shape[1] for layer in layers]
         stored = [batch.stored[layer.name] for layer in layers]
         seen = Moments.joined(layers).batch()
-        squares = (seen.mean - torch.cat([one.mean for one in stored])).square()
-        squares = squares + (seen.var - torch.cat([one.var for one in stored])).square()
+        off = seen.mean - torch.cat([one.mean for one in stored])
+        if self.units == "raw":
+            squares = off.square() + (seen.var - torch.cat([one.var for one in stored])).square()
+        else:
+            std, unit = torch.sqrt(seen.var + torch.cat([one.eps for one in stored])), torch.cat([one.std for one in stored])
+            squares = (off / unit).square() + (std / unit - 1).square()
         return torch.stack([part.mean() for part in squares.split(channels)]).mean()

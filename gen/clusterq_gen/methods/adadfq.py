@@ -19,7 +19,7 @@ def adadfq(config: MethodConfig, seed: int) -> Method:
     """
     terms = (
         Term("agreement", config.beta * config.alpha_as, AgreementLoss(), warmup=True, student=True),
-        Term("bns", config.gamma, BatchNormMatchingLoss(), warmup=True),
+        Term("bns", config.gamma, BatchNormMatchingLoss(config.bns_units), warmup=True),
         Term("disagreement", config.beta * config.alpha_ds, DisagreementLoss(), student=True),
         Term("boundary", 1.0, BoundaryLoss(config.lambda_l, config.lambda_u), student=True),
     )

@@ -16,7 +16,7 @@ def base_terms(config: MethodConfig, seed: int) -> tuple[Term, ...]:
     """ClusterQ Eq. 7, which every phase of GDFQ's line of methods contains."""
     return (
         Term("class", 1.0, ClassificationLoss(config.hard_gamma, config.soft_target, seed), warmup=True),
-        Term("bns", config.alpha_bns, BatchNormMatchingLoss(), warmup=True),
+        Term("bns", config.alpha_bns, BatchNormMatchingLoss(config.bns_units), warmup=True),
     )
 
 
