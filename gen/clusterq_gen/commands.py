@@ -16,7 +16,7 @@ from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, S
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_gen.bank.config import is_bank
+from clusterq_gen.bank.config import is_bank, refuse_idle_refinement
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
@@ -25,6 +25,7 @@ from clusterq_gen.emit import emit_shards
 from clusterq_gen.loop import estimate_seconds, open_log, train_generator
 from clusterq_gen.methods import build_method
 from clusterq_gen.plan import describe_plan
+from clusterq_gen.refined import refined
 from clusterq_gen.source import GeneratorSource, Source
 
 LARGE_INPUT = 128
@@ -66,6 +67,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         elif ranks.first and config.output.tensorboard:
             open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
+        source = refined(source, config.emit, config.runtime, teacher, out / SHARDS)
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
@@ -99,12 +101,14 @@ def emit(
     made = GenConfig.from_yaml(run / CONFIG)
     refuse_code_of_folder(made.teacher.arch, run)
     config = GenConfig.checked({**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}})
+    refuse_idle_refinement(config.method.method, config.emit.refine_steps, updates)
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
     drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
     device = prepare_device(drawing)
     teacher = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, teacher, device)
     folder = out or run / SHARDS
+    source = refined(source, config.emit, drawing, teacher, folder)
     with process_group() as ranks:
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:

@@ -171,6 +171,19 @@ class EmitConfig(Settings):
         description="keep images that the teacher takes for another class; by default they are replaced",
         json_schema_extra={"flag": "--keep-misclassified/--drop-misclassified"},
     )
+    refine_steps: int = Field(
+        0,
+        ge=0,
+        description="steps that a generator's images are optimised for, a batch at a time, before the teacher judges them: their "
+        "BatchNorm statistics come near the stored ones (ZeroQ's loss, started at the generator's images); 0: none",
+    )
+    refine_lr: float = Field(0.1, gt=0, description="refinement: images' learning rate (Adam), on half a cosine down to zero")
+    refine_class_weight: float = Field(
+        0.1,
+        ge=0,
+        description="refinement: weight of the class's cross-entropy beside a BatchNorm distance of weight 1; 0: no class",
+    )
+    refine_batch: int = Field(100, ge=2, description="refinement: images whose statistics are taken together, at most")
     store_logits: bool = Field(
         True, description="store the teacher's logits with each image", json_schema_extra={"flag": "--logits/--no-logits"}
     )
@@ -190,6 +203,21 @@ class EmitConfig(Settings):
     def _absolute(cls, path: str | None) -> str | None:
         # The saved configuration is read again from other folders.
         return None if path is None else str(Path(path).resolve())
+
+    @property
+    def refinement(self) -> BankConfig | None:
+        """How images are refined; None where they are not.
+
+        ZeroQ's wish that the images' own mean be 0 and deviation 1 is left out: not every normalisation is that of the training data.
+        """
+        if not self.refine_steps:
+            return None
+        return BankConfig(
+            bank_steps=self.refine_steps,
+            bank_lr=self.refine_lr,
+            bank_class_weight=self.refine_class_weight,
+            bank_input_weight=0.0,
+        )
 
     @property
     def heldout(self) -> int:

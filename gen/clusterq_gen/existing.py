@@ -15,6 +15,7 @@ from clusterq_gen.config import GenConfig
 from clusterq_gen.journal import JOURNAL, Journal
 from clusterq_gen.source import Source
 
+REFINE = "refine"
 OTHER_FILES = (MANIFEST, "README.md", "_info.json", "wids-train.json", "wids-heldout.json")
 
 
@@ -51,11 +52,12 @@ def _ours(path: Path) -> bool:
 
 
 def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder: Path, seed: int, manifest: Manifest) -> None:
-    made = manifest.generation
+    made, settings = manifest.generation, run_settings(config)
     same = {
         "origin (it was merged or cut out of other sets)": made is not None,
         "teacher": manifest.teacher.digest == teacher.digest,
-        "training run": made is not None and (made.settings, made.source) == (run_settings(config), source.digest),
+        "training run": made is not None and (_of_run(made.settings), made.source) == (_of_run(settings), source.digest),
+        "--refine-steps, or other refinement": made is not None and made.settings.get(REFINE) == settings.get(REFINE),
         "--seed": made is not None and made.seed == seed,
         "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
         "--samples-per-shard": made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
@@ -69,8 +71,13 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
         )
 
 
+def _of_run(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != REFINE}
+
+
 def run_settings(config: GenConfig) -> dict[str, Any]:
-    """The hyperparameters that made the generator or the bank, for the manifest; paths of this machine stay out of it."""
+    """The hyperparameters that made the generator or the bank and refined its images, for the manifest; paths of this machine stay
+    out of it."""
     values = config.model_dump(mode="json")
     values["method"]["method"] = shown_arch(config.method.method)
     seed = values["runtime"]["seed"]
@@ -80,7 +87,9 @@ def run_settings(config: GenConfig) -> dict[str, Any]:
         shared = {section: {name: values[section][name] for name in sorted(SHARED[section])} for section in ("method", "train")}
         return {"preset": values["preset"], **shared, "bank": values["bank"], "labels": labels, "seed": seed}
     sections = ("preset", "method", "quant", "generator", "train")
-    return {**{section: values[section] for section in sections}, "seed": seed}
+    refine = {name: value for name, value in values["emit"].items() if name.startswith(f"{REFINE}_")}
+    found = {**{section: values[section] for section in sections}, "seed": seed}
+    return {**found, REFINE: refine} if config.emit.refinement else found
 
 
 def blocks_to_make(folder: Path, blocks: list[Block], before: Manifest | None) -> list[Block]:

@@ -16,6 +16,11 @@ from clusterq_gen.candidates import Tally
 JOURNAL = ".emission"
 
 
+def scratch(folder: Path) -> Path:
+    """What an emission into `folder` needs until its manifest is written, and not afterwards; `Journal.close` removes it."""
+    return folder / JOURNAL / "scratch"
+
+
 class Journal:
     """A note for each finished shard: what it was made of, its hash, and what was counted on the way.
 

@@ -15,7 +15,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.bank.config import BANK_METHODS
 from clusterq_gen.bank.layout import BankLayout
-from clusterq_gen.bank.optimise import BankRun
+from clusterq_gen.bank.make import BankRun
 from tests.gen.bank_settings import settings
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.bank.classes import classifier_inputs
-from clusterq_gen.bank.optimise import BankRun
+from clusterq_gen.bank.make import BankRun
 from clusterq_gen.bank.statistics import LayerTarget
 from clusterq_gen.draws import HostDraws
 from clusterq_gen.loop import train_step
@@ -63,14 +63,14 @@ def test_a_bank_step_waits_for_nothing(own_teacher: Teacher, method: str, monkey
     run = BankRun.start(
         settings(own_teacher.config, method, bank={"bank_crop": 1.0} if method == "intraq" else {}), own_teacher, CPU
     )
-    targets = [_target(target) for target in run.targets]
-    run = dataclasses.replace(run, device=ELSEWHERE, targets=targets)
+    targets = [_target(target) for target in run.optimiser.targets]
+    optimiser = dataclasses.replace(run.optimiser, device=ELSEWHERE, targets=targets)
     move(own_teacher.model)
     labels = run.layout.labels(0)
     images = torch.empty(run.layout.batch_size, 1, 8, 8, device=ELSEWHERE, requires_grad=True)
     with nothing_waits(monkeypatch), batchnorm_taps(own_teacher.model) as taps, classifier_inputs(own_teacher.model) as inputs:
         there = None if labels is None else labels.to(ELSEWHERE, non_blocking=True)
-        terms = run.terms(images, there, torch.Generator(), taps, inputs)
+        terms = optimiser.terms(images, there, torch.Generator(), taps, inputs)
         torch.stack(list(terms.values())).sum().backward()
     assert images.grad is not None
 

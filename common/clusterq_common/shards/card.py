@@ -119,7 +119,10 @@ def _making(manifest: Manifest) -> str:
 
 
 def _images_by(made: Generation) -> str:
-    """A bank's settings say so; a generator needs no words."""
+    """What settings say of images that are not simply a generator's."""
+    steps = made.settings.get("refine", {}).get("refine_steps")
+    if steps:
+        return f"A generator drew the images; they were then optimised for {steps} steps, to have the statistics of the teacher's BatchNorm layers. "
     if "bank" not in made.settings:
         return ""
     labels = made.settings.get("labels")

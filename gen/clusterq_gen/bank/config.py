@@ -1,5 +1,6 @@
 """Settings of methods without a generator: a bank of images, each optimised on its own. Free of torch."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -131,6 +132,28 @@ def with_method(values: dict[str, Any], flags: dict[str, dict[str, Any]]) -> dic
     return merged({**values, "bank": {}}, BANK_METHODS[method])
 
 
+def refuse_idle_refinement(method: str, steps: int, given: Iterable[str]) -> None:
+    """A setting of the refinement that would change nothing is a mistake, too.
+
+    Args:
+        method: the run's.
+        steps: of the refinement.
+        given: names of the emission's settings that were asked for.
+
+    Raises:
+        ClusterqError: naming the first one.
+    """
+    for name in given:
+        flag = f"--{name.replace('_', '-')}"
+        if name.startswith("refine_") and is_bank(method):
+            raise ClusterqError(
+                f"{flag} has no meaning with --method {method}, whose images are optimised anyway; leave it out (its own settings start "
+                "with --bank)."
+            )
+        if name.startswith("refine_") and name != "refine_steps" and not steps:
+            raise ClusterqError(f"{flag} has no meaning without refinement; leave it out, or give --refine-steps, too.")
+
+
 def refuse_meaningless(values: dict[str, Any], flags: dict[str, dict[str, Any]]) -> None:
     """A flag that the method does not look at is a mistake, not a wish.
 
@@ -143,6 +166,7 @@ def refuse_meaningless(values: dict[str, Any], flags: dict[str, dict[str, Any]])
     """
     method = method_of(values)
     labelled = bool(_section(values, "bank").get("bank_class_weight"))
+    refuse_idle_refinement(method, _section(values, "emit").get("refine_steps", 0), flags.get("emit", {}))
     for section, given in flags.items():
         for name in given:
             flag = f"--{name.replace('_', '-')}"

@@ -38,7 +38,7 @@ def made_of(config: GenConfig, teacher: Teacher) -> str:
 
 def write_batch(path: Path, batch: BankBatch, made: str) -> None:
     """Pixels, labels, the teacher's answers and the losses, in one file written whole; the same batch gives the same bytes."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # safetensors refuses tensors that share memory, as answers that are the labels do.
     tensors = {"pixels": batch.pixels, "labels": batch.labels, "top1": batch.top1.clone()}
     # One key: safetensors writes several in any order.

@@ -1,21 +1,54 @@
 """From noise to a whole bank on disk: batches that are finished are kept, the others are shared out among processes."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.events import EventFiles
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.run_folder import METRICS, SAMPLES, TENSORBOARD
+from clusterq_common.runtime.seeding import stream
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import batch_path, is_finished, made_of, read_answers, read_losses, read_pixels, write_batch
 from clusterq_gen.bank.layout import BankLayout
-from clusterq_gen.bank.optimise import BankRun
+from clusterq_gen.bank.optimise import BankBatch, Optimiser
+from clusterq_gen.bank.statistics import noise_images
 from clusterq_gen.config import GenConfig
 from clusterq_gen.samples import COLUMNS, MOST_CLASSES, write_grid
+
+
+@dataclass(frozen=True)
+class BankRun:
+    """What all batches of a bank share: batch `number` is a function of the seed and the number alone."""
+
+    optimiser: Optimiser
+    layout: BankLayout
+
+    @classmethod
+    def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "BankRun":
+        """Measure the margins, if there are any, and lay the bank out."""
+        optimiser = Optimiser.start(config.bank, config.runtime, teacher, device)
+        return cls(optimiser, BankLayout.of(config, teacher.spec.num_classes))
+
+    def optimise(self, number: int) -> BankBatch:
+        """Make one batch, from noise.
+
+        Raises:
+            ClusterqError: the images, or a loss, are no longer finite.
+        """
+        optimiser = self.optimiser
+        noise = noise_images(optimiser.teacher, self.layout.batch_size, stream(optimiser.runtime.seed, "bank", number))
+        try:
+            return optimiser.optimise(noise, self.layout.labels(number), number)
+        except ValueError as error:
+            raise ClusterqError(
+                f"batch {number} of the bank: {error}; finished batches are kept: try a smaller --bank-lr in a new run."
+            ) from error
 
 
 def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""One batch of a bank: from noise to images, a function of the seed and the batch's number alone."""
+"""A batch of images, optimised: from noise (one of a bank), or from what a generator drew."""
 
 import math
 from contextlib import ExitStack
@@ -8,22 +8,20 @@ import torch
 from torch import Tensor
 
 from clusterq_common.images import normalise, pixel_bounds, to_pixels
+from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import send, training_autocast
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import BatchNormTaps, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.classes import ClassifierInputs, class_loss, classifier_inputs, margin_loss, random_crop
-from clusterq_gen.bank.layout import BankLayout
+from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.statistics import (
     LayerTarget,
     emphasis_loss,
     input_loss,
     layer_targets,
-    noise_images,
     statistics_loss,
 )
-from clusterq_gen.config import GenConfig
 
 
 @dataclass(frozen=True)
@@ -44,35 +42,39 @@ class BankBatch:
 
 
 @dataclass(frozen=True)
-class BankRun:
-    """What all batches of a bank share."""
+class Optimiser:
+    """Makes images out of others: what is to be minimised, for which teacher, where."""
 
-    config: GenConfig
+    bank: BankConfig
+    runtime: RuntimeConfig
     teacher: Teacher
     device: torch.device
-    layout: BankLayout
     targets: list[LayerTarget]
 
     @classmethod
-    def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "BankRun":
-        """Measure the margins, if there are any, and lay the bank out."""
-        targets = layer_targets(teacher, config.runtime.seed, config.bank.bank_slack)
-        return cls(config, teacher, device, BankLayout.of(config, teacher.spec.num_classes), targets)
+    def start(cls, bank: BankConfig, runtime: RuntimeConfig, teacher: Teacher, device: torch.device) -> "Optimiser":
+        """Measure the margins, if there are any."""
+        return cls(bank, runtime, teacher, device, layer_targets(teacher, runtime.seed, bank.bank_slack))
 
-    def optimise(self, number: int) -> BankBatch:
-        """Make one batch. Adam on the images themselves; after each step they are clamped to what eight-bit pixels can hold.
+    @torch.enable_grad()  # emission, which may be what asks, needs none
+    def optimise(self, start: Tensor, labels: Tensor | None, number: int) -> BankBatch:
+        """Adam on the images themselves; after each step they are clamped to what eight-bit pixels can hold.
 
         The papers lower the rate when the loss stops falling; here it falls on half a cosine, which needs no look at the loss.
 
+        Args:
+            start: (N, C, S, S) normalised; left as it is.
+            labels: (N,) int64, the classes asked for, or None.
+            number: of the batch; with the seed it keys what steps draw at random.
+
         Raises:
-            ClusterqError: the images, or a loss, are no longer finite.
+            ValueError: the images, or a loss, are no longer finite.
         """
-        bank, seed, spec, model = self.config.bank, self.config.runtime.seed, self.teacher.spec, self.teacher.model
-        labels = self.layout.labels(number)
+        bank, seed, spec, model = self.bank, self.runtime.seed, self.teacher.spec, self.teacher.model
         labels = None if labels is None else labels.to(self.device)
         low, high = (bound.to(self.device) for bound in pixel_bounds(spec))
-        noise = noise_images(self.teacher, self.layout.batch_size, stream(seed, "bank", number))
-        images = noise.to(self.device).requires_grad_()
+        images = start.to(self.device, torch.float32, memory_format=torch.channels_last, copy=True).clamp_(low, high)
+        images.requires_grad_()
         optimizer = torch.optim.Adam([images], lr=bank.bank_lr, fused=True)
         first: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
@@ -91,10 +93,7 @@ class BankRun:
         losses = {f"first/{name}": float(term) for name, term in first.items()}
         losses |= {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
         if not (all(map(math.isfinite, losses.values())) and images.isfinite().all()):
-            raise ClusterqError(
-                f"batch {number} of the bank is no longer finite ({losses}); finished batches are kept: try a smaller --bank-lr in a new "
-                "run."
-            )
+            raise ValueError(f"images are no longer finite ({losses})")
         pixels = to_pixels(images.detach(), spec)
         with torch.no_grad():
             top1 = model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).argmax(1)
@@ -115,13 +114,13 @@ class BankRun:
             random: what this step draws from.
             taps, features: hooks on the teacher.
         """
-        bank = self.config.bank
+        bank = self.bank
         targets = None
         if bank.bank_class_loss == "soft":
             draw = send(torch.rand(len(images), generator=random), images.device, images.dtype)
             targets = bank.bank_soft_least + (1 - bank.bank_soft_least) * draw
         seen = random_crop(images, random, bank.bank_crop, bank.bank_crop_least)
-        with training_autocast(self.config.runtime, self.device, images=True):
+        with training_autocast(self.runtime, self.device, images=True):
             logits = self.teacher.model(seen)
         terms = {}
         if bank.bank_bns_weight:
