@@ -145,6 +145,12 @@ class TrainConfig(Settings):
         description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
+    compile: bool = Field(
+        False,
+        description="compile the in-loop student for its steps (torch.compile): a minute or so at first, then faster; a CPU needs a C++ compiler "
+        "for it",
+        json_schema_extra={"flag": "--compile/--no-compile"},
+    )
     gradient_norm_every: int = Field(
         25, ge=1, description="steps between two records of each term's gradient norm and of each layer's centroid drift"
     )

@@ -148,7 +148,7 @@ def device_step(
     if student is not None:
         assert run.student_optimizer is not None
         with run.autocast():
-            student_logits = student(images.detach())
+            student_logits = (run.compiled_student or student)(images.detach())
         student_terms = run.method.student(student_logits, teacher_logits.detach(), latent.classes)
         run.student_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(student_terms.values())).sum().backward()

@@ -34,10 +34,15 @@ def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> li
 
 def _shards(config: GenConfig, teacher: Teacher) -> str:
     spec = teacher.spec
-    images = (config.emit.per_class + config.emit.heldout) * spec.num_classes
+    images = _candidates(config, teacher)
     # PNG of generated images compresses little; logits and tar headers come on top.
     size = images * (spec.channels * spec.size**2 + 2 * spec.num_classes + 4 * 1024)
     return f"{images:,} images, at most {size / 1e6:,.0f} MB of shards"
+
+
+def _candidates(config: GenConfig, teacher: Teacher) -> int:
+    """Images wanted; more, where the teacher rejects some."""
+    return (config.emit.per_class + config.emit.heldout) * teacher.spec.num_classes
 
 
 def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
@@ -60,6 +65,10 @@ def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) 
         f"steps: {train.epochs} epochs x {train.steps_per_epoch}, {train.warmup_epochs} epochs of warm-up; batch {train.batch_size} "
         f"of {per_batch} classes; {config.method.method}, preset {config.preset}, on {device}"
     )
+    if config.emit.refine_steps:
+        lines.append(
+            f"refinement: {config.emit.refine_steps} steps for each {config.emit.refine_batch} candidates, about {_candidates(config, teacher):,} in all"
+        )
     checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
     lines.append(f"disk: {_shards(config, teacher)}; checkpoint about {checkpoint / 1e6:,.0f} MB")
     return lines

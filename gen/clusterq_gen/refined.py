@@ -12,6 +12,7 @@ from clusterq_common.images import normalise
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.environment import device_name, versions
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import say
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import is_finished, read_pixels, write_batch
@@ -134,6 +135,7 @@ def refined(source: Source, emit: EmitConfig, runtime: RuntimeConfig, teacher: T
     bank = emit.refinement
     if bank is None:
         return source
+    say(f"refinement: {emit.refine_steps} steps for each {emit.refine_batch} candidates")
     device = next(teacher.model.parameters()).device
     identity = {
         "source": source.digest,

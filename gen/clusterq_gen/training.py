@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
+from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.device import place, training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
@@ -35,7 +36,8 @@ MILESTONES = (100, 200, 300)
 
 @dataclass
 class Training:
-    """Networks, optimisers and centroids of one run. `student` and `centroids` exist from the end of warm-up on."""
+    """Networks, optimisers and centroids of one run. `student` and `centroids` exist from the end of warm-up on, and where it was asked
+    for `compiled_student`, the same network for its own steps."""
 
     config: GenConfig
     teacher: Teacher
@@ -45,6 +47,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     draws: HostDraws
     student: nn.Module | None = None
+    compiled_student: Compiled | None = None
     student_optimizer: torch.optim.Optimizer | None = None
     centroids: Centroids | None = None
     step: int = 0
@@ -180,6 +183,7 @@ class Training:
         example = self.generator.to_map.weight.new_zeros(1, spec.channels, spec.size, spec.size)
         # In eval mode BatchNorm keeps the teacher's running statistics, as GDFQ trains its student.
         self.student = convert(self.teacher.model, self.config.quant, example, log).eval()
+        self.compiled_student = Compiled(self.student) if self.config.train.compile else None
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(), lr=self.config.train.student_lr, momentum=0.9, nesterov=True, weight_decay=1e-4
         )

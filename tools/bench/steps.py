@@ -28,13 +28,13 @@ from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, spare_memory
+from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device, training_autocast
 from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_finetune.recipes.compiled import Compiled
 from clusterq_gen.config import GenConfig, resolve
 from clusterq_gen.loop import train_step
 from clusterq_gen.training import Training
@@ -56,6 +56,7 @@ def generator(
     batch_size: Batch,
     methods: Annotated[str, typer.Option(help="With commas between; the first is the reference.")] = "gdfq,clusterq",
     plain: Annotated[bool, typer.Option(help="Also the plain step of the last method.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Also the last method with a compiled student.")] = False,
     repeats: Repeats = 9,
     threads: Threads = None,
     amp: Amp = "off",
@@ -68,6 +69,11 @@ def generator(
         actions: dict[str, Callable[[], object]] = {}
         for name in names:
             actions[name] = _generator_step(_training(arch, name, batch_size, threads, amp, warm))
+        if compiled:
+            own = _training(arch, names[-1], batch_size, threads, amp, warm)
+            assert own.student is not None
+            own.compiled_student = Compiled(own.student)
+            actions[f"{names[-1]}, student compiled"] = _generator_step(own)
         if plain:
             actions[f"{names[-1]}, plain"] = PlainTraining(_training(arch, names[-1], batch_size, threads, "off", warm)).step
         print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")

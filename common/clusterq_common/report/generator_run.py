@@ -183,7 +183,13 @@ def _emission(source: Source) -> str:
         high=100.0,
         decimals=1,
     )
+    steps = section(made.settings.get("refine")).get("refine_steps")
     said = (
+        f"Candidates were optimised for {steps} steps, to have the statistics of the teacher's BatchNorm layers. "
+        if steps
+        else ""
+    )
+    said += (
         f"Of {made.candidates:,} candidates the teacher took the shown share for another class: they are not in the shards. Training images of a "
         f"class: {min(counts):,} to {max(counts):,}. {percent(100 * manifest.pixels.clipped)} of the pixels are black or white in a channel."
     )

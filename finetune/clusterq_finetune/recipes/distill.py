@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.quant.convert import spare_memory
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
+from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.graph import GraphedStep, Recorder, cuda_recorder
@@ -24,7 +25,6 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.augment import augment
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data import EpochBatches, ShardBatch, ShardDataset
-from clusterq_finetune.recipes.compiled import Compiled
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import START, Selection, measure_heldout
