@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -26,8 +27,8 @@ class Tally:
     """Counts over candidates: what the manifest reports.
 
     Attributes:
-        rejected: by class, candidates that the teacher took for another one and that were dropped.
-        candidates, agreed: how many were drawn, and on how many the teacher agreed with the label.
+        rejected: by the class asked for, candidates that the teacher took for another one and that were dropped.
+        candidates, agreed: how many were drawn, and in how many the teacher saw the class asked for.
         clipped: sum over candidates of the share of values at the end of the pixel range.
         short: by class, wanted images that its candidates did not yield.
     """
@@ -52,12 +53,22 @@ class Tally:
         self.clipped += other.clipped
 
 
+class Facts(NamedTuple):
+    """What is known of an accepted candidate: see `Sample`."""
+
+    label: int
+    asked: int
+    attempt: int
+    top1: int
+    confidence: float
+
+
 @dataclass
 class Judged:
     """The accepted candidates of one chunk, not yet encoded."""
 
     pixels: list[Array] = field(default_factory=list)
-    facts: list[tuple[int, int, int, float]] = field(default_factory=list)
+    facts: list[Facts] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -92,7 +103,8 @@ class Turns:
 
 
 class Emitter:
-    """Draws candidates and turns those the teacher agrees with into samples.
+    """Draws candidates and turns those the teacher agrees with into samples; or, where labels are the teacher's, all of them, each as
+    one of the class that it sees, as long as that class wants images.
 
     Labels, logits and confidence are the teacher's on the eight-bit pixels that the PNG holds, which are those a student
     will see. Classes take turns, so that a shard read from its start is mixed.
@@ -104,6 +116,7 @@ class Emitter:
         teacher: Teacher,
         *,
         seed: int,
+        labels: Literal["asked", "teacher"],
         keep_misclassified: bool,
         store_logits: bool,
         pool: Executor | None,
@@ -111,6 +124,7 @@ class Emitter:
         self.source = source
         self.teacher = teacher
         self.seed = seed
+        self.labels = labels
         self.keep_misclassified = keep_misclassified
         self.store_logits = store_logits
         self.pool = pool
@@ -129,7 +143,7 @@ class Emitter:
         processes = getattr(self.pool, "_max_workers", 0)
         for judged in self._judged(block, tally):
             done(len(judged.facts))
-            labels = [label for label, *_ in judged.facts]
+            labels = [facts.label for facts in judged.facts]
             waiting.append((judged, self.pool.submit(encode_samples, labels, judged.pixels) if self.pool else None))
             while len(waiting) > QUEUED * processes:
                 yield from self._finish(*waiting.popleft())
@@ -137,19 +151,18 @@ class Emitter:
             yield from self._finish(*waiting.popleft())
 
     def _finish(self, judged: Judged, encoding: Future[list[tuple[bytes, bytes]]] | None) -> Iterator[Sample]:
-        labels = [label for label, *_ in judged.facts]
+        labels = [facts.label for facts in judged.facts]
         encoded = encoding.result() if encoding is not None else encode_samples(labels, judged.pixels)
-        for (png, content), (label, attempt, top1, confidence), logits in zip(
-            encoded, judged.facts, judged.logits, strict=True
-        ):
+        for (png, content), facts, logits in zip(encoded, judged.facts, judged.logits, strict=True):
             yield Sample(
                 png=png,
                 content=content,
-                label=label,
+                label=facts.label,
+                asked=facts.asked,
                 seed=self.seed,
-                attempt=attempt,
-                teacher_top1=top1,
-                teacher_confidence=confidence,
+                attempt=facts.attempt,
+                teacher_top1=facts.top1,
+                teacher_confidence=facts.confidence,
                 logits=logits.half().numpy() if self.store_logits else None,
             )
 
@@ -158,8 +171,8 @@ class Emitter:
         turns = Turns(block)
         while tries := turns.next_tries():
             judged = self._judge(tries, turns.need, tally)
-            for label, *_ in judged.facts:
-                turns.need[label] -= 1
+            for facts in judged.facts:
+                turns.need[facts.label] -= 1
             yield judged
         tally.short = [before + missing for before, missing in zip(tally.short, turns.need, strict=True)]
 
@@ -177,14 +190,15 @@ class Emitter:
         pixels, logits = pixels.cpu(), logits.cpu()
         tally.candidates += len(tries)
         judged, left = Judged(), list(need)
-        for number, (label, attempt) in enumerate(tries):
-            agreed = top1[number] == label
+        for number, (asked, attempt) in enumerate(tries):
+            agreed = top1[number] == asked
+            label = top1[number] if self.labels == "teacher" else asked
             tally.agreed += agreed
-            if not agreed and not self.keep_misclassified:
-                tally.rejected[label] += 1
-            elif left[label] > 0:
+            if left[label] > 0 and (label == top1[number] or self.keep_misclassified):
                 left[label] -= 1
                 judged.pixels.append(to_array(pixels[number]))
-                judged.facts.append((label, attempt, top1[number], confidence[number]))
+                judged.facts.append(Facts(label, asked, attempt, top1[number], confidence[number]))
                 judged.logits.append(logits[number])
+            elif not agreed and not self.keep_misclassified:
+                tally.rejected[asked] += 1
         return judged

@@ -16,7 +16,7 @@ from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, S
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_gen.bank.config import is_bank, refuse_idle_refinement
+from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
@@ -101,7 +101,7 @@ def emit(
     made = GenConfig.from_yaml(run / CONFIG)
     refuse_code_of_folder(made.teacher.arch, run)
     config = GenConfig.checked({**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}})
-    refuse_idle_refinement(config.method.method, config.emit.refine_steps, updates)
+    refuse_idle_emission(config.method.method, config.emit.refine_steps, updates)
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
     drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
     device = prepare_device(drawing)

@@ -172,6 +172,11 @@ class EmitConfig(Settings):
     heldout_per_class: int | None = Field(
         None, ge=0, description="images for each class in the held-out split; a tenth of --per-class if left out"
     )
+    labels: Literal["asked", "teacher"] = Field(
+        "asked",
+        description="asked: an image is one of the class that a generator was asked for; teacher: of the class that the teacher sees in it, "
+        "as long as that class wants images, so that images between classes are not lost",
+    )
     keep_misclassified: bool = Field(
         False,
         description="keep images that the teacher takes for another class; by default they are replaced",
@@ -183,9 +188,9 @@ class EmitConfig(Settings):
         description="steps that a generator's images are optimised for, a batch at a time, before the teacher judges them: their "
         "BatchNorm statistics come near the stored ones (ZeroQ's loss, started at the generator's images); 0: none",
     )
-    refine_lr: float = Field(0.1, gt=0, description="refinement: images' learning rate (Adam), on half a cosine down to zero")
+    refine_lr: float = Field(0.05, gt=0, description="refinement: images' learning rate (Adam), on half a cosine down to zero")
     refine_class_weight: float = Field(
-        0.1,
+        0.0,
         ge=0,
         description="refinement: weight of the class's cross-entropy beside a BatchNorm distance of weight 1; 0: no class",
     )
@@ -203,6 +208,12 @@ class EmitConfig(Settings):
         None, ge=1, description="images in a shard; if left out as many as fit into 1 GiB uncompressed, at most 8192"
     )
     workers: int = Field(0, ge=0, description="processes that encode images; 0: the main process does it")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EmitConfig":
+        if self.keep_misclassified and self.labels == "teacher":
+            raise ValueError("keep_misclassified has no meaning where labels are the teacher's: it contradicts none of them")
+        return self
 
     @field_validator("class_names")
     @classmethod

@@ -18,7 +18,7 @@ from clusterq_gen.bank.config import is_bank
 from clusterq_gen.blocks import Block
 from clusterq_gen.candidates import CHUNK, Tally
 from clusterq_gen.config import EmitConfig, GenConfig
-from clusterq_gen.existing import run_settings
+from clusterq_gen.existing import labelled_by_teacher, run_settings
 from clusterq_gen.source import Source
 
 SHOWN_CLASSES = 8
@@ -32,6 +32,7 @@ def how_made(config: GenConfig, teacher: Teacher, source: Source, seed: int, bef
         "settings": run_settings(config),
         "source": source.digest,
         "seed": seed,
+        "labels": "teacher" if labelled_by_teacher(config) else "asked",
         "keep_misclassified": config.emit.keep_misclassified,
         "chunk": CHUNK,
         "samples_per_shard": earlier.samples_per_shard

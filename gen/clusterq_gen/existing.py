@@ -59,6 +59,7 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
         "training run": made is not None and (_of_run(made.settings), made.source) == (_of_run(settings), source.digest),
         "--refine-steps, or other refinement": made is not None and made.settings.get(REFINE) == settings.get(REFINE),
         "--seed": made is not None and made.seed == seed,
+        "--labels": made is not None and (made.labels == "teacher") == labelled_by_teacher(config),
         "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
         "--samples-per-shard": made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
         "--logits": manifest.has_logits == config.emit.store_logits,
@@ -73,6 +74,11 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
 
 def _of_run(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != REFINE}
+
+
+def labelled_by_teacher(config: GenConfig) -> bool:
+    """Whether labels are the teacher's own answers: where that is wished, and in a bank that asks for no classes."""
+    return not config.bank.labelled if is_bank(config.method.method) else config.emit.labels == "teacher"
 
 
 def run_settings(config: GenConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def samples(count: int, *, logits: bool = True, seed: int = 0) -> list[Sample]:
         pixels = random.integers(256, size=(8, 8, 1), dtype=np.uint8)
         values = random.standard_normal(3).astype(np.float16) if logits else None
         content = sample_digest(label, pixels)
-        made.append(Sample(png.encode(pixels), content, label, seed, number // 3, label, 0.5 + label / 10, values))
+        made.append(Sample(png.encode(pixels), content, label, label, seed, number // 3, label, 0.5 + label / 10, values))
     return made
 
 

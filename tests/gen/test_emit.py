@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from clusterq_common.images import decode_png, to_pixels
 from clusterq_common.shards.manifest import Split, SplitName, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
@@ -20,6 +22,7 @@ from clusterq_gen.blocks import CANDIDATES_PER_IMAGE, plan_blocks
 from clusterq_gen.candidates import CHUNK, Turns
 from clusterq_gen.config import GenConfig
 from clusterq_gen.generator import build_generator
+from clusterq_gen.source import GeneratorSource
 from tests.conftest import Cli
 
 # Ten classes, seven images of each, sixteen slots in a shard: five training shards and one of held-out images.
@@ -85,6 +88,36 @@ def test_what_the_set_says_of_itself(whole: Path) -> None:
     assert manifest.teacher.batchnorm_layers == 5
     assert not (whole / ".emission").exists()
     assert not set(contents(whole)) & set(contents(whole, "heldout"))
+
+
+def test_labels_may_be_the_teachers_own(digits_run: Path, whole: Path, tmp_path: Path, gen: Cli) -> None:
+    """No candidate is lost for having another class than was asked for, and classes are still even."""
+    done = gen("emit", "--run", digits_run, *WANTED, "--labels", "teacher", "--out", tmp_path / "set")
+    assert done.code == 0, done.err
+    manifest, plain = read_manifest(tmp_path / "set"), read_manifest(whole)
+    assert manifest.splits["train"].per_class == [7] * 10
+    assert manifest.generation is not None
+    assert plain.generation is not None
+    assert (manifest.generation.labels, plain.generation.labels) == ("teacher", "asked")
+    assert manifest.generation.candidates < plain.generation.candidates
+    assert 0 < manifest.generation.teacher_agreement < 1
+    config = GenConfig.from_yaml(digits_run / "config.yaml")
+    teacher = load_teacher(config.teacher)
+    source = GeneratorSource.load(digits_run, config, teacher.spec, 0, torch.device("cpu"))
+    reader = ShardSet.open(tmp_path / "set").split("train")
+    samples = [reader.read_sample(number) for number in range(len(reader))]
+    assert all(sample.label == sample.teacher_top1 for sample in samples)
+    moved = [sample for sample in samples if sample.label != sample.asked]
+    assert moved
+    for sample in moved[:3]:  # the class asked for and the attempt say where the image comes from
+        again = to_pixels(source.images([(sample.asked, sample.attempt)]), teacher.spec)[0]
+        assert (again.int() - decode_png(sample.png, teacher.spec).int()).abs().max() <= 1
+    refused = gen("emit", "--run", digits_run, *WANTED, "--out", tmp_path / "set")
+    assert "shards of another --labels" in refused.err
+    refused = gen("emit", "--run", digits_run, "--labels", "teacher", "--keep-misclassified", "--out", tmp_path / "no")
+    assert refused.code == 2
+    assert "keep_misclassified has no meaning" in refused.err
+    assert not (tmp_path / "no").exists()
 
 
 def test_any_number_of_encoding_processes_gives_the_same_bytes(digits_run: Path, whole: Path, tmp_path: Path, gen: Cli) -> None:

@@ -138,7 +138,7 @@ def tars(folder: Path) -> dict[str, bytes]:
 def test_a_refined_set_says_so_and_is_nearer(whole: Path, digits_run: Path, finetune: Cli, gen: Cli, tmp_path: Path) -> None:
     manifest = read_manifest(whole)
     assert manifest.generation is not None
-    refine = {"refine_steps": 60, "refine_lr": 0.1, "refine_class_weight": 0.1, "refine_batch": 40}
+    refine = {"refine_steps": 60, "refine_lr": 0.05, "refine_class_weight": 0.0, "refine_batch": 40}
     assert manifest.generation.settings["refine"] == refine
     assert "optimised for 60 steps" in (whole / "README.md").read_text()
     assert not (whole / ".emission").exists(), "batches are needed no more"
@@ -189,7 +189,7 @@ def test_a_refined_set_grows_by_images_of_its_kind_alone(whole: Path, digits_run
     start = ("emit", "--run", digits_run, "--per-class", 3, *WANTED[2:], "--out", tmp_path)
     assert gen(*start, *REFINE).code == 0
     before = tars(tmp_path)
-    for other in ([], ["--refine-steps", 61, *REFINE[2:]], [*REFINE, "--refine-class-weight", 0]):
+    for other in ([], ["--refine-steps", 61, *REFINE[2:]], [*REFINE, "--refine-class-weight", 1]):
         refused = gen("emit", "--run", digits_run, *WANTED, *other, "--out", tmp_path)
         assert refused.code == 2
         assert "shards of another --refine-steps, or other refinement" in refused.err
@@ -209,6 +209,7 @@ def test_a_refined_set_grows_by_images_of_its_kind_alone(whole: Path, digits_run
         (["--method", "zeroq", "--refine-steps", "5"], "--refine-steps has no meaning with --method zeroq"),
         (["--refine-steps", "0", "--refine-lr", "1"], "--refine-lr has no meaning without refinement"),
         (["--refine-steps", "-1"], "--refine-steps"),
+        (["--method", "zeroq", "--labels", "teacher"], "--labels has no meaning with --method zeroq"),
     ],
 )
 def test_flags_that_would_change_nothing(

@@ -83,7 +83,7 @@ def samples(images: list[Array]) -> Iterator[Sample]:
     for number, image in enumerate(images):
         label = number % CLASSES
         [(data, content)] = encode_samples([label], [image])
-        yield Sample(data, content, label, 0, number // CLASSES, label, 0.9, logits)
+        yield Sample(data, content, label, label, 0, number // CLASSES, label, 0.9, logits)
 
 
 def write_set(folder: Path, size: int, count: int) -> None:
@@ -143,7 +143,7 @@ def speed(size: int, count: int, repeats: int) -> None:
         def pooled() -> Iterator[Sample]:
             for (own, _), encoded in zip(chunks, pool.map(encode_samples, *zip(*chunks, strict=True)), strict=True):
                 for label, (data, content) in zip(own, encoded, strict=True):
-                    yield Sample(data, content, label, 0, 0, label, 0.9, np.zeros(CLASSES, np.float16))
+                    yield Sample(data, content, label, label, 0, 0, label, 0.9, np.zeros(CLASSES, np.float16))
 
         def write(made: Iterator[Sample]) -> None:
             write_shard(folder, "synth-train-000000.tar", made, start_key=0, num_classes=CLASSES)

@@ -43,7 +43,7 @@ looked at; the images are not samples of the real classes, train no classifier f
 the teacher's training data do show in them, as they show in the teacher's weights.
 
 ## Members of a sample
-`.png` (pixels), `.cls` (class index), `.json` (label, seed, attempt, the teacher's top-1 and
+`.png` (pixels), `.cls` (class index), `.json` (label, class asked for, seed, attempt, the teacher's top-1 and
 confidence){", `.logits.npy` (the teacher's logits, float16)" if manifest.has_logits else ""}. Labels and logits are the teacher's on the pixels of the PNG.
 
 ## Use it
@@ -68,6 +68,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
             "name": "json",
             "struct": [
                 {"name": "label", "dtype": "int64"},
+                {"name": "asked", "dtype": "int64"},
                 {"name": "seed", "dtype": "int64"},
                 {"name": "attempt", "dtype": "int64"},
                 {"name": "teacher_top1", "dtype": "int64"},
@@ -106,9 +107,8 @@ def _making(manifest: Manifest) -> str:
     made = manifest.generation
     if made is not None:
         return _images_by(made) + (
-            f"Method {made.method}, seed {made.seed}. The teacher agreed with the label of {100 * made.teacher_agreement:.1f} % of "
-            f"{made.candidates} images drawn; those it takes for another class were "
-            f"{'kept' if made.keep_misclassified else 'dropped and replaced'}."
+            f"Method {made.method}, seed {made.seed}. The teacher saw the class asked for in {100 * made.teacher_agreement:.1f} % of "
+            f"{made.candidates} images drawn; those it takes for another class {_others(made)}."
         )
     assert manifest.derivation is not None
     lines = [f"By `{manifest.derivation.operation}` from other sets ({manifest.derivation.settings}):", ""]
@@ -116,6 +116,13 @@ def _making(manifest: Manifest) -> str:
         how = f"method {parent.generation.method}, seed {parent.generation.seed}" if parent.generation else "itself derived"
         lines.append(f"- `{parent.digest}`, {parent.samples} images, {how}")
     return "\n".join(lines)
+
+
+def _others(made: Generation) -> str:
+    """What became of images that the teacher takes for another class than was asked for."""
+    if made.labels == "teacher":
+        return "were given to that class"
+    return "were kept" if made.keep_misclassified else "were dropped and replaced"
 
 
 def _images_by(made: Generation) -> str:

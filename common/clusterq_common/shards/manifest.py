@@ -95,8 +95,13 @@ class Generation(Settings):
         "labels of a bank are the teacher's own",
     )
     candidates: Count = Field(description="images drawn in all, or taken from a bank")
-    rejected: list[Count] = Field(description="by class, candidates dropped because the teacher took them for another class")
-    teacher_agreement: Share = Field(description="share of the candidates on which the teacher agreed with the label")
+    rejected: list[Count] = Field(
+        description="by class, candidates dropped because the teacher took them for another class, or for one that had enough"
+    )
+    teacher_agreement: Share = Field(description="share of the candidates in which the teacher saw the class asked for")
+    labels: Literal["asked", "teacher"] = Field(
+        "asked", description="asked: the classes that images were made for; teacher: its own top-1, whatever was asked for"
+    )
     keep_misclassified: bool = Field(description="whether disagreeing images were kept")
     chunk: int = Field(ge=1, description="candidates that went through the networks together")
     samples_per_shard: int = Field(ge=1, description="slots of a shard")

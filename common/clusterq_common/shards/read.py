@@ -28,6 +28,7 @@ class SampleFacts(Settings):
     """The `.json` member of a sample."""
 
     label: Annotated[int, Field(ge=0)]
+    asked: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0)]
     attempt: Annotated[int, Field(ge=0)]
     teacher_top1: Annotated[int, Field(ge=0)]
@@ -81,6 +82,7 @@ class SplitReader:
             png=self._member(number, "png"),
             content=sample_digest(label, pixels),
             label=label,
+            asked=label if facts.asked is None else facts.asked,
             seed=facts.seed,
             attempt=facts.attempt,
             teacher_top1=facts.teacher_top1,

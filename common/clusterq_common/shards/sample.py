@@ -15,8 +15,9 @@ class Sample:
     Attributes:
         png: the image, encoded.
         content: `digest.sample_digest` of its label and pixels.
-        label: the class it was generated for.
-        seed, attempt: with the label, the key of its noise.
+        label: its class.
+        asked: the class it was generated for: the label, unless the set's labels are the teacher's.
+        seed, attempt: with that class, the key of its noise.
         teacher_top1, teacher_confidence: the teacher's class and its softmax probability.
         logits: (classes,) float16, or None where they are left out.
     """
@@ -24,6 +25,7 @@ class Sample:
     png: bytes
     content: bytes
     label: int
+    asked: int
     seed: int
     attempt: int
     teacher_top1: int

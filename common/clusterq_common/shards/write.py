@@ -116,6 +116,7 @@ class _NothingToWriteError(Exception):
 def _members(sample: Sample) -> dict[str, bytes]:
     facts = {
         "label": sample.label,
+        "asked": sample.asked,
         "seed": sample.seed,
         "attempt": sample.attempt,
         "teacher_top1": sample.teacher_top1,

@@ -132,8 +132,8 @@ def with_method(values: dict[str, Any], flags: dict[str, dict[str, Any]]) -> dic
     return merged({**values, "bank": {}}, BANK_METHODS[method])
 
 
-def refuse_idle_refinement(method: str, steps: int, given: Iterable[str]) -> None:
-    """A setting of the refinement that would change nothing is a mistake, too.
+def refuse_idle_emission(method: str, steps: int, given: Iterable[str]) -> None:
+    """A setting of the emission that would change nothing is a mistake, too.
 
     Args:
         method: the run's.
@@ -145,6 +145,10 @@ def refuse_idle_refinement(method: str, steps: int, given: Iterable[str]) -> Non
     """
     for name in given:
         flag = f"--{name.replace('_', '-')}"
+        if name == "labels" and is_bank(method):
+            raise ClusterqError(
+                f"{flag} has no meaning with --method {method}; leave it out: --bank-class-weight says whether classes are asked for."
+            )
         if name.startswith("refine_") and is_bank(method):
             raise ClusterqError(
                 f"{flag} has no meaning with --method {method}, whose images are optimised anyway; leave it out (its own settings start "
@@ -166,7 +170,7 @@ def refuse_meaningless(values: dict[str, Any], flags: dict[str, dict[str, Any]])
     """
     method = method_of(values)
     labelled = bool(_section(values, "bank").get("bank_class_weight"))
-    refuse_idle_refinement(method, _section(values, "emit").get("refine_steps", 0), flags.get("emit", {}))
+    refuse_idle_emission(method, _section(values, "emit").get("refine_steps", 0), flags.get("emit", {}))
     for section, given in flags.items():
         for name in given:
             flag = f"--{name.replace('_', '-')}"
