@@ -84,8 +84,8 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> DigitsTeacher:
 
 TINY = ["--preset", "quick", "--epochs", "4", "--steps-per-epoch", "60", "--warmup-epochs", "2", "--batch-size", "40"]
 TINY += ["--width", "32", "--lr", "0.005", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
-# float32, whatever the CPU.
-TINY += ["--amp", "off"]
+# float32, whatever the CPU; images as the generator draws them.
+TINY += ["--amp", "off", "--refine-steps", "0"]
 
 
 @pytest.fixture(scope="session")

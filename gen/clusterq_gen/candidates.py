@@ -27,7 +27,7 @@ class Tally:
     """Counts over candidates: what the manifest reports.
 
     Attributes:
-        rejected: by the class asked for, candidates that the teacher took for another one and that were dropped.
+        rejected: by the class asked for, candidates that were dropped: the teacher took them for another one, or for one that had enough.
         candidates, agreed: how many were drawn, and in how many the teacher saw the class asked for.
         clipped: sum over candidates of the share of values at the end of the pixel range.
         short: by class, wanted images that its candidates did not yield.
@@ -199,6 +199,6 @@ class Emitter:
                 judged.pixels.append(to_array(pixels[number]))
                 judged.facts.append(Facts(label, asked, attempt, top1[number], confidence[number]))
                 judged.logits.append(logits[number])
-            elif not agreed and not self.keep_misclassified:
+            elif not self.keep_misclassified:
                 tally.rejected[asked] += 1
         return judged

@@ -172,10 +172,11 @@ class EmitConfig(Settings):
     heldout_per_class: int | None = Field(
         None, ge=0, description="images for each class in the held-out split; a tenth of --per-class if left out"
     )
-    labels: Literal["asked", "teacher"] = Field(
-        "asked",
+    labels: Literal["asked", "teacher"] | None = Field(
+        None,
         description="asked: an image is one of the class that a generator was asked for; teacher: of the class that the teacher sees in it, "
-        "as long as that class wants images, so that images between classes are not lost",
+        "as long as that class wants images, so that images between classes are not lost; if left out teacher where images are refined for no "
+        "class, else asked",
     )
     keep_misclassified: bool = Field(
         False,
@@ -237,6 +238,12 @@ class EmitConfig(Settings):
         )
 
     @property
+    def labelling(self) -> Literal["asked", "teacher"]:
+        """Whose labels a generator's images get."""
+        classless = self.refine_steps > 0 and not self.refine_class_weight and not self.keep_misclassified
+        return self.labels or ("teacher" if classless else "asked")
+
+    @property
     def heldout(self) -> int:
         """Held-out images for each class."""
         return self.heldout_per_class if self.heldout_per_class is not None else max(1, self.per_class // 10)
@@ -278,6 +285,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "method": {"alpha_bns": 10.0, "alpha_fda": 9.0, "alpha_de": 6.0},
         "generator": {"width": 64},
         "train": {"epochs": 16, "steps_per_epoch": 50, "warmup_epochs": 4, "batch_size": 100, "schedule": "cosine"},
+        # What so short a run leaves to be wished for; few images do, they cost more than a generator's: docs/results.md.
+        "emit": {"per_class": 128, "refine_steps": 50},
     },
 }
 

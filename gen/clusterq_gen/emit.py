@@ -64,7 +64,7 @@ def emit_shards(
             source,
             teacher,
             seed=seed,
-            labels=config.emit.labels,
+            labels=config.emit.labelling,
             keep_misclassified=config.emit.keep_misclassified,
             store_logits=config.emit.store_logits,
             pool=pool,

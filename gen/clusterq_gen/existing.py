@@ -78,7 +78,7 @@ def _of_run(settings: dict[str, Any]) -> dict[str, Any]:
 
 def labelled_by_teacher(config: GenConfig) -> bool:
     """Whether labels are the teacher's own answers: where that is wished, and in a bank that asks for no classes."""
-    return not config.bank.labelled if is_bank(config.method.method) else config.emit.labels == "teacher"
+    return not config.bank.labelled if is_bank(config.method.method) else config.emit.labelling == "teacher"
 
 
 def run_settings(config: GenConfig) -> dict[str, Any]:

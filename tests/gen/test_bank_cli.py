@@ -215,7 +215,7 @@ def test_a_bank_that_diverges_says_so(
     monkeypatch.setattr("clusterq_gen.bank.optimise.statistics_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     done = gen("train", *digits_teacher.flags, "--preset", "quick", "--method", "zeroq", *SMALL, "--out", tmp_path / "out")
     assert done.code == 2
-    assert "batch 0 of the bank is no longer finite" in done.err
+    assert "batch 0 of the bank: images are no longer finite" in done.err
     assert "--bank-lr" in done.err
     assert not list((tmp_path / "out").glob("bank/*"))
 

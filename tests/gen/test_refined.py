@@ -140,6 +140,8 @@ def test_a_refined_set_says_so_and_is_nearer(whole: Path, digits_run: Path, fine
     assert manifest.generation is not None
     refine = {"refine_steps": 60, "refine_lr": 0.05, "refine_class_weight": 0.0, "refine_batch": 40}
     assert manifest.generation.settings["refine"] == refine
+    assert manifest.generation.labels == "teacher"
+    assert manifest.splits["train"].per_class == [6] * 10
     assert "optimised for 60 steps" in (whole / "README.md").read_text()
     assert not (whole / ".emission").exists(), "batches are needed no more"
     assert gen("emit", "--run", digits_run, *WANTED, "--refine-steps", 0, "--out", tmp_path / "plain").code == 0
