@@ -52,7 +52,7 @@ ANALYSES: dict[str, dict[str, list[str]]] = {
     },
     "ema-rate": _values("--ema-rate", ["0.2", "0", "0.1", "0.4", "0.6", "0.8", "1"]),
     "diversity": _values("--alpha-de", ["0.6", "0", "0.2", "0.4", "0.8", "1"]),
-    "images": _values("--per-class", ["512", "1", "8", "64", "128", "256", "1024"]),
+    "images": _values("--per-class", ["128", "1", "8", "64", "256", "512", "1024"]),
     "batch-classes": _values("--classes-per-batch", ["10", "5", "2", "1"]),
     "stored": {"full": []},
     "adadfq": {
@@ -77,7 +77,7 @@ def main(
     seeds: Seeds = "0,1,2",
     train_flags: TrainFlags = "--preset quick",
     finetune_flags: FinetuneFlags = "",
-    images: Images = 512,
+    images: Images = 128,
     threads: Threads = None,
 ) -> None:
     """Run what is missing, then print the table."""

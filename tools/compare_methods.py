@@ -50,7 +50,7 @@ def main(
     seeds: Seeds = "0,1,2",
     train_flags: TrainFlags = "--preset quick",
     finetune_flags: FinetuneFlags = "",
-    images: Images = 512,
+    images: Images = 128,
     real_upper_bound: Annotated[Path | None, typer.Option(help="Real images in class folders, none of them in --val.")] = None,
     threads: Threads = None,
 ) -> None:

@@ -206,7 +206,7 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
 def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: ValidationImages | None) -> list[str]:
     samples = len(shards.split("train"))
     recipe = config.recipe
-    steps = len(EpochBatches(samples, recipe.batch_size, 0, steps=recipe.steps_per_epoch))
+    steps = len(EpochBatches(samples, recipe.batch_size, 0, steps=recipe.steps(samples)))
     lines = [
         f"shards: {shards.folder}, {samples} training images",
         f"steps: {recipe.epochs} epochs x {steps}, batch {recipe.batch_size}, {recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}), "

@@ -12,6 +12,10 @@ from clusterq_common.teacher.spec import Geometry, Interpolation, TeacherConfig
 RecipeName = Literal["fast", "paper", "best"]
 
 
+# Steps of an epoch where a set is small and nothing else was asked for: a student needs so many, however few images there are.
+LEAST_STEPS = 40
+
+
 class RecipeConfig(Settings):
     """How the student learns from the shards: ClusterQ Eq. 9 and what may be done around it."""
 
@@ -21,7 +25,12 @@ class RecipeConfig(Settings):
         "best, at about three times the cost of fast",
     )
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
-    steps_per_epoch: int | None = Field(None, ge=1, description="steps in an epoch; one pass over the shards if left out")
+    steps_per_epoch: int | None = Field(
+        None,
+        ge=1,
+        description=f"steps in an epoch; if left out one pass over the shards, or {LEAST_STEPS} where that is fewer: a small set is gone "
+        "through several times",
+    )
     batch_size: int = Field(128, ge=1, description="images in a batch, of all processes together")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
     lr: float = Field(5e-3, gt=0, description="learning rate at the start")
@@ -138,6 +147,12 @@ class RecipeConfig(Settings):
         if self.compile and self.feature_weight:
             raise ValueError("feature_weight looks into the student, which a compiled one (compile) does not allow")
         return self
+
+    def steps(self, samples: int) -> int | None:
+        """Steps of an epoch over so many samples; None: one pass."""
+        if self.steps_per_epoch is None and -(-samples // self.batch_size) < LEAST_STEPS:
+            return LEAST_STEPS
+        return self.steps_per_epoch
 
     @property
     def changes_images(self) -> bool:

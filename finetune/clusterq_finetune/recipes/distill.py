@@ -196,7 +196,7 @@ def distill(
             run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
     broadcast(student)
     dataset = ShardDataset(shards, "train")
-    order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps_per_epoch, ranks=ranks)
+    order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps(len(dataset)), ranks=ranks)
     batches = TrainingBatches(dataset, device, workers=recipe.workers)
     heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
     log = MetricsLog(folder / METRICS, keep_before_step=run.step, tensorboard=config.output.tensorboard)
