@@ -27,9 +27,9 @@ class RecipeConfig(Settings):
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
     steps_per_epoch: int | None = Field(
         None,
-        ge=1,
-        description=f"steps in an epoch; if left out one pass over the shards, or {LEAST_STEPS} where that is fewer: a small set is gone "
-        "through several times",
+        ge=0,
+        description=f"steps in an epoch; 0: one pass over the shards; if left out one pass, or {LEAST_STEPS} where that is fewer: a small set "
+        "is gone through several times",
     )
     batch_size: int = Field(128, ge=1, description="images in a batch, of all processes together")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
@@ -152,7 +152,7 @@ class RecipeConfig(Settings):
         """Steps of an epoch over so many samples; None: one pass."""
         if self.steps_per_epoch is None and -(-samples // self.batch_size) < LEAST_STEPS:
             return LEAST_STEPS
-        return self.steps_per_epoch
+        return self.steps_per_epoch or None
 
     @property
     def changes_images(self) -> bool:

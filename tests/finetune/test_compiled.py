@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Cli
 
-FLAGS = ["--bits", "w4a4", "--epochs", "2", "--batch-size", "50", "--json"]
+FLAGS = ["--bits", "w4a4", "--epochs", "2", "--steps-per-epoch", "0", "--batch-size", "50", "--json"]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -18,7 +18,19 @@ from clusterq_finetune.recipes.optimizer import learning_rate
 from tests.conftest import Cli
 from tests.tape import TapeRecorder
 
-FLAGS = ["--bits", "w3a3", "--epochs", "2", "--batch-size", "25", "--checkpoint-seconds", "0", "--json"]
+FLAGS = [
+    "--bits",
+    "w3a3",
+    "--epochs",
+    "2",
+    "--steps-per-epoch",
+    "0",
+    "--batch-size",
+    "25",
+    "--checkpoint-seconds",
+    "0",
+    "--json",
+]
 
 
 def inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:

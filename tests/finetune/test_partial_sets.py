@@ -84,6 +84,8 @@ def test_small_and_lopsided_sets(
         "w4a4",
         "--epochs",
         2,
+        "--steps-per-epoch",
+        0,
         "--batch-size",
         batch_size,
         "--val",

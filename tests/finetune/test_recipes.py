@@ -50,6 +50,11 @@ def test_recipes_and_precedence() -> None:
     assert (paper.ce_weight, paper.kl_weight, paper.temperature) == (1, 1, 20), "Eq. 9"
     assert (paper.optimizer, paper.lr, paper.schedule, paper.weight_decay) == ("sgd", 1e-4, "step", 1e-4)
     assert (paper.epochs, paper.steps_per_epoch, paper.batch_size) == (200, 200, 200)
+    # Steps of an epoch: one pass (None), but forty where the set is small and nothing was asked for.
+    asked = {None: RecipeConfig(), 0: RecipeConfig(steps_per_epoch=0), 7: RecipeConfig(steps_per_epoch=7)}
+    assert [asked[None].steps(samples) for samples in (1, 39 * 128, 39 * 128 + 1)] == [40, 40, None]
+    assert [asked[0].steps(samples) for samples in (1, 5120)] == [None, None]
+    assert [asked[7].steps(samples) for samples in (1, 5120)] == [7, 7]
     large = resolve({"recipe": {"recipe": "paper"}}, "s", TEACHER, imagenet_sized=True).recipe
     assert (large.lr, large.batch_size) == (1e-6, 16)
     mine = resolve({"recipe": {"recipe": "paper", "lr": 0.5}}, "s", TEACHER, imagenet_sized=True).recipe
