@@ -36,7 +36,7 @@ def training(digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, tmp_path
 @pytest.fixture(scope="module")
 def tuning(digits_run: Path, finetune: Cli, tmp_path_factory: pytest.TempPathFactory) -> Resumable:
     run = tmp_path_factory.mktemp("tuning") / "out"
-    flags = ["--shards", digits_run, "--bits", "w3a3", "--epochs", 1]
+    flags = ["--shards", digits_run, "--bits", "w3a3", "--epochs", 1, "--steps-per-epoch", 0]
     done = finetune(*flags, "--out", run)
     assert done.code == 0, done.err
     (run / "student.safetensors").unlink()

@@ -28,7 +28,20 @@ PATIENCE = 300.0
 GEN = ["--preset", "quick", "--epochs", "6", "--warmup-epochs", "2", "--steps-per-epoch", "8", "--batch-size", "20"]
 GEN += ["--width", "16", "--lr", "0.01", "--bits", "w4a4", "--checkpoint-seconds", "0", "--threads", "1"]
 GEN += ["--per-class", "3", "--heldout-per-class", "1", "--samples-per-shard", "6"]
-FINETUNE = ["--bits", "w3a3", "--epochs", "8", "--batch-size", "8", "--checkpoint-seconds", "0", "--threads", "1"]
+FINETUNE = [
+    "--bits",
+    "w3a3",
+    "--epochs",
+    "8",
+    "--steps-per-epoch",
+    "0",
+    "--batch-size",
+    "8",
+    "--checkpoint-seconds",
+    "0",
+    "--threads",
+    "1",
+]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,21 @@ def tuned(
     """One fine-tuning from a copy of the shared run; its JSON result."""
     run = tmp_path_factory.mktemp("tuned") / "out"
     shutil.copytree(digits_run, run)
-    done = finetune("--shards", run, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--val", digits_teacher.val, "--json")
+    done = finetune(
+        "--shards",
+        run,
+        "--bits",
+        "w3a3",
+        "--epochs",
+        4,
+        "--steps-per-epoch",
+        0,
+        "--batch-size",
+        32,
+        "--val",
+        digits_teacher.val,
+        "--json",
+    )
     assert done.code == 0, done.err
     result: dict[str, Any] = json.loads(done.out.splitlines()[-1])
     return result
@@ -130,7 +144,7 @@ def test_shards_apart_from_their_run_name_no_code(
 ) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(digits_run / "shards", bare)
-    flags = ["--shards", bare, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--json"]
+    flags = ["--shards", bare, "--bits", "w3a3", "--epochs", 4, "--steps-per-epoch", 0, "--batch-size", 32, "--json"]
     refused = finetune(*flags, "--out", tmp_path / "refused")
     assert refused.code == 2, "a factory's name in a manifest loads no code"
     assert "--arch is missing" in refused.err
@@ -152,7 +166,20 @@ def test_resumed_fine_tuning_is_the_uninterrupted_one(
         if state["step"] == 8:
             raise KeyboardInterrupt
 
-    flags = ["--shards", digits_run, "--bits", "w3a3", "--epochs", 4, "--batch-size", 32, "--checkpoint-seconds", 0]
+    flags = [
+        "--shards",
+        digits_run,
+        "--bits",
+        "w3a3",
+        "--epochs",
+        4,
+        "--steps-per-epoch",
+        0,
+        "--batch-size",
+        32,
+        "--checkpoint-seconds",
+        0,
+    ]
     flags += ["--out", tmp_path / "cut", "--json"]
     monkeypatch.setattr(recipe, "save_checkpoint", save_then_stop)
     stopped = finetune(*flags)
@@ -183,7 +210,19 @@ def test_every_convention_runs_and_reloads(
 ) -> None:
     bits = [] if "--bits" in flags else ["--bits", "w4a4"]
     done = finetune(
-        "--shards", digits_run, *bits, *flags, "--epochs", 1, "--out", tmp_path / "s", "--val", digits_teacher.val, "--json"
+        "--shards",
+        digits_run,
+        *bits,
+        *flags,
+        "--epochs",
+        1,
+        "--steps-per-epoch",
+        0,
+        "--out",
+        tmp_path / "s",
+        "--val",
+        digits_teacher.val,
+        "--json",
     )
     assert done.code == 0, done.err
     result = json.loads(done.out.splitlines()[-1])

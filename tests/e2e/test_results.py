@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Cli, DigitsTeacher
 
-RUN = ["--bits", "w3a3", "--epochs", 1, "--batch-size", 32]
+RUN = ["--bits", "w3a3", "--epochs", 1, "--steps-per-epoch", 0, "--batch-size", 32]
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_merge_subset_and_repair_then_fine_tune(
     refused = gen("emit", "--run", digits_run, "--per-class", 9, "--out", tmp_path / "both")
     assert "merged or cut" in refused.err
     # Nine classes of three images, no held-out split: still something to learn from.
-    flags = [*digits_teacher.flags[:4], "--epochs", 1, "--out", tmp_path / "student"]
+    flags = [*digits_teacher.flags[:4], "--epochs", 1, "--steps-per-epoch", 0, "--out", tmp_path / "student"]
     done = finetune("--shards", tmp_path / "mended", *flags)
     assert done.code == 0, done.err
 

@@ -94,7 +94,18 @@ def test_planted_defects_are_found(spoiled: Path, digits_teacher: DigitsTeacher,
 def test_training_records_how_often_teacher_and_student_name_the_label(
     spoiled: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
-    flags = ["--teacher-logits", "recomputed", "--epochs", 1, "--batch-size", 40, "--out", tmp_path / "tuned"]
+    flags = [
+        "--teacher-logits",
+        "recomputed",
+        "--epochs",
+        1,
+        "--steps-per-epoch",
+        0,
+        "--batch-size",
+        40,
+        "--out",
+        tmp_path / "tuned",
+    ]
     done = finetune("--shards", spoiled, *digits_teacher.flags[:4], *flags)
     assert done.code == 0, done.err
     lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()

@@ -100,7 +100,20 @@ def test_a_bank(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None
 
 def test_a_fine_tuning(digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, save = tmp_path / "run", recipe.save_checkpoint
-    flags = ["--shards", digits_run, "--bits", "w4a4", "--epochs", 3, "--batch-size", 32, "--checkpoint-seconds", 0]
+    flags = [
+        "--shards",
+        digits_run,
+        "--bits",
+        "w4a4",
+        "--epochs",
+        3,
+        "--steps-per-epoch",
+        0,
+        "--batch-size",
+        32,
+        "--checkpoint-seconds",
+        0,
+    ]
     flags += ["--no-report", "--out", run]
     monkeypatch.setattr(recipe, "save_checkpoint", stopping(save, 8))
     assert finetune(*flags).code == 130

@@ -204,7 +204,7 @@ def test_completion(
 
 
 def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 2, "--batch-size", 32, "--no-report")
+    flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 2, "--steps-per-epoch", 0, "--batch-size", 32, "--no-report")
     with terminal(monkeypatch) as shown:
         in_terminal(finetune_app, *flags, "--out", tmp_path / "bar")
     assert "\x1b[?25l" in shown[0], "the cursor is hidden while a bar is drawn"
@@ -220,7 +220,7 @@ def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_no_color_and_dumb_terminals(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 1, "--batch-size", 32, "--no-report")
+    flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 1, "--steps-per-epoch", 0, "--batch-size", 32, "--no-report")
     coloured = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|48|9[0-7])[;m]")
     with terminal(monkeypatch) as shown:
         in_terminal(gen_app, "--help")
@@ -241,7 +241,20 @@ def test_lines_in_a_file(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as build servers set it: their logs are no terminals
-    flags = ["--recipe", "best", "--reconstruct-steps", 3, "--reconstruct-images", 32, "--epochs", 1, "--batch-size", 32]
+    flags = [
+        "--recipe",
+        "best",
+        "--reconstruct-steps",
+        3,
+        "--reconstruct-images",
+        32,
+        "--epochs",
+        1,
+        "--steps-per-epoch",
+        0,
+        "--batch-size",
+        32,
+    ]
     done = finetune("--shards", digits_run, *flags, "--val", digits_teacher.val, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert not CONTROL.search(done.err.replace("\n", ""))
@@ -316,7 +329,20 @@ def test_quiet_leaves_warnings(digits_run: Path, finetune: Cli, tmp_path: Path, 
 
 def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cli) -> None:
     out = tmp_path / "a folder"
-    base = ["--shards", str(digits_run), "--bits", "w4a4", "--batch-size", "4", "--epochs", "400", "--checkpoint-seconds", "0"]
+    base = [
+        "--shards",
+        str(digits_run),
+        "--bits",
+        "w4a4",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "400",
+        "--steps-per-epoch",
+        "0",
+        "--checkpoint-seconds",
+        "0",
+    ]
     words = [*base, "--overwrite", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

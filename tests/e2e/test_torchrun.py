@@ -57,7 +57,21 @@ def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Pat
     assert steps == list(range(240)), "one writer"
     assert not list(out.rglob("*.partial"))
 
-    flags = ["--shards", out, "--bits", "w4a4", "--epochs", 2, "--batch-size", 32, "--val", digits_teacher.val, "--json"]
+    flags = [
+        "--shards",
+        out,
+        "--bits",
+        "w4a4",
+        "--epochs",
+        2,
+        "--steps-per-epoch",
+        0,
+        "--batch-size",
+        32,
+        "--val",
+        digits_teacher.val,
+        "--json",
+    ]
     alone = finetune(*flags, "--out", tmp_path / "alone")
     assert alone.code == 0, alone.err
     shared = finish(start("clusterq_finetune", *flags, "--out", tmp_path / "shared"))

@@ -72,7 +72,7 @@ def test_stored_logits_and_features_exclude_each_other() -> None:
 
 
 def test_a_student_moves_towards_the_teachers_features(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
-    flags = ("--bits", "w3a3", "--epochs", 4, "--batch-size", 16, "--ce-weight", 0, "--kl-weight", 0)
+    flags = ("--bits", "w3a3", "--epochs", 4, "--steps-per-epoch", 0, "--batch-size", 16, "--ce-weight", 0, "--kl-weight", 0)
     done = finetune("--shards", digits_run, "--out", tmp_path / "run", *flags, "--feature-weight", 1)
     assert done.code == 0, done.err
     result: dict[str, Any] = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -113,7 +113,17 @@ def test_what_a_set_lacks_cannot_be_asked_for(
     digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetune: Cli, tmp_path: Path
 ) -> None:
     Sets(digits_run, gen, finetune).emit(tmp_path / "set", "--per-class", 1, "--heldout-per-class", 0, "--no-logits")
-    flags = ["--shards", tmp_path / "set", *digits_teacher.flags[:4], "--epochs", 1, "--out", tmp_path / "out"]
+    flags = [
+        "--shards",
+        tmp_path / "set",
+        *digits_teacher.flags[:4],
+        "--epochs",
+        1,
+        "--steps-per-epoch",
+        0,
+        "--out",
+        tmp_path / "out",
+    ]
     selected = finetune(*flags, "--select", "heldout")
     assert selected.code == 2
     assert "has no held-out images" in selected.err

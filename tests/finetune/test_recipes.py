@@ -170,8 +170,8 @@ def heldout_values(folder: Path) -> list[float]:
 
 
 def test_stored_and_recomputed_logits_give_nearly_the_same_student(short: Short) -> None:
-    stored, said = short("stored", "--epochs", 2)
-    recomputed, asked = short("recomputed", "--epochs", 2, "--teacher-logits", "recomputed")
+    stored, said = short("stored", "--epochs", 2, "--steps-per-epoch", 0)
+    recomputed, asked = short("recomputed", "--epochs", 2, "--steps-per-epoch", 0, "--teacher-logits", "recomputed")
     assert said["teacher_logits"]["source"] == "stored"
     assert 0 < said["teacher_logits"]["largest_difference"] < said["teacher_logits"]["tolerance"]
     assert asked["teacher_logits"]["source"] == "recomputed"
@@ -179,13 +179,13 @@ def test_stored_and_recomputed_logits_give_nearly_the_same_student(short: Short)
     a, b = (load_file(folder / "student.safetensors") for folder in (stored, recomputed))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0.02, atol=0.02)
-    _, result = short("augmented", "--epochs", 1, "--augment", "flip")
+    _, result = short("augmented", "--epochs", 1, "--steps-per-epoch", 0, "--augment", "flip")
     assert result["teacher_logits"]["source"] == "recomputed", "stored logits do not belong to mirrored images"
 
 
 def test_selection_by_held_out_images(short: Short) -> None:
     # A rate so high that the last epoch need not be the best one.
-    flags = ("--epochs", 4, "--lr", 0.01, "--schedule", "constant")
+    flags = ("--epochs", 4, "--steps-per-epoch", 0, "--lr", 0.01, "--schedule", "constant")
     folder, result = short("heldout", *flags, "--select", "heldout")
     values = heldout_values(folder)
     assert result["student"]["epoch"] == values.index(min(values))
@@ -196,7 +196,7 @@ def test_selection_by_held_out_images(short: Short) -> None:
 
 
 def test_a_guarded_student_is_not_worse_than_it_was(short: Short, finetune: Cli, digits_run: Path, tmp_path: Path) -> None:
-    steady = ("--epochs", 2, "--schedule", "constant")
+    steady = ("--epochs", 2, "--steps-per-epoch", 0, "--schedule", "constant")
     _, calibrated = short("calibrated", "--epochs", 0)
     _, kept = short("destroyed", *steady, "--lr", 5, "--select", "guarded")
     assert kept["student"]["epoch"] == -1
@@ -220,7 +220,7 @@ def test_paper_recipe_runs_and_is_recorded(short: Short) -> None:
 def test_weight_mean_and_recalibration_change_the_student_and_reload(short: Short, finetune: Cli) -> None:
     digests = set()
     for flags in ((), ("--weight-ema", 0.9), ("--batchnorm", "recalibrated"), ("--weight-decay", 0.5)):
-        _, result = short("-".join(map(str, flags)) or "plain", "--epochs", 1, *flags)
+        _, result = short("-".join(map(str, flags)) or "plain", "--epochs", 1, "--steps-per-epoch", 0, *flags)
         digests.add(result["student"]["sha256"])
     assert len(digests) == 4
 
@@ -228,7 +228,7 @@ def test_weight_mean_and_recalibration_change_the_student_and_reload(short: Shor
 def test_layer_bits(short: Short, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     from clusterq_finetune.student import load_student
 
-    folder, result = short("mixed", "--epochs", 1, "--layer-bits", "*=w2a2, 0=w8a6,1?=w4a5")
+    folder, result = short("mixed", "--epochs", 1, "--steps-per-epoch", 0, "--layer-bits", "*=w2a2, 0=w8a6,1?=w4a5")
     assert result["settings"]["quant"]["layer_bits"] == ["*=w2a2", "0=w8a6", "1?=w4a5"]
     student, _, _ = load_student(folder, CPU)
     found = {name: quantizer.bits for name, quantizer in quantizers(student).items()}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Cli, DigitsTeacher
 
-FLAGS = ["--bits", "w3a3", "--epochs", "2", "--batch-size", "32", "--json"]
+FLAGS = ["--bits", "w3a3", "--epochs", "2", "--steps-per-epoch", "0", "--batch-size", "32", "--json"]
 
 
 @pytest.fixture(scope="module")
