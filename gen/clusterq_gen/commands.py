@@ -108,8 +108,8 @@ def emit(
     teacher = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, teacher, device)
     folder = out or run / SHARDS
-    source = refined(source, config.emit, drawing, teacher, folder)
     with process_group() as ranks:
+        source = refined(source, config.emit, drawing, teacher, folder)
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clusterq_common.images import normalise
 from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.environment import device_name, versions
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
@@ -130,11 +131,13 @@ def refined(source: Source, emit: EmitConfig, runtime: RuntimeConfig, teacher: T
     """`source` with its images refined as the settings say, or as it is where they say nothing.
 
     Args:
-        shards: the folder they are for; batches lie in its scratch folder until its manifest is written.
+        shards: the folder they are for; batches lie in its scratch folder until its manifest is written. Each process has its own: two may
+            want the same batch, and must not write one file.
     """
     bank = emit.refinement
     if bank is None:
         return source
+    folder = scratch(shards) / str(Ranks.current().rank)
     say(f"refinement: {emit.refine_steps} steps for each {emit.refine_batch} candidates")
     device = next(teacher.model.parameters()).device
     identity = {
@@ -146,4 +149,4 @@ def refined(source: Source, emit: EmitConfig, runtime: RuntimeConfig, teacher: T
         "amp": runtime.amp,
         "versions": versions(),
     }
-    return RefinedSource(source, Optimiser.start(bank, runtime, teacher, device), emit.refine_batch, scratch(shards), identity)
+    return RefinedSource(source, Optimiser.start(bank, runtime, teacher, device), emit.refine_batch, folder, identity)

@@ -14,6 +14,7 @@ from clusterq_common.shards.manifest import SplitName, read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.taps import batchnorm_layers, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
+from clusterq_gen import commands
 from clusterq_gen import refined as module
 from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.optimise import Optimiser
@@ -21,6 +22,7 @@ from clusterq_gen.blocks import FIRST_ATTEMPT, Block, fresh_block
 from clusterq_gen.refined import Batches, RefinedSource
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.bank_settings import settings
+from tests.several import in_processes
 
 CPU = torch.device("cpu")
 WANTED = ("--per-class", 6, "--heldout-per-class", 1, "--samples-per-shard", 20)
@@ -179,12 +181,25 @@ def test_an_interrupted_emission_keeps_the_batches_that_are_finished(
     command = ("emit", "--run", digits_run, *WANTED, *REFINE, "--out", tmp_path)
     monkeypatch.setattr(module, "write_batch", stop_at_the_third)
     assert gen(*command).code == 130
-    scratch = tmp_path / ".emission" / "scratch"
+    scratch = tmp_path / ".emission" / "scratch" / "0"
     assert sorted(path.name for path in scratch.iterdir()) == sorted(made)
     monkeypatch.setattr(module, "write_batch", lambda path, *rest: (made.append(path.name), real(path, *rest)))
     assert gen(*command).code == 0
     assert len(set(made)) == len(made), "no batch twice"
     assert tars(tmp_path) == tars(whole)
+
+
+def emit_in_two(run: Path, folder: Path) -> None:
+    updates = {"per_class": 6, "heldout_per_class": 1, "samples_per_shard": 20, "refine_steps": 60, "refine_batch": 30}
+    commands.emit(run, updates, {}, folder, overwrite=False)
+
+
+def test_two_processes_write_the_same_set(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
+    """Thirty images a batch, three attempts of each class: shards begin within a batch, and both processes make it."""
+    in_processes(2, emit_in_two, digits_run, tmp_path / "two")
+    done = gen("emit", "--run", digits_run, *WANTED, *REFINE[:2], "--refine-batch", 30, "--out", tmp_path / "one")
+    assert done.code == 0, done.err
+    assert tars(tmp_path / "two") == tars(tmp_path / "one")
 
 
 def test_a_refined_set_grows_by_images_of_its_kind_alone(whole: Path, digits_run: Path, gen: Cli, tmp_path: Path) -> None:
