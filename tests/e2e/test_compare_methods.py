@@ -48,7 +48,12 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     _, arch, _, weights, *rest = digits_teacher.flags
     flags = ["--arch", arch, "--weights", weights, "--teacher-flags", " ".join(rest), "--out", out, "--threads", 1]
     flags += ["--methods", "clusterq,noise", "--bits", "w3a3", "--recipes", "calibrate,fast", "--seeds", "0", "--images", 12]
-    flags += ["--finetune-flags", "--batch-size 32 --steps-per-epoch 0 --calibration-images 64", "--train-flags", " ".join(TINY)]
+    flags += [
+        "--finetune-flags",
+        "--batch-size 32 --steps-per-epoch 0 --calibration-images 64",
+        "--train-flags",
+        " ".join(TINY),
+    ]
     flags += ["--real-upper-bound", digits_teacher.val, "--val", digits_teacher.val]
     command = [sys.executable, ROOT / "tools" / "compare_methods.py", *flags]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
