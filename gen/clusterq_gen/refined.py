@@ -17,7 +17,7 @@ from clusterq_common.runtime.progress import say
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import is_finished, read_pixels, write_batch
-from clusterq_gen.bank.optimise import Optimiser
+from clusterq_gen.bank.optimise import NotFiniteError, Optimiser
 from clusterq_gen.blocks import Block
 from clusterq_gen.config import EmitConfig
 from clusterq_gen.journal import scratch
@@ -78,7 +78,7 @@ class RefinedSource:
             number = turn * self._batches.groups + group
             try:
                 batch = self._optimiser.optimise(start, labels, number)
-            except ValueError as error:
+            except NotFiniteError as error:
                 raise ClusterqError(
                     f"--refine-steps: {error}, expected finite ones; shards that are finished are kept: try a smaller --refine-lr."
                 ) from error

@@ -22,6 +22,7 @@ from clusterq_common.report import command
 from clusterq_finetune.cli import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 from tests.conftest import TINY, Cli, DigitsTeacher
+from tests.e2e.conftest import SHORT_BEST
 
 APPS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -241,26 +242,12 @@ def test_lines_in_a_file(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as build servers set it: their logs are no terminals
-    flags = [
-        "--recipe",
-        "best",
-        "--reconstruct-steps",
-        3,
-        "--reconstruct-images",
-        32,
-        "--epochs",
-        1,
-        "--steps-per-epoch",
-        0,
-        "--batch-size",
-        32,
-    ]
-    done = finetune("--shards", digits_run, *flags, "--val", digits_teacher.val, "--out", tmp_path / "out")
+    done = finetune("--shards", digits_run, *SHORT_BEST, "--val", digits_teacher.val, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert not CONTROL.search(done.err.replace("\n", ""))
     assert re.search(rf"^reconstructing: (\d+)/\1, {PACE}\S+: error [\d.]+ before, .+{MEMORY}$", done.err, re.MULTILINE)
     figures = r"loss [\d.]+, agrees with teacher \d+ %, held-out [\d.]+ %"
-    assert re.search(rf"^fine-tuning: 4/4, {PACE}{figures}{MEMORY}$", done.err, re.MULTILINE)
+    assert re.search(rf"^fine-tuning: 8/8, {PACE}{figures}{MEMORY}$", done.err, re.MULTILINE)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     top1 = ", ".join(f"{name} {result[name]['top1']:.2f} %" for name in ("teacher", "calibrated", "student"))
     assert re.search(rf"^evaluating: (\d+)/\1, {PACE}top-1 {top1}{MEMORY}$", done.err, re.MULTILINE)

@@ -16,7 +16,7 @@ from clusterq_common.runtime.seeding import stream
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import batch_path, is_finished, made_of, read_answers, read_losses, read_pixels, write_batch
 from clusterq_gen.bank.layout import BankLayout
-from clusterq_gen.bank.optimise import BankBatch, Optimiser
+from clusterq_gen.bank.optimise import BankBatch, NotFiniteError, Optimiser
 from clusterq_gen.bank.statistics import noise_images
 from clusterq_gen.config import GenConfig
 from clusterq_gen.samples import COLUMNS, MOST_CLASSES, write_grid
@@ -45,7 +45,7 @@ class BankRun:
         noise = noise_images(optimiser.teacher, self.layout.batch_size, stream(optimiser.runtime.seed, "bank", number))
         try:
             return optimiser.optimise(noise, self.layout.labels(number), number)
-        except ValueError as error:
+        except NotFiniteError as error:
             raise ClusterqError(
                 f"batch {number} of the bank: {error}; finished batches are kept: try a smaller --bank-lr in a new run."
             ) from error

@@ -24,6 +24,10 @@ from clusterq_gen.bank.statistics import (
 )
 
 
+class NotFiniteError(ArithmeticError):
+    """Optimising went astray; who asked for it knows which setting to name."""
+
+
 @dataclass(frozen=True)
 class BankBatch:
     """A finished batch.
@@ -68,7 +72,7 @@ class Optimiser:
             number: of the batch; with the seed it keys what steps draw at random.
 
         Raises:
-            ValueError: the images, or a loss, are no longer finite.
+            NotFiniteError: the images, or a loss, are no longer finite.
         """
         bank, seed, spec, model = self.bank, self.runtime.seed, self.teacher.spec, self.teacher.model
         labels = None if labels is None else labels.to(self.device)
@@ -93,7 +97,7 @@ class Optimiser:
         losses = {f"first/{name}": float(term) for name, term in first.items()}
         losses |= {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
         if not (all(map(math.isfinite, losses.values())) and images.isfinite().all()):
-            raise ValueError(f"images are no longer finite ({losses})")
+            raise NotFiniteError(f"images are no longer finite ({losses})")
         pixels = to_pixels(images.detach(), spec)
         with torch.no_grad():
             top1 = model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).argmax(1)
