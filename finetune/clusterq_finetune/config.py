@@ -128,7 +128,7 @@ class RecipeConfig(Settings):
     )
     cuda_graphs: bool = Field(
         False,
-        description="record a step of the epochs as a CUDA graph and replay it, so that small networks do not wait for Python; not measured "
+        description="record the steps of reconstruction and of the epochs as CUDA graphs and replay them, so that small networks do not wait for Python; not measured "
         "on a GPU yet",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )

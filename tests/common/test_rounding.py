@@ -133,13 +133,13 @@ def test_quantization_is_dropped_with_the_probability_given(probability: float) 
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
     plain = quantizer(x).detach()
     mask = RandomMask(probability)
-    mask.random.manual_seed(3)
+    mask.begin(torch.Generator().manual_seed(3))
     with dropped([quantizer], mask):
         mixed = quantizer(x)
     kept = mixed == x
     assert float(kept.float().mean()) == pytest.approx(probability, abs=0.02)
     assert torch.equal(mixed[~kept], plain[~kept])
-    mask.random.manual_seed(3)
+    mask.begin(torch.Generator().manual_seed(3))
     with dropped([quantizer], mask):
         assert torch.equal(quantizer(x), mixed), "the same draws again"
     mixed.sum().backward()

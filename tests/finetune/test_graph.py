@@ -13,8 +13,9 @@ from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.straight_through import broadcast_shape
 from clusterq_common.runtime.checkpoint import save_checkpoint
 from clusterq_common.runtime.graph import PLAIN_STEPS
-from clusterq_finetune.recipes import distill
-from clusterq_finetune.recipes.optimizer import learning_rate
+from clusterq_finetune.recipes import block_steps, distill, reconstruct
+from clusterq_finetune.recipes.block_steps import annealed_beta
+from clusterq_finetune.recipes.optimizer import learning_rate, set_group_rate
 from tests.conftest import Cli
 from tests.tape import TapeRecorder
 
@@ -42,12 +43,21 @@ def inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
-    """In the place of CUDA graphs. Rates are rounded as they are in a tensor, so that plain runs have the same ones."""
+    """In the place of CUDA graphs. Rates and exponents are rounded as they are in a tensor, so that plain runs have the same ones."""
     tape = TapeRecorder()
     monkeypatch.setattr(straight_through, "_inside", inside)
-    monkeypatch.setattr(distill, "cuda_recorder", lambda _: tape)
-    monkeypatch.setattr(distill, "learning_rate", lambda *given: float(np.float32(learning_rate(*given))))
+    for module in (distill, reconstruct):
+        monkeypatch.setattr(module, "cuda_recorder", lambda _: tape)
+    monkeypatch.setattr(distill, "learning_rate", lambda *given: single(learning_rate(*given)))
+    monkeypatch.setattr(block_steps, "set_group_rate", lambda group, rate: set_group_rate(group, single(rate)))
+    # None stays None: there is no regulariser.
+    monkeypatch.setattr(block_steps, "annealed_beta", lambda *given: (beta := annealed_beta(*given)) and single(beta))
     return tape
+
+
+def single(value: float) -> float:
+    """In float32's precision."""
+    return float(np.float32(value))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +87,31 @@ def test_a_replayed_run_is_the_plain_run(
     assert recorder.replays == 2 * per_epoch - PLAIN_STEPS
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--quantizer", "asymmetric", "--drop-probability", "0", "--weight-step-lr", "0"]],
+    ids=["default", "asymmetric, nothing dropped"],
+)
+def test_blocks_are_reconstructed_alike_by_replayed_steps(
+    flags: list[str], recorder: TapeRecorder, digits_run: Path, finetune: Cli, tmp_path: Path
+) -> None:
+    steps = 25
+    flags = ["--bits", "w3a3", "--epochs", "0", "--reconstruct", "block", "--reconstruct-steps", f"{steps}", *flags, "--json"]
+    results = {}
+    for name in ("--no-cuda-graphs", "--cuda-graphs"):
+        done = finetune("--shards", digits_run, *flags, name, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        results[name] = json.loads(done.out.splitlines()[-1])
+        assert (recorder.recorded > 0) == (name == "--cuda-graphs")
+    plain, replayed = results.values()
+    assert replayed["reconstruction"] == plain["reconstruction"]
+    assert replayed["student"]["sha256"] == plain["student"]["sha256"]
+    # Each block is recorded without the rounding's regulariser and with it, whose exponent falls at each step.
+    blocks = len(plain["reconstruction"])
+    assert recorder.recorded == 2 * blocks
+    assert recorder.replays == blocks * (steps - 2 * PLAIN_STEPS)
+
+
 def test_resumed_it_is_the_uninterrupted_one(
     recorder: TapeRecorder, digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,8 +139,9 @@ def test_without_a_gpu_it_is_refused(digits_run: Path, finetune: Cli, tmp_path: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_replayed_steps_train_alike(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     finals = []
+    flags = [*FLAGS, "--reconstruct", "block", "--reconstruct-steps", "25"]
     for name in ("--no-cuda-graphs", "--cuda-graphs"):
-        done = finetune("--shards", digits_run, *FLAGS, name, "--device", "cuda", "--out", tmp_path / name)
+        done = finetune("--shards", digits_run, *flags, name, "--device", "cuda", "--out", tmp_path / name)
         assert done.code == 0, done.err
         records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         finals.append(records[-2]["loss/kl"])

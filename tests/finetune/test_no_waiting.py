@@ -7,9 +7,13 @@ from torch import nn
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
+from clusterq_common.quant.drop import RandomMask, dropped
+from clusterq_common.quant.rounding import learned_rounding
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import resolve
+from clusterq_finetune.recipes.block_steps import BlockTraining, activation_quantizers, rounded_layers
+from clusterq_finetune.recipes.captured import BlockBatch
 from clusterq_finetune.recipes.distill import Distillation
 from clusterq_finetune.resident import ResidentSplit
 from tests.elsewhere import ELSEWHERE, move, nothing_waits
@@ -58,3 +62,24 @@ def test_a_fine_tuning_step_waits_for_nothing(
             run.step += 1
     assert values["student/agreement"].device == ELSEWHERE
     assert all(parameter.grad is not None for parameter in student.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("quant", [{"bits": "w4a4"}, {"bits": "w3a3", "quantizer": "asymmetric", "range": "minmax"}])
+def test_a_step_of_reconstruction_waits_for_nothing(quant: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, student = calibrated(quant)
+    assert isinstance(student, nn.Sequential)
+    block = student[:3].requires_grad_(False)
+    recipe = resolve({"quant": quant, "recipe": {"reconstruct_steps": 5}}, "shards", PLAIN).recipe
+    batch = BlockBatch(
+        *(torch.empty(BATCH, 1, 8, 8, device=ELSEWHERE) for _ in range(2)), torch.empty(BATCH, 4, 6, 6, device=ELSEWHERE)
+    )
+    activations, mask = activation_quantizers(block), RandomMask(0.5)
+    with learned_rounding(rounded_layers(block)) as roundings, dropped(activations, mask):
+        variables = [rounding.variable for rounding in roundings.values()]
+        groups = [{"params": variables, "lr": 0.05, "falls": True}]
+        training = BlockTraining(block, list(roundings.values()), groups, mask, recipe, 1.0, ELSEWHERE)
+        training.optimizer.param_groups[0]["fused"] = False  # fused updates do not know the meta device
+        with nothing_waits(monkeypatch):
+            for step in range(recipe.reconstruct_steps):  # the regulariser is there from the second on
+                training.take_step(batch, torch.Generator(), step)
+        assert all(variable.grad is not None for variable in variables)

@@ -21,9 +21,10 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.recipes import reconstruct as recipe
+from clusterq_finetune.recipes.block_steps import annealed_beta, relative_error, rounded_layers
 from clusterq_finetune.recipes.blocks import Block, Parts, find_blocks
 from clusterq_finetune.recipes.captured import BlockData
-from clusterq_finetune.recipes.reconstruct import annealed_beta, reconstruct, relative_error, rounded_layers
+from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.student import load_student
 from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.several import in_processes
@@ -269,8 +270,8 @@ def interrupted(config: FinetuneConfig, folder: Path, monkeypatch: pytest.Monkey
     """A run that ends in the middle of a block."""
     whole = recipe.reconstruct_block
 
-    def cut(module: nn.Module, data: BlockData, settings: object, seed: int, number: int):
-        for step in whole(module, data, config.recipe, seed, number):
+    def cut(module: nn.Module, data: BlockData, settings: object, seed: int, number: int, recorder: None):
+        for step in whole(module, data, config.recipe, seed, number, recorder):
             if (number, step) == (block, 5):
                 raise KeyboardInterrupt
             yield step

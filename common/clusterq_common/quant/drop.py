@@ -11,26 +11,48 @@ from clusterq_common.quant.straight_through import lies_dense
 
 
 class RandomMask:
-    """Draws which elements keep their float value. `random` is replaced before each step by whoever trains.
+    """Draws which elements keep their float value, at every place of a step where activations are dropped.
+
+    What is drawn lies in memory of its own for each place, the same in every step, so that a recorded step finds it there: a place is
+    given tensors of one size.
 
     Attributes:
         threshold: the probability in 256ths; 0 draws nothing.
-        random: on the device of the tensors: on a GPU, masks of whole activations drawn on the CPU would cost more than the layers.
     """
 
     def __init__(self, probability: float) -> None:
         self.threshold = round(probability * 256)
-        self.random = torch.Generator()
+        self._noise: list[Tensor] = []
+        self._place = 0
+        self._random = torch.Generator()
+
+    def begin(self, random: torch.Generator) -> None:
+        """A new step: draw for all places known so far, in the order in which they come.
+
+        Args:
+            random: on the device of the tensors: on a GPU, masks of whole activations drawn on the CPU would cost more than the layers.
+        """
+        self._place, self._random = 0, random
+        for words in self._noise:
+            self._draw(words)
 
     def like(self, x: Tensor) -> Tensor:
         """Zeros and ones of the shape and type of `x`; one with the probability given, if that is not 0."""
         # One byte an element: a third of the time that torch.rand takes.
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-        noise = words.random_(-(2**63), None, generator=self.random).view(torch.uint8)
+        count = -(-x.numel() // 8)
+        if self._place == len(self._noise):
+            self._noise.append(self._draw(torch.empty(count, dtype=torch.int64, device=x.device)))
+        words = self._noise[self._place]
+        self._place += 1
+        if len(words) != count:
+            raise ValueError(f"place {self._place} had tensors of about {8 * len(words)} elements, now {x.numel()}")
         # A byte cannot be compared with 256.
-        mask = (noise[: x.numel()] <= self.threshold - 1).to(x.dtype)
+        mask = (words.view(torch.uint8)[: x.numel()] <= self.threshold - 1).to(x.dtype)
         # In the memory order of x, so that both are walked together.
         return mask.as_strided(x.shape, x.stride()) if lies_dense(x) else mask.view(x.shape)
+
+    def _draw(self, words: Tensor) -> Tensor:
+        return words.random_(-(2**63), None, generator=self._random)
 
     def mix(self, kept: Tensor, x: Tensor) -> Tensor:
         """`x` with the elements drawn taken from `kept`."""

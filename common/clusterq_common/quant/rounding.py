@@ -49,7 +49,7 @@ class LearnedRounding(nn.Module):
         """h(V) in [0, 1], shape of the weight: how far each weight is on its way up."""
         return (self.variable.sigmoid() * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp(0, 1)
 
-    def regulariser(self, beta: float) -> Tensor:
+    def regulariser(self, beta: float | Tensor) -> Tensor:
         """`sum 1 - |2 h - 1|^beta` (Eq. 24), a scalar: zero once every weight has decided. Large betas leave the middle alone."""
         return (1 - (2 * self.up() - 1).abs().pow(beta)).sum()
 

@@ -1,6 +1,7 @@
 """The optimizer of a student, and its learning rate over the steps."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,15 @@ def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.devi
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # where a graph reads it
-        else:
-            group["lr"] = rate
+        set_group_rate(group, rate)
+
+
+def set_group_rate(group: dict[str, Any], rate: float) -> None:
+    """The rate of the next step, for one group of parameters."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)  # where a graph reads it
+    else:
+        group["lr"] = rate
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:

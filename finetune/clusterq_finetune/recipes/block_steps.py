@@ -1,0 +1,208 @@
+"""The steps in which one block learns to give what the float network's block gives."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.drop import RandomMask, dropped
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.modules import QuantConv2d, QuantLinear
+from clusterq_common.quant.rounding import LearnedRounding, learned_rounding
+from clusterq_common.runtime.graph import GraphedStep, Recorder
+from clusterq_common.runtime.seeding import stream
+from clusterq_finetune.config import RecipeConfig
+from clusterq_finetune.recipes.captured import IMAGES_AT_ONCE, BlockBatch, BlockData
+from clusterq_finetune.recipes.optimizer import set_group_rate
+
+# Of the steps, before the regulariser sets in; and its beta at that moment and at the end (BRECQ's values).
+WARM_UP_SHARE = 0.2
+FIRST_BETA, LAST_BETA = 20.0, 2.0
+IMAGES_MEASURED = 256
+
+
+def reconstruct_block(
+    module: nn.Module, data: BlockData, recipe: RecipeConfig, seed: int, number: int, recorder: Recorder | None = None
+) -> Iterator[int]:
+    """Train one block and settle its rounding at the end. Yields the number of each step done.
+
+    Minimised is `n E / E0 + weight * sum over n weights of 1 - |2 h - 1|^beta`: E is the squared error of the output for an image, E0
+    what it was with rounding to nearest. BRECQ has E alone and a weight of 0.01, which says something else for every size of
+    activations and of layers. The input is the student's, each element with the drop probability the float network's.
+
+    Args:
+        module: the student's block.
+        data: its inputs and targets.
+        recipe: steps and rates.
+        seed: of the run.
+        number: of the block: another one, other draws.
+        recorder: where steps are recorded and replayed.
+    """
+    first_error = max(squared_error(module, data)[0], 1e-30)
+    activations = activation_quantizers(module)
+    mask = RandomMask(recipe.drop_probability)
+    with _others_frozen(module, activations), learned_rounding(rounded_layers(module)) as roundings, dropped(activations, mask):
+        groups = _parameter_groups(list(roundings.values()), activations, recipe)
+        if not groups:
+            return
+        training = BlockTraining(module, list(roundings.values()), groups, mask, recipe, first_error, data.device, recorder)
+        for step in range(recipe.reconstruct_steps):
+            random = stream(seed, "reconstruct", number, step)
+            indices = torch.randint(len(data), (recipe.reconstruct_batch_size,), generator=random)
+            draws = torch.Generator(data.device).manual_seed(stream(seed, "drop", number, step).initial_seed())
+            training.take_step(data.batch(indices), draws, step)
+            yield step
+
+
+class BlockTraining:
+    """A block in training: what a step does.
+
+    Args:
+        module: the student's block, its layers rounding by `roundings`.
+        roundings: of its layers.
+        groups: for the optimizer, `lr` the first rate; with `falls` it goes to zero on half a cosine.
+        mask: what is dropped in the block and at its input.
+        recipe: steps and weights.
+        first_error: E0, above 0.
+        device: of the block.
+        recorder: where steps are recorded and replayed.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        roundings: list[LearnedRounding],
+        groups: list[dict[str, Any]],
+        mask: RandomMask,
+        recipe: RecipeConfig,
+        first_error: float,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.module, self.roundings, self.mask, self.recipe = module, roundings, mask, recipe
+        self.scale = max(sum(rounding.variable.numel() for rounding in roundings), 1) / first_error
+        self.first_rates: list[float] = [group["lr"] for group in groups]
+        # What a step takes from the host lies in tensors where it is recorded: a recording keeps numbers.
+        if recorder is not None:
+            groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
+        self.beta = torch.zeros((), device=device)
+        self._held: BlockBatch | None = None
+        self._regularised = False
+        self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=recorder is not None and device.type == "cuda")
+
+    def take_step(self, batch: BlockBatch, draws: torch.Generator, step: int) -> None:
+        """One optimizer step; what is dropped in it is drawn here."""
+        falling = 0.5 * (1 + math.cos(math.pi * step / self.recipe.reconstruct_steps))
+        for group, rate in zip(self.optimizer.param_groups, self.first_rates, strict=True):
+            set_group_rate(group, rate * (falling if group["falls"] else 1.0))
+        self.mask.begin(draws)
+        beta = annealed_beta(step, self.recipe.reconstruct_steps)
+        if self.graph is None:
+            self._device_step(batch, beta)
+        else:
+            self._hold(batch, beta)
+            self.graph(phase=beta is None, settings=None)
+
+    def _hold(self, batch: BlockBatch, beta: float | None) -> None:
+        """What the step needs into the memory that the graph reads."""
+        if self._held is None:
+            self._held = BlockBatch(*(torch.empty_like(part) for part in batch))
+        for held, part in zip(self._held, batch, strict=True):
+            held.copy_(part)
+        self._regularised = beta is not None
+        if beta is not None:
+            self.beta.fill_(beta)
+
+    def _held_step(self) -> dict[str, Tensor]:
+        assert self._held is not None
+        return self._device_step(self._held, self.beta if self._regularised else None)
+
+    def _device_step(self, batch: BlockBatch, beta: float | Tensor | None) -> dict[str, Tensor]:
+        """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
+        output = self.module(self.mask.mix(batch.float_input, batch.student_input))
+        loss = (output - batch.target).square().sum() * (self.scale / len(output))
+        if beta is not None:
+            loss = loss + self.recipe.rounding_weight * sum(rounding.regulariser(beta) for rounding in self.roundings)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+
+def annealed_beta(step: int, steps: int) -> float | None:
+    """The regulariser's exponent at a step: none during warm-up, then falling linearly."""
+    warm_up = WARM_UP_SHARE * steps
+    if step < warm_up:
+        return None
+    return FIRST_BETA + (LAST_BETA - FIRST_BETA) * (step - warm_up) / (steps - warm_up)
+
+
+@torch.no_grad()
+def squared_error(module: nn.Module, data: BlockData) -> tuple[float, float]:
+    """`||output - target||^2` and `||target||^2` for an image, on the student's inputs, all activations quantized."""
+    error, power = 0.0, 0.0
+    count = min(len(data), IMAGES_MEASURED)
+    for indices in torch.arange(count).split(IMAGES_AT_ONCE):
+        batch = data.batch(indices)
+        error += float((module(batch.student_input) - batch.target).square().sum())
+        power += float(batch.target.square().sum())
+    return error / count, power / count
+
+
+def relative_error(module: nn.Module, data: BlockData) -> float:
+    """`||output - target||^2 / ||target||^2` on the student's inputs, all activations quantized."""
+    error, power = squared_error(module, data)
+    return error / max(power, 1e-30)
+
+
+def activation_quantizers(module: nn.Module) -> list[FakeQuantizer]:
+    """What quantizes activations, in module order."""
+    return [quantizer for name, quantizer in quantizers(module).items() if not name.endswith("weight_quantizer")]
+
+
+def rounded_layers(module: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
+    """The layers whose weights are quantized, by name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, QuantConv2d | QuantLinear) and layer.weight_quantizer is not None
+    }
+
+
+def _parameter_groups(
+    roundings: list[LearnedRounding], activations: list[FakeQuantizer], recipe: RecipeConfig
+) -> list[dict[str, Any]]:
+    """For the optimizer; `falls`: the rate goes to zero on a cosine, the rounding's stays."""
+    groups: list[dict[str, Any]] = []
+    if roundings:
+        groups.append({"params": [r.variable for r in roundings], "lr": recipe.reconstruct_lr, "falls": False})
+    if roundings and recipe.weight_step_lr:
+        groups.append({"params": [r.log_growth for r in roundings], "lr": recipe.weight_step_lr, "falls": True})
+    if recipe.activation_step_lr:
+        # Adam moves a number by about the rate, whatever its size: the rate is relative to the step.
+        groups += [
+            {"params": [q.scale], "lr": recipe.activation_step_lr * float(q.scale.detach()), "falls": True}
+            for q in activations
+            if isinstance(q.scale, nn.Parameter)
+        ]
+    return groups
+
+
+@contextmanager
+def _others_frozen(module: nn.Module, activations: list[FakeQuantizer]) -> Iterator[None]:
+    """Nothing but learned activation steps wants a gradient inside; rounding variables come on top."""
+    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    learned = {id(quantizer.scale) for quantizer in activations}
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(id(parameter) in learned)
+        yield
+    finally:
+        for parameter, gradient in wanted.items():
+            parameter.requires_grad_(gradient)
+            parameter.grad = None
