@@ -5,7 +5,7 @@
 de-and-ema       ClusterQ, Table IV: with and without diversity enhancement and EMA centroids
 ema-rate         ClusterQ, Fig. 8: the rate b of the centroids' update
 diversity        ClusterQ, Fig. 9: the weight a3 of diversity enhancement
-images           training images for each class
+images           training images for each class, from one generator, whose cost is the first row's
 batch-classes    distinct classes in a batch, at the same batch size: class-wise statistics from few or many samples
 stored           fine-tuning on stored images against the student trained along with the generator, on images that nobody kept
 adadfq           AdaDFQ's own ablations: each boundary, L_ds and L_as
@@ -41,7 +41,7 @@ def _values(flag: str, values: list[str]) -> dict[str, list[str]]:
     return {f"{flag.removeprefix('--')}-{value}": [flag, value] for value in values}
 
 
-# Analysis -> set's name -> flags of clusterq-gen train. The first one is what the others are compared with.
+# Analysis -> set's name -> flags of clusterq-gen train (of emit in ONE_GENERATOR). The first one is what the others are compared with.
 ANALYSES: dict[str, dict[str, list[str]]] = {
     "de-and-ema": {
         "full": [],
@@ -63,6 +63,8 @@ ANALYSES: dict[str, dict[str, list[str]]] = {
         "without-as": ["--method", "adadfq", "--alpha-as", "0"],
     },
 }
+
+ONE_GENERATOR = {"images"}
 
 
 def main(
@@ -93,6 +95,7 @@ def main(
             sets=sets,
             seeds=[int(seed) for seed in seeds.split(",")],
             images=images,
+            one_generator=analysis in ONE_GENERATOR,
         )
         recipes = [recipe, *([IN_LOOP] if analysis == "stored" else [])]
         settings = [Setting(name, b, "all", r) for b in bits.split(",") for name in sets for r in recipes]

@@ -89,6 +89,29 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     assert 20 < float(row["student"]) <= float(row["teacher"]) + 5
 
 
+def test_sets_that_differ_in_what_is_emitted_share_a_generator(
+    digits_run: Path, digits_teacher: DigitsTeacher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    runs = importlib.import_module("compare.runs")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    shutil.copytree(digits_run, tmp_path / "sets" / "first-0")
+    few = ["--per-class", "3", "--heldout-per-class", "0"]
+    comparison = runs.Comparison(
+        out=tmp_path,
+        val=digits_teacher.val,
+        teacher=[str(flag) for flag in digits_teacher.flags],
+        sets={"first": [], "few": few},
+        seeds=[0],
+        finetune=["--calibration-images", "30", "--threads", "1"],
+        one_generator=True,
+    )
+    first, other = comparison.table([runs.Setting(name, "w3a3", "all", "calibrate") for name in ("first", "few")])
+    assert other["images"] == 30 != first["images"]
+    assert float(other["set, CPU min"]) > 0
+    assert not (tmp_path / "sets" / "few-0" / "generator.safetensors").exists()
+
+
 def test_every_analysis_is_one_of_settings_that_exist(
     digits_teacher: DigitsTeacher, gen: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -17,7 +17,8 @@ from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_write
 from clusterq_common.runtime.progress import say
-from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, TABLE
+from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, SHARDS, TABLE
+from clusterq_common.shards.manifest import MANIFEST
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.config import GenConfig
@@ -56,6 +57,7 @@ class Comparison:
         seeds: of sets and students.
         train: flags of `clusterq-gen train` for every set; `finetune`: of `clusterq-finetune` for every student.
         images: training images for each class.
+        one_generator: sets differ in what is emitted alone: the later ones come from the first one's generator, and only that is their cost.
         real: real images for the upper bound.
     """
 
@@ -67,6 +69,7 @@ class Comparison:
     train: list[str] = field(default_factory=list)
     finetune: list[str] = field(default_factory=list)
     images: int = 512
+    one_generator: bool = False
     real: Path | None = None
 
     def table(self, settings: list[Setting]) -> list[dict[str, Any]]:
@@ -86,7 +89,12 @@ class Comparison:
                 flags = [*PROTOCOLS[setting.protocol], *self.finetune, "--seed", str(seed)]
                 flags += ["--epochs", "0"] if setting.recipe == "calibrate" else ["--recipe", setting.recipe]
                 shards = ["--shards", str(self._set(setting.name, seed)), *self.teacher, "--bits", setting.bits]
-                _once(self._student(setting, seed), ["clusterq_finetune", *shards, "--val", str(self.val), *flags], RESULT)
+                folder = self._student(setting, seed)
+                _once(
+                    folder,
+                    ["clusterq_finetune", *shards, "--val", str(self.val), *flags, "--out", str(folder), "--resume"],
+                    RESULT,
+                )
         rows = list(self._rows(settings))
         atomic_write(self.out / TABLE, json.dumps(rows, indent=2) + "\n")
         atomic_write(self.out / "table.md", markdown(rows))
@@ -103,10 +111,15 @@ class Comparison:
     def _make_set(self, name: str, flags: list[str], seed: int) -> None:
         folder = self._set(name, seed)
         if name not in {NOISE, REAL}:
-            own = ["--per-class", str(self.images), *self.train, *flags, "--seed", str(seed)]
-            _once(folder, ["clusterq_gen", "train", *self.teacher, *own], "shards/manifest.json")
+            first = next(iter(self.sets))
+            if self.one_generator and name != first:
+                where = ["--run", str(self._set(first, seed)), "--out", str(folder / SHARDS)]
+                _once(folder, ["clusterq_gen", "emit", *where, *flags], f"{SHARDS}/{MANIFEST}")
+                return
+            own = ["--per-class", str(self.images), *self.train, *flags, "--seed", str(seed), "--out", str(folder), "--resume"]
+            _once(folder, ["clusterq_gen", "train", *self.teacher, *own], f"{SHARDS}/{MANIFEST}")
             return
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             return
         teacher = self._teacher()
         if name == NOISE:
@@ -168,12 +181,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _once(folder: Path, command: list[str], last: str) -> None:
-    """Run a program unless its last file is there; what it cost is noted, interruptions included."""
+    """Run a program that writes into a folder, unless its last file is there; what it cost is noted, interruptions included."""
     if (folder / last).is_file():
         return
     say(f"== {' '.join(command)}")
     begin = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *command, "--out", str(folder), "--resume"])
+    process = subprocess.Popen([sys.executable, "-m", *command])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if folder.is_dir():
