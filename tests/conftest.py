@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +41,8 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+# Before what a test gives itself.
+DISTILLATION = ["--reconstruct", "none", "--select", "last"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,17 @@ def gen() -> Cli:
 
 @pytest.fixture(scope="session")
 def finetune() -> Cli:
-    """Run `clusterq-finetune` with arguments, in this process."""
-    return lambda *arguments: _invoke(finetune_app, arguments)
+    """Run `clusterq-finetune` with arguments, in this process.
+
+    A fine-tuning that names no recipe and no configuration distils alone: reconstruction would be most of the time of most tests.
+    """
+
+    def run(*arguments: object) -> Outcome:
+        words = [str(argument) for argument in arguments]
+        plain = "--shards" in words and words[0].startswith("--") and not {"--recipe", "--config"} & set(words)
+        return _invoke(finetune_app, [*(DISTILLATION if plain else []), *words])
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +117,7 @@ def real_data() -> Path:
     return folder
 
 
-def _invoke(app: object, arguments: tuple[object, ...]) -> Outcome:
+def _invoke(app: object, arguments: Sequence[object]) -> Outcome:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -44,8 +44,11 @@ def small_student(quant: QuantConfig | None = None) -> nn.Module:
 
 
 def test_recipes_and_precedence() -> None:
-    fast = resolve({}, "s", TEACHER).recipe
-    assert fast == RecipeConfig()
+    fast, best = (resolve({"recipe": given}, "s", TEACHER).recipe for given in ({}, {"recipe": "best"}))
+    assert (
+        (fast.recipe, fast.reconstruct, fast.select) == ("fast", best.reconstruct, best.select) == ("fast", "block", "guarded")
+    )
+    assert (2 * fast.reconstruct_steps, 2 * fast.epochs) == (best.reconstruct_steps, best.epochs), "half the cost"
     paper = resolve({"recipe": {"recipe": "paper"}}, "s", TEACHER).recipe
     assert (paper.ce_weight, paper.kl_weight, paper.temperature) == (1, 1, 20), "Eq. 9"
     assert (paper.optimizer, paper.lr, paper.schedule, paper.weight_decay) == ("sgd", 1e-4, "step", 1e-4)

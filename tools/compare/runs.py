@@ -28,6 +28,8 @@ from compare.paired import Repeats, paired, spread
 
 # How else results are reported: never in one row with the others.
 PROTOCOLS = {"all": [], "ends8": ["--first-last-bits", "8"], "relu": ["--activation-sites", "relu"]}
+# No recipe of clusterq-finetune, but what stands before each.
+CALIBRATE = ["--reconstruct", "none", "--epochs", "0"]
 # Sets that clusterq-gen does not make.
 NOISE, REAL = "noise", "real"
 COST = "cost.json"
@@ -87,7 +89,7 @@ class Comparison:
                     self._in_loop(setting, seed)
                     continue
                 flags = [*PROTOCOLS[setting.protocol], *self.finetune, "--seed", str(seed)]
-                flags += ["--epochs", "0"] if setting.recipe == "calibrate" else ["--recipe", setting.recipe]
+                flags += CALIBRATE if setting.recipe == "calibrate" else ["--recipe", setting.recipe]
                 shards = ["--shards", str(self._set(setting.name, seed)), *self.teacher, "--bits", setting.bits]
                 folder = self._student(setting, seed)
                 _once(
