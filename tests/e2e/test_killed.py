@@ -29,6 +29,10 @@ GEN = ["--preset", "quick", "--epochs", "6", "--warmup-epochs", "2", "--steps-pe
 GEN += ["--width", "16", "--lr", "0.01", "--bits", "w4a4", "--checkpoint-seconds", "0", "--threads", "1"]
 GEN += ["--per-class", "3", "--heldout-per-class", "1", "--samples-per-shard", "6"]
 FINETUNE = [
+    "--recipe",
+    "fast",
+    "--reconstruct-steps",
+    "3",
     "--bits",
     "w3a3",
     "--epochs",
@@ -123,6 +127,7 @@ def test_killed_as_each_file_is_about_to_appear(name: str, request: pytest.Fixtu
         assert process.exitcode == -signal.SIGKILL, (survived, messages.read_text())
         survived.append(run.with_name("died-at").read_text())
     assert {"config.yaml", "metrics.jsonl", "checkpoints/last.pt", "student.safetensors"} <= set(survived)
+    assert ("checkpoints/reconstructed.pt" in survived) == (name == "tuning")
     check(run, job.whole)
 
 
