@@ -22,7 +22,7 @@ class RecipeConfig(Settings):
     recipe: RecipeName = Field(
         "fast",
         description="where the defaults come from; fast: reconstruction and distillation, minutes on two cores; paper: Eq. 9 and GDFQ's "
-        "schedule; best: as fast with twice the steps, for two and three bits",
+        "schedule; best: as fast with twice the steps, for two bits",
     )
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
     steps_per_epoch: int | None = Field(
@@ -207,7 +207,7 @@ SECTIONS: dict[str, type[Settings]] = {
 
 # What each recipe changes in the defaults above.
 RECIPES: dict[RecipeName, dict[str, Any]] = {
-    # docs/results.md: reconstruction first is worth two points at W3A3 and forty at W2A2; what half its steps lose is within the noise.
+    # docs/results.md: reconstruction first is worth two points at W3A3 and forty at W2A2; what half its steps lose is within the noise but for W2A2.
     "fast": {"reconstruct": "block", "epochs": 5, "select": "guarded"},
     "paper": {
         "epochs": 200,
