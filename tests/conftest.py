@@ -42,7 +42,7 @@ class Outcome:
 
 Cli = Callable[..., Outcome]
 # Before what a test gives itself.
-DISTILLATION = ["--reconstruct", "none", "--select", "last"]
+DISTILLATION = ["--batchnorm", "frozen", "--reconstruct", "none", "--select", "last"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.report.command import report_at_end
 from clusterq_common.runtime.device import place, prepare_device
@@ -24,15 +23,15 @@ from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS,
 from clusterq_common.runtime.weights_file import save_weights
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
-from clusterq_finetune.calibration import calibration_batches, calibration_images, first_pixels
+from clusterq_finetune.calibration import calibration_batches, first_pixels
 from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data import EpochBatches
 from clusterq_finetune.datasets import ValidationImages, open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.predictions import Predictions
+from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill
-from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.summary import add_evaluation, top1_so_far
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
@@ -113,9 +112,7 @@ def _finetune(
         return resuming
 
     resuming = ranks.from_first(open_folder)
-    calibrate(student, calibration_images(shards, config, spec), config.quant, seed=config.runtime.seed)
-    if config.recipe.batchnorm == "recalibrated":
-        recalibrate_batchnorm(student, calibration_images(shards, config, spec), device)
+    calibrate_student(student, teacher, shards, config, device)
     place(student, device)
     calibrated = copy.deepcopy(student)
     blocks = []

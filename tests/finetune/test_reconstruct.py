@@ -26,6 +26,7 @@ from clusterq_finetune.recipes.blocks import Block, Parts, find_blocks
 from clusterq_finetune.recipes.captured import BlockData
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.student import load_student
+from clusterq_finetune.view import view
 from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.several import in_processes
 
@@ -102,6 +103,7 @@ def pixels(count: int) -> Tensor:
 
 def settings(quant: dict[str, object] | None = None, **values: object) -> FinetuneConfig:
     base: dict[str, object] = {
+        "batchnorm": "frozen",
         "reconstruct": "block",
         "reconstruct_lr": 0.1,
         "reconstruct_steps": 100,
@@ -247,6 +249,25 @@ def test_rates_too_high_are_said(tmp_path: Path) -> None:
     with pytest.raises(ClusterqError, match=r"reconstruction error of 0 became (nan|inf)"):
         reconstructed(settings(reconstruct_steps=5, weight_step_lr=1e4), tmp_path)
     assert not (tmp_path / recipe.RECONSTRUCTED).exists()
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_corrected_statistics_follow_each_block(drop: float, tmp_path: Path) -> None:
+    """The block's BatchNorm gives the teacher's moments with the rounding that it ends with, on the student's own inputs."""
+    config = settings({"bits": "w2a8"}, batchnorm="corrected", drop_probability=drop)
+    student, _ = reconstructed(config, tmp_path)
+    teacher = Teacher(small_net(), TeacherConfig(arch="small"), SPEC, "sha256:none").model
+    images = view(pixels(64), SPEC, 0.0)
+    seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+    for name, network in (("student", student), ("teacher", teacher)):
+        network[1].register_forward_hook(
+            lambda _m, _a, out, name=name: seen[name].append(out.clone().transpose(0, 1).flatten(1))
+        )
+        network(images)
+    found, wanted = seen["student"][0], seen["teacher"][0]
+    torch.testing.assert_close(found.mean(1), wanted.mean(1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.std(1), wanted.std(1), rtol=1e-2, atol=1e-2)
+    assert not torch.equal(student[1].running_var, teacher[1].running_var)
 
 
 def test_a_block_in_float_is_passed_over(tmp_path: Path) -> None:

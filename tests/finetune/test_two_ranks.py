@@ -16,6 +16,7 @@ from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data import ShardBatch
 from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
+from clusterq_finetune.recipes.correct import correct_batchnorm
 from clusterq_finetune.recipes.distill import Distillation
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from tests.several import in_processes
@@ -53,6 +54,8 @@ def five_steps(config: FinetuneConfig) -> dict[str, Tensor]:
     calibrate(student, calibration, config.quant)
     if config.recipe.batchnorm == "recalibrated":
         recalibrate_batchnorm(student, calibration, CPU)
+    if config.recipe.batchnorm == "corrected":
+        correct_batchnorm(student, teacher.model, ((batch, batch) for batch in calibration), Ranks.current())
     student.double()
     for quantizer in quantizers(student).values():
         quantizer.float()  # the kernels' scales
@@ -83,7 +86,8 @@ def compare_with_file(config: FinetuneConfig, path: Path, tolerance: float) -> N
         # The teacher answers in float32, batch by batch.
         ({"optimizer": "sgd", "lr": 0.01, "weight_decay": 0.1, "augment": "crop-flip"}, "mse", 1e-7),
         ({"optimizer": "sgd", "lr": 0.01, "feature_weight": 3.0, "ce_weight": 0.0}, "mse", 1e-7),
-        # The recalibrated statistics, and what follows from them, are float32.
+        # Statistics that are measured, and what follows from them, are float32.
+        ({"optimizer": "adam", "lr": 0.01, "batchnorm": "corrected"}, "mse", 1e-4),
         ({"optimizer": "adam", "lr": 0.01, "weight_ema": 0.9, "batchnorm": "recalibrated"}, "lsq", 1e-4),
     ],
 )

@@ -1,6 +1,6 @@
 """Calibration: show a student some images, then fix the ranges of its activations."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,7 +24,7 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
     Raises:
         ClusterqError: no batch was given, or an activation is not finite.
     """
-    sites = {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
+    sites = activation_sites(student)
     if not sites:
         return
     ranks = Ranks.current()
@@ -33,7 +33,11 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
     training = student.training
     student.eval()
     seen = 0
-    with _observed(sites, observers), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with (
+        _watched(sites, {name: observer.update for name, observer in observers.items()}),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
         for number, batch in enumerate(batches):
             seen += len(batch)
             if number % ranks.world == ranks.rank:
@@ -53,11 +57,28 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
 
 
 @contextmanager
-def _observed(sites: dict[str, FakeQuantizer], observers: dict[str, ActivationObserver]) -> Iterator[None]:
-    """Let the quantizers pass their input through unchanged while the observers watch it."""
+def float_activations(student: nn.Module) -> Iterator[None]:
+    """Let activations pass as they are; weights stay quantized."""
+    sites = activation_sites(student)
+    with _watched(sites, dict.fromkeys(sites, _ignore)):
+        yield
+
+
+def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
+    """What quantizes activations, by name."""
+    return {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
+
+
+def _ignore(_: Tensor) -> None:
+    """Nobody watches."""
+
+
+@contextmanager
+def _watched(sites: dict[str, FakeQuantizer], watchers: dict[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Let the quantizers pass their input through unchanged while the watchers see it."""
     try:
         for name, quantizer in sites.items():
-            quantizer.observer = observers[name].update
+            quantizer.observer = watchers[name]
         yield
     finally:
         for quantizer in sites.values():

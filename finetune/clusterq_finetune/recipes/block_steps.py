@@ -16,7 +16,7 @@ from clusterq_common.quant.rounding import LearnedRounding, learned_rounding
 from clusterq_common.runtime.graph import GraphedStep, Recorder
 from clusterq_common.runtime.seeding import stream
 from clusterq_finetune.config import RecipeConfig
-from clusterq_finetune.recipes.captured import IMAGES_AT_ONCE, BlockBatch, BlockData
+from clusterq_finetune.recipes.captured import BlockBatch, BlockData
 from clusterq_finetune.recipes.optimizer import set_group_rate
 
 # Of the steps, before the regulariser sets in; and its beta at that moment and at the end (BRECQ's values).
@@ -146,11 +146,10 @@ def annealed_beta(step: int, steps: int) -> float | None:
 def squared_error(module: nn.Module, data: BlockData) -> tuple[float, float]:
     """`||output - target||^2` and `||target||^2` for an image, on the student's inputs, all activations quantized."""
     error, power = 0.0, 0.0
-    count = min(len(data), IMAGES_MEASURED)
-    for indices in torch.arange(count).split(IMAGES_AT_ONCE):
-        batch = data.batch(indices)
+    for batch in data.in_order(IMAGES_MEASURED):
         error += float((module(batch.student_input) - batch.target).square().sum())
         power += float(batch.target.square().sum())
+    count = min(len(data), IMAGES_MEASURED)
     return error / count, power / count
 
 

@@ -1,5 +1,6 @@
 """What flows into a block and what should come out of it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,11 @@ class BlockData:
             return self._compute(self.pixels[indices])
         at = send(indices, self.device)
         return BlockBatch(*(_channels_last(rows[at]) for rows in self.held))
+
+    def in_order(self, count: int | None = None) -> Iterator[BlockBatch]:
+        """The first `count` images, or all, some at a time."""
+        for indices in torch.arange(len(self) if count is None else min(count, len(self))).split(IMAGES_AT_ONCE):
+            yield self.batch(indices)
 
     def _compute(self, pixels: Tensor) -> BlockBatch:
         images = view(pixels.to(self.device), self.spec, self.low_pass)

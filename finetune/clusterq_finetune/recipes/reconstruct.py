@@ -27,6 +27,7 @@ from clusterq_finetune.config import FinetuneConfig, RecipeConfig
 from clusterq_finetune.recipes.block_steps import reconstruct_block, relative_error
 from clusterq_finetune.recipes.blocks import Block, find_blocks
 from clusterq_finetune.recipes.captured import BlockData
+from clusterq_finetune.recipes.correct import correct_batchnorm, restore_batchnorm
 
 RECONSTRUCTED = str(Path(CHECKPOINT).with_name("reconstructed.pt"))
 
@@ -105,8 +106,15 @@ def _one_block(
 ) -> dict[str, Any]:
     module, begin = block.of(student), time.monotonic()
     before, at_first = relative_error(module, data), copy.deepcopy(module.state_dict())
+    if recipe.batchnorm == "corrected":
+        # The rounding starts where it changes nothing yet.
+        restore_batchnorm(module, block.of(data.teacher))
     for step in reconstruct_block(module, data, recipe, seed, number, recorder):
         advance(note=f"{block}: error {before:.4f} before, {size}, step {step}")
+    if recipe.batchnorm == "corrected":
+        correct_batchnorm(
+            module, block.of(data.teacher), ((batch.float_input, batch.student_input) for batch in data.in_order())
+        )
     after = relative_error(module, data)
     if not math.isfinite(after):
         raise ClusterqError(

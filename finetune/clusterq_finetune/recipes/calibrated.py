@@ -1,0 +1,44 @@
+"""What a student is before anything is trained: activation ranges, and BatchNorm statistics that fit it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.calibrate import calibrate, float_activations
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.calibration import calibration_images
+from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.recipes.correct import correct_batchnorm
+from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
+
+
+def calibrate_student(
+    student: nn.Module, teacher: Teacher, shards: ShardSet, config: FinetuneConfig, device: torch.device
+) -> None:
+    """Set the ranges of activations from synthetic images, and BatchNorm statistics as the recipe says.
+
+    Corrected statistics come twice: before the ranges, so that these are not those of activations that rounded weights have
+    moved, and after them, for what rounded activations move.
+
+    Raises:
+        ClusterqError: see `calibrate`.
+    """
+    ranks, way = Ranks.current(), config.recipe.batchnorm
+
+    def images() -> Iterator[Tensor]:
+        return calibration_images(shards, config, teacher.spec)
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        return ((batch, batch) for batch in (one.to(device) for one in images()))
+
+    if way == "corrected":
+        with float_activations(student):
+            correct_batchnorm(student, teacher.model, pairs(), ranks)
+    calibrate(student, images(), config.quant, seed=config.runtime.seed)
+    if way == "corrected":
+        correct_batchnorm(student, teacher.model, pairs(), ranks)
+    elif way == "recalibrated":
+        recalibrate_batchnorm(student, images(), device)
