@@ -220,12 +220,13 @@ def test_paper_recipe_runs_and_is_recorded(short: Short) -> None:
     assert sum("loss/kl" in record for record in steps) == 12
 
 
-def test_weight_mean_and_recalibration_change_the_student_and_reload(short: Short, finetune: Cli) -> None:
+def test_weight_mean_and_batchnorm_change_the_student_and_reload(short: Short, finetune: Cli) -> None:
     digests = set()
-    for flags in ((), ("--weight-ema", 0.9), ("--batchnorm", "recalibrated"), ("--weight-decay", 0.5)):
+    changes = [("--weight-ema", 0.9), ("--batchnorm", "recalibrated"), ("--batchnorm", "corrected"), ("--weight-decay", 0.5)]
+    for flags in ((), *changes):
         _, result = short("-".join(map(str, flags)) or "plain", "--epochs", 1, "--steps-per-epoch", 0, *flags)
         digests.add(result["student"]["sha256"])
-    assert len(digests) == 4
+    assert len(digests) == 5
 
 
 def test_layer_bits(short: Short, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
