@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quant.calibrate import activation_sites, calibrate, float_activations
+from clusterq_common.quant.calibrate import calibrate, float_activations
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import convert
+from clusterq_common.quant.convert import activation_sites, convert
 from clusterq_finetune.recipes.correct import correct_batchnorm, restore_batchnorm
 
 EPS = 1e-5

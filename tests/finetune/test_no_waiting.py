@@ -6,13 +6,13 @@ from torch import nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import convert
+from clusterq_common.quant.convert import activation_sites, convert
 from clusterq_common.quant.drop import RandomMask, dropped
 from clusterq_common.quant.rounding import learned_rounding
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import resolve
-from clusterq_finetune.recipes.block_steps import BlockTraining, activation_quantizers, rounded_layers
+from clusterq_finetune.recipes.block_steps import BlockTraining, rounded_layers
 from clusterq_finetune.recipes.captured import BlockBatch
 from clusterq_finetune.recipes.distill import Distillation
 from clusterq_finetune.resident import ResidentSplit
@@ -73,7 +73,7 @@ def test_a_step_of_reconstruction_waits_for_nothing(quant: dict[str, object], mo
     batch = BlockBatch(
         *(torch.empty(BATCH, 1, 8, 8, device=ELSEWHERE) for _ in range(2)), torch.empty(BATCH, 4, 6, 6, device=ELSEWHERE)
     )
-    activations, mask = activation_quantizers(block), RandomMask(0.5)
+    activations, mask = list(activation_sites(block).values()), RandomMask(0.5)
     with learned_rounding(rounded_layers(block)) as roundings, dropped(activations, mask):
         variables = [rounding.variable for rounding in roundings.values()]
         groups = [{"params": variables, "lr": 0.05, "falls": True}]

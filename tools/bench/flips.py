@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
@@ -62,8 +62,7 @@ def _observe(student: nn.Module, images: Tensor) -> tuple[list[tuple[str, FakeQu
     seen: list[tuple[str, FakeQuantizer, Tensor]] = []
     handles = [
         quantizer.register_forward_pre_hook(lambda module, args, name=name: seen.append((name, module, args[0].clone())))
-        for name, quantizer in quantizers(student).items()
-        if not name.endswith("weight_quantizer")
+        for name, quantizer in activation_sites(student).items()
     ]
     try:
         return seen, student(images)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.ranges import ActivationObserver
 from clusterq_common.runtime.distributed import Ranks
@@ -62,11 +62,6 @@ def float_activations(student: nn.Module) -> Iterator[None]:
     sites = activation_sites(student)
     with _watched(sites, dict.fromkeys(sites, _ignore)):
         yield
-
-
-def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
-    """What quantizes activations, by name."""
-    return {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
 
 
 def _ignore(_: Tensor) -> None:

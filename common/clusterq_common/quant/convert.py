@@ -62,6 +62,11 @@ def quantizers(student: nn.Module) -> dict[str, FakeQuantizer]:
     return {name: module for name, module in student.named_modules() if isinstance(module, FakeQuantizer)}
 
 
+def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
+    """What quantizes activations, by name, in module order."""
+    return {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
+
+
 def spare_memory(student: nn.Module) -> None:
     """From now on quantized values are computed again for gradients instead of kept: the same numbers in less memory and more time."""
     for quantizer in quantizers(student).values():

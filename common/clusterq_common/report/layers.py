@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
 from clusterq_common.quant.structure import quantizable_layers
@@ -70,7 +70,7 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
     """
     order = quantizable_layers(teacher, example)
     outputs = {name: _Ratio() for name in order}
-    names = {id(module): name for name, module in quantizers(student).items() if not name.endswith("weight_quantizer")}
+    names = {id(module): name for name, module in activation_sites(student).items()}
     sites: dict[str, _Site] = {}
 
     def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quant.convert import quantizers
+from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.drop import RandomMask, dropped
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
@@ -43,7 +43,7 @@ def reconstruct_block(
         recorder: where steps are recorded and replayed.
     """
     first_error = max(squared_error(module, data)[0], 1e-30)
-    activations = activation_quantizers(module)
+    activations = list(activation_sites(module).values())
     mask = RandomMask(recipe.drop_probability)
     with _others_frozen(module, activations), learned_rounding(rounded_layers(module)) as roundings, dropped(activations, mask):
         groups = _parameter_groups(list(roundings.values()), activations, recipe)
@@ -157,11 +157,6 @@ def relative_error(module: nn.Module, data: BlockData) -> float:
     """`||output - target||^2 / ||target||^2` on the student's inputs, all activations quantized."""
     error, power = squared_error(module, data)
     return error / max(power, 1e-30)
-
-
-def activation_quantizers(module: nn.Module) -> list[FakeQuantizer]:
-    """What quantizes activations, in module order."""
-    return [quantizer for name, quantizer in quantizers(module).items() if not name.endswith("weight_quantizer")]
 
 
 def rounded_layers(module: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
