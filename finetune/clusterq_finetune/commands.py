@@ -12,6 +12,7 @@ from torch import nn
 
 from clusterq_common.quant.convert import convert
 from clusterq_common.report.command import report_at_end
+from clusterq_common.runtime.compiled import need_compiler
 from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.runtime.environment import device_name, versions, write_environment
@@ -100,6 +101,8 @@ def _finetune(
             answer(line)
         return {}
 
+    if config.recipe.compile:
+        need_compiler(device)
     logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
 
     def open_folder() -> bool:

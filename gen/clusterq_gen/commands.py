@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from clusterq_common.report.command import report_at_end
+from clusterq_common.runtime.compiled import need_compiler
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
 from clusterq_common.runtime.distributed import process_group
@@ -48,6 +49,8 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         for line in describe_plan(config, teacher, device):
             answer(line)
         return
+    if config.train.compile:
+        need_compiler(device)
 
     def open_folder() -> tuple[bool, bool]:
         resuming = open_run_folder(out, resume=resume, overwrite=overwrite)

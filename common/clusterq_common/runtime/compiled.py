@@ -9,6 +9,22 @@ from torch._dynamo.exc import TorchDynamoException
 from clusterq_common.runtime.errors import ClusterqError
 
 
+def need_compiler(device: torch.device) -> None:
+    """Compile two operations now: a missing compiler is said in seconds, not after what comes before the first compiled step.
+
+    Raises:
+        ClusterqError: there is none that works for this device.
+    """
+    probe = torch.compile(lambda x: x.relu() + 1, dynamic=False)
+    try:
+        probe(torch.ones(64, device=device))
+    except TorchDynamoException as error:
+        raise ClusterqError(
+            f"--compile: torch {torch.__version__} cannot compile here ({_reason(error)}), expected a working C++ compiler (on CUDA: Triton); "
+            "install one, or leave the flag out."
+        ) from error
+
+
 class Compiled:
     """A network, compiled when it is first called. Parameters stay the network's own, so it may be called plainly in between.
 
@@ -22,14 +38,19 @@ class Compiled:
         """The network's output.
 
         Raises:
-            ClusterqError: torch cannot compile it here.
+            ClusterqError: torch cannot compile it.
         """
         try:
             output: Tensor = self.network(x)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
             raise ClusterqError(
-                f"--compile: torch {torch.__version__} cannot compile this student here ({reason}), expected a working C++ compiler (on CUDA: "
-                "Triton) and a network that torch.compile knows; leave it out, with --overwrite."
+                f"--compile: torch {torch.__version__} cannot compile this student ({_reason(error)}), expected a network that torch.compile "
+                "knows; leave it out, with --overwrite."
             ) from error
         return output
+
+
+def _reason(error: TorchDynamoException) -> str:
+    lines = str(error).strip().splitlines()
+    # What a backend raised stands on the line below its name.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,0 +1,33 @@
+"""What is said where torch cannot compile."""
+
+from functools import partial
+from typing import NoReturn
+
+import pytest
+import torch
+from torch import nn
+
+from clusterq_common.runtime.compiled import Compiled, need_compiler
+from clusterq_common.runtime.errors import ClusterqError
+
+
+def broken(*_: object) -> NoReturn:
+    raise RuntimeError("no such instruction")
+
+
+@pytest.fixture(autouse=True)
+def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+
+
+def test_no_compiler() -> None:
+    with pytest.raises(
+        ClusterqError, match=r"--compile: torch .* cannot compile here \(.*no such instruction\), expected a working C\+\+"
+    ):
+        need_compiler(torch.device("cpu"))
+
+
+def test_a_network_that_it_cannot_compile() -> None:
+    network = Compiled(nn.Linear(2, 3))
+    with pytest.raises(ClusterqError, match=r"cannot compile this student \(.*no such instruction\).*--overwrite"):
+        network(torch.ones(1, 2))
