@@ -1,4 +1,4 @@
-"""Blocks are found in networks of several kinds, and reconstruct what the teacher gives: on small networks and from the command line."""
+"""Blocks reconstruct what the teacher gives: on small networks and from the command line."""
 
 import copy
 import json
@@ -6,193 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorchcv.model_provider import get_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from clusterq_common.quant.calibrate import calibrate
-from clusterq_common.quant.convert import convert
-from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.load import Teacher
-from clusterq_common.teacher.spec import InputSpec, TeacherConfig
-from clusterq_finetune.config import FinetuneConfig, resolve
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.recipes import reconstruct as recipe
 from clusterq_finetune.recipes.block_steps import annealed_beta, relative_error, rounded_layers
-from clusterq_finetune.recipes.blocks import Block, Parts, find_blocks
 from clusterq_finetune.recipes.captured import BlockData
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.student import load_student
 from clusterq_finetune.view import view
-from tests.conftest import FACTORY, Cli, DigitsTeacher
+from tests.conftest import Cli, DigitsTeacher
+from tests.finetune.small_student import SPEC, parts_of, pixels, prepared, settings, small_net
 from tests.several import in_processes
 
 CPU = torch.device("cpu")
-SPEC = InputSpec(size=8, channels=2, num_classes=4, mean=(0.5, 0.5), std=(0.25, 0.25))
-
-
-class Residual(nn.Module):
-    """A depthwise and a pointwise convolution around which the input is added."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.deep = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.deep_norm = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.point = nn.Conv2d(channels, channels, 1)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.deep_norm(self.deep(x)))
-        return torch.relu(self.norm(self.point(y)) + x)
-
-
-class Sum(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-
-class Odd(nn.Module):
-    """A module for the addition, a module of two tensors that holds a layer, and a layer that runs twice."""
-
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(2, 2, 1)
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.conv(x) + y
-
-    class Unit(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.add = nn.Conv2d(2, 2, 3, padding=1), Sum()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.add(x, self.conv(x))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unit, self.pair, self.twice, self.head = Odd.Unit(), Odd.Pair(), nn.Conv2d(2, 2, 1), nn.Linear(2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.unit(x)
-        x = self.twice(self.twice(self.pair(x, x)))
-        return self.head(x.mean((2, 3)))
-
-
-def small_net() -> nn.Sequential:
-    torch.manual_seed(0)
-    first = [nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
-    net = nn.Sequential(*first, Residual(8), Residual(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    net.train()
-    with torch.no_grad():
-        for _ in range(20):
-            net(torch.randn(32, 2, 8, 8))  # statistics that fit
-    return net.eval().requires_grad_(False)
-
-
-def pixels(count: int) -> Tensor:
-    """Smooth images: on white noise each weight acts alone, and rounding to nearest cannot be beaten."""
-    coarse = torch.rand(count, 2, 3, 3, generator=torch.Generator().manual_seed(count))
-    return (interpolate(coarse, (8, 8), mode="bilinear") * 255).to(torch.uint8)
-
-
-def settings(quant: dict[str, object] | None = None, **values: object) -> FinetuneConfig:
-    base: dict[str, object] = {
-        "batchnorm": "frozen",
-        "reconstruct": "block",
-        "reconstruct_lr": 0.1,
-        "reconstruct_steps": 100,
-        "reconstruct_batch_size": 16,
-    }
-    return resolve({"recipe": base | values, "quant": quant or {"bits": "w2a4"}}, "shards", TeacherConfig(arch="small"))
-
-
-def prepared(config: FinetuneConfig) -> tuple[nn.Module, Teacher]:
-    """A calibrated student, and its teacher."""
-    teacher = Teacher(small_net(), TeacherConfig(arch="small"), SPEC, "sha256:none")
-    student = convert(teacher.model, config.quant, torch.zeros(1, 2, 8, 8), lambda _: None).eval()
-    calibrate(student, [(pixels(64).float() / 255 - 0.5) * 4], config.quant)
-    return student, teacher
 
 
 def reconstructed(config: FinetuneConfig, folder: Path, *, resume: bool = False) -> tuple[nn.Module, list[dict[str, object]]]:
     student, teacher = prepared(config)
     return student, reconstruct(student, teacher, pixels(64), config, folder, CPU, resume=resume)
-
-
-def parts_of(model: nn.Module, size: int, channels: int, parts: Parts) -> tuple[list[Block], list[str], list[str]]:
-    example = torch.zeros(1, channels, size, size)
-    layers = quantizable_layers(model.eval(), example)
-    blocks, left = find_blocks(model, layers, example, parts)
-    covered = [layer for block in blocks for layer in block.layers]
-    assert sorted(covered + left) == sorted(layers), "every layer once"
-    return blocks, left, layers
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "blocks", "layers"),
-    [("resnet20_cifar10", 32, 11, 22), ("resnet18", 224, 10, 21), ("mobilenetv2_w1", 224, 20, 54)],
-)
-def test_blocks_of_pytorchcv_networks_are_their_units(name: str, size: int, blocks: int, layers: int) -> None:
-    model = get_model(name, pretrained=False)
-    found, left, _ = parts_of(model, size, 3, "block")
-    names = [str(block) for block in found]
-    assert left == []
-    assert len(found) == blocks
-    units = {module for module, _ in model.named_modules() if module.count(".") == 2 and "unit" in module.rpartition(".")[2]}
-    assert units <= set(names)
-    assert set(names) - units == {"features.init_block", "output", *({"features.final_block"} & set(names))}
-    single, left, _ = parts_of(model, size, 3, "layer")
-    assert left == []
-    assert len(single) == layers
-    assert all(len(block.layers) == 1 for block in single)
-    assert all(block.modules[0] != block.layers[0] for block in single[:-1]), "BatchNorm and activation are inside"
-
-
-@pytest.mark.parametrize("parts", ["block", "layer"])
-def test_plain_sequences_fall_back_to_layers(parts: Parts) -> None:
-    blocks, left, _ = parts_of(build_factory(FACTORY), 8, 1, parts)
-    assert left == []
-    assert [block.modules for block in blocks][:2] == [("0", "1", "2"), ("3", "4", "5")]
-    assert blocks[-1].modules == ("17",)
-
-
-def test_blocks_of_a_factory_of_ones_own() -> None:
-    blocks, _, _ = parts_of(small_net(), 8, 2, "block")
-    assert [block.modules for block in blocks] == [("0", "1", "2"), ("3",), ("4",), ("7",)]
-    blocks, _, _ = parts_of(small_net(), 8, 2, "layer")
-    assert [block.modules for block in blocks][1:3] == [("3.deep", "3.deep_norm", "3.relu"), ("3.point", "3.norm")]
-    blocks, left, _ = parts_of(Odd(), 8, 2, "block")
-    assert [(block.modules, block.layers) for block in blocks] == [
-        (("unit",), ("unit.conv",)),
-        (("pair.conv",), ("pair.conv",)),
-        (("head",), ("head",)),
-    ]
-    assert left == ["twice"], "what runs twice is no block"
-
-
-def test_a_block_gives_what_it_gives_in_the_network() -> None:
-    student, teacher = prepared(settings())
-    blocks, _, _ = parts_of(teacher.model, 8, 2, "block")
-    seen: list[Tensor] = []
-    for block in blocks:
-        held = BlockData(teacher.model, student, block, pixels(20), SPEC, CPU, 1e9)
-        again = BlockData(teacher.model, student, block, pixels(20), SPEC, CPU, 0)
-        assert held.held is not None
-        assert again.held is None
-        indices = torch.tensor([3, 19, 3])
-        for one, other in zip(held.batch(indices), again.batch(indices), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-        batch = held.batch(torch.arange(20))
-        torch.testing.assert_close(block.of(teacher.model)(batch.float_input.clone()), batch.target, rtol=1e-5, atol=1e-6)
-        assert held.bytes == 4 * sum(tensor.numel() for tensor in batch)
-        seen.append(batch.student_input)
-    torch.testing.assert_close(seen[0], (pixels(20).float() / 255 - 0.5) / 0.25, rtol=1e-4, atol=1e-5)
 
 
 def test_annealing() -> None:
