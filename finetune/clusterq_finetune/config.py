@@ -76,7 +76,7 @@ class RecipeConfig(Settings):
         "frozen",
         description="BatchNorm statistics: frozen: the teacher's; recalibrated: measured once in the quantized student on synthetic "
         "images, then frozen; corrected: the teacher's, moved so that each channel has the mean and spread on them that it has in the teacher, "
-        "before reconstruction and after each block of it, then frozen",
+        "before reconstruction and after each block of it, then frozen; biases of convolutions and linear layers likewise",
     )
     weight_ema: float = Field(
         0.0,

@@ -16,7 +16,7 @@ from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data import ShardBatch
 from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.recipes.correct import correct_batchnorm
+from clusterq_finetune.recipes.correct import correct_channels
 from clusterq_finetune.recipes.distill import Distillation
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from tests.several import in_processes
@@ -55,7 +55,7 @@ def five_steps(config: FinetuneConfig) -> dict[str, Tensor]:
     if config.recipe.batchnorm == "recalibrated":
         recalibrate_batchnorm(student, calibration, CPU)
     if config.recipe.batchnorm == "corrected":
-        correct_batchnorm(student, teacher.model, ((batch, batch) for batch in calibration), Ranks.current())
+        correct_channels(student, teacher.model, ((batch, batch) for batch in calibration), Ranks.current())
     student.double()
     for quantizer in quantizers(student).values():
         quantizer.float()  # the kernels' scales

@@ -1,4 +1,4 @@
-"""What a student is before anything is trained: activation ranges, and BatchNorm statistics that fit it."""
+"""What a student is before anything is trained: activation ranges, and BatchNorm statistics and biases that fit it."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.calibration import calibration_images
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.recipes.correct import correct_batchnorm
+from clusterq_finetune.recipes.correct import correct_channels
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 
 
@@ -36,9 +36,9 @@ def calibrate_student(
 
     if way == "corrected":
         with float_activations(student):
-            correct_batchnorm(student, teacher.model, pairs(), ranks)
+            correct_channels(student, teacher.model, pairs(), ranks)
     calibrate(student, images(), config.quant, seed=config.runtime.seed)
     if way == "corrected":
-        correct_batchnorm(student, teacher.model, pairs(), ranks)
+        correct_channels(student, teacher.model, pairs(), ranks)
     elif way == "recalibrated":
         recalibrate_batchnorm(student, images(), device)

@@ -1,5 +1,6 @@
-"""BatchNorm statistics moved so that quantization neither shifts nor stretches what a channel gives."""
+"""BatchNorm statistics and biases moved so that quantization neither shifts nor stretches what a channel gives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,17 +15,22 @@ from clusterq_common.taps import batchnorm_layers
 
 
 @torch.no_grad()
-def correct_batchnorm(
+def correct_channels(
     student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ranks: Ranks | None = None
 ) -> None:
-    """Give each BatchNorm layer the statistics with which its output has, in every channel, the teacher's mean and spread.
+    """Give the student's channels the teacher's mean and spread on these images, where a BatchNorm layer or a bias can do it.
 
     Rounded weights move the mean of a convolution's output, most of all in depthwise ones, whose few weights meet inputs that are
     all positive: empirical bias correction (Nagel et al., 2019, section 4.2), here of the variance, too. With `m` and `v` mean and
-    variance of the layer's input on these images and `mu`, `var` what the teacher's layer has stored,
+    variance of a BatchNorm layer's input on these images and `mu`, `var` what the teacher's layer has stored,
 
         r = (v_student + eps) / (v_teacher + eps)
         running var = (var + eps) r - eps,  running mean = m_student - (m_teacher - mu) sqrt(r).
+
+    A convolution or linear layer with a bias (the classifier, those of squeeze-and-excitation) gets, with `m` the mean of its
+    output,
+
+        bias = bias - m_student + m_teacher.
 
     Images that are unlike the training data do little harm, since both networks see the same. Each layer is corrected by the
     batch before the next one sees its output; what stays is found from the mean of the moments over all batches. A layer that does
@@ -37,65 +43,54 @@ def correct_batchnorm(
         ranks: the processes that share the batches out; if left out, each goes through all of them.
     """
     own = batchnorm_layers(student)
-    layers = [_Layer(own[name], layer) for name, layer in batchnorm_layers(teacher).items()]
-    handles = [handle for layer in layers for handle in layer.watch()]
+    sites: list[_Site] = [_Norm(own[name], layer) for name, layer in batchnorm_layers(teacher).items()]
+    sites += [_Bias(own_layer, layer) for own_layer, layer in _with_bias(student, teacher)]
+    handles = [handle for site in sites for handle in site.watch()]
     try:
         for number, (wanted, given) in enumerate(batches):
             if ranks is None or number % ranks.world == ranks.rank:
-                for layer in layers:
-                    layer.begin(len(given))
+                for site in sites:
+                    site.begin(len(given))
                 teacher(wanted)
                 student(given)
     finally:
         for handle in handles:
             handle.remove()
-    for layer in layers:
-        layer.settle(shared=ranks is not None)
+    for site in sites:
+        site.settle(shared=ranks is not None)
 
 
 @torch.no_grad()
-def restore_batchnorm(student: nn.Module, teacher: nn.Module) -> None:
-    """Give each BatchNorm layer the teacher's statistics again."""
+def restore_channels(student: nn.Module, teacher: nn.Module) -> None:
+    """Give each BatchNorm layer the teacher's statistics again, and each bias its own."""
     own = batchnorm_layers(student)
     for name, layer in batchnorm_layers(teacher).items():
         for statistics in ("running_mean", "running_var"):
             getattr(own[name], statistics).copy_(getattr(layer, statistics))
+    for twin, original in _with_bias(student, teacher):
+        assert twin.bias is not None
+        assert original.bias is not None
+        twin.bias.copy_(original.bias)
 
 
-class _Layer:
-    """A BatchNorm layer of the student beside the teacher's."""
+class _Site(ABC):
+    """A layer of the student beside the teacher's, and the moments of what flows there.
 
-    def __init__(self, student: _BatchNorm, teacher: _BatchNorm) -> None:
-        assert teacher.running_mean is not None
-        assert teacher.running_var is not None
-        self.student, self.teacher = student, teacher
-        self.mean, self.std = at_least_float32(teacher.running_mean), at_least_float32(teacher.running_var + teacher.eps).sqrt()
+    Args:
+        moments: how many numbers a channel has in one network.
+        like: (C,), a tensor of the layer.
+    """
+
+    def __init__(self, moments: int, like: Tensor) -> None:
         self.wanted: list[Tensor] = []
         self.images = 0
-        # Moments in the teacher and in the student times the images that they are from, (4, C), and the images.
-        self.sums = torch.zeros(4, len(self.mean), dtype=torch.float64, device=self.mean.device)
+        # Moments in the teacher and in the student times the images that they are from, and the images.
+        self.sums = torch.zeros(2 * moments, len(like), dtype=torch.float64, device=like.device)
         self.seen = 0
-
-    def watch(self) -> list[Any]:
-        return [
-            self.teacher.register_forward_pre_hook(self._in_teacher),
-            self.student.register_forward_pre_hook(self._in_student),
-        ]
 
     def begin(self, images: int) -> None:
         """The next batch."""
         self.wanted, self.images = [], images
-
-    def _in_teacher(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.wanted.append(_moments(args[0]))
-
-    def _in_student(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if len(self.wanted) != 1:
-            return
-        found = torch.cat([self.wanted[0], _moments(args[0])])
-        self.sums += found * self.images
-        self.seen += self.images
-        self._correct(found)
 
     def settle(self, *, shared: bool) -> None:
         """What all batches say."""
@@ -104,9 +99,47 @@ class _Layer:
         if shared:
             seen, sums = sum_across(seen), sum_across(sums)
         if float(seen):
-            self._correct((sums / seen).to(self.mean.dtype))
+            self.correct((sums / seen).float())
 
-    def _correct(self, moments: Tensor) -> None:
+    def take(self, given: Tensor) -> bool:
+        """Correct by the student's moments in this batch, (moments, C), unless the teacher's layer did not run just once."""
+        if len(self.wanted) != 1:
+            return False
+        found = torch.cat([self.wanted[0], given])
+        self.sums += found * self.images
+        self.seen += self.images
+        self.correct(found)
+        return True
+
+    @abstractmethod
+    def watch(self) -> list[Any]:
+        """Hook both layers."""
+
+    @abstractmethod
+    def correct(self, moments: Tensor) -> None:
+        """Let the student's layer undo what lies between the two; moments: (2 moments, C), the teacher's first."""
+
+
+class _Norm(_Site):
+    """A BatchNorm layer."""
+
+    def __init__(self, student: _BatchNorm, teacher: _BatchNorm) -> None:
+        assert teacher.running_mean is not None
+        assert teacher.running_var is not None
+        super().__init__(2, teacher.running_mean)
+        self.student, self.teacher = student, teacher
+        self.mean, self.std = at_least_float32(teacher.running_mean), at_least_float32(teacher.running_var + teacher.eps).sqrt()
+
+    def watch(self) -> list[Any]:
+        return [
+            self.teacher.register_forward_pre_hook(lambda _, args: self.wanted.append(_mean_and_variance(args[0]))),
+            self.student.register_forward_pre_hook(self._in_student),
+        ]
+
+    def _in_student(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.take(_mean_and_variance(args[0]))
+
+    def correct(self, moments: Tensor) -> None:
         teacher_mean, teacher_var, mean, var = moments
         eps = self.student.eps
         stretch = ((var + eps) / (teacher_var + eps)).sqrt()
@@ -116,7 +149,50 @@ class _Layer:
         self.student.running_var.copy_(((self.std * stretch).square() - eps).clamp_min(0))
 
 
-def _moments(x: Tensor) -> Tensor:
+class _Bias(_Site):
+    """A layer with a bias."""
+
+    def __init__(self, student: nn.Conv2d | nn.Linear, teacher: nn.Module) -> None:
+        assert student.bias is not None
+        super().__init__(1, student.bias)
+        self.student, self.teacher, self.bias = student, teacher, student.bias
+
+    def watch(self) -> list[Any]:
+        return [
+            self.teacher.register_forward_hook(lambda _, __, output: self.wanted.append(self._mean(output))),
+            self.student.register_forward_hook(self._behind_student),
+        ]
+
+    def _behind_student(self, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        before = at_least_float32(self.bias).clone()
+        if self.take(self._mean(output) - before):
+            moved = (at_least_float32(self.bias) - before).to(output.dtype)
+            output = output + (moved if isinstance(self.student, nn.Linear) else moved.view(-1, 1, 1))
+        return output
+
+    def _mean(self, output: Tensor) -> Tensor:
+        """(1, C)."""
+        axis = -1 if isinstance(self.student, nn.Linear) else 1
+        return at_least_float32(output).movedim(axis, -1).flatten(0, -2).mean(0, keepdim=True)
+
+    def correct(self, moments: Tensor) -> None:
+        teacher_mean, mean_without_bias = moments
+        self.bias.copy_(teacher_mean - mean_without_bias)
+
+
+def _with_bias(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]]:
+    """Convolutions and linear layers that have a bias, of the student and of the teacher."""
+    own = dict(student.named_modules())
+    found = []
+    for name, layer in teacher.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            twin = own[name]
+            assert isinstance(twin, nn.Conv2d | nn.Linear)
+            found.append((twin, layer))
+    return found
+
+
+def _mean_and_variance(x: Tensor) -> Tensor:
     """Mean and biased variance of each channel over images and positions, (2, C)."""
     var, mean = torch.var_mean(at_least_float32(x), (0, *range(2, x.dim())), correction=0)
     return torch.stack([mean, var])

@@ -27,7 +27,7 @@ from clusterq_finetune.config import FinetuneConfig, RecipeConfig
 from clusterq_finetune.recipes.block_steps import reconstruct_block, relative_error
 from clusterq_finetune.recipes.blocks import Block, find_blocks
 from clusterq_finetune.recipes.captured import BlockData
-from clusterq_finetune.recipes.correct import correct_batchnorm, restore_batchnorm
+from clusterq_finetune.recipes.correct import correct_channels, restore_channels
 
 RECONSTRUCTED = str(Path(CHECKPOINT).with_name("reconstructed.pt"))
 
@@ -108,11 +108,11 @@ def _one_block(
     before, at_first = relative_error(module, data), copy.deepcopy(module.state_dict())
     if recipe.batchnorm == "corrected":
         # The rounding starts where it changes nothing yet.
-        restore_batchnorm(module, block.of(data.teacher))
+        restore_channels(module, block.of(data.teacher))
     for step in reconstruct_block(module, data, recipe, seed, number, recorder):
         advance(note=f"{block}: error {before:.4f} before, {size}, step {step}")
     if recipe.batchnorm == "corrected":
-        correct_batchnorm(
+        correct_channels(
             module, block.of(data.teacher), ((batch.float_input, batch.student_input) for batch in data.in_order())
         )
     after = relative_error(module, data)
