@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clusterq_common.runtime.compiled import Compiled, need_compiler
 from clusterq_common.runtime.errors import ClusterqError
@@ -25,6 +25,15 @@ def test_no_compiler() -> None:
         ClusterqError, match=r"--compile: torch .* cannot compile here \(.*no such instruction\), expected a working C\+\+"
     ):
         need_compiler(torch.device("cpu"))
+
+
+def test_an_error_of_the_network_is_its_own() -> None:
+    class Refusing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("not with me")
+
+    with pytest.raises(ValueError, match="not with me"):
+        Compiled(Refusing())(torch.ones(1))
 
 
 def test_a_network_that_it_cannot_compile() -> None:

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-# There is no public name for what its compilers raise.
-from torch._dynamo.exc import TorchDynamoException
-
 from clusterq_common.runtime.errors import ClusterqError
 
 
@@ -18,7 +15,9 @@ def need_compiler(device: torch.device) -> None:
     probe = torch.compile(lambda x: x.relu() + 1, dynamic=False)
     try:
         probe(torch.ones(64, device=device))
-    except TorchDynamoException as error:
+    except Exception as error:
+        if not _of_a_compiler(error):
+            raise
         raise ClusterqError(
             f"--compile: torch {torch.__version__} cannot compile here ({_reason(error)}), expected a working C++ compiler (on CUDA: Triton); "
             "install one, or leave the flag out."
@@ -42,7 +41,9 @@ class Compiled:
         """
         try:
             output: Tensor = self.network(x)
-        except TorchDynamoException as error:
+        except Exception as error:
+            if not _of_a_compiler(error):
+                raise
             raise ClusterqError(
                 f"--compile: torch {torch.__version__} cannot compile this student ({_reason(error)}), expected a network that torch.compile "
                 "knows; leave it out, with --overwrite."
@@ -50,7 +51,14 @@ class Compiled:
         return output
 
 
-def _reason(error: TorchDynamoException) -> str:
+def _of_a_compiler(error: Exception) -> bool:
+    # No public name. Imported here: it takes as long as torch itself, and without --compile nobody needs it.
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     # What a backend raised stands on the line below its name.
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
