@@ -19,6 +19,7 @@ from clusterq_common.runtime.environment import device_name, versions, write_env
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.events import need_tensorboard
 from clusterq_common.runtime.files import atomic_write, sha256_file
+from clusterq_common.runtime.graph import need_cuda_graphs
 from clusterq_common.runtime.progress import answer, progress, say
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.runtime.weights_file import save_weights
@@ -103,6 +104,8 @@ def _finetune(
 
     if config.recipe.compile:
         need_compiler(device)
+    if config.recipe.cuda_graphs:
+        need_cuda_graphs(device)
     logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
 
     def open_folder() -> bool:

@@ -12,6 +12,7 @@ from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.events import need_tensorboard
+from clusterq_common.runtime.graph import need_cuda_graphs
 from clusterq_common.runtime.progress import answer, say, warn
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
 from clusterq_common.shards.manifest import SplitName
@@ -49,8 +50,6 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         for line in describe_plan(config, teacher, device):
             answer(line)
         return
-    if config.train.compile:
-        need_compiler(device)
 
     def open_folder() -> tuple[bool, bool]:
         resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
@@ -60,6 +59,10 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         return resuming, resuming and (out / GENERATOR).is_file()
 
     with process_group() as ranks:
+        if config.train.compile:
+            need_compiler(device)
+        if config.train.cuda_graphs:
+            need_cuda_graphs(device)
         resuming, trained = ranks.from_first(open_folder)
         if is_bank(config.method.method):
             _announce_bank(config, teacher, device)

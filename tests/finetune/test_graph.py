@@ -13,6 +13,7 @@ from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.straight_through import broadcast_shape
 from clusterq_common.runtime.checkpoint import save_checkpoint
 from clusterq_common.runtime.graph import PLAIN_STEPS
+from clusterq_finetune import commands
 from clusterq_finetune.recipes import block_steps, distill, reconstruct
 from clusterq_finetune.recipes.block_steps import annealed_beta
 from clusterq_finetune.recipes.optimizer import learning_rate, set_group_rate
@@ -48,6 +49,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
     monkeypatch.setattr(straight_through, "_inside", inside)
     for module in (distill, reconstruct):
         monkeypatch.setattr(module, "cuda_recorder", lambda _: tape)
+    monkeypatch.setattr(commands, "need_cuda_graphs", lambda _: None)
     monkeypatch.setattr(distill, "learning_rate", lambda *given: single(learning_rate(*given)))
     monkeypatch.setattr(block_steps, "set_group_rate", lambda group, rate: set_group_rate(group, single(rate)))
     # None stays None: there is no regulariser.
@@ -134,6 +136,7 @@ def test_without_a_gpu_it_is_refused(digits_run: Path, finetune: Cli, tmp_path: 
     done = finetune("--shards", digits_run, *FLAGS, "--cuda-graphs", "--device", "cpu", "--out", tmp_path / "out")
     assert done.code == 2
     assert "--cuda-graphs: found the device cpu, expected one process on a CUDA device" in done.err
+    assert not (tmp_path / "out").exists(), "it is said before anything is made"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

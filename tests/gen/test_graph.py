@@ -88,3 +88,10 @@ def test_banks_have_no_steps_to_record(gen: Cli, tmp_path: Any) -> None:
     outcome = gen("train", "--arch", "resnet20_cifar10", "--method", "zeroq", "--cuda-graphs", "--out", tmp_path / "run")
     assert outcome.code == 2
     assert "--cuda-graphs" in outcome.err
+
+
+def test_without_a_gpu_no_folder_is_made(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Any) -> None:
+    outcome = gen("train", *digits_teacher.flags, "--device", "cpu", "--cuda-graphs", "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert "--cuda-graphs: found the device cpu" in outcome.err
+    assert not (tmp_path / "run").exists()

@@ -90,10 +90,19 @@ def cuda_recorder(device: torch.device) -> CudaRecorder:
     """What `--cuda-graphs` asks for.
 
     Raises:
+        ClusterqError: see `need_cuda_graphs`.
+    """
+    need_cuda_graphs(device)
+    return CudaRecorder(device)
+
+
+def need_cuda_graphs(device: torch.device) -> None:
+    """Refuse what `--cuda-graphs` cannot do.
+
+    Raises:
         ClusterqError: there is no CUDA device, or several processes share the steps.
     """
     world = Ranks.current().world
     if device.type != "cuda" or world > 1:
         where = f"{world} processes" if world > 1 else f"the device {device.type}"
         raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")
-    return CudaRecorder(device)
