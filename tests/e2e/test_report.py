@@ -83,8 +83,9 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     assert page.text.count(shares) == 2, "in each step, and on held-out images after each epoch"
     last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["heldout/teacher_accuracy"] == 1, "of images that contradict it none is in the set"
-    # Ten images, and a student of eight steps.
+    # Ten images say little of a student of eight steps; the 540 real ones do.
     assert last["heldout/student_accuracy"] == last["heldout/agreement"] >= 0.5
+    assert right.mean() > 0.9
     sites = json.loads((tuned / "analysis.json").read_text())["activations"]
     assert page.text.count("the grid covers:") == page.text.count("largest value seen:") == len(sites)
     assert student["sha256"] in page.text
