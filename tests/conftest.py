@@ -93,8 +93,8 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> DigitsTeacher:
     return DigitsTeacher(folder / "teacher.safetensors", folder / "val", accuracy)
 
 
-TINY = ["--preset", "quick", "--epochs", "4", "--steps-per-epoch", "60", "--warmup-epochs", "2", "--batch-size", "40"]
-TINY += ["--width", "32", "--lr", "0.005", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
+TINY = ["--preset", "quick", "--epochs", "6", "--steps-per-epoch", "60", "--warmup-epochs", "4", "--batch-size", "40"]
+TINY += ["--width", "32", "--lr", "0.01", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
 # float32, whatever the CPU; images as the generator draws them.
 TINY += ["--amp", "off", "--refine-steps", "0"]
 

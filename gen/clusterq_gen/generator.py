@@ -14,6 +14,7 @@ from clusterq_common.runtime.precision import at_least_float32
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.synced_norm import SyncedBatchNorm2d
+from clusterq_gen.upsampled_conv import UpsampledConv2d
 
 LARGEST_EMBEDDING_SIZE = 64
 SLOPE = 0.2
@@ -68,13 +69,12 @@ class EmbeddingGenerator(Generator):
         width, half = config.width, config.width // 2
         self.embedding = nn.Embedding(spec.num_classes, config.latent_size)
         self.norm0 = SyncedBatchNorm2d(width)
-        self.block1 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), SyncedBatchNorm2d(width, 0.8), nn.LeakyReLU(SLOPE))
-        self.block2 = nn.Sequential(nn.Conv2d(width, half, 3, padding=1), SyncedBatchNorm2d(half, 0.8), nn.LeakyReLU(SLOPE))
+        self.block1 = nn.Sequential(UpsampledConv2d(width, width), SyncedBatchNorm2d(width, 0.8), nn.LeakyReLU(SLOPE))
+        self.block2 = nn.Sequential(UpsampledConv2d(width, half), SyncedBatchNorm2d(half, 0.8), nn.LeakyReLU(SLOPE))
 
     def forward(self, z: Tensor, classes: Tensor) -> Tensor:
         x = self.norm0(self._first_map(z * look_up(self.embedding, classes)))
-        x = self.block1(F.interpolate(x, scale_factor=2))
-        return self._image(self.block2(F.interpolate(x, scale_factor=2)))
+        return self._image(self.block2(self.block1(x)))
 
 
 class ConditionalBatchNormGenerator(Generator):
@@ -84,15 +84,15 @@ class ConditionalBatchNormGenerator(Generator):
         super().__init__(config, spec)
         width, half = config.width, config.width // 2
         self.norm0 = ConditionalBatchNorm2d(spec.num_classes, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = UpsampledConv2d(width, width)
         self.norm1 = ConditionalBatchNorm2d(spec.num_classes, width)
-        self.conv2 = nn.Conv2d(width, half, 3, padding=1)
+        self.conv2 = UpsampledConv2d(width, half)
         self.norm2 = ConditionalBatchNorm2d(spec.num_classes, half)
 
     def forward(self, z: Tensor, classes: Tensor) -> Tensor:
         x = self.norm0(self._first_map(z), classes)
-        x = F.leaky_relu(self.norm1(self.conv1(F.interpolate(x, scale_factor=2)), classes), SLOPE)
-        x = F.leaky_relu(self.norm2(self.conv2(F.interpolate(x, scale_factor=2)), classes), SLOPE)
+        x = F.leaky_relu(self.norm1(self.conv1(x), classes), SLOPE)
+        x = F.leaky_relu(self.norm2(self.conv2(x), classes), SLOPE)
         return self._image(x)
 
 

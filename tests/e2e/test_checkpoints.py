@@ -50,7 +50,7 @@ def program(request: pytest.FixtureRequest) -> Resumable:
     return found
 
 
-@pytest.mark.parametrize(("name", "steps", "optimizers"), [("training", 240, 2), ("tuning", 1, 1)])
+@pytest.mark.parametrize(("name", "steps", "optimizers"), [("training", 360, 2), ("tuning", 1, 1)])
 def test_what_it_holds(name: str, steps: int, optimizers: int, request: pytest.FixtureRequest) -> None:
     run: Resumable = request.getfixturevalue(name)
     state = torch.load(io.BytesIO(run.checkpoint), weights_only=True)

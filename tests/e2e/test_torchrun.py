@@ -40,13 +40,14 @@ def process_of(job: subprocess.Popen[str], rank: int) -> int:
 
 def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["train", *digits_teacher.flags, *TINY, "--out", out]
+    few = ["--epochs", 3, "--warmup-epochs", 2, "--keep-misclassified"]
+    arguments = ["train", *digits_teacher.flags, *TINY, *few, "--out", out]
     job = start("clusterq_gen", *arguments)
     deadline = time.monotonic() + 120
     while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process_of(job, 1), signal.SIGKILL)
-    _, err = job.communicate(timeout=120)
+    _, err = job.communicate(timeout=180)
     assert job.returncode != 0
     assert "another process of this job has ended" in err or "Signal 9" in err
     assert not (out / "generator.safetensors").exists()
@@ -54,7 +55,7 @@ def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Pat
     finish(start("clusterq_gen", *arguments, "--resume"))
     assert read_manifest(out / "shards").splits["train"].per_class == [12] * 10
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(240)), "one writer"
+    assert steps == list(range(180)), "one writer"
     assert not list(out.rglob("*.partial"))
 
     flags = [
@@ -95,6 +96,6 @@ def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Pat
 
 def test_a_batch_that_cannot_be_shared_is_refused(digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
     job = start("clusterq_gen", "train", *digits_teacher.flags, *TINY, "--batch-size", 41, "--out", tmp_path / "out")
-    _, err = job.communicate(timeout=120)
+    _, err = job.communicate(timeout=180)
     assert job.returncode != 0
     assert "--batch-size: 41 images cannot be shared evenly by 2 processes" in err

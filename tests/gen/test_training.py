@@ -80,7 +80,7 @@ def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) ->
     found = records(digits_run)
     first, last = found[:10], found[-10:]
     assert sum(r["loss/class"] for r in last) < 0.6 * sum(r["loss/class"] for r in first)
-    assert sum(r["teacher/accuracy"] for r in last) / 10 > 0.4
+    assert sum(r["teacher/accuracy"] for r in last) / 10 > 0.5
 
 
 def test_term_by_term_gradient_is_the_gradient(teacher: Teacher) -> None:

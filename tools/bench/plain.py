@@ -1,7 +1,7 @@
 """The steps as the field's released code writes them: what the benchmarks compare with. Correct, and slow on purpose.
 
 Class-wise losses in a Python loop over samples and layers, statistics by hooks that reduce each BatchNorm input anew,
-fake-quantization as separate differentiable operations, contiguous memory, float32.
+fake-quantization as separate differentiable operations, upsampling before convolution, contiguous memory, float32.
 """
 
 import copy
@@ -20,6 +20,7 @@ from clusterq_gen.centroids import Centroids
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.latent import LatentBatch
 from clusterq_gen.training import Training
+from clusterq_gen.upsampled_conv import UpsampledConv2d
 
 
 class PlainFakeQuantizer(nn.Module):
@@ -46,6 +47,22 @@ def plain_student(student: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, FakeQuantizer):
                 module.register_module(name, PlainFakeQuantizer(child))
+    return plain.to(memory_format=torch.contiguous_format)
+
+
+class PlainUpsampledConv2d(nn.Conv2d):
+    """The larger image first, then the convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2))
+
+
+def plain_generator(generator: nn.Module) -> nn.Module:
+    """A copy that enlarges before it convolves, contiguous."""
+    plain = copy.deepcopy(generator)
+    for module in plain.modules():
+        if isinstance(module, UpsampledConv2d):
+            module.__class__ = PlainUpsampledConv2d
     return plain.to(memory_format=torch.contiguous_format)
 
 
@@ -100,7 +117,7 @@ class PlainTraining:
         assert run.student is not None
         self.run = run
         self.teacher = copy.deepcopy(run.teacher.model).to(memory_format=torch.contiguous_format)
-        self.generator = copy.deepcopy(run.generator).to(memory_format=torch.contiguous_format)
+        self.generator = plain_generator(run.generator)
         self.student = plain_student(run.student)
         self.centroids = copy.deepcopy(run.centroids)
         train = run.config.train
