@@ -83,8 +83,8 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     assert page.text.count(shares) == 2, "in each step, and on held-out images after each epoch"
     last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["heldout/teacher_accuracy"] == 1, "of images that contradict it none is in the set"
-    # Ten images say little of a student of eight steps; the 540 real ones do.
-    assert last["heldout/student_accuracy"] == last["heldout/agreement"] >= 0.5
+    # Ten images of its own, and 540 real ones.
+    assert last["heldout/student_accuracy"] == last["heldout/agreement"] >= 0.9
     assert right.mean() > 0.9
     sites = json.loads((tuned / "analysis.json").read_text())["activations"]
     assert page.text.count("the grid covers:") == page.text.count("largest value seen:") == len(sites)
@@ -211,7 +211,7 @@ def test_unfinished_runs(digits_run: Path, tuned: Path, gen: Cli, finetune: Cli,
     (run / "metrics.jsonl").write_text("".join(lines[:100]) + lines[100][:20])
     assert gen("report", run).code == 0
     page = Page(run / "report.html")
-    assert "The run is not finished: 100 of 240 steps are on record" in page.text
+    assert "The run is not finished: 100 of 360 steps are on record" in page.text
     assert "loss" in page.text
     half = tmp_path / "half"
     shutil.copytree(tuned, half, ignore=shutil.ignore_patterns("result.json", "predictions.npz", "analysis.json"))
