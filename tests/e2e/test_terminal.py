@@ -1,4 +1,4 @@
-"""What a person sees: help, hints, versions, completion, progress on terminals and elsewhere, --quiet, Ctrl-C."""
+"""What a person sees of a running command: progress on terminals and elsewhere, --quiet, Ctrl-C."""
 
 import json
 import os
@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -24,32 +23,10 @@ from clusterq_gen.cli import app as gen_app
 from tests.conftest import TINY, Cli, DigitsTeacher
 from tests.e2e.conftest import SHORT_BEST
 
-APPS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 PACE = r"in \d+ s, [\d.,]+ images/s, "
 MEMORY = r"(?:, [\d.]+ GB memory)?"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-
-
-def commands() -> Iterator[list[str]]:
-    """Every command line that has a help: the programs, their commands, and those commands' commands."""
-
-    def below(group: Any, words: list[str]) -> Iterator[list[str]]:
-        yield words
-        for name, one in getattr(group, "commands", {}).items():
-            yield from below(one, [*words, name])
-
-    for program, app in APPS.items():
-        yield from below(typer.main.get_command(app), [program])
-
-
-def cli_of(program: str, gen: Cli, finetune: Cli) -> Cli:
-    return gen if program == "clusterq-gen" else finetune
-
-
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
 
 
 @contextmanager
@@ -87,121 +64,6 @@ def in_terminal(app: typer.Typer, *words: object) -> None:
     with pytest.raises(SystemExit) as end:
         typer.main.get_command(app).main([str(word) for word in words], prog_name="clusterq")
     assert end.value.code == 0
-
-
-@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
-def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, finetune: Cli) -> None:
-    done = cli_of(words[0], gen, finetune)(*words[1:], "--help")
-    assert done.code == 0
-    assert max(map(len, done.out.splitlines())) <= 80
-    assert "<bool>" not in done.out, "a flag takes no value"
-    said = " ".join(done.out.split())
-    if len(words) == 1:
-        assert "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct" in said
-        assert "130 interrupted" in said
-    if words not in (["clusterq-gen"], ["clusterq-finetune", "shards"], ["clusterq-finetune", "figures"]):
-        after = said.partition("Examples: $ ")[2]
-        assert after.startswith(" ".join(words)), "an example of this very command"
-
-
-def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
-    shown = gen("train", "--help").out
-    for panel in ("Teacher", "Method", "Quant", "Generator", "Train", "Bank", "Emit", "Runtime"):
-        assert f"╭─ {panel} ─" in shown
-    said = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())
-    assert (
-        "--fda-reduction <name> how FDA and DE reduce over present classes, semantic layers and channels (one of sum, mean;"
-        in said
-    )
-    assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in said
-
-
-def test_examples_are_command_lines_that_parse(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    count = 0
-    for words in commands():
-        said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
-        for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
-            program, *rest = shlex.split(line)
-            found: Any = typer.main.get_command(APPS[program])
-            while rest and rest[0] in getattr(found, "commands", {}):
-                found = found.commands[rest.pop(0)]
-            context = found.make_context(program, [], resilient_parsing=True)
-            found.make_parser(context).parse_args(rest)
-            count += 1
-    assert count > 20
-
-
-def test_version(gen: Cli, finetune: Cli) -> None:
-    for program in APPS:
-        done = cli_of(program, gen, finetune)("--version")
-        assert done.code == 0
-        assert re.fullmatch(rf"{program} \d+\.\d+\.\d+\S* \(torch \d\S+, Python 3\.\d+\.\d+\S*\)\n", done.out)
-
-
-@pytest.mark.parametrize(
-    ("line", "meant"),
-    [
-        ("clusterq-gen trian", "Did you mean 'train'?"),
-        ("clusterq-gen train --metod gdfq", "No such option: --metod; did you mean --method?"),
-        ("clusterq-gen train --de-noise gausian", "'gausian' is not one of gaussian, uniform; did you mean gaussian?"),
-        (
-            "clusterq-gen train --arch resnet20_cifar10 --preset quick --method clustrq",
-            "(found 'clustrq'); did you mean clusterq?",
-        ),
-        ("clusterq-gen train --preset QUICK", "did you mean quick?"),
-        ("clusterq-gen emit --run x --devise cpu", "did you mean --device?"),
-        ("clusterq-finetune evalute", "Did you mean 'evaluate'?"),
-        ("clusterq-finetune --recipe bets", "did you mean best?"),
-        ("clusterq-finetune --quantiser symmetric", "did you mean --quantizer?"),
-        ("clusterq-finetune evaluate --val x --interpolation biliner", "did you mean bilinear?"),
-        ("clusterq-finetune export --student x --out y --format onxx", "did you mean onnx?"),
-        ("clusterq-finetune shards vrify", "Did you mean 'verify'?"),
-        ("clusterq-finetune shards preview x --split hedlout", "did you mean heldout?"),
-        ("clusterq-finetune --device xyz", "'xyz' is not one of auto, cpu, cuda"),
-    ],
-)
-def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune: Cli) -> None:
-    program, *words = line.split()
-    done = cli_of(program, gen, finetune)(*words)
-    said = " ".join(done.err.replace("│", " ").split())
-    assert done.code == 2
-    assert meant in said
-    assert "Value error" not in said
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-@pytest.mark.parametrize(
-    ("line", "wanted"),
-    [
-        ("clusterq-gen tr", {"train"}),
-        ("clusterq-gen train --fda-u", {"--fda-units"}),
-        ("clusterq-gen train --de-noise g", {"gaussian"}),
-        ("clusterq-gen train --method i", {"intraq"}),
-        ("clusterq-gen train --method ad", {"adadfq"}),
-        ("clusterq-finetune --recipe ", {"fast", "paper", "best"}),
-        ("clusterq-finetune shards pre", {"preview"}),
-    ],
-)
-def test_completion(
-    shell: str, line: str, wanted: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = line.split()[0]
-    words = line.split(" ")
-    monkeypatch.setenv("COMP_WORDS", line)
-    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
-    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
-    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
-    monkeypatch.setenv(f"_{program.upper().replace('-', '_')}_COMPLETE", f"complete_{shell}")
-    with pytest.raises(SystemExit) as end:
-        typer.main.get_command(APPS[program]).main([], prog_name=program)
-    assert end.value.code == 0
-    found = capsys.readouterr().out
-    offered = (
-        set(re.findall(r'"([^"]+)"', found)) if shell == "zsh" else {one.partition("\t")[0] for one in found.split("\n") if one}
-    )
-    assert wanted <= offered
-    assert all(one.startswith(words[-1]) for one in offered if shell != "zsh")
 
 
 def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,12 +214,3 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
     assert (program, resumed) == ("clusterq-finetune", [*base, "--out", str(out), "--resume"])
     contradicting = finetune(*resumed, "--lr", 0.5)
     assert "lr is 0.5" in contradicting.err, "it is the run to go on with"
-
-
-def test_a_mistyped_choice_in_a_file(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
-    text = (digits_run / "config.yaml").read_text()
-    assert "de_noise: gaussian" in text
-    (tmp_path / "config.yaml").write_text(text.replace("de_noise: gaussian", "de_noise: gausian"))
-    done = gen("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out")
-    assert done.code == 2
-    assert "--de-noise: must be one of gaussian, uniform (found 'gausian'); did you mean gaussian?" in done.err
