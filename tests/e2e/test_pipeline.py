@@ -57,7 +57,7 @@ def test_a_run_folder_holds_what_it_should(digits_run: Path) -> None:
     assert manifest["teacher"]["arch"] == "digits_net.py:digits_net", "no path of this machine"
     assert str(digits_run) not in json.dumps(manifest)
     config = yaml.safe_load((digits_run / "config.yaml").read_text())
-    assert config["train"]["epochs"] == 4
+    assert config["train"]["epochs"] == 6
     assert Path(config["teacher"]["weights"]).is_absolute()
 
 
@@ -245,7 +245,7 @@ def test_dry_runs_write_nothing(
 ) -> None:
     done = gen("train", *digits_teacher.flags, *TINY, "--out", tmp_path / "out", "--dry-run")
     assert done.code == 0, done.err
-    for word in ("image (1, 8, 8)", "6 layers", "4 epochs x 60", "disk:"):
+    for word in ("image (1, 8, 8)", "6 layers", "6 epochs x 60", "disk:"):
         assert word in done.out, word
     done = finetune(
         "--shards", digits_run, "--bits", "w4a4", "--out", tmp_path / "ft", "--dry-run", "--val", digits_teacher.val

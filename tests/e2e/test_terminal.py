@@ -200,6 +200,8 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's job in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     end = time.monotonic() + 60
     while not (out / "checkpoints" / "last.pt").is_file() and process.poll() is None and time.monotonic() < end:
