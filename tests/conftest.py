@@ -31,6 +31,14 @@ settings.register_profile("clusterq", deadline=None)
 settings.load_profile("clusterq")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command line did."""

@@ -12,7 +12,7 @@ from clusterq_common.runtime.distributed import process_group
 from clusterq_common.runtime.environment import write_environment
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.events import need_tensorboard
-from clusterq_common.runtime.graph import need_cuda_graphs
+from clusterq_common.runtime.graph import Recorder, can_use_cuda_graphs, cuda_recorder, need_cuda_graphs
 from clusterq_common.runtime.progress import answer, say, warn
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
 from clusterq_common.shards.manifest import SplitName
@@ -73,7 +73,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         elif ranks.first and config.output.tensorboard:
             open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
-        source = refined(source, config.emit, config.runtime, teacher, out / SHARDS)
+        source = refined(source, config.emit, config.runtime, teacher, out / SHARDS, _recorder(config, device))
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
@@ -115,7 +115,7 @@ def emit(
     source = _source(run, made, config.emit, drawing.seed, teacher, device)
     folder = out or run / SHARDS
     with process_group() as ranks:
-        source = refined(source, config.emit, drawing, teacher, folder)
+        source = refined(source, config.emit, drawing, teacher, folder, _recorder(config, device))
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
@@ -123,6 +123,11 @@ def emit(
         wanted = config.output.report if report is None else report
         if out is None and wanted:  # the run's own shards: its page shows them
             report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
+
+
+def _recorder(config: GenConfig, device: torch.device) -> Recorder | None:
+    """For the refinement of a run with CUDA graphs; its shards may be emitted elsewhere, and then go without: the images are the same."""
+    return cuda_recorder(device) if config.train.cuda_graphs and can_use_cuda_graphs(device) else None
 
 
 def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> Source:

@@ -17,6 +17,10 @@ Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 Units = Literal["raw", "std"]
 
 
+# `generator` of configurations saved before `conditioning` was a setting.
+FORMER_GENERATORS = {"auto": "paper", "embedding": "product", "conditional-bn": "batchnorm"}
+
+
 class MethodConfig(Settings):
     """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
 
@@ -30,6 +34,18 @@ class MethodConfig(Settings):
     alpha_bns: float = Field(0.1, ge=0, description="a1, weight of the BatchNorm-statistics distance (Eq. 7)")
     alpha_fda: float = Field(0.9, ge=0, description="a2, weight of feature distribution alignment (Eq. 8)")
     alpha_de: float = Field(0.6, ge=0, description="a3, weight of diversity enhancement (Eq. 8)")
+    alpha_spread: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the spread within classes: what the share below lacks of --least-spread, mean over BatchNorm layers; 0: not asked for",
+    )
+    least_spread: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="share of the variance of images' channel means that is to lie within classes, in each BatchNorm layer; real images have 0.6 "
+        "to 0.7",
+    )
     fda_reduction: Literal["sum", "mean"] = Field(
         "mean", description="how FDA and DE reduce over present classes, semantic layers and channels"
     )
@@ -116,13 +132,23 @@ class MethodConfig(Settings):
 class GeneratorConfig(Settings):
     """The generator's shape."""
 
-    generator: Literal["auto", "embedding", "conditional-bn"] = Field(
-        "auto",
-        description="embedding: noise times a class embedding (CIFAR); conditional-bn: class-conditional BatchNorm (ImageNet); "
-        "auto: by input size, embedding up to 64 pixels",
+    conditioning: Literal["paper", "product", "concat", "sum", "batchnorm"] = Field(
+        "paper",
+        description="how the class enters the generator; concat: noise and class embedding side by side; sum: 0.5 noise + 2 embedding; "
+        "product: noise times embedding (GDFQ, CIFAR); batchnorm: class-conditional BatchNorm (GDFQ, ImageNet); paper: product up to 64 "
+        "pixels, batchnorm above. With product and batchnorm the teacher sees the class asked for only after thousands of steps",
     )
     latent_size: int = Field(100, ge=1, description="length of the noise vector")
     width: int = Field(128, ge=2, description="channels of the generator's first block; the second has half")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """Read `generator`, the setting's name in older configurations."""
+        if isinstance(values, dict) and values.get("generator") in FORMER_GENERATORS and "conditioning" not in values:
+            values = {**values, "conditioning": FORMER_GENERATORS[values["generator"]]}
+            del values["generator"]
+        return values
 
 
 class TrainConfig(Settings):
@@ -142,7 +168,8 @@ class TrainConfig(Settings):
     )
     cuda_graphs: bool = Field(
         False,
-        description="record a step as a CUDA graph and replay it, so that small networks do not wait for Python; not measured on a GPU yet",
+        description="record a step (of training, of a bank, of refinement) as a CUDA graph and replay it, so that small networks do not wait "
+        "for Python; not measured on a GPU yet",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
     compile: bool = Field(

@@ -11,7 +11,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.bank.config import SHARED, is_bank
 from clusterq_gen.blocks import Block, plan_blocks
-from clusterq_gen.config import GenConfig
+from clusterq_gen.config import SECTIONS, GenConfig
 from clusterq_gen.journal import JOURNAL, Journal
 from clusterq_gen.source import Source
 
@@ -73,7 +73,17 @@ def _refuse_another(config: GenConfig, teacher: Teacher, source: Source, folder:
 
 
 def _of_run(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != REFINE}
+    """Settings of a run, its refinement left out: as today's names and defaults have them, where an older version wrote them."""
+    return {name: _of_today(name, value) for name, value in settings.items() if name != REFINE}
+
+
+def _of_today(section: str, value: Any) -> Any:
+    if section not in SECTIONS or not isinstance(value, dict):
+        return value
+    try:
+        return SECTIONS[section].checked(value).model_dump(mode="json")
+    except ClusterqError:  # of no version that is known: unlike anything of today
+        return value
 
 
 def labelled_by_teacher(config: GenConfig) -> bool:

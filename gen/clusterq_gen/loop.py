@@ -122,7 +122,16 @@ def device_step(
     if run.centroids is not None:
         features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
     batch = StepBatch(
-        run.draws, latent.labels, teacher_logits, taps, stored, features, run.centroids, opponent_logits, latent.mixture
+        run.draws,
+        latent.labels,
+        latent.groups,
+        teacher_logits,
+        taps,
+        stored,
+        features,
+        run.centroids,
+        opponent_logits,
+        latent.mixture,
     )
     terms = run.method.generator_terms(batch, warmup=student is None)
     run.optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.environment import device_name, versions
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.graph import Recorder
 from clusterq_common.runtime.progress import say
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.load import Teacher
@@ -127,12 +128,15 @@ class Batches:
         return members, self.batch_size // members
 
 
-def refined(source: Source, emit: EmitConfig, runtime: RuntimeConfig, teacher: Teacher, shards: Path) -> Source:
+def refined(
+    source: Source, emit: EmitConfig, runtime: RuntimeConfig, teacher: Teacher, shards: Path, recorder: Recorder | None = None
+) -> Source:
     """`source` with its images refined as the settings say, or as it is where they say nothing.
 
     Args:
         shards: the folder they are for; batches lie in its scratch folder until its manifest is written. Each process has its own: two may
             want the same batch, and must not write one file.
+        recorder: where steps are recorded and replayed. The images are the same, so it is no part of what they depend on.
     """
     bank = emit.refinement
     if bank is None:
@@ -149,4 +153,5 @@ def refined(source: Source, emit: EmitConfig, runtime: RuntimeConfig, teacher: T
         "amp": runtime.amp,
         "versions": versions(),
     }
-    return RefinedSource(source, Optimiser.start(bank, runtime, teacher, device), emit.refine_batch, folder, identity)
+    optimiser = Optimiser.start(bank, runtime, teacher, device, recorder)
+    return RefinedSource(source, optimiser, emit.refine_batch, folder, identity)

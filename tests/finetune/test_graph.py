@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from clusterq_common.quant import straight_through
@@ -139,7 +138,7 @@ def test_without_a_gpu_it_is_refused(digits_run: Path, finetune: Cli, tmp_path: 
     assert not (tmp_path / "out").exists(), "it is said before anything is made"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_replayed_steps_train_alike(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     finals = []
     flags = [*FLAGS, "--reconstruct", "block", "--reconstruct-steps", "25"]

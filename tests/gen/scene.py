@@ -42,7 +42,14 @@ class Scene:
         self.centroids.known[:3] = True
         self.features = self.layers.statistics(self.taps, ClassGroups.of(LABELS), self.keep)
         self.batch = StepBatch(
-            draws_at(3), LABELS, self.logits, self.taps, stored_statistics(self.model), self.features, self.centroids
+            draws_at(3),
+            LABELS,
+            ClassGroups.of(LABELS),
+            self.logits,
+            self.taps,
+            stored_statistics(self.model),
+            self.features,
+            self.centroids,
         )
 
     def inputs(self) -> list[Tensor]:

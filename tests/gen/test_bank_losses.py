@@ -171,8 +171,10 @@ def test_margin_loss() -> None:
 
 def test_crops() -> None:
     images = torch.arange(2 * 8 * 8, dtype=torch.float32).view(1, 2, 8, 8)
-    assert random_crop(images, stream(0, "a"), 0.0, 0.5) is images
-    cropped = [random_crop(images, stream(seed, "a"), 1.0, 0.25) for seed in range(40)]
+    assert random_crop(8, stream(0, "a"), 0.0, 0.5) is None
+    crops = [random_crop(8, stream(seed, "a"), 1.0, 0.25) for seed in range(40)]
+    cropped = [crop.of(images) for crop in crops if crop is not None]
+    assert len(cropped) == len(crops)
     assert all(one.shape == images.shape for one in cropped)
     spans = [(one[0, 0].max() - one[0, 0].min()).item() for one in cropped]
     # A side of 8 spans 63 values; a quarter of the area has a side of 4 and spans 27.
@@ -180,9 +182,10 @@ def test_crops() -> None:
     assert max(spans) <= 63 + 1e-3
     assert len(set(spans)) > 2, "several sizes"
     assert len({one[0, 0, 0, 0].item() for one in cropped}) > 4, "several places"
-    whole = random_crop(images, stream(0, "a"), 1.0, 1.0)
-    torch.testing.assert_close(whole, images)
-    share = sum(random_crop(images, stream(seed, "b"), 0.5, 0.5) is not images for seed in range(200)) / 200
+    whole = random_crop(8, stream(0, "a"), 1.0, 1.0)
+    assert whole is not None
+    torch.testing.assert_close(whole.of(images), images)
+    share = sum(random_crop(8, stream(seed, "b"), 0.5, 0.5) is not None for seed in range(200)) / 200
     assert 0.4 < share < 0.6
 
 

@@ -57,7 +57,7 @@ def test_a_replayed_run_is_the_plain_run(teacher: Teacher, method: dict[str, obj
     assert recorder.replays == 28 - recorder.plain_steps
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_steps_wait_for_nothing_and_replays_train_alike(digits_teacher: DigitsTeacher, teacher: Teacher) -> None:
     device = torch.device("cuda")
     finals = []
@@ -84,14 +84,10 @@ def test_only_one_process_with_a_gpu_can_replay(teacher: Teacher, tmp_path: Any)
         train_generator(small(teacher, train={"cuda_graphs": True}), teacher, tmp_path, CPU, resume=False)
 
 
-def test_banks_have_no_steps_to_record(gen: Cli, tmp_path: Any) -> None:
-    outcome = gen("train", "--arch", "resnet20_cifar10", "--method", "zeroq", "--cuda-graphs", "--out", tmp_path / "run")
-    assert outcome.code == 2
-    assert "--cuda-graphs" in outcome.err
-
-
-def test_without_a_gpu_no_folder_is_made(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Any) -> None:
-    outcome = gen("train", *digits_teacher.flags, "--device", "cpu", "--cuda-graphs", "--out", tmp_path / "run")
+@pytest.mark.parametrize("method", ["clusterq", "zeroq"])
+def test_without_a_gpu_no_folder_is_made(method: str, digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Any) -> None:
+    flags = [*digits_teacher.flags, "--method", method, "--device", "cpu", "--cuda-graphs"]
+    outcome = gen("train", *flags, "--out", tmp_path / "run")
     assert outcome.code == 2
     assert "--cuda-graphs: found the device cpu" in outcome.err
     assert not (tmp_path / "run").exists()

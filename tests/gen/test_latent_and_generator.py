@@ -1,16 +1,21 @@
 """Labels, noise, and the generators' shapes."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
 from clusterq_gen.latent import batch_labels, candidate_noise, classes_in_batch, noise
+
+CONDITIONINGS = ["product", "concat", "sum", "batchnorm"]
 
 
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(1, 60), st.integers(0, 200), st.integers(0, 5))
@@ -48,7 +53,7 @@ def test_noise_is_a_function_of_its_key() -> None:
 @pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 10), (32, 3, 10), (28, 1, 10), (30, 2, 5), (224, 3, 1000)])
 def test_any_image_size(size: int, channels: int, classes: int) -> None:
     spec = InputSpec(size=size, channels=channels, num_classes=classes, mean=[0.5] * channels, std=[0.2] * channels)
-    generator = build_generator(GeneratorConfig(width=8, latent_size=10), spec)
+    generator = build_generator(GeneratorConfig(conditioning="paper", width=8, latent_size=10), spec)
     assert isinstance(generator, EmbeddingGenerator if size <= 64 else ConditionalBatchNormGenerator)
     labels = torch.arange(6) % classes
     images = generator(torch.randn(6, 10), labels)
@@ -59,11 +64,11 @@ def test_any_image_size(size: int, channels: int, classes: int) -> None:
     assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
 
 
-@pytest.mark.parametrize("kind", ["embedding", "conditional-bn"])
+@pytest.mark.parametrize("kind", CONDITIONINGS)
 def test_the_class_changes_the_image_and_eval_mode_keeps_images_apart(kind: str) -> None:
     spec = InputSpec(size=8, channels=1, num_classes=4, mean=(0.5,), std=(0.5,))
     torch.manual_seed(0)
-    generator = build_generator(GeneratorConfig(generator=kind, width=8, latent_size=10), spec)
+    generator = build_generator(GeneratorConfig(conditioning=kind, width=8, latent_size=10), spec)
     if isinstance(generator, ConditionalBatchNormGenerator):
         torch.nn.init.normal_(generator.norm0.shift.weight)
     z = torch.randn(2, 10)
@@ -73,3 +78,29 @@ def test_the_class_changes_the_image_and_eval_mode_keeps_images_apart(kind: str)
     assert not torch.allclose(together[0], together[1])
     alone = generator(z[:1], torch.tensor([0]))
     torch.testing.assert_close(alone[0], together[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "entering"),
+    [
+        ("product", lambda z, e: z * e),
+        ("concat", lambda z, e: torch.cat([z, e], 1)),
+        ("sum", lambda z, e: 0.5 * z + 2 * e),
+    ],
+)
+def test_noise_and_class_reach_the_first_layer(kind: str, entering: Callable[[Tensor, Tensor], Tensor]) -> None:
+    spec = InputSpec(size=8, channels=1, num_classes=4, mean=(0.5,), std=(0.5,))
+    generator = build_generator(GeneratorConfig(conditioning=kind, width=8, latent_size=10), spec)
+    assert isinstance(generator, EmbeddingGenerator)
+    seen: list[Tensor] = []
+    generator.to_map.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    z, labels = torch.randn(3, 10), torch.tensor([2, 0, 3])
+    generator(z, labels)
+    assert torch.equal(seen[0], entering(z, generator.embedding.weight[labels]))
+
+
+@pytest.mark.parametrize(("former", "today"), [("auto", "paper"), ("embedding", "product"), ("conditional-bn", "batchnorm")])
+def test_configurations_of_older_versions_are_read(former: str, today: str) -> None:
+    assert GeneratorConfig.checked({"generator": former, "width": 8}) == GeneratorConfig(conditioning=today, width=8)
+    with pytest.raises(ClusterqError, match="generator"):
+        GeneratorConfig.checked({"generator": former, "conditioning": today})

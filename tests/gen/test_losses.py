@@ -18,6 +18,7 @@ from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.classification import ClassificationLoss
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
+from clusterq_gen.losses.spread import ClassSpreadLoss
 from clusterq_gen.methods import build_method
 from tests.gen.scene import EPS, LABELS, Scene, draws_at
 
@@ -277,3 +278,49 @@ def test_methods_are_their_terms() -> None:
     assert clusterq.needs_centroids
     assert not gdfq.needs_centroids
     assert not build_method(MethodConfig(alpha_fda=0, alpha_de=0), 0).needs_centroids
+
+
+def slow_spread(scene: Scene, keep: Tensor, least: float) -> float:
+    """Shares of variance within classes layer by layer and channel by channel."""
+    gaps = []
+    norms = [layer for layer in scene.model if isinstance(layer, torch.nn.BatchNorm2d)]
+    for x, norm in zip(scene.inputs(), norms, strict=True):
+        within = total = 0.0
+        kept = [n for n in range(7) if keep[n]]
+        for c in range(x.shape[1]):
+            means = {n: float(x[n, c].mean()) for n in kept}
+            middle = sum(means.values()) / len(means)
+            unit = float(norm.running_var[c]) + EPS
+            total += sum((value - middle) ** 2 for value in means.values()) / (len(means) - 1) / unit
+            labels = {int(LABELS[n]) for n in kept}
+            for label in labels:
+                own = [means[n] for n in kept if LABELS[n] == label]
+                within += sum((value - sum(own) / len(own)) ** 2 for value in own) / (len(kept) - len(labels)) / unit
+        gaps.append(max(0.0, least - within / total))
+    return sum(gaps) / len(gaps)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_spread_is_the_share_of_variance_within_classes(mixed: bool) -> None:
+    scene = Scene()
+    keep = torch.ones(7, dtype=torch.bool)
+    batch = scene.batch
+    if mixed:
+        keep[1] = keep[6] = False
+        shares = F.one_hot(LABELS, 6).float()
+        shares[~keep] = 1 / 6
+        batch = replace(batch, mixture=shares)
+    # Labels of noise say nothing: as much lies within classes as between any images. No layer may be beyond what is asked for.
+    found = ClassSpreadLoss(2.0)(batch)
+    assert found.item() == pytest.approx(slow_spread(scene, keep, 2.0), rel=1e-4)
+    found.backward()
+    gradient = scene.images.grad.flatten(1).norm(dim=1)
+    assert (gradient[keep] > 0).all()
+    assert (gradient[~keep] == 0).all(), "images between classes take no part"
+
+
+def test_spread_asks_for_nothing_where_there_is_enough_or_none_can_be_seen() -> None:
+    scene = Scene()
+    assert ClassSpreadLoss(0.01)(scene.batch).item() == 0
+    alone = replace(scene.batch, groups=ClassGroups.of(torch.arange(7)), labels=torch.arange(7))
+    assert ClassSpreadLoss(2.0)(alone).item() == 0, "one image of each class"

@@ -31,9 +31,9 @@ EVERYTHING = [
     ("method", "flags", "generator_terms", "student_terms"),
     [
         ("clusterq", EVERYTHING, {"class", "bns", "fda", "de"}, {"ce", "kl"}),
-        ("gdfq", ["--generator", "conditional-bn"], {"class", "bns"}, {"ce", "kl"}),
+        ("gdfq", ["--conditioning", "batchnorm"], {"class", "bns"}, {"ce", "kl"}),
         ("adadfq", [], {"agreement", "bns", "disagreement", "boundary"}, {"entropy"}),
-        ("qimera", ["--generator", "conditional-bn"], {"class", "bns"}, {"ce", "kl"}),
+        ("qimera", ["--conditioning", "batchnorm"], {"class", "bns"}, {"ce", "kl"}),
     ],
 )
 def test_a_short_run(

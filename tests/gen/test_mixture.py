@@ -54,11 +54,11 @@ def test_how_many_classes_are_mixed() -> None:
     assert MethodConfig(method="qimera", mix_probability=0).mixing == 0
 
 
-@pytest.mark.parametrize("kind", ["embedding", "conditional-bn"])
+@pytest.mark.parametrize("kind", ["product", "concat", "sum", "batchnorm"])
 def test_the_generator_superposes_the_rows_of_its_class_tables(kind: str) -> None:
     spec = InputSpec(size=8, channels=1, num_classes=4, mean=(0.5,), std=(0.5,))
     torch.manual_seed(0)
-    generator = build_generator(GeneratorConfig(generator=kind, width=8, latent_size=10), spec).eval()
+    generator = build_generator(GeneratorConfig(conditioning=kind, width=8, latent_size=10), spec).eval()
     tables = [module for module in generator.modules() if isinstance(module, torch.nn.Embedding)]
     for table in tables:
         torch.nn.init.normal_(table.weight)
@@ -69,7 +69,7 @@ def test_the_generator_superposes_the_rows_of_its_class_tables(kind: str) -> Non
     for table in tables:
         table.weight.data[1] = 0.7 * table.weight.data[0] + 0.3 * table.weight.data[2]
     torch.testing.assert_close(found, generator(z[:1], torch.tensor([1])))
-    assert isinstance(generator, EmbeddingGenerator if kind == "embedding" else ConditionalBatchNormGenerator)
+    assert isinstance(generator, ConditionalBatchNormGenerator if kind == "batchnorm" else EmbeddingGenerator)
 
 
 def test_what_was_asked_for() -> None:

@@ -7,7 +7,6 @@ import torch
 
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_gen.bank.classes import classifier_inputs
 from clusterq_gen.bank.make import BankRun
 from clusterq_gen.bank.statistics import LayerTarget
 from clusterq_gen.draws import HostDraws
@@ -66,13 +65,15 @@ def test_a_bank_step_waits_for_nothing(own_teacher: Teacher, method: str, monkey
     targets = [_target(target) for target in run.optimiser.targets]
     optimiser = dataclasses.replace(run.optimiser, device=ELSEWHERE, targets=targets)
     move(own_teacher.model)
-    labels = run.layout.labels(0)
-    images = torch.empty(run.layout.batch_size, 1, 8, 8, device=ELSEWHERE, requires_grad=True)
-    with nothing_waits(monkeypatch), batchnorm_taps(own_teacher.model) as taps, classifier_inputs(own_teacher.model) as inputs:
-        there = None if labels is None else labels.to(ELSEWHERE, non_blocking=True)
-        terms = optimiser.terms(images, there, torch.Generator(), taps, inputs)
-        torch.stack(list(terms.values())).sum().backward()
-    assert images.grad is not None
+    labels, count = run.layout.labels(0), run.layout.batch_size
+    steps = optimiser.steps_for(torch.Size((count, 1, 8, 8)), labelled=labels is not None)
+    steps.optimizer = torch.optim.Adam([steps.images])  # the meta device has no fused updates
+    steps.begin(torch.zeros(count, 1, 8, 8), labels)
+    with nothing_waits(monkeypatch):
+        for step in range(2):
+            terms = steps.take_step(0.1, *optimiser.draws(count, 0, step))
+    assert all(term.device == ELSEWHERE for term in terms.values())
+    assert steps.images.grad is not None
 
 
 def _move(run: Training) -> None:

@@ -83,6 +83,19 @@ def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) ->
     assert sum(r["teacher/accuracy"] for r in last) / 10 > 0.5
 
 
+@pytest.mark.parametrize("conditioning", ["concat", "sum"])
+def test_the_class_is_learned_within_a_few_steps(teacher: Teacher, conditioning: str) -> None:
+    """As noise times embedding has it, the teacher sees the class asked for in 12 % of the images after these steps: chance."""
+    train = {"steps_per_epoch": 30, "batch_size": 40}
+    config = small(teacher, train=train, generator={"conditioning": conditioning})
+    run = Training.start(config, teacher, CPU)
+    with batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        for run.step in range(30):
+            values = train_step(run, taps, stored)
+    assert float(values["teacher/accuracy"]) > 0.8
+
+
 def test_term_by_term_gradient_is_the_gradient(teacher: Teacher) -> None:
     """Steps on which norms are recorded must move the generator as other steps do."""
     moved = []

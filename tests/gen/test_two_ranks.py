@@ -34,7 +34,7 @@ def teacher_in_float64() -> Teacher:
     return Teacher(model.double().eval().requires_grad_(False), TeacherConfig(arch="small"), spec, "sha256:none")
 
 
-def settings(generator: str, ranges: str, norms_every: int, **method: object) -> GenConfig:
+def settings(conditioning: str, ranges: str, norms_every: int, **method: object) -> GenConfig:
     train = {
         "epochs": 4,
         "warmup_epochs": 1,
@@ -43,7 +43,7 @@ def settings(generator: str, ranges: str, norms_every: int, **method: object) ->
         "batch_size": 20,
         "gradient_norm_every": norms_every,
     }
-    sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "generator": generator}}
+    sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "conditioning": conditioning}}
     # Sums, and large weights: every term must move the generator.
     weights = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0}
     return resolve({**sections, "method": {**weights, **method}, "quant": {"range": ranges}}, "quick", imagenet_sized=False)
@@ -73,11 +73,11 @@ def five_steps(config: GenConfig) -> dict[str, Tensor]:
 EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "bns_units": "std", "fda_units": "std"}
 # Name -> settings, and how close the results must be: learned steps, recorded norms and accuracies are float32.
 CASES = {
-    "clusterq": (settings("embedding", "mse", 10_000), 1e-9),
-    "clusterq, learned steps": (settings("conditional-bn", "lsq", 1), 2e-5),
-    "adadfq": (settings("embedding", "mse", 10_000, method="adadfq"), 1e-9),
-    "qimera": (settings("embedding", "mse", 10_000, method="qimera"), 1e-7),
-    "clusterq, mixed": (settings("conditional-bn", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
+    "clusterq": (settings("product", "mse", 10_000), 1e-9),
+    "clusterq, learned steps": (settings("batchnorm", "lsq", 1), 2e-5),
+    "adadfq": (settings("product", "mse", 10_000, method="adadfq"), 1e-9),
+    "qimera": (settings("product", "mse", 10_000, method="qimera"), 1e-7),
+    "clusterq, mixed": (settings("batchnorm", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
 }
 
 

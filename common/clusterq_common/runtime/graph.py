@@ -96,13 +96,18 @@ def cuda_recorder(device: torch.device) -> CudaRecorder:
     return CudaRecorder(device)
 
 
+def can_use_cuda_graphs(device: torch.device) -> bool:
+    """Whether there is a CUDA device, and one process has it to itself."""
+    return device.type == "cuda" and Ranks.current().world == 1
+
+
 def need_cuda_graphs(device: torch.device) -> None:
     """Refuse what `--cuda-graphs` cannot do.
 
     Raises:
         ClusterqError: there is no CUDA device, or several processes share the steps.
     """
-    world = Ranks.current().world
-    if device.type != "cuda" or world > 1:
+    if not can_use_cuda_graphs(device):
+        world = Ranks.current().world
         where = f"{world} processes" if world > 1 else f"the device {device.type}"
         raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")

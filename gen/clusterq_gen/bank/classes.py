@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,25 +46,36 @@ def margin_loss(features: Tensor, labels: Tensor, least: float, most: float) -> 
     return ((least - apart).relu() + (apart - most).relu()).mean()
 
 
-def random_crop(images: Tensor, random: torch.Generator, probability: float, least: float) -> Tensor:
-    """IntraQ's local object reinforcement: with some probability, one square of all images of the batch, at full size again.
+class Crop(NamedTuple):
+    """A square of an image, in pixels: where it begins and how long its sides are."""
 
-    The square keeps a share of the area drawn uniformly from [least, 1] and lies anywhere; bilinear. So objects of the class
-    come out at several places and sizes.
+    top: int
+    left: int
+    side: int
+
+    def of(self, images: Tensor) -> Tensor:
+        """That square of all images (N, C, S, S), at full size again; bilinear."""
+        size = images.shape[-1]
+        square = images[..., self.top : self.top + self.side, self.left : self.left + self.side]
+        return F.interpolate(square, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def random_crop(size: int, random: torch.Generator, probability: float, least: float) -> Crop | None:
+    """IntraQ's local object reinforcement: with some probability, one square for all images of the batch; else None.
+
+    The square keeps a share of the area drawn uniformly from [least, 1] and lies anywhere. So objects of the class come out at
+    several places and sizes.
 
     Args:
-        images: (N, C, S, S).
+        size: S, a side of the images.
         random: what the step draws from.
     """
     draw = torch.rand(4, generator=random).tolist()
     if draw[0] >= probability:
-        return images
-    size = images.shape[-1]
+        return None
     side = max(1, round(size * (least + (1 - least) * draw[1]) ** 0.5))
     top, left = (int(place * (size - side + 1)) for place in draw[2:])
-    return F.interpolate(
-        images[..., top : top + side, left : left + side], size=(size, size), mode="bilinear", align_corners=False
-    )
+    return Crop(top, left, side)
 
 
 class ClassifierInputs:

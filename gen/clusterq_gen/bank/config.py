@@ -106,6 +106,8 @@ BANK_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # Settings of generator training that a bank uses, too.
 SHARED = {"method": {"method"}, "quant": {"bits"}, "generator": set[str](), "train": {"batch_size", "classes_per_batch"}}
+# And one that changes how long images take, not which ones come out: a bank's shards do not tell of it.
+PACE = {"cuda_graphs"}
 
 
 def is_bank(method: str) -> bool:
@@ -174,7 +176,7 @@ def refuse_meaningless(values: dict[str, Any], flags: dict[str, dict[str, Any]])
     for section, given in flags.items():
         for name in given:
             flag = f"--{name.replace('_', '-')}"
-            if is_bank(method) and section in SHARED and name not in SHARED[section]:
+            if is_bank(method) and section in SHARED and name not in SHARED[section] | PACE:
                 raise ClusterqError(
                     f"{flag} has no meaning with --method {method}, which optimises images and trains no generator; leave it out (its "
                     "own settings start with --bank)."

@@ -10,6 +10,7 @@ from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.events import EventFiles
 from clusterq_common.runtime.files import atomic_write
+from clusterq_common.runtime.graph import Recorder, cuda_recorder
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.run_folder import METRICS, SAMPLES, TENSORBOARD
 from clusterq_common.runtime.seeding import stream
@@ -30,9 +31,9 @@ class BankRun:
     layout: BankLayout
 
     @classmethod
-    def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "BankRun":
-        """Measure the margins, if there are any, and lay the bank out."""
-        optimiser = Optimiser.start(config.bank, config.runtime, teacher, device)
+    def start(cls, config: GenConfig, teacher: Teacher, device: torch.device, recorder: Recorder | None = None) -> "BankRun":
+        """Measure the margins, if there are any, and lay the bank out. With a recorder steps are recorded and replayed."""
+        optimiser = Optimiser.start(config.bank, config.runtime, teacher, device, recorder)
         return cls(optimiser, BankLayout.of(config, teacher.spec.num_classes))
 
     def optimise(self, number: int) -> BankBatch:
@@ -58,7 +59,7 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
     r makes the batches r, r + world, ...
 
     Raises:
-        ClusterqError: see `BankRun.optimise`.
+        ClusterqError: see `BankRun.optimise`. Or there is no device for --cuda-graphs.
     """
     ranks, made = Ranks.current(), made_of(config, teacher)
     layout = BankLayout.of(config, teacher.spec.num_classes)
@@ -68,7 +69,7 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
     if events is not None:
         events.add(_record(folder, number) for number in mine if number not in missing)
     if missing:
-        run = BankRun.start(config, teacher, device)
+        run = BankRun.start(config, teacher, device, cuda_recorder(device) if config.train.cuda_graphs else None)
         begun = len(mine) - len(missing)
         with progress("optimising batches", len(mine), done=begun, images=layout.batch_size) as ticker:
             for number in missing:

@@ -2,18 +2,19 @@
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from clusterq_common.images import normalise, pixel_bounds, to_pixels
 from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import send, training_autocast
+from clusterq_common.runtime.device import training_autocast
+from clusterq_common.runtime.graph import Recorder
 from clusterq_common.runtime.seeding import stream
-from clusterq_common.taps import BatchNormTaps, batchnorm_taps
+from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.bank.classes import ClassifierInputs, class_loss, classifier_inputs, margin_loss, random_crop
+from clusterq_gen.bank.classes import Crop, class_loss, classifier_inputs, margin_loss, random_crop
 from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.statistics import (
     LayerTarget,
@@ -22,6 +23,7 @@ from clusterq_gen.bank.statistics import (
     layer_targets,
     statistics_loss,
 )
+from clusterq_gen.bank.steps import ImageSteps
 
 
 class NotFiniteError(ArithmeticError):
@@ -47,18 +49,30 @@ class BankBatch:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Makes images out of others: what is to be minimised, for which teacher, where."""
+    """Makes images out of others: what is to be minimised, for which teacher, where.
+
+    With a recorder steps are recorded and replayed, for one batch after another; the images stay the same.
+    """
 
     bank: BankConfig
     runtime: RuntimeConfig
     teacher: Teacher
     device: torch.device
     targets: list[LayerTarget]
+    recorder: Recorder | None = None
+    _steps: dict[tuple[torch.Size, bool], ImageSteps] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def start(cls, bank: BankConfig, runtime: RuntimeConfig, teacher: Teacher, device: torch.device) -> "Optimiser":
+    def start(
+        cls,
+        bank: BankConfig,
+        runtime: RuntimeConfig,
+        teacher: Teacher,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ) -> "Optimiser":
         """Measure the margins, if there are any."""
-        return cls(bank, runtime, teacher, device, layer_targets(teacher, runtime.seed, bank.bank_slack))
+        return cls(bank, runtime, teacher, device, layer_targets(teacher, runtime.seed, bank.bank_slack), recorder)
 
     @torch.enable_grad()  # emission, which may be what asks, needs none
     def optimise(self, start: Tensor, labels: Tensor | None, number: int) -> BankBatch:
@@ -74,58 +88,55 @@ class Optimiser:
         Raises:
             NotFiniteError: the images, or a loss, are no longer finite.
         """
-        bank, seed, spec, model = self.bank, self.runtime.seed, self.teacher.spec, self.teacher.model
-        labels = None if labels is None else labels.to(self.device)
-        low, high = (bound.to(self.device) for bound in pixel_bounds(spec))
-        images = start.to(self.device, torch.float32, memory_format=torch.channels_last, copy=True).clamp_(low, high)
-        images.requires_grad_()
-        optimizer = torch.optim.Adam([images], lr=bank.bank_lr, fused=True)
+        bank, spec = self.bank, self.teacher.spec
+        steps = self.steps_for(start.shape, labelled=labels is not None)
+        steps.begin(start, labels)
         first: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
-        with ExitStack() as taps_end:
-            taps = taps_end.enter_context(batchnorm_taps(model))
-            features = taps_end.enter_context(classifier_inputs(model)) if bank.bank_margin_weight else None
-            for step in range(bank.bank_steps):
-                optimizer.param_groups[0]["lr"] = bank.bank_lr * 0.5 * (1 + math.cos(math.pi * step / bank.bank_steps))
-                terms = self.terms(images, labels, stream(seed, "bank step", number, step), taps, features)
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(terms.values())).sum().backward()
-                optimizer.step()
-                with torch.no_grad():
-                    images.clamp_(low, high)
-                first = first or {name: term.detach() for name, term in terms.items()}
+        for step in range(bank.bank_steps):
+            rate = bank.bank_lr * 0.5 * (1 + math.cos(math.pi * step / bank.bank_steps))
+            terms = steps.take_step(rate, *self.draws(len(start), number, step))
+            first = first or terms
         losses = {f"first/{name}": float(term) for name, term in first.items()}
-        losses |= {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
+        losses |= {f"loss/{name}": float(term) for name, term in terms.items()}
+        images = steps.images.detach()
         if not (all(map(math.isfinite, losses.values())) and images.isfinite().all()):
             raise NotFiniteError(f"images are no longer finite ({losses})")
-        pixels = to_pixels(images.detach(), spec)
+        pixels = to_pixels(images, spec)
         with torch.no_grad():
-            top1 = model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).argmax(1)
-        return BankBatch(pixels.cpu().contiguous(), (top1 if labels is None else labels).cpu(), top1.cpu(), losses)
+            top1 = self.teacher.model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).argmax(1).cpu()
+        return BankBatch(pixels.cpu().contiguous(), top1 if labels is None else labels.cpu(), top1, losses)
 
-    def terms(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        random: torch.Generator,
-        taps: BatchNormTaps,
-        features: ClassifierInputs | None,
-    ) -> dict[str, Tensor]:
+    def steps_for(self, shape: torch.Size, *, labelled: bool) -> ImageSteps:
+        """What takes steps on images (N, C, S, S) of a shape: the same for all batches, as its recording is."""
+        if (shape, labelled) not in self._steps:
+            bounds = pixel_bounds(self.teacher.spec)
+            self._steps[shape, labelled] = ImageSteps(
+                shape, self.terms, bounds, self.device, labelled=labelled, recorder=self.recorder
+            )
+        return self._steps[shape, labelled]
+
+    def draws(self, count: int, number: int, step: int) -> tuple[Tensor | None, Crop | None]:
+        """What one step on `count` images of batch `number` draws on the host: see `terms`."""
+        bank, random = self.bank, stream(self.runtime.seed, "bank step", number, step)
+        soft = torch.rand(count, generator=random) if bank.bank_class_loss == "soft" else None
+        return soft, random_crop(self.teacher.spec.size, random, bank.bank_crop, bank.bank_crop_least)
+
+    def terms(self, images: Tensor, labels: Tensor | None, soft: Tensor | None, crop: Crop | None) -> dict[str, Tensor]:
         """Weighted terms of one step by name, scalars; their sum is what is minimised.
 
         Args:
             images: (N, C, S, S) normalised, with gradient. labels: (N,) int64.
-            random: what this step draws from.
-            taps, features: hooks on the teacher.
+            soft: (N,) in [0, 1), where between their least and 1 the classes' probabilities are to be; None: at 1, by cross-entropy.
+            crop: what the teacher sees of the images; None: all.
         """
-        bank = self.bank
-        targets = None
-        if bank.bank_class_loss == "soft":
-            draw = send(torch.rand(len(images), generator=random), images.device, images.dtype)
-            targets = bank.bank_soft_least + (1 - bank.bank_soft_least) * draw
-        seen = random_crop(images, random, bank.bank_crop, bank.bank_crop_least)
-        with training_autocast(self.runtime, self.device, images=True):
-            logits = self.teacher.model(seen)
+        bank, model = self.bank, self.teacher.model
+        targets = None if soft is None else bank.bank_soft_least + (1 - bank.bank_soft_least) * soft
+        with ExitStack() as hooks:
+            taps = hooks.enter_context(batchnorm_taps(model))
+            features = hooks.enter_context(classifier_inputs(model)) if bank.bank_margin_weight else None
+            with training_autocast(self.runtime, self.device, images=True):
+                logits = model(images if crop is None else crop.of(images))
         terms = {}
         if bank.bank_bns_weight:
             terms["bns"] = bank.bank_bns_weight * statistics_loss(taps.moments, self.targets)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clusterq_common.taps import BatchNormTaps, StoredStatistics
+from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics
 from clusterq_gen.centroids import Centroids, ClassFeatures
 from clusterq_gen.draws import HostDraws
 
@@ -16,6 +16,7 @@ class StepBatch:
     Attributes:
         draws: what losses draw at random in this step.
         labels: (N,) int64, the classes asked for.
+        groups: the labels' groups.
         teacher_logits: (N, classes), with gradient to the images.
         taps: moments at every BatchNorm layer of the teacher, with gradient.
         stored: the teacher's running statistics by layer.
@@ -29,6 +30,7 @@ class StepBatch:
 
     draws: HostDraws
     labels: Tensor
+    groups: ClassGroups
     teacher_logits: Tensor
     taps: BatchNormTaps
     stored: dict[str, StoredStatistics]

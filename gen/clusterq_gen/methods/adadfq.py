@@ -6,6 +6,7 @@ from clusterq_gen.losses.agreement import AgreementLoss
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.boundary import BoundaryLoss
 from clusterq_gen.losses.disagreement import DisagreementLoss
+from clusterq_gen.methods.gdfq import spread_term
 from clusterq_gen.methods.method import Method, Term
 
 
@@ -22,5 +23,6 @@ def adadfq(config: MethodConfig, seed: int) -> Method:
         Term("bns", config.gamma, BatchNormMatchingLoss(config.bns_units), warmup=True),
         Term("disagreement", config.beta * config.alpha_ds, DisagreementLoss(), student=True),
         Term("boundary", 1.0, BoundaryLoss(config.lambda_l, config.lambda_u), student=True),
+        spread_term(config),
     )
     return Method("adadfq", terms, EntropyObjective(config.temperature))

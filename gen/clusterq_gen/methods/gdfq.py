@@ -4,6 +4,7 @@ from clusterq_common.distill.objective import StudentObjective
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.classification import ClassificationLoss
+from clusterq_gen.losses.spread import ClassSpreadLoss
 from clusterq_gen.methods.method import Method, Term
 
 
@@ -13,11 +14,17 @@ def gdfq(config: MethodConfig, seed: int) -> Method:
 
 
 def base_terms(config: MethodConfig, seed: int) -> tuple[Term, ...]:
-    """ClusterQ Eq. 7, which every phase of GDFQ's line of methods contains."""
+    """ClusterQ Eq. 7, which every phase of GDFQ's line of methods contains, and the spread within classes where it is asked for."""
     return (
         Term("class", 1.0, ClassificationLoss(config.hard_gamma, config.soft_target, seed), warmup=True),
         Term("bns", config.alpha_bns, BatchNormMatchingLoss(config.bns_units), warmup=True),
+        spread_term(config),
     )
+
+
+def spread_term(config: MethodConfig) -> Term:
+    """Images of a class that differ: of no paper, for any generator."""
+    return Term("spread", config.alpha_spread, ClassSpreadLoss(config.least_spread), warmup=True)
 
 
 def student_objective(config: MethodConfig) -> StudentObjective:

@@ -1,0 +1,178 @@
+"""Networks with random weights, ready for the steps that benchmarks time: speed does not depend on the weights."""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from plain import plain_student
+
+from clusterq_common.distill.objective import StudentObjective
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import convert, spare_memory
+from clusterq_common.runtime.compiled import Compiled
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import place, prepare_device, training_autocast
+from clusterq_common.runtime.graph import GraphedStep, cuda_recorder
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.loop import device_step, train_step
+from clusterq_gen.training import Training
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is timed, on which batch and how.
+
+    Attributes:
+        arch: pytorchcv's name, or file.py:factory.
+        batch_size: images in a batch.
+        amp: auto, off or bf16, as for the programs.
+        threads: CPU threads; torch's own choice when None.
+        sizes: input_size, num_classes and so on, where they are not the architecture's own.
+    """
+
+    arch: str
+    batch_size: int
+    amp: str = "off"
+    threads: int | None = None
+    sizes: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """The programs' settings of the same meaning."""
+        return RuntimeConfig.checked({"threads": self.threads, "amp": self.amp})
+
+    def load(self) -> Teacher:
+        """Make the classifier, with random weights, on the GPU where there is one."""
+        config = TeacherConfig.checked({"arch": self.arch, "weights": "random", **self.sizes})
+        return load_teacher(config, device=prepare_device(self.runtime))
+
+    def start(self, method: str, train: dict[str, Any] | None = None) -> Training:
+        """Begin a generator's training by a method; `train` goes on top of its settings."""
+        device = prepare_device(self.runtime)
+        teacher = self.load()
+        flags: dict[str, dict[str, Any]] = {
+            "teacher": teacher.config.model_dump(),
+            "method": {"method": method},
+            "train": {"batch_size": self.batch_size, **(train or {})},
+            "runtime": self.runtime.model_dump(),
+        }
+        config: GenConfig = resolve(flags, "auto", imagenet_sized=teacher.spec.size > 64)
+        return Training.start(config, teacher, device)
+
+    def warm_state(self, methods: list[str]) -> dict[str, Any]:
+        """What one run holds right after warm-up, for all of them: at 1000 classes of 224x224 that alone takes minutes on a CPU."""
+        # With one image a class all classes are seen in fewer batches. What is measured has the settings' own number.
+        single = replace(self, amp="off")
+        classes = min(self.batch_size, self.load().spec.num_classes)
+        runs = [single.start(method, {"classes_per_batch": classes}) for method in methods]
+        run = next((run for run in runs if run.method.needs_centroids), runs[0])
+        run.end_warmup(lambda _: None)
+        run.step = run.warmup_steps + 1
+        return run.state_dict()
+
+    def training(self, method: str, warm: dict[str, Any], train: dict[str, Any] | None = None) -> Training:
+        """A run right after warm-up, with a copy of that state."""
+        run = self.start(method, train)
+        state = copy.deepcopy(warm)
+        run.load_state_dict(state if run.method.needs_centroids else {**state, "centroids": None})
+        return run
+
+
+class GeneratorStep:
+    """A generator's whole step, with its student's: call it for one; with `graphs` they are recorded and replayed.
+
+    `close` takes its hooks off the teacher.
+    """
+
+    def __init__(self, run: Training, *, graphs: bool = False) -> None:
+        self.run, self._hooks = run, ExitStack()
+        self.taps = self._hooks.enter_context(batchnorm_taps(run.teacher.model))
+        self.stored = run.stored_statistics()
+        recorder = cuda_recorder(run.device) if graphs else None
+        self.graph = None if recorder is None else GraphedStep(lambda: device_step(run, self.taps, self.stored), recorder)
+
+    def __call__(self) -> None:
+        train_step(self.run, self.taps, self.stored, self.graph)
+        self.run.step += 1
+
+    def close(self) -> None:
+        self._hooks.close()
+
+
+def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[str, Callable[[], None]]:
+    """A training step of the float network, one of distillation, and that with plain fake-quantization; or also compiled."""
+    device, teacher = prepare_device(setup.runtime), setup.load()
+    images = torch.randn(setup.batch_size, teacher.spec.channels, teacher.spec.size, teacher.spec.size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(setup.batch_size, device=device) % teacher.spec.num_classes
+    with torch.no_grad():
+        logits = teacher.model(images).float()
+    config = QuantConfig(bits=bits)
+    student = convert(teacher.model, config, images[:1], lambda _: None).eval()
+    calibrate(student, [images[:64]], config)
+    spare_memory(student)
+    network = copy.deepcopy(teacher.model).train().requires_grad_(True)
+    objective = StudentObjective(1.0, 20.0, 20.0)
+
+    def distilled(model: Network) -> torch.Tensor:
+        return torch.stack(list(objective(model(images), logits, labels).values())).sum()
+
+    def stepping(owner: torch.nn.Module, model: Network, loss: Callable[[Network], torch.Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(owner.parameters(), lr=1e-6, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with training_autocast(setup.runtime, device):
+                value = loss(model)
+            value.backward()
+            optimizer.step()
+
+        return step
+
+    plain = plain_student(student)
+    for model in (network, student, plain):
+        place(model, device)
+
+    def classified(model: Network) -> torch.Tensor:
+        return F.cross_entropy(model(images), labels)
+
+    steps = {
+        "float training": stepping(network, network, classified),
+        f"fine-tuning, {bits}": stepping(student, student, distilled),
+        f"fine-tuning, {bits}, plain": stepping(plain, plain, distilled),
+    }
+    if compiled:
+        steps["float training, compiled"] = stepping(network, Compiled(network), classified)
+        steps[f"fine-tuning, {bits}, compiled"] = stepping(student, Compiled(student), distilled)
+    return steps
+
+
+def float_networks(setup: Setup) -> Callable[[], None]:
+    """Generator through teacher, then a float student on the same images: what a step needs without any method."""
+    run = setup.start("gdfq")
+    student = copy.deepcopy(run.teacher.model).requires_grad_(True)
+    place(student, run.device)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        run.draws.begin(run.step)
+        latent = run.inputs()
+        images = run.generator(latent.z, latent.classes)
+        F.cross_entropy(run.teacher.model(images), latent.labels).backward()
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(student(images.detach()), latent.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step

@@ -1,0 +1,136 @@
+"""Stage "imagenet": real MobileNets at 224x224 and 1000 classes, from the generator to students, and what each part manages a second."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from packed import Pack
+from record import Record
+from thin import thinned
+
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import prepare_device
+from clusterq_common.runtime.run_folder import GENERATOR
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune import commands as finetune_commands
+from clusterq_finetune.data import ShardDataset, batches
+from clusterq_gen import commands as gen_commands
+from clusterq_gen.config import resolve
+
+# The second is for reporting: nothing is chosen by it.
+TEACHERS = ("mobilenet_v1_x025", "mobilenet_v1_x075")
+# As many of a class as a refinement makes at once.
+PER_CLASS, REFINE_STEPS, GENERATOR_STEPS = 4, 50, 800
+# Reconstruction and epochs of each student: weights of eight bits are only calibrated.
+CALIBRATED = {"reconstruct": "none", "epochs": 0}
+STUDENTS: dict[str, dict[str, Any]] = {"w8a8": CALIBRATED, "w4a4": {}, "w4a8": {}}
+DECODED = 512
+# Photographs that a rehearsal evaluates on.
+FEW = 8
+
+
+def run(record: Record, pack: Pack, work: Path) -> None:
+    """For each teacher a set and three students, in the order of what is worth most; evaluated on 500 photographs."""
+    device = prepare_device(RuntimeConfig())
+    # What takes the stage's whole time at full size is cut to the time there is, and labelled with what it was.
+    scale = min(1.0, record.seconds / 180)
+    images = thinned(pack.photographs, FEW, work) if record.rehearsal else pack.photographs
+    teachers = TEACHERS[:1] if record.rehearsal else TEACHERS
+    for number, name in enumerate(teachers):
+        share = record.left / (len(teachers) - number)
+        end = record.left - share
+        out = work / name
+        teacher = pack.teacher(name)
+        record.part(f"{name}: set", lambda t=teacher, n=name, o=out: _set(record, t, n, o, scale, device), needs=20)
+        for bits, recipe in STUDENTS.items():
+            needs = 5 if recipe == CALIBRATED else 12
+            if record.left - needs < end and not record.rehearsal:
+                record.failures[f"{name}: {bits}"] = "not begun: the next teacher's time"
+                continue
+            record.part(
+                f"{name}: {bits}",
+                lambda n=name, o=out, b=bits, r=recipe: _student(record, images, n, o, b, r, scale, device),
+                needs=needs,
+            )
+        record.part(f"{name}: reading", lambda n=name, o=out: _reading(record, n, o), needs=3)
+
+
+def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: float, device: torch.device) -> None:
+    graphs, small = device.type == "cuda", record.rehearsal
+    epochs, steps = (2, 1) if small else (16, max(10, int(scale * GENERATOR_STEPS / 16)))
+    # A rehearsal's images are as drawn: a refinement makes four of each class at once.
+    per_class, refine = (1, 0) if small else (PER_CLASS, max(10, int(scale * REFINE_STEPS)))
+    flags: dict[str, dict[str, Any]] = {
+        "teacher": teacher.model_dump(),
+        "generator": {"width": 8} if small else {},
+        "quant": {"range": "minmax"} if small else {},
+        "train": {"epochs": epochs, "steps_per_epoch": steps, "batch_size": 64, "cuda_graphs": graphs},
+        "emit": {
+            "per_class": per_class,
+            "heldout_per_class": 0,
+            **({"refine_steps": refine, "refine_class_weight": 1.0} if refine else {"refine_steps": 0}),
+            "keep_misclassified": small,
+            "workers": 0 if small else 12,
+        },
+        "output": {"report": False},
+    }
+    if small:  # all classes are seen once when warm-up ends
+        flags["train"] |= {"batch_size": 32, "classes_per_batch": 32}
+    config = resolve(flags, "quick", imagenet_sized=True)
+    trained: list[float] = []
+    begin = time.monotonic()
+    gen_commands.train(config, out, resume=False, overwrite=False, dry_run=False)
+    trained.append((out / GENERATOR).stat().st_mtime - (out / "config.yaml").stat().st_mtime)
+    seconds, images = time.monotonic() - begin, len(ShardDataset(ShardSet.open(out), "train"))
+    note = f"{epochs} x {steps} steps of batch {config.train.batch_size}, {per_class} images a class refined for {refine} steps"
+    record.add(f"{name}: set", seconds, "s", note)
+    record.add(
+        f"{name}: generator's steps", epochs * steps / max(trained[0], 1e-9), "steps/s", "estimate and warm-up's end included"
+    )
+    record.add(f"{name}: images in the set", images, "", f"of {1000 * per_class} wanted")
+    record.add(f"{name}: emission", images / max(seconds - trained[0], 1e-9), "images/s", f"refined for {refine} steps")
+
+
+def _student(
+    record: Record, images: Path, name: str, out: Path, bits: str, recipe: dict[str, Any], scale: float, device: torch.device
+) -> None:
+    asked = {"cuda_graphs": device.type == "cuda", "workers": 0 if record.rehearsal else 8, **recipe}
+    if recipe != CALIBRATED:
+        asked |= {"reconstruct_steps": max(20, int(scale * 100)), "epochs": 1 if scale < 1 else 2, "steps_per_epoch": 40}
+    if record.rehearsal:
+        asked |= {"calibration_images": 8, "reconstruct_images": 8, "batch_size": 4, "reconstruct_batch_size": 4}
+        asked |= {} if recipe == CALIBRATED else {"reconstruct_steps": 1, "epochs": 1, "steps_per_epoch": 1}
+    begin = time.monotonic()
+    quant = {"bits": bits} | ({"range": "minmax"} if record.rehearsal else {})
+    flags = {"quant": quant, "recipe": asked, "output": {"report": False}}
+    result = finetune_commands.finetune(
+        flags, out, out / f"student-{bits}", images, None, resume=False, overwrite=False, dry_run=False
+    )
+    how = (
+        "calibrated alone"
+        if recipe == CALIBRATED
+        else f"{asked['reconstruct_steps']} steps a block, {asked['epochs']} x 40 steps"
+    )
+    record.add(f"{name}, {bits}: student and evaluation", time.monotonic() - begin, "s", how)
+    for which in ("teacher", "student"):
+        low, high = result[which]["top1_interval"]
+        note = f"{result[which]['images']} photographs, 95 % {low:.1f} to {high:.1f}; {how}"
+        record.add(f"{name}, {bits}: {which} top-1", result[which]["top1"], "%", note)
+    record.add(f"{name}, {bits}: evaluation", result["teacher"]["images_per_second"], "images/s", "the teacher alone, float32")
+
+
+def _reading(record: Record, name: str, out: Path) -> None:
+    """How fast shards are decoded: a fine-tuning step wants so many images a second."""
+    dataset = ShardDataset(ShardSet.open(out), "train")
+    order = [list(range(start, min(start + 64, len(dataset)))) for start in range(0, min(len(dataset), DECODED), 64)]
+    for workers in (0,) if record.rehearsal else (0, 8, 16):
+        begin = time.monotonic()
+        count = sum(len(batch.labels) for batch in batches(dataset, order, workers=workers))
+        record.add(
+            f"{name}: decoding, {workers} workers",
+            count / (time.monotonic() - begin),
+            "images/s",
+            "starting the workers included",
+        )

@@ -1,0 +1,203 @@
+"""Stage "steps": what training steps cost on this device, beside its ceilings and beside plainly written steps."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from interleaved import ratio
+from packed import Pack
+from plain import PlainTraining
+from record import Record
+from setups import GeneratorStep, Setup, finetune_steps
+from timing import (
+    StepTime,
+    memory_ceiling,
+    operations,
+    product_ceiling,
+    share_of_products,
+    time_by_operator,
+    time_step,
+)
+
+from clusterq_common.quant.calibrate import calibrate
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import convert
+from clusterq_common.quant.structure import quantizable_layers
+from clusterq_common.runtime.compiled import Compiled
+from clusterq_common.runtime.device import place, prepare_device
+from clusterq_common.runtime.graph import cuda_recorder
+from clusterq_finetune.config import RECIPES, RecipeConfig
+from clusterq_finetune.recipes.block_steps import reconstruct_block
+from clusterq_finetune.recipes.blocks import find_blocks
+from clusterq_finetune.recipes.captured import BlockData
+
+# In the order of what is worth most when the time is short.
+CASES = (Setup("resnet20_cifar10", 200, "auto"), Setup("resnet18", 16, "auto"), Setup("mobilenetv2_w1", 16, "auto"))
+LARGE_BATCH = Setup("resnet18", 128, "auto")
+# A rehearsal keeps the networks and shrinks the batch, and at 224x224 the number of classes.
+FEW_CLASSES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
+METHODS = ("clusterq", "gdfq")
+SHOWN_OPERATORS = 12
+
+
+def run(record: Record, pack: Pack, work: Path) -> None:
+    """Ceilings, then each network's steps: as they are, replayed, compiled, plainly written; at last those of fine-tuning."""
+    device = prepare_device(CASES[0].runtime)
+    ceilings = _ceilings(record, device)
+    for number, setup in enumerate(CASES if record.rehearsal else (*CASES, LARGE_BATCH)):
+        own = _small(setup) if record.rehearsal else setup
+        generator = partial(_generator, record, own, METHODS if number < 2 else METHODS[:1], _name(setup), ceilings, device)
+        record.part(_name(setup), generator, needs=12)
+        if number == 0:
+            record.part("fine-tuning steps", partial(_finetuning, record, own, device), needs=6)
+            record.part("reconstruction steps", partial(_reconstruction, record, own, device), needs=6)
+    # Compiling takes longer than a rehearsal has, and tests of its own cover it.
+    if not record.rehearsal:
+        record.part("compiled steps", partial(_compiled, record, CASES[0], device), needs=30)
+
+
+def _small(setup: Setup) -> Setup:
+    return replace(setup, batch_size=8) if setup == CASES[0] else replace(setup, batch_size=2, sizes=FEW_CLASSES)
+
+
+def _name(setup: Setup) -> str:
+    return f"{setup.arch}, batch {setup.batch_size}"
+
+
+def _ceilings(record: Record, device: torch.device) -> dict[torch.dtype, float]:
+    found: dict[torch.dtype, float] = {}
+
+    def measure() -> None:
+        for dtype in (torch.bfloat16, torch.float32):
+            found[dtype] = product_ceiling(device, dtype)
+            record.add(f"matrix product, {str(dtype).removeprefix('torch.')}", found[dtype] / 1e12, "TFLOP/s")
+        record.add("copy on the device", memory_ceiling(device) / 1e12, "TB/s", "bytes read and written")
+
+    record.part("ceilings", measure)
+    return found
+
+
+def _generator(
+    record: Record, setup: Setup, methods: tuple[str, ...], name: str, ceilings: dict[torch.dtype, float], device: torch.device
+) -> None:
+    """A whole step of generator and student after warm-up."""
+    cuda, images = device.type == "cuda", setup.batch_size
+    warm = setup.warm_state(list(methods))
+    clusterq: StepTime | None = None
+    for method in methods:
+        for graphs in (False, True) if cuda else (False,):
+            # Steps with gradient norms are another thing: none falls into what is timed.
+            step = GeneratorStep(
+                setup.training(method, warm, {"cuda_graphs": graphs, "gradient_norm_every": 10**6}), graphs=graphs
+            )
+            time = time_step(step, device, seconds=_slice(record), together=_together(record))
+            step.close()
+            _add(record, f"{name}, {method}{', graphs' if graphs else ''}", time, images)
+            if method == "clusterq" and (clusterq is None or graphs):
+                clusterq = time
+    assert clusterq is not None
+    step = GeneratorStep(setup.training("clusterq", warm, {"gradient_norm_every": 10**6}))
+    step()
+    flop = operations(step)
+    by_operator = time_by_operator(step, device)
+    step.close()
+    record.add(f"{name}, clusterq: convolutions and matrix products", 100 * share_of_products(by_operator), "% of device time")
+    most = ", ".join(
+        f"{op.removeprefix('aten::')} {100 * share:.0f} %" for op, share in list(by_operator.items())[:SHOWN_OPERATORS]
+    )
+    record.add(f"{name}, clusterq: largest operators", most)
+    ceiling = ceilings.get(torch.bfloat16 if cuda else torch.float32)
+    if ceiling:
+        reached = flop / (clusterq.milliseconds / 1e3) / ceiling
+        record.add(f"{name}, clusterq: share of the product ceiling", 100 * reached, "%", f"{flop / 1e9:.0f} GFLOP a step")
+    plain_setup = replace(setup, amp="off")
+    ours = GeneratorStep(plain_setup.training("clusterq", warm, {"gradient_norm_every": 10**6}))
+    plain = PlainTraining(plain_setup.training("clusterq", warm))
+    seconds = {"ours": [], "plain": []}
+    for _ in range(2):
+        for kind, action in (("ours", ours), ("plain", plain.step)):
+            seconds[kind].append(
+                time_step(action, device, seconds=_slice(record) / 2, together=_together(record, 3)).milliseconds
+            )
+    ours.close()
+    record.add(
+        f"{name}, plainly written step over ours", ratio(seconds["plain"], seconds["ours"]), "x", "both in float32, no graphs"
+    )
+
+
+def _finetuning(record: Record, setup: Setup, device: torch.device) -> None:
+    """A step of distillation beside one of float training, both at the same precision."""
+    times = {
+        name: time_step(step, device, seconds=_slice(record), together=_together(record))
+        for name, step in finetune_steps(setup, "w4a4").items()
+    }
+    for name, time in times.items():
+        _add(record, f"{_name(setup)}, {name}", time, setup.batch_size)
+        record.add(f"{_name(setup)}, {name} over float training", time.milliseconds / times["float training"].milliseconds, "x")
+
+
+def _reconstruction(record: Record, setup: Setup, device: torch.device) -> None:
+    """A step of one residual unit's reconstruction, with and without graphs."""
+    for graphs in (False, True) if device.type == "cuda" else (False,):
+        with _block_steps(setup, device, graphs=graphs) as step:
+            time = time_step(step, device, seconds=_slice(record), together=_together(record))
+        _add(
+            record,
+            f"{setup.arch}, one unit's reconstruction{', graphs' if graphs else ''}",
+            time,
+            RecipeConfig().reconstruct_batch_size,
+        )
+
+
+@contextmanager
+def _block_steps(setup: Setup, device: torch.device, *, graphs: bool) -> Iterator[Callable[[], object]]:
+    teacher = setup.load()
+    spec = teacher.spec
+    pixels = torch.randint(0, 256, (64, spec.channels, spec.size, spec.size), dtype=torch.uint8)
+    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    config = QuantConfig(bits="w4a4")
+    student = convert(teacher.model, config, example, lambda _: None).eval()
+    calibrate(student, [torch.randn(16, spec.channels, spec.size, spec.size, device=device)], config)
+    place(student, device)
+    blocks, _ = find_blocks(teacher.model, quantizable_layers(teacher.model, example), example, "block")
+    block = blocks[len(blocks) // 2]
+    data = BlockData(teacher.model, student, block, pixels, spec, device, 1e9)
+    recipe = RecipeConfig.checked({**RECIPES["fast"], "reconstruct_steps": 5000})
+    steps = reconstruct_block(block.of(student), data, recipe, 0, 0, cuda_recorder(device) if graphs else None)
+    try:
+        yield lambda: next(steps)
+    finally:
+        steps.close()
+
+
+def _compiled(record: Record, setup: Setup, device: torch.device) -> None:
+    """The in-loop student compiled: what the first call costs, and what a step does then."""
+    run = setup.training("clusterq", setup.warm_state(["clusterq"]), {"gradient_norm_every": 10**6})
+    assert run.student is not None
+    run.compiled_student = Compiled(run.student)
+    step = GeneratorStep(run)
+    first = time_step(step, device, seconds=0.0, together=1)
+    record.add(
+        f"{_name(setup)}, clusterq, compiled: first steps", first.milliseconds / 1e3, "s a step at most", "after the first"
+    )
+    _add(record, f"{_name(setup)}, clusterq, compiled", time_step(step, device, seconds=_slice(record)), setup.batch_size)
+    step.close()
+
+
+def _add(record: Record, name: str, time: StepTime, images: int) -> None:
+    record.add(f"{name}: a step", time.milliseconds, "ms", f"slowest group {time.spread:.2f} x the fastest")
+    record.add(f"{name}: images", images / (time.milliseconds / 1e3), "images/s")
+    if time.peak_mb:
+        record.add(f"{name}: peak memory", time.peak_mb, "MiB")
+
+
+def _slice(record: Record) -> float:
+    """Seconds for one timing."""
+    return 0.0 if record.rehearsal else max(0.3, record.seconds / 100)
+
+
+def _together(record: Record, steps: int = 10) -> int:
+    return 1 if record.rehearsal else steps
