@@ -123,6 +123,7 @@ def device_step(
         features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
     batch = StepBatch(
         run.draws,
+        images,
         latent.labels,
         latent.groups,
         teacher_logits,

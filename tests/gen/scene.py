@@ -43,6 +43,7 @@ class Scene:
         self.features = self.layers.statistics(self.taps, ClassGroups.of(LABELS), self.keep)
         self.batch = StepBatch(
             draws_at(3),
+            self.images,
             LABELS,
             ClassGroups.of(LABELS),
             self.logits,

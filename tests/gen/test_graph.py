@@ -37,7 +37,11 @@ def trained(config: GenConfig, teacher: Teacher, recorder: TapeRecorder | None) 
 
 @pytest.mark.parametrize(
     "method",
-    [{"method": "clusterq"}, {"method": "adadfq"}, {"method": "qimera", "alpha_fda": 9.0, "soft_target": 0.9}],
+    [
+        {"method": "clusterq"},
+        {"method": "adadfq"},
+        {"method": "qimera", "alpha_spread": 5.0, "alpha_fda": 9.0, "soft_target": 0.9},
+    ],
     ids=["clusterq", "adadfq", "qimera"],
 )
 def test_a_replayed_run_is_the_plain_run(teacher: Teacher, method: dict[str, object]) -> None:

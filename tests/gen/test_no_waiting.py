@@ -34,6 +34,7 @@ def own_teacher(teacher: Teacher) -> Teacher:
             "de_noise": "uniform",
             "soft_target": 0.9,
             "hard_gamma": 2.0,
+            "alpha_spread": 5.0,
         },
         {"method": "gdfq"},
         {"method": "adadfq"},

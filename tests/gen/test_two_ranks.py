@@ -45,7 +45,7 @@ def settings(conditioning: str, ranges: str, norms_every: int, **method: object)
     }
     sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "conditioning": conditioning}}
     # Sums, and large weights: every term must move the generator.
-    weights = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0}
+    weights = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0, "alpha_spread": 3.0, "least_spread": 1.0}
     return resolve({**sections, "method": {**weights, **method}, "quant": {"range": ranges}}, "quick", imagenet_sized=False)
 
 
@@ -75,7 +75,7 @@ EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "bns_units": "std", "fda_units"
 CASES = {
     "clusterq": (settings("product", "mse", 10_000), 1e-9),
     "clusterq, learned steps": (settings("batchnorm", "lsq", 1), 2e-5),
-    "adadfq": (settings("product", "mse", 10_000, method="adadfq"), 1e-9),
+    "adadfq": (settings("concat", "mse", 10_000, method="adadfq"), 1e-9),
     "qimera": (settings("product", "mse", 10_000, method="qimera"), 1e-7),
     "clusterq, mixed": (settings("batchnorm", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
 }

@@ -15,6 +15,7 @@ class StepBatch:
 
     Attributes:
         draws: what losses draw at random in this step.
+        images: (N, C, S, S), normalised, with gradient.
         labels: (N,) int64, the classes asked for.
         groups: the labels' groups.
         teacher_logits: (N, classes), with gradient to the images.
@@ -29,6 +30,7 @@ class StepBatch:
     """
 
     draws: HostDraws
+    images: Tensor
     labels: Tensor
     groups: ClassGroups
     teacher_logits: Tensor

@@ -1,21 +1,25 @@
 """Spread within classes: a penalty where images of one class are too much alike."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.runtime.precision import at_least_float32
 from clusterq_common.runtime.reduce import mean_across
 from clusterq_common.taps import Moments
 from clusterq_gen.losses.batch import StepBatch
 
+# Images are compared as about so many cells a side, each the mean of its pixels: what is where counts, single pixels do not.
+CELLS = 8
+
 
 class ClassSpreadLoss:
-    """`mean over BatchNorm layers l of relu(least - W_l / T_l)`, from 0 to `least`.
+    """`relu(least - W / T)`, from 0 to `least`.
 
-    W is the variance of images' channel means around their class's mean, T that around the batch's mean, both unbiased, summed over
-    channels in units of each channel's running variance. So W / T is the share of the variance that lies within classes: near 0
-    where every image of a class is the same, near 1 where classes do not differ. Of real images it is 0.6 to 0.7 in nearly all
-    layers, with 10 and with 100 classes (docs/results.md). FDA and DE compare whole classes, so neither sees whether the images of
-    one differ.
+    W is the variance of images' cells around their class's mean image, T that around the batch's mean image, both unbiased, summed
+    over cells and channels. So W / T is the share of the variance that lies within classes: near 0 where every image of a class is
+    the same, near 1 where classes do not differ. Real images have 0.89 (CIFAR-10) and 0.86 (CIFAR-100). A generator that
+    knows its classes soon draws one picture for each; FDA and DE compare whole classes, so they do not see it.
 
     Images that mix classes take no part. A batch with one image of each class has no spread within: the loss is 0 there.
 
@@ -28,19 +32,18 @@ class ClassSpreadLoss:
 
     def __call__(self, batch: StepBatch) -> Tensor:
         keep = torch.ones_like(batch.labels, dtype=torch.bool) if batch.mixture is None else batch.mixture.amax(1) == 1
-        parts = list(batch.taps)
-        moments = Moments.joined(parts)
-        classes = moments.by_class(batch.groups, keep)
-        count = classes.count[:, None]
-        whole = (classes.mean * count).sum(0) / count.sum().clamp_min(1)
-        means, weight = moments.by_sample().mean, keep.to(classes.mean.dtype)[:, None]
-        unit = torch.cat([batch.stored[part.name].std for part in parts]).square()
-        # Means over all processes' images; the numbers of images cancel but for the degrees of freedom.
-        squares = mean_across(
-            torch.stack([(weight * (means - centre).square()).mean(0) for centre in (classes.mean[batch.groups.row], whole)])
-        )
-        by_layer = [part.sum(1) for part in (squares / unit).split([part.first.shape[1] for part in parts], dim=1)]
-        within, total = torch.stack(by_layer, dim=1).unbind()
-        images, present = count.sum(), (count > 0).sum()
+        # Not adaptive pooling, whose backward pass on a GPU differs from run to run.
+        side = max(1, min(batch.images.shape[-2:]) // CELLS)
+        cells = F.avg_pool2d(at_least_float32(batch.images), side).flatten(1)
+        classes = Moments("images", cells, cells.square(), cells.new_zeros(cells.shape[1])).by_class(batch.groups, keep)
+        images, present = classes.count.sum(), (classes.count > 0).sum()
+        whole = (classes.mean * classes.count[:, None]).sum(0) / images.clamp_min(1)
+        weight = keep.to(cells.dtype)[:, None]
+        # Means over the images of all processes: how many there are cancels, but for the degrees of freedom.
+        within, total = mean_across(
+            torch.stack(
+                [(weight * (cells - centre).square()).sum(1).mean() for centre in (classes.mean[batch.groups.row], whole)]
+            )
+        ).unbind()
         share = within / total.clamp_min(1e-12) * (images - 1) / (images - present).clamp_min(1)
-        return torch.where(images > present, (self.least - share).relu().mean(), 0.0)
+        return torch.where(images > present, (self.least - share).relu(), 0.0)
