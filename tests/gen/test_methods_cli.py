@@ -30,10 +30,10 @@ EVERYTHING = [
 @pytest.mark.parametrize(
     ("method", "flags", "generator_terms", "student_terms"),
     [
-        ("clusterq", EVERYTHING, {"class", "bns", "fda", "de"}, {"ce", "kl"}),
-        ("gdfq", ["--conditioning", "batchnorm"], {"class", "bns"}, {"ce", "kl"}),
-        ("adadfq", [], {"agreement", "bns", "disagreement", "boundary"}, {"entropy"}),
-        ("qimera", ["--conditioning", "batchnorm"], {"class", "bns"}, {"ce", "kl"}),
+        ("clusterq", EVERYTHING, {"class", "bns", "spread", "fda", "de"}, {"ce", "kl"}),
+        ("gdfq", ["--conditioning", "batchnorm"], {"class", "bns", "spread"}, {"ce", "kl"}),
+        ("adadfq", [], {"agreement", "bns", "spread", "disagreement", "boundary"}, {"entropy"}),
+        ("qimera", ["--conditioning", "batchnorm"], {"class", "bns", "spread"}, {"ce", "kl"}),
     ],
 )
 def test_a_short_run(

@@ -25,11 +25,13 @@ def test_phases_and_what_is_recorded(teacher: Teacher, tmp_path: Path) -> None:
     run = train_generator(config, teacher, tmp_path, CPU, resume=False)
     found = records(tmp_path)
     assert [record["step"] for record in found] == list(range(12))
-    warm = {"step", "loss/class", "loss/bns", "teacher/accuracy", "lr"}
+    warm = {"step", "loss/class", "loss/bns", "loss/spread", "teacher/accuracy", "lr"}
     assert set(found[1]) == warm
     assert set(found[5]) == warm | {"loss/fda", "loss/de", "centroids/drift", "student/ce", "student/kl", "student/agreement"}
-    assert {key for key in found[6] if key.startswith("gradient/")} == {f"gradient/{n}" for n in ("class", "bns", "fda", "de")}
-    assert all(found[6][f"gradient/{name}"] > 0 for name in ("class", "bns"))
+    assert {key for key in found[6] if key.startswith("gradient/")} == {
+        f"gradient/{n}" for n in ("class", "bns", "spread", "fda", "de")
+    }
+    assert all(found[6][f"gradient/{name}"] > 0 for name in ("class", "bns", "spread"))
     layers = {key for key in found[6] if key.startswith("drift/")}
     assert run.centroids is not None
     assert layers == {f"drift/{name}" for name in run.centroids.layers.names}
@@ -87,7 +89,7 @@ def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) ->
 def test_the_class_is_learned_within_a_few_steps(teacher: Teacher, conditioning: str) -> None:
     """As noise times embedding has it, the teacher sees the class asked for in 12 % of the images after these steps: chance."""
     train = {"steps_per_epoch": 30, "batch_size": 40}
-    config = small(teacher, train=train, generator={"conditioning": conditioning})
+    config = small(teacher, method={"alpha_spread": 0}, train=train, generator={"conditioning": conditioning})
     run = Training.start(config, teacher, CPU)
     with batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()

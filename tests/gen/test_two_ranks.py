@@ -75,8 +75,8 @@ EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "bns_units": "std", "fda_units"
 CASES = {
     "clusterq": (settings("product", "mse", 10_000), 1e-9),
     "clusterq, learned steps": (settings("batchnorm", "lsq", 1), 2e-5),
-    "adadfq": (settings("concat", "mse", 10_000, method="adadfq"), 1e-9),
-    "qimera": (settings("product", "mse", 10_000, method="qimera"), 1e-7),
+    "adadfq": (settings("product", "mse", 10_000, method="adadfq"), 1e-9),
+    "qimera": (settings("concat", "mse", 10_000, method="qimera"), 1e-7),
     "clusterq, mixed": (settings("batchnorm", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
 }
 
