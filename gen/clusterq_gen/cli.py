@@ -12,7 +12,7 @@ from clusterq_common.runtime.guard import run_guarded, run_to_end, same_command
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_common.runtime.terminal import EXIT_CODES, examples
 from clusterq_gen.bank.config import refuse_meaningless, with_method
-from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, preset_notes, resolve
+from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, lift_limit, preset_notes, resolve
 from clusterq_gen.terminal import PROGRAM, App, Debug, Quiet, Version
 
 app = App(
@@ -157,6 +157,7 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if "teacher" not in values:
         raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
     whole = merged(with_method(values, flags), flags)
+    lift_limit(whole, flags.get("emit", {}))
     refuse_meaningless(whole, flags)
     return whole
 

@@ -15,14 +15,13 @@ from clusterq_common.runtime.events import need_tensorboard
 from clusterq_common.runtime.graph import Recorder, can_use_cuda_graphs, cuda_recorder, need_cuda_graphs
 from clusterq_common.runtime.progress import answer, say, warn
 from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
-from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
-from clusterq_gen.config import EmitConfig, GenConfig
+from clusterq_gen.config import EmitConfig, GenConfig, lift_limit
 from clusterq_gen.emit import emit_shards
 from clusterq_gen.loop import estimate_seconds, open_log, train_generator
 from clusterq_gen.methods import build_method
@@ -106,7 +105,9 @@ def emit(
     """
     made = GenConfig.from_yaml(run / CONFIG)
     refuse_code_of_folder(made.teacher.arch, run)
-    config = GenConfig.checked({**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}})
+    values = {**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}}
+    lift_limit(values, updates)
+    config = GenConfig.checked(values)
     refuse_idle_emission(config.method.method, config.emit.refine_steps, updates)
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
     drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
@@ -148,8 +149,7 @@ def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Te
             "the flag out, or make another bank with `clusterq-gen train --seed`."
         )
     source = BankSource.load(run, made, teacher, device, keep_misclassified=emit.keep_misclassified)
-    wanted: dict[SplitName, int] = {"train": emit.per_class, "heldout": emit.heldout}
-    for split, count in wanted.items():
+    for split, count in emit.wanted(teacher.spec.num_classes).items():
         if count > source.capacity[split]:
             flag = {"train": "--per-class", "heldout": "--heldout-per-class"}[split]
             raise ClusterqError(

@@ -9,6 +9,7 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
 from clusterq_common.runtime.errors import ClusterqError, did_you_mean
 from clusterq_common.runtime.settings import Settings, merged
+from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, BankConfig, is_bank, method_of, refuse_meaningless
 
@@ -195,8 +196,16 @@ class EmitConfig(Settings):
     """Which images go into the shards."""
 
     per_class: int = Field(512, ge=1, description="training images wanted for each class")
+    images: int | None = Field(
+        None,
+        ge=1,
+        description="training images altogether, at most: fewer of each class where there are many, but at least one; --per-class alone lifts a "
+        "preset's limit",
+    )
     heldout_per_class: int | None = Field(
-        None, ge=0, description="images for each class in the held-out split; a tenth of --per-class if left out"
+        None,
+        ge=0,
+        description="images for each class in the held-out split; a tenth of those in the training split if left out",
     )
     labels: Literal["asked", "teacher"] | None = Field(
         None,
@@ -269,10 +278,10 @@ class EmitConfig(Settings):
         classless = self.refine_steps > 0 and not self.refine_class_weight and not self.keep_misclassified
         return self.labels or ("teacher" if classless else "asked")
 
-    @property
-    def heldout(self) -> int:
-        """Held-out images for each class."""
-        return self.heldout_per_class if self.heldout_per_class is not None else max(1, self.per_class // 10)
+    def wanted(self, num_classes: int) -> dict[SplitName, int]:
+        """Images of each class, by split."""
+        train = self.per_class if self.images is None else min(self.per_class, max(1, self.images // num_classes))
+        return {"train": train, "heldout": max(1, train // 10) if self.heldout_per_class is None else self.heldout_per_class}
 
 
 class GenConfig(Settings):
@@ -313,7 +322,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "generator": {"conditioning": "concat", "width": 64},
         "train": {"epochs": 16, "steps_per_epoch": 50, "warmup_epochs": 4, "batch_size": 100, "schedule": "cosine"},
         # What so short a run leaves to be wished for; few images do, they cost more than a generator's: docs/results.md.
-        "emit": {"per_class": 128, "refine_steps": 50},
+        "emit": {"per_class": 128, "images": 2560, "refine_steps": 50},
     },
 }
 
@@ -348,6 +357,7 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
     method = method_of(flags)
     base = merged(BANK_METHODS[method], BANK_PRESETS[chosen]) if is_bank(method) else preset_values(chosen, method)
     values = merged(base, flags)
+    lift_limit(values, flags.get("emit", {}))
     refuse_meaningless(values, flags)
     # A shorter run keeps the preset's share of warm-up, unless the warm-up was given too.
     train = flags.get("train", {})
@@ -359,6 +369,17 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
             "--arch is missing, expected a pytorchcv model name or path/to/file.py:factory; try --arch resnet18."
         )
     return GenConfig.checked({"preset": chosen, **values})
+
+
+def lift_limit(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Forget a limit on all images together where images of each class were asked for and no limit was.
+
+    Args:
+        values: section -> field -> value; its emission is changed in place.
+        given: the emission's settings that were asked for.
+    """
+    if "per_class" in given and "images" not in given and isinstance(values.get("emit"), dict):
+        values["emit"] = {**values["emit"], "images": None}
 
 
 def preset_notes() -> dict[str, dict[str, str]]:

@@ -129,10 +129,10 @@ def describe_set(
     )
 
 
-def rounds_of(emit: EmitConfig, before: Manifest | None) -> list[dict[SplitName, int]]:
+def rounds_of(emit: EmitConfig, num_classes: int, before: Manifest | None) -> list[dict[SplitName, int]]:
     """What the set was asked for so far, and now; a set never shrinks."""
     earlier = list(before.generation.rounds) if before and before.generation else []
-    wanted: dict[SplitName, int] = {"train": emit.per_class, "heldout": emit.heldout}
+    wanted = emit.wanted(num_classes)
     last = earlier[-1] if earlier else {}
     wanted = {name: max(count, last.get(name, 0)) for name, count in wanted.items()}
     return earlier if wanted == last else [*earlier, wanted]

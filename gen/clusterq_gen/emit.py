@@ -46,7 +46,7 @@ def emit_shards(
     class_names = read_class_names(config.emit, classes)
     before = set_to_extend(config, teacher, source, folder, seed, overwrite=overwrite, ranks=ranks)
     generation = how_made(config, teacher, source, seed, before)
-    generation["rounds"] = rounds_of(config.emit, before)
+    generation["rounds"] = rounds_of(config.emit, teacher.spec.num_classes, before)
     blocks = plan_blocks(generation["rounds"], classes, generation["samples_per_shard"], source.block)
     todo = blocks_to_make(folder, blocks, before)
     if before is not None and not todo:

@@ -42,7 +42,7 @@ def _shards(config: GenConfig, teacher: Teacher) -> str:
 
 def _candidates(config: GenConfig, teacher: Teacher) -> int:
     """Images wanted; more, where the teacher rejects some."""
-    return (config.emit.per_class + config.emit.heldout) * teacher.spec.num_classes
+    return sum(config.emit.wanted(teacher.spec.num_classes).values()) * teacher.spec.num_classes
 
 
 def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:

@@ -1,18 +1,22 @@
 """Generator training: phases, gradients, resuming, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen import loop
 from clusterq_gen.config import PRESETS, TrainConfig, preset_notes, resolve
 from clusterq_gen.loop import train_generator, train_step
 from clusterq_gen.training import Training, schedule_factor
+from tests.conftest import Cli
 from tests.gen.conftest import CPU, small
 
 
@@ -190,3 +194,32 @@ def test_bf16_autocast_trains_too(method: dict[str, object], teacher: Teacher, t
     run = train_generator(small(teacher, method=method, runtime={"amp": "bf16"}), teacher, tmp_path, CPU, resume=False)
     assert run.step == 12
     assert all(parameter.dtype == torch.float32 for parameter in run.generator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes", "wanted"),
+    [
+        ({}, 10, (128, 12)),
+        ({}, 100, (25, 2)),
+        ({}, 5000, (1, 1)),
+        ({"per_class": 50}, 100, (50, 5)),
+        ({"images": 500}, 100, (5, 1)),
+        ({"images": 500, "heldout_per_class": 0}, 10, (50, 0)),
+        ({"images": 10_000}, 10, (128, 12)),
+    ],
+)
+def test_quick_is_bounded_in_images_altogether(asked: dict[str, int], classes: int, wanted: tuple[int, int]) -> None:
+    emit = resolve({"teacher": {"arch": "resnet18"}, "emit": asked}, "quick", imagenet_sized=False).emit
+    assert emit.wanted(classes) == dict(zip(("train", "heldout"), wanted, strict=True))
+
+
+def test_a_number_for_each_class_lifts_a_saved_limit(digits_run: Path, tmp_path: Path, gen: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run, ignore=shutil.ignore_patterns("shards"))
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved["emit"] |= {"per_class": 12, "images": 20}
+    (run / "config.yaml").write_text(yaml.safe_dump(saved))
+    for flags, each in (([], 2), (["--per-class", 3], 3)):
+        done = gen("emit", "--run", run, *flags, "--out", tmp_path / f"{each}")
+        assert done.code == 0, done.err
+        assert read_manifest(tmp_path / f"{each}").splits["train"].per_class == [each] * 10

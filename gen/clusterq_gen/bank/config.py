@@ -101,7 +101,7 @@ BANK_METHODS: dict[str, dict[str, dict[str, Any]]] = {
 BANK_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper-cifar": {},
     "paper-imagenet": {"emit": {"per_class": 200}},
-    "quick": {"bank": {"bank_steps": 200}, "train": {"batch_size": 100}, "emit": {"per_class": 128}},
+    "quick": {"bank": {"bank_steps": 200}, "train": {"batch_size": 100}, "emit": {"per_class": 128, "images": 2560}},
 }
 
 # Settings of generator training that a bank uses, too.

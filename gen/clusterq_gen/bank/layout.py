@@ -32,9 +32,9 @@ class BankLayout:
     def of(cls, config: GenConfig, num_classes: int) -> "BankLayout":
         """Batches for all images that the run's shards want, with some to spare for those that the teacher rejects.
 
-        Where no class is asked for, none is rejected and none is spare: `per_class` is then a mean over classes.
+        Where no class is asked for, none is rejected and none is spare: the number of each class is then a mean over classes.
         """
-        train, bank, wanted = config.train, config.bank, images_of_a_class(config.emit)
+        train, bank, wanted = config.train, config.bank, images_of_a_class(config.emit, num_classes)
         if not bank.labelled:
             return cls(math.ceil(wanted * num_classes / train.batch_size), train.batch_size, num_classes, None)
         classes = classes_in_batch(num_classes, train.batch_size, train.classes_per_batch)
@@ -54,9 +54,9 @@ class BankLayout:
         return range(ranks.rank, self.batches, ranks.world)
 
 
-def images_of_a_class(emit: EmitConfig) -> int:
+def images_of_a_class(emit: EmitConfig, num_classes: int) -> int:
     """Images wanted of each class, in both splits."""
-    return emit.per_class + emit.heldout
+    return sum(emit.wanted(num_classes).values())
 
 
 def _with_spare(wanted: int, bank: BankConfig) -> int:

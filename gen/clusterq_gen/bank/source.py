@@ -53,16 +53,16 @@ class BankSource:
                     accepted[label].append(len(self._places[label]))
                 self._places[label].append((number, row))
                 self._line.append(label)
-        emit = config.emit
-        self._heldout_line = _part(len(self._line), emit.heldout * spec.num_classes, images_of_a_class(emit) * spec.num_classes)
+        wanted, both = config.emit.wanted(spec.num_classes), images_of_a_class(config.emit, spec.num_classes)
+        self._heldout_line = _part(len(self._line), wanted["heldout"] * spec.num_classes, both * spec.num_classes)
         self._stretches: dict[SplitName, list[_Stretch]] = {"train": [], "heldout": []}
         for label, kept in enumerate(accepted):
-            heldout = _part(len(kept), emit.heldout, images_of_a_class(emit))
+            heldout = _part(len(kept), wanted["heldout"], both)
             border = kept[heldout - 1] + 1 if heldout else 0
             self._stretches["heldout"].append(_Stretch(kept[:heldout], 0, border))
             self._stretches["train"].append(_Stretch(kept[heldout:], border, len(self._places[label])))
         # What the run was made for may be asked for, even if the teacher rejected too many; more, where there are spare ones.
-        self.capacity: dict[SplitName, int] = {"train": emit.per_class, "heldout": emit.heldout}
+        self.capacity: dict[SplitName, int] = dict(wanted)
         if self.labelled:
             for split, stretches in self._stretches.items():
                 self.capacity[split] = max(self.capacity[split], *(len(stretch.kept) for stretch in stretches))
