@@ -1,6 +1,5 @@
 """From what was written and counted to the manifest of a set."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def describe_set(
     rejected_before = earlier.rejected if earlier else [0] * len(tally.rejected)
     return Manifest(
         digest=set_digest(splits),
-        created_by=f"clusterq {version('clusterq')}",
+        created_by=f"clusterq {versions()['clusterq']}",
         commit=commit(),
         teacher=teacher_facts(teacher),
         # What was said of the set before holds until something else is said.
