@@ -280,45 +280,57 @@ def test_methods_are_their_terms() -> None:
     assert not build_method(MethodConfig(alpha_fda=0, alpha_de=0), 0).needs_centroids
 
 
-def slow_spread(images: Tensor, keep: Tensor, least: float) -> float:
-    """Share of the variance within classes, cell by cell; images of 16 pixels a side have cells of two."""
+def slow_share(values: Tensor, keep: Tensor) -> float:
+    """Share of the variance of values (7, D) that lies within classes, value by value."""
     kept = [n for n in range(7) if keep[n]]
     labels = {int(LABELS[n]) for n in kept}
     within = total = 0.0
-    for c in range(images.shape[1]):
-        for row in range(8):
-            for column in range(8):
-                square = images.detach()[:, c, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].double()
-                cell = {n: float(square[n].mean()) for n in kept}
-                middle = sum(cell.values()) / len(cell)
-                total += sum((value - middle) ** 2 for value in cell.values()) / (len(kept) - 1)
-                for label in labels:
-                    own = [cell[n] for n in kept if LABELS[n] == label]
-                    within += sum((value - sum(own) / len(own)) ** 2 for value in own) / (len(kept) - len(labels))
-    return max(0.0, least - within / total)
+    for column in values.detach().double().unbind(1):
+        one = {n: float(column[n]) for n in kept}
+        middle = sum(one.values()) / len(one)
+        total += sum((value - middle) ** 2 for value in one.values()) / (len(kept) - 1)
+        for label in labels:
+            own = [one[n] for n in kept if LABELS[n] == label]
+            within += sum((value - sum(own) / len(own)) ** 2 for value in own) / (len(kept) - len(labels))
+    return within / total
+
+
+def slow_spread(scene: Scene, images: Tensor, keep: Tensor, least: tuple[float, float]) -> float:
+    """Cell by cell and layer by layer; images of 16 pixels a side have cells of two."""
+    cells = [
+        images[:, c, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((1, 2)) for c in range(2) for y in range(8) for x in range(8)
+    ]
+    norms = [layer for layer in scene.model if isinstance(layer, torch.nn.BatchNorm2d)]
+    gaps = []
+    for x, norm in zip(scene.inputs(), norms, strict=True):
+        unit = (norm.running_var.double() + EPS).sqrt()
+        gaps.append(max(0.0, least[1] - slow_share(x.mean((2, 3)) / unit, keep)))
+    return max(0.0, least[0] - slow_share(torch.stack(cells, 1), keep)) + sum(gaps) / len(gaps)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_spread_is_the_share_of_variance_within_classes(mixed: bool) -> None:
+@pytest.mark.parametrize("least", [(2.0, 2.0), (0.0, 2.0), (2.0, 0.0)])
+def test_spread_is_the_share_of_variance_within_classes(mixed: bool, least: tuple[float, float]) -> None:
+    """Labels of noise say nothing: as much lies within classes as between any images. More than that is asked for here."""
+    scene = Scene()
     images = torch.randn(7, 2, 16, 16, requires_grad=True)
     keep = torch.ones(7, dtype=torch.bool)
-    batch = replace(Scene().batch, images=images)
+    batch = replace(scene.batch, images=images)
     if mixed:
         keep[1] = keep[6] = False
         shares = F.one_hot(LABELS, 6).float()
         shares[~keep] = 1 / 6
         batch = replace(batch, mixture=shares)
-    # Labels of noise say nothing: as much lies within classes as between any images. More than that is asked for here.
-    found = ClassSpreadLoss(2.0)(batch)
-    assert found.item() == pytest.approx(slow_spread(images, keep, 2.0), rel=1e-4)
+    found = ClassSpreadLoss(*least)(batch)
+    assert found.item() == pytest.approx(slow_spread(scene, images, keep, least), rel=1e-4)
     found.backward()
-    gradient = images.grad.flatten(1).norm(dim=1)
-    assert (gradient[keep] > 0).all()
-    assert (gradient[~keep] == 0).all(), "images between classes take no part"
+    for wanted, given in zip(least, (images, scene.images), strict=True):
+        gradient = given.grad.flatten(1).norm(dim=1)
+        assert ((gradient > 0) == (keep & (wanted > 0))).all(), "images between classes take no part"
 
 
 def test_spread_asks_for_nothing_where_there_is_enough_or_none_can_be_seen() -> None:
     scene = Scene()
-    assert ClassSpreadLoss(0.01)(scene.batch).item() == 0
+    assert ClassSpreadLoss(0.01, 0.01)(scene.batch).item() == 0
     alone = replace(scene.batch, groups=ClassGroups.of(torch.arange(7)), labels=torch.arange(7))
-    assert ClassSpreadLoss(2.0)(alone).item() == 0, "one image of each class"
+    assert ClassSpreadLoss(1.0, 1.0)(alone).item() == 0, "one image of each class"

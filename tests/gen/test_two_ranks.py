@@ -45,7 +45,14 @@ def settings(conditioning: str, ranges: str, norms_every: int, **method: object)
     }
     sections = {"teacher": {"arch": "small"}, "train": train, "generator": {"width": 6, "conditioning": conditioning}}
     # Sums, and large weights: every term must move the generator.
-    weights = {"fda_reduction": "sum", "alpha_bns": 1.0, "alpha_fda": 5.0, "alpha_spread": 3.0, "least_spread": 1.0}
+    weights = {
+        "fda_reduction": "sum",
+        "alpha_bns": 1.0,
+        "alpha_fda": 5.0,
+        "alpha_spread": 3.0,
+        "spread_images": 1.0,
+        "spread_layers": 1.0,
+    }
     return resolve({**sections, "method": {**weights, **method}, "quant": {"range": ranges}}, "quick", imagenet_sized=False)
 
 

@@ -24,7 +24,7 @@ def base_terms(config: MethodConfig, seed: int) -> tuple[Term, ...]:
 
 def spread_term(config: MethodConfig) -> Term:
     """Images of a class that differ: of no paper, for any generator."""
-    return Term("spread", config.alpha_spread, ClassSpreadLoss(config.least_spread), warmup=True)
+    return Term("spread", config.alpha_spread, ClassSpreadLoss(config.spread_images, config.spread_layers), warmup=True)
 
 
 def student_objective(config: MethodConfig) -> StudentObjective:
