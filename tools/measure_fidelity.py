@@ -7,7 +7,6 @@ The same images are taken twice, as the generator gives them and rounded to pixe
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from clusterq_finetune.data import EpochBatches
 from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import evaluate_models
 from clusterq_finetune.recipes.distill import distill
+from clusterq_finetune.recipes.kept import Records
 from clusterq_gen.config import GenConfig
 from clusterq_gen.source import GeneratorSource
 
@@ -114,8 +114,7 @@ def main() -> None:
             seed=options.seed,
         )
         place(student, CPU)
-        with tempfile.TemporaryDirectory() as folder:
-            distill(student, teacher, data, finetune, Path(folder), CPU, stored_logits=True)
+        distill(student, teacher, data, finetune, CPU, Records(), stored_logits=True)
         result[f"{name}_top1"] = evaluate_models({"student": student}, images, device=CPU)["student"].top1
     print(json.dumps(result))
 

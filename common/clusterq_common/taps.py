@@ -52,7 +52,7 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class ClassGroups:
-    """Which samples of a batch belong together: `classes` (K,) int64, the distinct labels; `row` (N,) int64 into it."""
+    """The samples of a batch by class: `classes` (K,) int64, the distinct labels; `row` (N,) int64, each sample's place among them."""
 
     classes: Tensor
     row: Tensor
@@ -140,8 +140,22 @@ def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
     A new forward pass of `model` replaces the moments of the one before. A layer called twice in one pass appears twice. A copy of
     the model made inside the block is not tapped.
 
+    Returns:
+        The layers in the order in which they ran. Each has a `name`; `batch()`, `by_sample()` and `by_class(groups)` give `mean` and `var` of each
+            channel, over the batch, over each sample, or over each class, with `count`; all with gradient to the images.
+
     Raises:
         ValueError: the model has no BatchNorm layer.
+
+    Examples:
+        >>> import torch
+        >>> import clusterq as cq
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+        >>> groups = cq.ClassGroups.of(torch.tensor([7, 3, 7]))
+        >>> with cq.batchnorm_taps(net) as taps:
+        ...     _ = net(torch.randn(3, 1, 8, 8))
+        ...     [(layer.name, layer.by_class(groups).mean.shape) for layer in taps]
+        [('1', torch.Size([2, 4]))]
     """
     layers = batchnorm_layers(model)
     if not layers:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from clusterq_common.shards.batches import BEFORE_TRAINING
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig
@@ -16,7 +17,7 @@ def calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[Sh
     """A shuffled pass that training never makes."""
     dataset = ShardDataset(shards, "train")
     order = EpochBatches(len(dataset), config.recipe.batch_size, config.runtime.seed)
-    order.epoch = -1
+    order.epoch = BEFORE_TRAINING
     yield from batches(dataset, order)
 
 
@@ -28,9 +29,5 @@ def calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec
 
 def first_pixels(shards: ShardSet, config: FinetuneConfig, count: int) -> Tensor:
     """Its first images, (count, C, S, S) uint8, or all where there are fewer."""
-    parts: list[Tensor] = []
-    for batch in calibration_batches(shards, config):
-        parts.append(batch.pixels[: count - sum(len(part) for part in parts)])
-        if sum(len(part) for part in parts) >= count:
-            break
-    return torch.cat(parts)
+    size, seed = config.recipe.batch_size, config.runtime.seed
+    return torch.cat(list(shards.images("train", count, batch_size=size, seed=seed).pixels()))

@@ -34,6 +34,8 @@ from clusterq_finetune.logits import choose_logits
 from clusterq_finetune.predictions import Predictions
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill
+from clusterq_finetune.recipes.heldout import need_heldout
+from clusterq_finetune.recipes.kept import InFolder
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.summary import add_evaluation, top1_so_far
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
@@ -86,7 +88,7 @@ def _finetune(
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
     large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
     config = resolve(flags, str(shards.folder.resolve()), teacher_config, imagenet_sized=large)
-    _refuse_selection_without_heldout(config, shards)
+    need_heldout(config.recipe, shards)
     device = prepare_device(config.runtime)
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -125,7 +127,8 @@ def _finetune(
     if config.recipe.reconstruct != "none":
         pixels = first_pixels(shards, config, config.recipe.reconstruct_images)
         blocks = reconstruct(student, teacher, pixels, config, folder, device, resume=resuming)
-    found = distill(student, teacher, shards, config, folder, device, stored_logits=logits.stored, resume=resuming)
+    kept = InFolder(folder, resume=resuming, tensorboard=config.output.tensorboard)
+    found = distill(student, teacher, shards, config, device, kept, stored_logits=logits.stored)
     if ranks.first:
         save_weights(folder / STUDENT, student)
     seconds = time.monotonic() - begin
@@ -166,14 +169,6 @@ def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
     """`finetune-w4a4` in the run folder, or in the current directory for shards from elsewhere or a folder that is read-only."""
     name = f"finetune-{config.quant.bits}"
     return run / name if run is not None and os.access(run, os.W_OK) else Path(name)
-
-
-def _refuse_selection_without_heldout(config: FinetuneConfig, shards: ShardSet) -> None:
-    if config.recipe.select == "heldout" and "heldout" not in shards.manifest.splits:
-        raise ClusterqError(
-            f"--select: heldout, but {shards.folder} has no held-out images, expected a split `heldout`; use --select last, or emit "
-            "shards with --heldout-per-class."
-        )
 
 
 def _evaluate(

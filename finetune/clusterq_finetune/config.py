@@ -149,6 +149,38 @@ class RecipeConfig(Settings):
             raise ValueError("feature_weight looks into the student, which a compiled one (compile) does not allow")
         return self
 
+    @classmethod
+    def fast(cls, **changes: Any) -> "RecipeConfig":
+        """The commands' default: blocks reconstructed, then distilled; minutes on two cores.
+
+        Examples:
+            >>> import clusterq as cq
+            >>> cq.Recipe.fast(epochs=2).reconstruct
+            'block'
+        """
+        return cls(**{"recipe": "fast", **RECIPES["fast"], **changes})
+
+    @classmethod
+    def best(cls, **changes: Any) -> "RecipeConfig":
+        """As `fast` with twice the steps, for two bits."""
+        return cls(**{"recipe": "best", **RECIPES["best"], **changes})
+
+    @classmethod
+    def paper(cls, *, imagenet_sized: bool = False, **changes: Any) -> "RecipeConfig":
+        """ClusterQ's Eq. 9 on GDFQ's schedule; `imagenet_sized`: with its values for images of more than 64 pixels a side."""
+        return cls(**{"recipe": "paper", **RECIPES["paper"], **(PAPER_IMAGENET if imagenet_sized else {}), **changes})
+
+    @classmethod
+    def calibrated(cls, **changes: Any) -> "RecipeConfig":
+        """Nothing is trained: ranges, and BatchNorm statistics and biases that fit rounded weights.
+
+        Examples:
+            >>> import clusterq as cq
+            >>> cq.Recipe.calibrated().epochs
+            0
+        """
+        return cls(**{"batchnorm": "corrected", "epochs": 0, **changes})
+
     def steps(self, samples: int) -> int | None:
         """Steps of an epoch over so many samples; None: one pass."""
         if self.steps_per_epoch is None and -(-samples // self.batch_size) < LEAST_STEPS:

@@ -5,7 +5,7 @@ from pathlib import Path
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import progress
 from clusterq_common.shards import derive
-from clusterq_common.shards.manifest import Manifest, SplitName, read_manifest
+from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
 from clusterq_common.shards.preview import contact_sheet
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.shards.verify import Problem, verify_set
@@ -41,8 +41,9 @@ def describe(manifest: Manifest) -> list[str]:
         )
     made = manifest.generation
     if made is not None:
+        how = "someone's own images" if made.method == GIVEN else f"{made.method}, seed {made.seed}"
         lines.append(
-            f"made by:   {made.method}, seed {made.seed}; the teacher agreed on {100 * made.teacher_agreement:.1f} % of "
+            f"made by:   {how}; the teacher agreed on {100 * made.teacher_agreement:.1f} % of "
             f"{made.candidates} candidates, mean confidence {100 * manifest.mean_confidence:.1f} %"
         )
     elif manifest.derivation is not None:

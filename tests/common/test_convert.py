@@ -133,7 +133,7 @@ def test_branch_outputs_are_what_feeds_the_additions() -> None:
 def test_summary_says_what_was_quantized_and_what_not(capsys: pytest.CaptureFixture[str]) -> None:
     body = OddOrder()
     body.extra = nn.Embedding(3, 3)
-    convert(body.eval(), QuantConfig(), torch.zeros(1, 2, 12, 12))
+    convert(body.eval(), QuantConfig(), torch.zeros(1, 2, 12, 12), print)
     printed = capsys.readouterr().out
     assert "quantized 3 layers to w4a4" in printed
     assert "extra (Embedding)" in printed

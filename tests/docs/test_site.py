@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 from markdown_it import MarkdownIt
 
+import clusterq
 from tests.browser import Browser
 from tests.docs.blocks import PAGES, ROOT
 from tests.docs.commands import every_command, every_flag
@@ -90,6 +91,14 @@ def test_every_command_and_option_has_its_place(site: Path) -> None:
     assert {"--alpha-fda", "--bits", "--reconstruct", "--min-confidence", "--opset"} <= named <= every_flag()
 
 
+def test_the_library_has_its_names_and_no_others(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'<h3 id="clusterq\.(\w+)"', page)) == sorted(clusterq.__all__)
+    shown = " ".join(Page(site / "api.html").text.split())
+    for setting in (*clusterq.Recipe.model_fields.values(), *clusterq.QuantConfig.model_fields.values()):
+        assert re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), setting.description or "") in shown
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_has_the_parts_that_commonmark_sees(site: Path, page: Path) -> None:
     tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
@@ -110,7 +119,7 @@ def test_in_a_browser(site: Path, tmp_path: Path) -> None:
     browser = Browser(tmp_path)
     browser.open_something_that_asks(tmp_path)
     assert browser.asked(), "a page that asks is found out"
-    for name in ("index", "how-it-works", "faq", "commands/clusterq-gen"):
+    for name in ("index", "how-it-works", "faq", "commands/clusterq-gen", "api"):
         shown = browser.open(site / f"{name}.html", "--dump-dom", "--virtual-time-budget=3000")
         assert not browser.asked()
         assert 'class="js"' in shown or " js" in shown.split("<head", 1)[0], "the theme's script has run"

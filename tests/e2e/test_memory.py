@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clusterq_finetune.recipes.distill import Distillation
+from clusterq_finetune.recipes.distillation import Distillation
 from clusterq_gen import loop
 from tests.conftest import Cli, DigitsTeacher
 

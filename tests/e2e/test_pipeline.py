@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.runtime.checkpoint import save_checkpoint
-from clusterq_finetune.recipes import distill as recipe
+from clusterq_finetune.recipes import kept
 from clusterq_finetune.student import load_student
 from tests.conftest import TINY, Cli, DigitsTeacher
 
@@ -181,11 +181,11 @@ def test_resumed_fine_tuning_is_the_uninterrupted_one(
         0,
     ]
     flags += ["--out", tmp_path / "cut", "--json"]
-    monkeypatch.setattr(recipe, "save_checkpoint", save_then_stop)
+    monkeypatch.setattr(kept, "save_checkpoint", save_then_stop)
     stopped = finetune(*flags)
     assert stopped.code == 130
     assert "--resume" in stopped.err
-    monkeypatch.setattr(recipe, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(kept, "save_checkpoint", save_checkpoint)
     contradicting = finetune(*flags, "--resume", "--lr", 0.5)
     assert contradicting.code == 2
     assert "lr is 0.5" in contradicting.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clusterq_finetune.recipes import distill as recipe
+from clusterq_finetune.recipes import kept
 from clusterq_gen import loop
 from tests.conftest import Cli, DigitsTeacher
 
@@ -99,7 +99,7 @@ def test_a_bank(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None
 
 
 def test_a_fine_tuning(digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, save = tmp_path / "run", recipe.save_checkpoint
+    run, save = tmp_path / "run", kept.save_checkpoint
     flags = [
         "--shards",
         digits_run,
@@ -115,10 +115,10 @@ def test_a_fine_tuning(digits_run: Path, finetune: Cli, tmp_path: Path, monkeypa
         0,
     ]
     flags += ["--no-report", "--out", run]
-    monkeypatch.setattr(recipe, "save_checkpoint", stopping(save, 8))
+    monkeypatch.setattr(kept, "save_checkpoint", stopping(save, 8))
     assert finetune(*flags).code == 130
     assert not (run / "tensorboard").exists(), "only where it is asked for"
-    monkeypatch.setattr(recipe, "save_checkpoint", save)
+    monkeypatch.setattr(kept, "save_checkpoint", save)
     done = finetune(*flags, "--resume", "--tensorboard")
     assert done.code == 0, done.err
     agree(run)

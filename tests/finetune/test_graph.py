@@ -13,7 +13,7 @@ from clusterq_common.quant.straight_through import broadcast_shape
 from clusterq_common.runtime.checkpoint import save_checkpoint
 from clusterq_common.runtime.graph import PLAIN_STEPS
 from clusterq_finetune import commands
-from clusterq_finetune.recipes import block_steps, distill, reconstruct
+from clusterq_finetune.recipes import block_steps, distill, kept, reconstruct
 from clusterq_finetune.recipes.block_steps import annealed_beta
 from clusterq_finetune.recipes.optimizer import learning_rate, set_group_rate
 from tests.conftest import Cli
@@ -123,7 +123,7 @@ def test_resumed_it_is_the_uninterrupted_one(
     flags = ["--shards", digits_run, *FLAGS, "--cuda-graphs"]
     whole = finetune(*flags, "--out", tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "save_checkpoint", save_then_stop)
+        patch.setattr(kept, "save_checkpoint", save_then_stop)
         assert finetune(*flags, "--out", tmp_path / "cut").code == 130
     done = finetune(*flags, "--out", tmp_path / "cut", "--resume")
     assert done.code == 0, done.err

@@ -14,7 +14,7 @@ from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import resolve
 from clusterq_finetune.recipes.block_steps import BlockTraining, rounded_layers
 from clusterq_finetune.recipes.captured import BlockBatch
-from clusterq_finetune.recipes.distill import Distillation
+from clusterq_finetune.recipes.distillation import Distillation
 from clusterq_finetune.resident import ResidentSplit
 from tests.elsewhere import ELSEWHERE, move, nothing_waits
 

@@ -17,7 +17,7 @@ from clusterq_finetune.data import ShardBatch
 from clusterq_finetune.datasets import open_validation
 from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.recipes.correct import correct_channels
-from clusterq_finetune.recipes.distill import Distillation
+from clusterq_finetune.recipes.distillation import Distillation
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 from tests.several import in_processes
 

@@ -78,11 +78,12 @@ def five_steps(config: GenConfig) -> dict[str, Tensor]:
 
 
 EXTRAS = {"hard_gamma": 2.0, "soft_target": 0.9, "bns_units": "std", "fda_units": "std"}
-# Name -> settings, and how close the results must be: learned steps, recorded norms and accuracies are float32.
+# Name -> settings, and how close the results must be: learned steps, recorded norms and accuracies are float32, and Adam makes steps of the
+# same size from gradients that nearly cancel.
 CASES = {
     "clusterq": (settings("product", "mse", 10_000), 1e-9),
     "clusterq, learned steps": (settings("batchnorm", "lsq", 1), 2e-5),
-    "adadfq": (settings("product", "mse", 10_000, method="adadfq"), 1e-9),
+    "adadfq": (settings("product", "mse", 10_000, method="adadfq"), 1e-7),
     "qimera": (settings("concat", "mse", 10_000, method="qimera"), 1e-7),
     "clusterq, mixed": (settings("batchnorm", "mse", 10_000, mix_probability=0.4, mix_classes=3, **EXTRAS), 1e-7),
 }

@@ -1,6 +1,7 @@
 """Hooks of mkdocs: pages that are made when the site is built and lie nowhere, so that nothing is said twice or goes stale.
 
-The front page is README.md; CONTRIBUTING.md and CHANGELOG.md are pages; each program has one, made from its command line.
+The front page is README.md; CONTRIBUTING.md and CHANGELOG.md are pages; each program has one, made from its command line, and the library
+one, made from its docstrings.
 """
 
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from python_reference import python_reference
 from reference import reference
 
 from clusterq_finetune.cli import app as finetune_app
@@ -31,6 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=moved((ROOT / source).read_text(encoding="utf-8"))))
     for program, app in PROGRAMS.items():
         files.append(File.generated(config, f"commands/{program}.md", content=reference(program, app)))
+    files.append(File.generated(config, "api.md", content=python_reference()))
     return files
 
 

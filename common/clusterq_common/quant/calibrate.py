@@ -7,23 +7,39 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import activation_sites
+from clusterq_common.quant.convert import activation_sites, quantized_as
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.ranges import ActivationObserver
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 
 
-def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig, *, seed: int = 0) -> None:
-    """Set the range of every activation quantizer from `batches` of images, (N, C, H, W) float32.
+def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig | None = None, *, seed: int = 0) -> None:
+    """Set the range of every activation quantizer of a student, in place, from `batches` of images, (N, C, H, W) float32.
 
     The student runs in eval mode and float32, with quantized weights and float activations: a range is then what the
     activation wants, not what the layers before it have already cut off. Several processes are given the same batches, share
     them out, and find the same ranges as one would.
 
+    Args:
+        student: made by `convert`.
+        batches: normalised as the teacher takes them.
+        config: where ranges come from; as the student was converted if left out.
+        seed: of the values that are drawn where there are too many to keep.
+
     Raises:
-        ClusterqError: no batch was given, or an activation is not finite.
+        ClusterqError: no batch was given, an activation is not finite, or the student is none of `convert`'s.
+
+    Examples:
+        >>> import torch
+        >>> import clusterq as cq
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).eval()
+        >>> student = cq.convert(net, cq.QuantConfig(bits="w4a4"), torch.zeros(1, 1, 8, 8))
+        >>> cq.calibrate(student, [torch.randn(16, 1, 8, 8)])
+        >>> student(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 4, 6, 6])
     """
+    config = quantized_as(student) if config is None else config
     sites = activation_sites(student)
     if not sites:
         return

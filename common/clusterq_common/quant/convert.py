@@ -18,9 +18,11 @@ from clusterq_common.runtime.errors import ClusterqError
 
 # Pixels have 8 bits; fewer would throw away what the sensor gave.
 IMAGE_BITS = 8
+# The attribute of a student that holds its settings.
+_CONFIG = "clusterq_quant"
 
 
-def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callable[[str], None] = print) -> nn.Module:
+def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callable[[str], None] | None = None) -> nn.Module:
     """A quantized copy of `model`; its weights' ranges are set, its activations' ranges wait for `calibrate`.
 
     The copy has the model's module names and the model's state-dict keys plus those of its quantizers; `model` itself is
@@ -29,18 +31,30 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     Args:
         model: a float classifier.
         config: bits and conventions.
-        example: (N, C, H, W) float32, any values: one forward pass finds the order of the layers.
-        log: receives a summary of what was quantized, a line at a time.
+        example: (N, C, H, W) float32, any values, on any device: one forward pass finds the order of the layers.
+        log: called with a summary of what was quantized, a line at a time.
 
     Raises:
         ClusterqError: nothing to quantize, or an option that does not fit this model.
+
+    Examples:
+        >>> import torch
+        >>> import clusterq as cq
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+        >>> student = cq.convert(net, cq.QuantConfig(bits="w3a3"), torch.zeros(1, 1, 8, 8))
+        >>> [name for name, _ in student.named_modules() if name.endswith("quantizer")]
+        ['0.weight_quantizer', '0.input_quantizer']
     """
     student = copy.deepcopy(model)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
+    setattr(student, _CONFIG, config)
+    first = next(student.parameters(), None)
+    example = example if first is None else example.to(first.device)
     bits = config.widths
     if bits.weights == bits.activations == FLOAT and not config.layer_bits:
-        log(f"{bits}: nothing is quantized")
+        if log is not None:
+            log(f"{bits}: nothing is quantized")
         return student
     order = quantizable_layers(student, example)
     ends = {order[0], order[-1]}
@@ -52,9 +66,24 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
         _quantize_layer(student, name, config, bits_of(name, config, end=name in ends), is_first=name == order[0])
     _quantize_activations(student, activations, config)
     _quantize_branches(student, branches, config)
-    for line in _summary(student, config, order, activations, branches):
-        log(line)
+    if log is not None:
+        for line in _summary(student, config, order, activations, branches):
+            log(line)
     return student.to(example.device)
+
+
+def quantized_as(student: nn.Module) -> QuantConfig:
+    """The settings that `convert` made a student with.
+
+    Raises:
+        ClusterqError: it is none of `convert`'s.
+    """
+    config = getattr(student, _CONFIG, None)
+    if not isinstance(config, QuantConfig):
+        raise ClusterqError(
+            f"a {type(student).__name__} was given, expected a student made by convert; convert the model first."
+        )
+    return config
 
 
 def quantizers(student: nn.Module) -> dict[str, FakeQuantizer]:

@@ -50,18 +50,10 @@ class MetricsLog:
         Raises:
             ClusterqError: a value is not finite.
         """
-        tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
-        numbers = iter(mean_across(torch.stack(tensors)).tolist()) if tensors else iter(())
-        plain = [{k: next(numbers) if isinstance(v, Tensor) else v for k, v in record.items()} for record in records]
+        plain = as_numbers(records)
         self.append(plain)
-        for record in plain:
-            for key, value in record.items():
-                if not math.isfinite(value):
-                    good = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "no checkpoint exists yet"
-                    raise ClusterqError(
-                        f"{key} became {value} at step {record['step']:.0f}, expected a finite number; {good}: try a smaller "
-                        "--lr with --overwrite."
-                    )
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "no checkpoint exists yet"
+        refuse_infinite(plain, f"{good}: try a smaller --lr with --overwrite.")
         return plain
 
     def append(self, records: list[dict[str, Any]]) -> None:
@@ -77,6 +69,25 @@ class MetricsLog:
         """Nothing more is recorded."""
         if self.events is not None:
             self.events.close()
+
+
+def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
+    """Records of scalars as plain numbers, means over all processes, fetched from the device in one transfer."""
+    tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
+    numbers = iter(mean_across(torch.stack(tensors)).tolist()) if tensors else iter(())
+    return [{k: next(numbers) if isinstance(v, Tensor) else v for k, v in record.items()} for record in records]
+
+
+def refuse_infinite(records: list[dict[str, float]], advice: str) -> None:
+    """See that all numbers of some steps are finite.
+
+    Raises:
+        ClusterqError: one is not; `advice` is the end of the sentence.
+    """
+    for record in records:
+        for key, value in record.items():
+            if not math.isfinite(value):
+                raise ClusterqError(f"{key} became {value} at step {record['step']:.0f}, expected a finite number; {advice}")
 
 
 def _line(record: dict[str, Any]) -> str:

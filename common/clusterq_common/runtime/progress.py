@@ -1,14 +1,17 @@
 """What a program says while it works: bars on a terminal, a line now and then elsewhere. All of it on stderr; stdout is for results.
 
-`--quiet` (`quietly`) leaves warnings, errors and results.
+`--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
 """
 
+import io
 import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, TextIO
 
 from clusterq_common.runtime.meter import Meter, memory
 
@@ -17,7 +20,36 @@ LEAST_SECONDS_BETWEEN_LINES = 10.0
 MOST_SECONDS_BETWEEN_LINES = 60.0
 LINES_TO_SLOW_DOWN = 20
 
+# Called with what is being done, how many units of it are done, and how many there are.
+OnProgress = Callable[[str, int, int], None]
+
+
+class _Listener(NamedTuple):
+    log: Callable[[str], None]
+    progress: OnProgress | None
+
+
 _quiet = False
+_listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> Iterator[None]:
+    """Within this, lines and warnings go to `log` and counts to `progress`; to nobody where these are None."""
+    token = _listener.set(_Listener(log or _to_nobody, progress))
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def _to_nobody(_: str) -> None:
+    """Nobody asked."""
+
+
+def remarks() -> TextIO:
+    """The stream for what other packages print on their way: stderr, or nothing within `heard_by`."""
+    return sys.stderr if _listener.get() is None else io.StringIO()
 
 
 @contextmanager
@@ -38,13 +70,17 @@ def speaks() -> bool:
 
 def say(line: str) -> None:
     """One line for the person watching."""
-    if speaks() and not _quiet:
+    if (listener := _listener.get()) is not None:
+        listener.log(line)
+    elif speaks() and not _quiet:
         print(line, file=sys.stderr, flush=True)
 
 
 def warn(sentence: str) -> None:
     """A reason to look closer: said with --quiet, too."""
-    if speaks():
+    if (listener := _listener.get()) is not None:
+        listener.log(f"Warning: {sentence}")
+    elif speaks():
         print(f"Warning: {sentence}", file=sys.stderr, flush=True)
 
 
@@ -85,6 +121,15 @@ class _Silence(Ticker):
         pass
 
 
+class _Told(Ticker):
+    def __init__(self, description: str, meter: Meter, on_progress: OnProgress) -> None:
+        super().__init__(description, meter)
+        self._on_progress = on_progress
+
+    def show(self) -> None:
+        self._on_progress(self.description, self.meter.done, self.meter.total)
+
+
 class _Lines(Ticker):
     def __init__(self, description: str, meter: Meter) -> None:
         super().__init__(description, meter)
@@ -119,7 +164,11 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
         images: images in a unit, for the speed; 0 where units are not images.
     """
     meter = Meter(total, done, images)
-    if _quiet or not speaks():
+    listener = _listener.get()
+    if listener is not None and listener.progress is not None:
+        yield _Told(description, meter, listener.progress)
+        return
+    if listener is not None or _quiet or not speaks():
         yield _Silence(description, meter)
         return
     # FORCE_COLOR makes rich take a file for a terminal; bars are for what really is one, and can move its cursor (TERM=dumb cannot).

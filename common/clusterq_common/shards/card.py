@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from clusterq_common.shards.manifest import Generation, Manifest, SplitName
+from clusterq_common.shards.manifest import GIVEN, Generation, Manifest, SplitName
 
 
 def dataset_card(manifest: Manifest) -> str:
@@ -17,10 +17,9 @@ def dataset_card(manifest: Manifest) -> str:
     return f"""---
 {front}---
 
-# Synthetic images for {teacher.arch}
+# {_title(manifest)}
 
-Class-labelled images made from a trained classifier alone, to quantize that classifier where its training data may not be
-used.
+{_introduction(manifest)}
 {note}
 | split | images | shards |
 |---|---|---|
@@ -38,9 +37,7 @@ used.
 Every setting and seed stands in `manifest.json`. Made by {manifest.created_by}{f" (commit `{manifest.commit}`)" if manifest.commit else ""}.
 
 ## What it is for, and what it is not
-It is for calibrating, fine-tuning and comparing low-bit versions of that very classifier. It holds no real image, and none was
-looked at; the images are not samples of the real classes, train no classifier from nothing, and measure no accuracy. Statistics of
-the teacher's training data do show in them, as they show in the teacher's weights.
+It is for calibrating, fine-tuning and comparing low-bit versions of that very classifier. {_limits(manifest)}
 
 ## Members of a sample
 `.png` (pixels), `.cls` (class index), `.json` (label, class asked for, seed, attempt, the teacher's top-1 and
@@ -54,6 +51,32 @@ clusterq-finetune --shards THIS_FOLDER --bits w4a4 --arch {arch}
 `manifest.json` holds the SHA-256 of every shard; clusterq checks them before it uses the set. Any reader of webdataset tars reads
 it too: `datasets.load_dataset("THIS_FOLDER")`, `webdataset`, `wids` (`wids-train.json`), timm (`_info.json`).
 """
+
+
+def holds_given(manifest: Manifest) -> bool:
+    """Whether images of the set were given to clusterq instead of made by it, or come from a set of such."""
+    made = [manifest.generation, *(parent.generation for parent in manifest.parents)]
+    return any(one is not None and one.method == GIVEN for one in made)
+
+
+def _title(manifest: Manifest) -> str:
+    return f"{'Images' if holds_given(manifest) else 'Synthetic images'} for {manifest.teacher.arch}"
+
+
+def _introduction(manifest: Manifest) -> str:
+    if holds_given(manifest):
+        return "Class-labelled images with a trained classifier's answers to them, to quantize that classifier."
+    return """Class-labelled images made from a trained classifier alone, to quantize that classifier where its training data may not be
+used."""
+
+
+def _limits(manifest: Manifest) -> str:
+    if holds_given(manifest):
+        return """clusterq does not know
+where the images come from: they may be real ones. Labels may be the teacher's own, so they measure no accuracy."""
+    return """It holds no real image, and none was
+looked at; the images are not samples of the real classes, train no classifier from nothing, and measure no accuracy. Statistics of
+the teacher's training data do show in them, as they show in the teacher's weights."""
 
 
 def _front_matter(manifest: Manifest) -> dict[str, Any]:
@@ -81,10 +104,10 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
     size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     return {
         **({"license": manifest.license.lower()} if manifest.license else {}),
-        "pretty_name": f"Synthetic images for {manifest.teacher.arch}",
+        "pretty_name": _title(manifest),
         "task_categories": ["image-classification"],
         "size_categories": [_size_category(sum(split.samples for split in manifest.splits.values()))],
-        "tags": ["synthetic", "data-free-quantization", "webdataset", "clusterq"],
+        "tags": [*([] if holds_given(manifest) else ["synthetic", "data-free-quantization"]), "webdataset", "clusterq"],
         "configs": [
             {
                 "config_name": "default",
@@ -105,6 +128,8 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
 
 def _making(manifest: Manifest) -> str:
     made = manifest.generation
+    if made is not None and made.method == GIVEN:
+        return _given(made)
     if made is not None:
         return _images_by(made) + (
             f"Method {made.method}, seed {made.seed}. The teacher saw the class asked for in {100 * made.teacher_agreement:.1f} % of "
@@ -116,6 +141,14 @@ def _making(manifest: Manifest) -> str:
         how = f"method {parent.generation.method}, seed {parent.generation.seed}" if parent.generation else "itself derived"
         lines.append(f"- `{parent.digest}`, {parent.samples} images, {how}")
     return "\n".join(lines)
+
+
+def _given(made: Generation) -> str:
+    """What can be said of images that clusterq did not make."""
+    labels = "Labels are what the teacher takes them for."
+    if made.labels == "asked":
+        labels = f"Labels were given, too; the teacher names them for {100 * made.teacher_agreement:.1f} % of the images."
+    return f"Not by clusterq: {made.candidates} images were given to it, and it asked the teacher about them. {labels}"
 
 
 def _others(made: Generation) -> str:

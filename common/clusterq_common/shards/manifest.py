@@ -19,6 +19,8 @@ FORMAT_NAME: Final = "clusterq-shards"
 FORMAT_VERSION: Final = 1
 FORMAT: Final = "clusterq-shards/1"
 MANIFEST = "manifest.json"
+# The method of images that clusterq did not make.
+GIVEN: Final = "given"
 LARGEST_MANIFEST = 64 * 1024 * 1024
 SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")
 
@@ -81,13 +83,14 @@ class Pixels(Settings):
 class Generation(Settings):
     """How a generator, or another source, made the images."""
 
-    method: str = Field(description="name of the method")
+    method: str = Field(description=f"name of the method; {GIVEN} where someone gave the images and clusterq drew none")
     settings: dict[str, Any] = Field(description="every hyperparameter of the run")
     source: Digest = Field(
-        description="of what the images came from: the generator's weights, or the files of a bank of images"
+        description="of what the images came from: the generator's weights, the files of a bank of images, or images that were given"
     )
     seed: Count = Field(
-        description="seed of the candidates: noise is a function of (seed, class, attempt); of a bank, the seed it was made with"
+        description="seed of the candidates: noise is a function of (seed, class, attempt); of a bank, the seed it was made with; 0 for "
+        "given images"
     )
     rounds: list[dict[SplitName, Count]] = Field(
         min_length=1,

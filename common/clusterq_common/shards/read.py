@@ -1,38 +1,26 @@
 """Read shards that someone else may have written: known members only, nothing decoded by name, nothing unpickled."""
 
-import io
-import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field, ValidationError
 
-from clusterq_common import png
 from clusterq_common.png import Array
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.run_folder import SHARDS
-from clusterq_common.runtime.settings import Settings
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.index import ADVICE, MEMBERS, Index, shard_index, verify_shard
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, SplitName, read_manifest
+from clusterq_common.shards.members import SampleFacts, read_facts, read_label, read_logits, read_pixels
 from clusterq_common.shards.sample import Logits, Sample
 
-LONGEST_LABEL = 9
+if TYPE_CHECKING:
+    from clusterq_common.shards.batches import ImageBatches
+    from clusterq_common.shards.pipeline import ShardPipeline
+
 # Descriptors a reader keeps: well below what a process may have.
 LARGEST_OPEN = 128
-
-
-class SampleFacts(Settings):
-    """The `.json` member of a sample."""
-
-    label: Annotated[int, Field(ge=0)]
-    asked: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0)]
-    attempt: Annotated[int, Field(ge=0)]
-    teacher_top1: Annotated[int, Field(ge=0)]
-    teacher_confidence: Annotated[float, Field(ge=0, le=1)]
 
 
 class SplitReader:
@@ -63,12 +51,10 @@ class SplitReader:
         Raises:
             ClusterqError: a member does not hold what it should.
         """
-        where = f"--shards: sample {self.key(number)} of {self._paths[self._shard[number]]}"
-        try:
-            pixels = png.decode(self._member(number, "png"), self._spec.size, self._spec.channels)
-        except ClusterqError as error:
-            raise ClusterqError(f"{where}: {error}") from error
-        return pixels, self._label(number, where), self._logits(number, where)
+        where = self._where(number)
+        pixels = read_pixels(self._member(number, "png"), self._spec, where)
+        label = self.label(number)
+        return pixels, label, read_logits(self._member(number, "logits.npy"), self._spec, where) if self._has_logits else None
 
     def read_sample(self, number: int) -> Sample:
         """The whole sample, ready to be written again.
@@ -96,7 +82,7 @@ class SplitReader:
         Raises:
             ClusterqError: it is none.
         """
-        return self._label(number, f"--shards: sample {self.key(number)} of {self._paths[self._shard[number]]}")
+        return read_label(self._member(number, "cls"), self._spec, self._where(number))
 
     def facts(self, number: int) -> SampleFacts:
         """What the sample's `.json` says.
@@ -104,15 +90,10 @@ class SplitReader:
         Raises:
             ClusterqError: it is no JSON, holds other things, or another label than `.cls`.
         """
-        where = f"--shards: sample {self.key(number)} of {self._paths[self._shard[number]]}"
-        try:
-            facts = SampleFacts.model_validate(json.loads(self._member(number, "json")))
-        except (ValidationError, ValueError, RecursionError) as error:
-            raise ClusterqError(f"{where}: its .json cannot be used ({type(error).__name__}); {ADVICE}.") from error
-        label = self._label(number, where)
-        if facts.label != label or facts.teacher_top1 >= self._spec.num_classes:
-            raise ClusterqError(f"{where}: its .json says label {facts.label}, its .cls {label}; {ADVICE}.")
-        return facts
+        return read_facts(self._member(number, "json"), self.label(number), self._spec, self._where(number))
+
+    def _where(self, number: int) -> str:
+        return f"--shards: sample {self.key(number)} of {self._paths[self._shard[number]]}"
 
     def _member(self, number: int, name: str) -> bytes:
         offset, size = self._index[number, 1 + 2 * MEMBERS.index(name) :][:2]
@@ -131,15 +112,6 @@ class SplitReader:
             self._open[known] = os.open(self._paths[shard], os.O_RDONLY)
         return self._open[known]
 
-    def _label(self, number: int, where: str) -> int:
-        text = self._member(number, "cls")
-        if not text.isdigit() or len(text) > LONGEST_LABEL or int(text) >= self._spec.num_classes:
-            raise ClusterqError(f"{where}: label {text[:20]!r}, expected a number below {self._spec.num_classes}; {ADVICE}.")
-        return int(text)
-
-    def _logits(self, number: int, where: str) -> Logits | None:
-        return _read_logits(self._member(number, "logits.npy"), self._spec.num_classes, where) if self._has_logits else None
-
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 
@@ -150,7 +122,12 @@ class SplitReader:
 
 
 class ShardSet:
-    """A folder of shards, checked and indexed."""
+    """A folder of shards, checked and indexed.
+
+    Attributes:
+        folder: where its files lie.
+        manifest: what it says of itself: teacher, splits, how it was made, digests.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -158,7 +135,7 @@ class ShardSet:
         self._splits: dict[SplitName, SplitReader] = {}
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True) -> "ShardSet":
+    def open(cls, path: Path | str, *, verify: bool = True) -> "ShardSet":
         """Open a run folder (its `shards/`) or a bare folder of shards.
 
         Args:
@@ -168,7 +145,7 @@ class ShardSet:
         Raises:
             ClusterqError: no shards there, an unfinished or inconsistent set, or shards that are missing, cut short or changed.
         """
-        folder = shard_folder(path)
+        folder = shard_folder(Path(path))
         manifest = read_manifest(folder)
         if not manifest.splits["train"].samples:
             raise ClusterqError(f"--shards: {folder} holds no training image; {ADVICE}.")
@@ -185,10 +162,8 @@ class ShardSet:
         Raises:
             ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
         """
-        if name not in self.manifest.splits:
-            raise ClusterqError(f"--shards: {self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}.")
         if name not in self._splits:
-            shards = self.manifest.splits[name].shards
+            shards = self._listed(name)
             indexes = [shard_index(self.folder / shard.file, shard, self.manifest) for shard in shards]
             keys = np.concatenate([index[:, 0] for index in indexes]) if indexes else np.zeros(0)
             # Sorted, as clusterq writes them, they need no second look.
@@ -196,6 +171,54 @@ class ShardSet:
                 raise ClusterqError(f"--shards: two samples of {self.folder} have the same key; {ADVICE}.")
             self._splits[name] = SplitReader(self.folder, self.manifest, shards, indexes)
         return self._splits[name]
+
+    def images(
+        self, name: SplitName = "train", limit: int | None = None, *, batch_size: int = 128, seed: int = 0
+    ) -> "ImageBatches":
+        """The first images of a shuffled pass over a split as the teacher takes them: what `calibrate` wants to see.
+
+        Args:
+            name: of the split.
+            limit: how many images; all if left out.
+            batch_size: images in a batch.
+            seed: of the order.
+
+        Returns:
+            Batches (N, C, S, S) float32, normalised; one may go through them more than once.
+
+        Raises:
+            ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
+        """
+        from clusterq_common.shards.batches import ImageBatches  # here: reading a set needs no torch
+
+        return ImageBatches(self.split(name), self.manifest.teacher.spec, limit=limit, batch_size=batch_size, seed=seed)
+
+    def as_webdataset(self, name: SplitName = "train") -> "ShardPipeline":
+        """A pipeline of the package webdataset over a split's tars, which are verified first; then chain `shuffle`, `batched`, `to_tuple`.
+
+        Members are decoded by clusterq, within bounds, never by webdataset's `decode`, which unpickles some. A sample is a dictionary:
+        `png` (C, S, S) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.
+
+        Args:
+            name: of the split.
+
+        Raises:
+            ClusterqError: there is no such split, a shard is not the manifest's, or it holds what no shard of clusterq holds. While one reads: a
+                member does not hold what it should.
+        """
+        from clusterq_common.shards.pipeline import shard_pipeline
+
+        shards = self._listed(name)
+        for shard in shards:
+            check_size(self.folder / shard.file, shard)
+            verify_shard(self.folder / shard.file, shard)
+        self.split(name)  # looks at the name and the size of every member
+        return shard_pipeline(self.folder, self.manifest, shards)
+
+    def _listed(self, name: SplitName) -> list[Shard]:
+        if name not in self.manifest.splits:
+            raise ClusterqError(f"--shards: {self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}.")
+        return self.manifest.splits[name].shards
 
 
 def shard_folder(path: Path) -> Path:
@@ -221,20 +244,3 @@ def check_size(path: Path, shard: Shard) -> None:
     if size != shard.bytes:
         state = "cut short" if size < shard.bytes else "changed"
         raise ClusterqError(f"--shards: {path} is {state}: {size} bytes, expected {shard.bytes}; {ADVICE}.")
-
-
-def _read_logits(data: bytes, classes: int, where: str) -> Logits:
-    stream = io.BytesIO(data)
-    try:
-        # The header first: a hostile one could make numpy reserve any amount of memory.
-        np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:  # numpy's header parser lets tokenizer and recursion errors through
-        raise ClusterqError(f"{where}: its logits cannot be read ({error}); {ADVICE}.") from error
-    values = data[stream.tell() :]
-    if dtype != np.float16 or shape != (classes,) or len(values) != 2 * classes:
-        raise ClusterqError(f"{where}: its logits are {dtype} {shape}, expected float16 ({classes},); {ADVICE}.")
-    logits = np.frombuffer(values, dtype=np.float16).copy()
-    if not np.isfinite(logits).all():
-        raise ClusterqError(f"{where}: its logits are not finite; {ADVICE}.")
-    return logits

@@ -34,6 +34,34 @@ class Teacher:
     spec: InputSpec
     digest: str
 
+    @classmethod
+    def of(cls, model: nn.Module, spec: InputSpec) -> "Teacher":
+        """A trained network that you hold, frozen in place: in eval mode, no parameter wants a gradient from now on.
+
+        Args:
+            model: (N, C, S, S) float32 -> logits (N, classes), with BatchNorm layers that keep running statistics.
+            spec: the images it takes.
+
+        Raises:
+            ClusterqError: no BatchNorm, or an output that is not (N, classes).
+
+        Examples:
+            >>> import torch
+            >>> import clusterq as cq
+            >>> layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 10)]
+            >>> spec = cq.InputSpec(size=8, channels=1, num_classes=10, mean=(0.5,), std=(0.5,))
+            >>> teacher = cq.Teacher.of(torch.nn.Sequential(*layers), spec)
+            >>> teacher.model(spec.example()).shape, teacher.digest[:7]
+            (torch.Size([1, 10]), 'sha256:')
+        """
+        kind = type(model)
+        arch = f"{kind.__module__}:{kind.__qualname__}"  # with its colon someone's own, as a factory is
+        model.eval().requires_grad_(False)
+        _check(model, spec, arch)
+        sizes = {"input_size": spec.size, "in_channels": spec.channels, "num_classes": spec.num_classes}
+        config = TeacherConfig(arch=arch, mean=spec.mean, std=spec.std, **sizes)
+        return cls(model, config, spec, weights_digest(model))
+
 
 def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -> Teacher:
     """Build the architecture, load its weights, freeze it.
@@ -80,12 +108,7 @@ def build_architecture(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
             model, known = build_pytorchcv(config)
     spec = _resolve_spec(config, known)
     model.eval()
-    if not batchnorm_layers(model):
-        raise ClusterqError(
-            f"--arch: {config.arch} has no BatchNorm layer with running statistics, expected some: they are all that clusterq "
-            "knows of the training data; choose a classifier with BatchNorm."
-        )
-    _probe(model, spec, config.arch)
+    _check(model, spec, config.arch)
     return model, spec
 
 
@@ -118,12 +141,23 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
     )
 
 
+def _check(model: nn.Module, spec: InputSpec, arch: str) -> None:
+    """Refuse what clusterq can do nothing with."""
+    if not batchnorm_layers(model):
+        raise ClusterqError(
+            f"--arch: {arch} has no BatchNorm layer with running statistics, expected some: they are all that clusterq "
+            "knows of the training data; choose a classifier with BatchNorm."
+        )
+    _probe(model, spec, arch)
+
+
 def _probe(model: nn.Module, spec: InputSpec, arch: str) -> None:
     """One black image: what comes out must be one row of logits."""
-    image = torch.zeros(1, spec.channels, spec.size, spec.size)
+    image = spec.example()
+    parameter = next(model.parameters(), None)
     try:
         with torch.no_grad():
-            logits = model(image)
+            logits = model(image if parameter is None else image.to(parameter.device))
     except Exception as error:  # any model, any failure
         raise ClusterqError(
             f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {error}); check "

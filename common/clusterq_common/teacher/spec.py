@@ -1,11 +1,14 @@
 """What a teacher is called and what it expects: settings only, free of torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from clusterq_common.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _numbers(value: Any) -> Any:
@@ -18,7 +21,15 @@ PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
 
 class InputSpec(Settings):
-    """The images a classifier takes: square, `channels` x `size` x `size`, pixels in [0, 1] normalised per channel."""
+    """The images a classifier takes: square, `channels` x `size` x `size`, pixels in [0, 1] normalised per channel.
+
+    Attributes:
+        size: side in pixels.
+        channels: 1 or 3 where images are stored.
+        num_classes: how many logits the classifier gives.
+        mean: of each channel; a network sees `(pixels / 255 - mean) / std`.
+        std: of each channel, above 0.
+    """
 
     size: int = Field(ge=1)
     channels: int = Field(ge=1)
@@ -33,6 +44,18 @@ class InputSpec(Settings):
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         return self
+
+    def example(self, count: int = 1) -> "Tensor":
+        """Images of zeros, (count, channels, size, size) float32: a shape to try a network with.
+
+        Examples:
+            >>> import clusterq as cq
+            >>> cq.InputSpec(size=8, channels=1, num_classes=10, mean=(0.5,), std=(0.5,)).example().shape
+            torch.Size([1, 1, 8, 8])
+        """
+        import torch  # here, since settings are read by what must start without it
+
+        return torch.zeros(count, self.channels, self.size, self.size)
 
 
 class Geometry(Settings):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import remarks
 
 # As an argument of --weights: keep the fresh weights. For trials of speed and memory.
 RANDOM = "random"
@@ -37,7 +37,7 @@ def download_weights(arch: str) -> Path:
         raise ClusterqError(f"--weights is missing: pytorchcv publishes no weights for {arch}; pass --weights FILE.")
     try:
         # pytorchcv prints its progress; stdout is for results.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(remarks()):
             return Path(model_store.get_model_file(name, local_model_store_dir_path=str(weights_cache())))
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterqError(

@@ -86,15 +86,10 @@ _Made = tuple[bytes, Description, nn.Module | None]
 
 
 def _onnx(student: nn.Module, spec: InputSpec, description: Description, config: OnnxConfig) -> _Made:
-    from clusterq_finetune.export.onnx_file import add_description, onnx_model, opset_of
+    from clusterq_finetune.export.onnx_file import onnx_bytes
     from clusterq_finetune.export.runtime import OnnxModel
 
-    model, kept = onnx_model(student, spec, config)
-    description = description.model_copy(
-        update={"integers": config.integers, "opset": opset_of(model), "batchnorm_kept": tuple(kept)}
-    )
-    add_description(model, description)
-    data = model.SerializeToString()
+    data, description = onnx_bytes(student, spec, description, config)
     return data, description, OnnxModel(data, optimise=False, threads=1, name="--format onnx")
 
 

@@ -15,7 +15,7 @@ class Description(Settings):
         clusterq: version that wrote the file.
         arch: architecture of teacher and student; of a factory the file's and function's names alone.
         teacher: `sha256:<hex>` of the teacher's weights; empty where the student's folder does not say.
-        student: SHA-256 of the student's file.
+        student: SHA-256 of the student's file; empty where it was none.
         bits, first_last_bits, layer_bits: how the student was quantized.
         input: image size, channels, number of classes, normalisation of pixels in [0, 1].
         geometry: how photographs are resized and cropped.

@@ -56,6 +56,19 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
     return model, kept
 
 
+def onnx_bytes(student: nn.Module, spec: InputSpec, description: Description, config: OnnxConfig) -> tuple[bytes, Description]:
+    """A student as the bytes of an ONNX file that says of itself what `description` does; returned as it then is.
+
+    Raises:
+        ClusterqError: see `onnx_model`.
+    """
+    model, kept = onnx_model(student, spec, config)
+    known = {"integers": config.integers, "opset": opset_of(model), "batchnorm_kept": tuple(kept)}
+    description = description.model_copy(update=known)
+    add_description(model, description)
+    return model.SerializeToString(), description
+
+
 def add_description(model: onnx.ModelProto, description: Description) -> None:
     """Write the description into the model's metadata: a JSON value for each field."""
     helper.set_model_props(model, {name: json.dumps(value) for name, value in description.model_dump(mode="json").items()})

@@ -8,13 +8,28 @@ from torch import Tensor, nn
 
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.reduce import sum_across
+from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.config import FinetuneConfig, RecipeConfig
 from clusterq_finetune.data import ShardDataset, batches, in_order
 from clusterq_finetune.view import view
 
 MEASURED = ("heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy", "heldout/kl")
+
+
+def need_heldout(recipe: RecipeConfig, shards: ShardSet) -> None:
+    """Refuse a recipe that chooses by images that are not there.
+
+    Raises:
+        ClusterqError: there are no held-out ones.
+    """
+    if recipe.select == "heldout" and "heldout" not in shards.manifest.splits:
+        raise ClusterqError(
+            f"--select: heldout, but {shards.folder} has no held-out images, expected a split `heldout`; use --select last, or emit "
+            "shards with --heldout-per-class."
+        )
 
 
 @torch.no_grad()

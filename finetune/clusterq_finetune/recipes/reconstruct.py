@@ -37,7 +37,7 @@ def reconstruct(
     teacher: Teacher,
     pixels: Tensor,
     config: FinetuneConfig,
-    folder: Path,
+    folder: Path | None,
     device: torch.device,
     *,
     resume: bool = False,
@@ -53,7 +53,7 @@ def reconstruct(
         teacher: the float network.
         pixels: (N, C, S, S) uint8, synthetic images.
         config: of the run.
-        folder: of the run; a checkpoint is written to it after each block.
+        folder: of the run; a checkpoint is written to it after each block. None: nothing is written.
         device: where both networks are.
 
     Returns:
@@ -72,7 +72,7 @@ def reconstruct(
     if left:
         say(f"rounded to nearest, since they are no function of one tensor that runs once: {', '.join(left)}")
     done: list[dict[str, Any]] = []
-    if resume and (folder / RECONSTRUCTED).is_file():
+    if resume and folder is not None and (folder / RECONSTRUCTED).is_file():
         state = load_checkpoint(folder / RECONSTRUCTED, device)
         with taking_over(folder / RECONSTRUCTED):
             student.load_state_dict(state["student"])
@@ -86,7 +86,7 @@ def reconstruct(
             size = f"{data.bytes / 1e9:.2g} GB {'held' if data.held else 'computed again for each batch'}"
             done.append(_one_block(student, block, data, recipe, config.runtime.seed, number, size, ticker.advance, recorder))
             del data
-            if ranks.first:
+            if ranks.first and folder is not None:
                 save_checkpoint(folder / RECONSTRUCTED, {"blocks": done, "student": student.state_dict()})
     broadcast(student)
     ranks.wait()

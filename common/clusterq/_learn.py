@@ -1,0 +1,183 @@
+"""How a student learns from shards, without a folder of its run: the same steps as the command's, to the same bits."""
+
+from typing import Any, Literal
+
+from torch import nn
+
+from clusterq._called import Log, called, device_of, need_calibrated
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.convert import convert
+from clusterq_common.runtime.config import RuntimeConfig
+from clusterq_common.runtime.device import place
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.progress import OnProgress
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.calibration import calibration_batches, first_pixels
+from clusterq_finetune.config import FinetuneConfig, RecipeConfig
+from clusterq_finetune.logits import choose_logits
+from clusterq_finetune.recipes.calibrated import calibrate_student
+from clusterq_finetune.recipes.distill import distill as distill_student
+from clusterq_finetune.recipes.heldout import need_heldout
+from clusterq_finetune.recipes.kept import Records
+from clusterq_finetune.recipes.reconstruct import reconstruct as reconstruct_student
+
+Amp = Literal["auto", "off", "bf16"]
+
+
+def finetune(
+    teacher: Teacher,
+    shards: ShardSet,
+    quant: QuantConfig | None = None,
+    recipe: RecipeConfig | None = None,
+    *,
+    seed: int = 0,
+    amp: Amp = "auto",
+    log: Log | None = None,
+    progress: OnProgress | None = None,
+) -> nn.Module:
+    """A low-bit network from a teacher and shards, all steps of a recipe: what `clusterq-finetune` does, without its folder.
+
+    The steps are `convert`, calibration with BatchNorm statistics as the recipe says, `reconstruct` where it is asked for, and `distill`.
+
+    Args:
+        teacher: stays as it is.
+        shards: images made for it.
+        quant: bits and conventions; W4A4 if left out.
+        recipe: how it learns; `Recipe.fast()` if left out.
+        seed: of every random draw.
+        amp: bf16 around the training steps' convolutions; `auto`: on GPUs that have it.
+        log: called with a sentence now and then.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        The student, on the teacher's device.
+
+    Raises:
+        ClusterqError: shards and teacher do not fit each other, or see `distill` and `reconstruct`.
+    """
+    with called(log, progress):
+        config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, amp, quant)
+        device = device_of(teacher.model)
+        student = convert(teacher.model, config.quant, teacher.spec.example(), log).eval()
+        calibrate_student(student, teacher, shards, config, device)
+        place(student, device)
+        if config.recipe.reconstruct != "none":
+            _reconstruct(student, teacher, shards, config)
+        _distill(student, teacher, shards, config)
+        return student
+
+
+def reconstruct(
+    student: nn.Module,
+    teacher: Teacher,
+    shards: ShardSet,
+    recipe: RecipeConfig | None = None,
+    *,
+    seed: int = 0,
+    log: Log | None = None,
+    progress: OnProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Learn the rounding of a student's weights in place, block by block, so that each gives what the teacher's gives.
+
+    Args:
+        student: calibrated; on the teacher's device.
+        teacher: the float network.
+        shards: images made for it.
+        recipe: its `reconstruct...` and `batchnorm` settings count; `Recipe.fast()` if left out.
+        seed: of every random draw.
+        log: called with a sentence now and then.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        For each block its name and the relative error of its output, before and after.
+
+    Raises:
+        ClusterqError: the recipe reconstructs nothing, the student is not calibrated, or a block's error is no longer finite.
+    """
+    with called(log, progress):
+        config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, "off")
+        if config.recipe.reconstruct == "none":
+            raise ClusterqError("recipe: reconstruct is none, expected layer or block; use Recipe.fast(), or set it.")
+        _fit(student, teacher)
+        return _reconstruct(student, teacher, shards, config)
+
+
+def distill(
+    student: nn.Module,
+    teacher: Teacher,
+    shards: ShardSet,
+    recipe: RecipeConfig | None = None,
+    *,
+    seed: int = 0,
+    amp: Amp = "auto",
+    log: Log | None = None,
+    progress: OnProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Train a calibrated student in place: labels and the teacher's logits, for the recipe's epochs.
+
+    Nothing else of the recipe is done: what comes before the epochs is `calibrate`'s and `reconstruct`'s part.
+
+    Args:
+        student: calibrated; on the teacher's device.
+        teacher: whose answers it learns.
+        shards: images made for it.
+        recipe: steps, rates, weights of the terms; `Recipe()` if left out.
+        seed: of every random draw.
+        amp: bf16 around the training steps' convolutions; `auto`: on GPUs that have it.
+        log: called with a sentence now and then.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        One record for each step (`step`, `loss/ce`, `loss/kl`, `student/agreement`, ...) and, where the set has held-out images, one for each
+        epoch (`heldout/kl`, `heldout/agreement`, ...): the lines of the command's metrics.jsonl.
+
+    Raises:
+        ClusterqError: the student is not calibrated, the stored logits are not this teacher's, there are no images that the recipe asks for, or
+            a loss is no longer finite.
+    """
+    with called(log, progress):
+        config = _config(teacher, shards, recipe or RecipeConfig(), seed, amp)
+        _fit(student, teacher)
+        return _distill(student, teacher, shards, config)
+
+
+def _config(
+    teacher: Teacher, shards: ShardSet, recipe: RecipeConfig, seed: int, amp: Amp, quant: QuantConfig | None = None
+) -> FinetuneConfig:
+    """The command's settings for the same. Refuses shards for other images than the teacher takes."""
+    made_for, spec = shards.manifest.teacher.spec, teacher.spec
+    if made_for != spec:
+        raise ClusterqError(
+            f"shards: their images are for a classifier of {made_for!r}, the teacher takes {spec!r}; give the teacher they were made for."
+        )
+    need_heldout(recipe, shards)
+    runtime = RuntimeConfig.checked({"seed": seed, "amp": amp})
+    return FinetuneConfig(
+        shards=str(shards.folder), teacher=teacher.config, quant=quant or QuantConfig(), recipe=recipe, runtime=runtime
+    )
+
+
+def _fit(student: nn.Module, teacher: Teacher) -> None:
+    """Refuse a student that cannot be trained beside this teacher; put its weights into the order that convolutions want."""
+    need_calibrated(student)
+    device, wanted = device_of(student), device_of(teacher.model)
+    if device != wanted:
+        raise ClusterqError(
+            f"student: it is on {device}, the teacher on {wanted}, expected both on one device; move one of them."
+        )
+    place(student, device)
+
+
+def _reconstruct(student: nn.Module, teacher: Teacher, shards: ShardSet, config: FinetuneConfig) -> list[dict[str, Any]]:
+    pixels = first_pixels(shards, config, config.recipe.reconstruct_images)
+    return reconstruct_student(student, teacher, pixels, config, None, device_of(student))
+
+
+def _distill(student: nn.Module, teacher: Teacher, shards: ShardSet, config: FinetuneConfig) -> list[dict[str, Any]]:
+    device, kept = device_of(student), Records()
+    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
+    distill_student(student, teacher, shards, config, device, kept, stored_logits=logits.stored)
+    # What the last step left behind is of no use to anyone else.
+    student.zero_grad(set_to_none=True)
+    return kept.records

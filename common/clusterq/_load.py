@@ -1,0 +1,107 @@
+"""What a program begins with: a teacher, a student of an earlier run, real images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clusterq._called import called
+from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.load import load_teacher as load
+from clusterq_common.teacher.spec import InputSpec, Interpolation, TeacherConfig
+from clusterq_finetune.config import EvaluationConfig
+from clusterq_finetune.datasets import ValidationImages, open_validation
+from clusterq_finetune.student import load_student as load_saved
+
+
+def load_teacher(
+    arch: str,
+    weights: Path | str | None = None,
+    *,
+    input_size: int | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: torch.device | str = "cpu",
+) -> Teacher:
+    """A trained classifier by name: pytorchcv's, or the one that a function in a file of yours builds.
+
+    Of a network that you hold already, `Teacher.of(model, spec)` makes one.
+
+    Args:
+        arch: pytorchcv's name, as `resnet20_cifar10`, or `path/to/file.py:function`.
+        weights: a state dict, safetensors or PyTorch's; pytorchcv's own download if left out; `random`: fresh ones, for trials.
+        input_size: side of its images in pixels; this and the next four as known for the architecture if left out.
+        in_channels: of its images.
+        num_classes: how many logits it gives.
+        mean: of each channel, pixels in [0, 1].
+        std: likewise.
+        device: where it is put.
+
+    Returns:
+        The frozen network as `.model`, its images as `.spec`, and the digest of its weights.
+
+    Raises:
+        ClusterqError: unknown architecture or sizes, weights that cannot be had or do not fit, no BatchNorm, or an output that is not
+            (N, classes).
+
+    Examples:
+        >>> import clusterq as cq
+        >>> teacher = cq.load_teacher("resnet20_cifar10", weights="random")
+        >>> teacher.model(teacher.spec.example()).shape
+        torch.Size([1, 10])
+    """
+    given = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes, "mean": mean, "std": std}
+    with called():
+        config = TeacherConfig.checked({"arch": arch, "weights": None if weights is None else str(weights), **given})
+        return load(config, device=device)
+
+
+def load_student(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple[nn.Module, InputSpec]:
+    """The low-bit network of an earlier run, and the images it takes. The teacher's weights are not needed for it.
+
+    Args:
+        folder: of a fine-tuning (`finetune-w4a4` or the like), or of a generator's run: then it is the one trained along with it.
+        device: where it is put.
+
+    Raises:
+        ClusterqError: the folder holds no student, or one that does not fit its settings.
+    """
+    with called():
+        student, spec, _ = load_saved(Path(folder), torch.device(device))
+        return student, spec
+
+
+def open_images(
+    path: Path | str,
+    spec: InputSpec,
+    *,
+    arch: str = "",
+    classes: Path | str | None = None,
+    crop_share: float | None = None,
+    interpolation: Interpolation | None = None,
+) -> ValidationImages:
+    """Real images with labels, whatever the layout; none is decoded yet.
+
+    Args:
+        path: class folders, ImageNet's validation set as a tar or as Kaggle ships it, webdataset tars, or CIFAR's batches.
+        spec: what the network takes.
+        arch: pytorchcv's name, where its family has a crop of its own.
+        classes: a file with one class folder's name a line in index order, where their sorted order is not it.
+        crop_share: side of the centre crop over the resized image's shorter side; as known for the architecture if left out.
+        interpolation: of that resizing, likewise.
+
+    Returns:
+        A torch data set of (pixels (C, S, S) uint8 or None, label, name).
+
+    Raises:
+        ClusterqError: nothing there, no known layout, or labels that do not fit the network.
+    """
+    with called():
+        evaluation = EvaluationConfig.checked({"crop_share": crop_share, "interpolation": interpolation})
+        geometry = evaluation.over(known_geometry(spec.size, arch))
+        names = None if classes is None else Path(classes)
+        return open_validation(Path(path), spec, classes=names, geometry=geometry)

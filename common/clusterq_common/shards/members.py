@@ -1,0 +1,90 @@
+"""What a sample's members hold, read from bytes that a stranger may have written: bounds first, nothing unpickled."""
+
+import io
+import json
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from clusterq_common import png
+from clusterq_common.png import Array
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.settings import Settings
+from clusterq_common.shards.index import ADVICE
+from clusterq_common.shards.sample import Logits
+from clusterq_common.teacher.spec import InputSpec
+
+LONGEST_LABEL = 9
+
+
+class SampleFacts(Settings):
+    """The `.json` member of a sample."""
+
+    label: Annotated[int, Field(ge=0)]
+    asked: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=0)]
+    teacher_top1: Annotated[int, Field(ge=0)]
+    teacher_confidence: Annotated[float, Field(ge=0, le=1)]
+
+
+def read_pixels(data: bytes, spec: InputSpec, where: str) -> Array:
+    """`.png` as (S, S, C) uint8. `where` names the sample in errors, as in all of these.
+
+    Raises:
+        ClusterqError: see `png.decode`.
+    """
+    try:
+        return png.decode(data, spec.size, spec.channels)
+    except ClusterqError as error:
+        raise ClusterqError(f"{where}: {error}") from error
+
+
+def read_label(data: bytes, spec: InputSpec, where: str) -> int:
+    """`.cls` as a class index.
+
+    Raises:
+        ClusterqError: it is none.
+    """
+    if not data.isdigit() or len(data) > LONGEST_LABEL or int(data) >= spec.num_classes:
+        raise ClusterqError(f"{where}: label {data[:20]!r}, expected a number below {spec.num_classes}; {ADVICE}.")
+    return int(data)
+
+
+def read_facts(data: bytes, label: int, spec: InputSpec, where: str) -> SampleFacts:
+    """`.json` of a sample with that label.
+
+    Raises:
+        ClusterqError: it is no JSON, holds other things, or another label.
+    """
+    try:
+        facts = SampleFacts.model_validate(json.loads(data))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise ClusterqError(f"{where}: its .json cannot be used ({type(error).__name__}); {ADVICE}.") from error
+    if facts.label != label or facts.teacher_top1 >= spec.num_classes:
+        raise ClusterqError(f"{where}: its .json says label {facts.label}, its .cls {label}; {ADVICE}.")
+    return facts
+
+
+def read_logits(data: bytes, spec: InputSpec, where: str) -> Logits:
+    """`.logits.npy` as (classes,) float16.
+
+    Raises:
+        ClusterqError: another type or shape, or values that are not finite.
+    """
+    classes = spec.num_classes
+    stream = io.BytesIO(data)
+    try:
+        # The header first: a hostile one could make numpy reserve any amount of memory.
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # numpy's header parser lets tokenizer and recursion errors through
+        raise ClusterqError(f"{where}: its logits cannot be read ({error}); {ADVICE}.") from error
+    values = data[stream.tell() :]
+    if dtype != np.float16 or shape != (classes,) or len(values) != 2 * classes:
+        raise ClusterqError(f"{where}: its logits are {dtype} {shape}, expected float16 ({classes},); {ADVICE}.")
+    logits = np.frombuffer(values, dtype=np.float16).copy()
+    if not np.isfinite(logits).all():
+        raise ClusterqError(f"{where}: its logits are not finite; {ADVICE}.")
+    return logits

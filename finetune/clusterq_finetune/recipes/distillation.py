@@ -1,0 +1,156 @@
+"""A fine-tuning between two steps, and what a step does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.distill.objective import StudentObjective
+from clusterq_common.quant.convert import spare_memory
+from clusterq_common.runtime.compiled import Compiled
+from clusterq_common.runtime.device import training_autocast
+from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.runtime.graph import GraphedStep, Recorder
+from clusterq_common.runtime.reduce import average_gradients
+from clusterq_common.runtime.seeding import stream
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.augment import augment
+from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.data import ShardBatch
+from clusterq_finetune.recipes.ema import WeightEma
+from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
+from clusterq_finetune.recipes.heldout import Selection
+from clusterq_finetune.recipes.optimizer import build_optimizer, set_learning_rate
+from clusterq_finetune.recipes.relative import RelativeSteps
+from clusterq_finetune.view import view
+
+# Of a batch's images: on which student and teacher name the same class, and on which each names the label.
+SHARES = ("student/agreement", "student/accuracy", "teacher/accuracy")
+
+
+class Distillation:
+    """A fine-tuning between two steps: what a checkpoint holds, and what a step does.
+
+    BatchNorm stays in eval mode: synthetic images do not have the statistics that the teacher's layers were trained with.
+    With a `recorder`, full batches are steps of a graph.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        config: FinetuneConfig,
+        device: torch.device,
+        *,
+        stored_logits: bool,
+        recorder: Recorder | None = None,
+    ) -> None:
+        recipe = config.recipe
+        self.student, self.teacher, self.config, self.device = student.eval(), teacher, config, device
+        # The whole network's activations are what a step needs most memory for. The generator's step has others to hold.
+        spare_memory(student)
+        self.stored_logits = stored_logits
+        self.ranks = Ranks.current()
+        self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)
+        self._held: ShardBatch | None = None
+        self.compiled = Compiled(student) if recipe.compile else None
+        self.optimizer = build_optimizer(student, recipe, device)
+        if recipe.lr_unit == "relative":
+            RelativeSteps(student, self.optimizer)
+        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.sure)
+        self.features: tuple[str, ...] = ()
+        if recipe.feature_weight:
+            spec = teacher.spec
+            self.features = feature_modules(teacher.model, torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+        self.ema = WeightEma(student, recipe.weight_ema)
+        self.selection = Selection()
+        self.step = 0
+        self.measured: dict[str, float] = {}
+
+    def take_step(self, batch: ShardBatch, whole: int, rate: float) -> dict[str, Tensor | float]:
+        """One optimizer step on this process's part of a batch of `whole` images. Returns what metrics.jsonl records."""
+        set_learning_rate(self.optimizer, rate)
+        batch = self._sent(batch, whole)
+        if self.graph is None:
+            values = self._device_step(batch, whole)
+        elif whole != self.config.recipe.batch_size:  # the last batch of a pass, in memory of its own
+            values = self.graph.recorder.plain(lambda: self._device_step(batch, whole))
+        else:
+            self._hold(batch)
+            values = self.graph(phase=None, settings=None)
+        self.ema.update(self.step)
+        return {"step": self.step, **values, "lr": rate}
+
+    @torch.no_grad()
+    def _sent(self, batch: ShardBatch, whole: int) -> ShardBatch:
+        """A batch as the networks are to see it, on the device. What is random in a step is drawn here."""
+        random = stream(self.config.runtime.seed, "augment", self.step)
+        own = self.ranks.share(whole)
+        pixels = augment(batch.pixels, self.config.recipe.augment, random, whole=whole, own=own)
+        seen = ShardBatch(pixels, batch.labels, batch.logits if self.stored_logits else None)
+        return seen.each(lambda part: part.to(self.device, non_blocking=True))
+
+    def _hold(self, batch: ShardBatch) -> None:
+        """A batch into the memory that the graph reads."""
+        if self._held is None:
+            self._held = batch.each(torch.empty_like)
+        for held, part in zip(self._held, batch, strict=True):
+            if held is not None and part is not None:
+                held.copy_(part)
+
+    def _held_step(self) -> dict[str, Tensor]:
+        assert self._held is not None
+        return self._device_step(self._held, len(self._held.labels))
+
+    def _device_step(self, batch: ShardBatch, whole: int) -> dict[str, Tensor]:
+        """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
+        # The mean over processes is minimised: unequal parts weigh by their images.
+        weight = len(batch.labels) * self.ranks.world / whole
+        self.optimizer.zero_grad(set_to_none=True)
+        zero = torch.zeros((), device=self.device)
+        if not len(batch.labels):
+            names = (*self.objective.names, *(["features"] if self.features else []))
+            terms, shares = dict.fromkeys(names, zero), dict.fromkeys(SHARES, zero)
+        else:
+            with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
+                images, teacher_logits = self._asked(batch)
+                network = self.student if self.compiled is None or whole != self.config.recipe.batch_size else self.compiled
+                with training_autocast(self.config.runtime, self.device):
+                    student_logits = network(images)
+            terms = self.objective(student_logits, teacher_logits, batch.labels)
+            if self.features:
+                terms["features"] = self.config.recipe.feature_weight * feature_distance(given, wanted)
+            terms = {name: weight * term for name, term in terms.items()}
+            torch.stack(list(terms.values())).sum().backward()
+            own_top1, teacher_top1 = student_logits.detach().argmax(1), teacher_logits.argmax(1)
+            same = (own_top1 == teacher_top1, own_top1 == batch.labels, teacher_top1 == batch.labels)
+            shares = {name: weight * one.float().mean() for name, one in zip(SHARES, same, strict=True)}
+        average_gradients(self.student.parameters())
+        self.optimizer.step()
+        return {**{f"loss/{name}": term.detach() for name, term in terms.items()}, **shares}
+
+    @torch.no_grad()
+    def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
+        """A batch's images, and the teacher's logits for them."""
+        images = view(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
+        return images, (self.teacher.model(images) if batch.logits is None else batch.logits).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs. Random draws and learning rates are functions of (seed, step)."""
+        return {
+            "step": self.step,
+            "seed": self.config.runtime.seed,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "selection": self.selection.state_dict(),
+            "measured": self.measured,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint of the same settings."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.selection.load_state_dict(state["selection"])
+        self.step, self.measured = state["step"], state["measured"]
