@@ -1,5 +1,7 @@
 """A data folder in the layout that packs are made from, with made-up images."""
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,9 @@ from safetensors.torch import save_file
 
 from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import TeacherConfig
+from tests.conftest import ROOT
+
+GPU = ROOT / "tools" / "gpu"
 
 PHOTOGRAPHS = {"n01440764": 3, "n01443537": 1, "n15075141": 2}
 
@@ -38,3 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mobilenet_v1.py", "mobilenet_v1_x075.py"):
         (models / name).write_text("# a factory\n")
     return folder
+
+
+def environment_of_tools() -> dict[str, str]:
+    """The environment in which a tool runs as a program: this process's packages, one thread."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.conftest import ROOT
-
-GPU = ROOT / "tools" / "gpu"
+from tests.tools.conftest import GPU, environment_of_tools
 
 
 @pytest.fixture
@@ -109,35 +105,7 @@ def test_the_table_shows_figures_and_failures(prove: ModuleType) -> None:
 )
 def test_mistakes_are_sentences(flags: list[str], said: str, tmp_path: Path) -> None:
     command = [sys.executable, GPU / "prove.py", "--pack", tmp_path / "none", "--out", tmp_path / "out", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_tools(), check=False)
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.real
-def test_a_rehearsal_runs_every_stage(data: Path, real_data: Path, tmp_path: Path) -> None:
-    """Made-up images, real classifiers, hundredths of the budgets."""
-    folder = tmp_path / "data"
-    shutil.copytree(data / "data", folder / "data")
-    shutil.copytree(real_data / "models", folder / "models")
-    environment = _environment() | {"CLUSTERQ_DATA": str(folder), "CLUSTERQ_UNPACKED": str(tmp_path / "unpacked")}
-    packed = [sys.executable, GPU / "pack.py", "--out", tmp_path / "pack", "--no-wheels", "--no-reference"]
-    done = subprocess.run(packed, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    command = [sys.executable, GPU / "prove.py", "--pack", tmp_path / "pack", "--out", tmp_path / "proof", "--rehearse"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    whole = json.loads((tmp_path / "proof" / "proof.json").read_text())
-    found = {name: (stage["status"], stage["failures"]) for name, stage in whole["stages"].items()}
-    assert found == dict.fromkeys(("sound", "steps", "paper-cifar", "imagenet"), ("done", {})), done.stderr
-    assert done.returncode == 0
-    values = {figure["name"]: figure["value"] for stage in whole["stages"].values() for figure in stage["figures"]}
-    assert values["same bytes twice: fine-tuned student"] is True
-    assert values["same class as on a CPU"] == 100
-    assert len(values) > 50
-    # What a device machine hands back is a handful of flat files.
-    assert len(list((tmp_path / "proof").iterdir())) <= 8
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
