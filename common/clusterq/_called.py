@@ -39,7 +39,7 @@ def without_flags(sentence: str) -> str:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a network is: where its first parameter lies, the CPU where it has none."""
+    """The device of a network: that of its first parameter, the CPU where it has none."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 

@@ -1,4 +1,4 @@
-"""How a student learns from shards, without a folder of its run: the same steps as the command's, to the same bits."""
+"""Training of students from shards without a run folder: the same steps as the command's, to the same bits."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""What a program begins with: a teacher, a student of an earlier run, real images."""
+"""Loading of teachers, of students from earlier runs, and of real images."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a program ends with: how good a network is, and a file of it for elsewhere."""
+"""Evaluation of a network, and its export as a file."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def evaluate(
     workers: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EvaluationResult:
-    """How good a classifier is on real images, in float32: `.top1` with `.top1_interval`, `.top5`, `.per_class` and more.
+    """Evaluate a classifier on real images, in float32: `.top1` with `.top1_interval`, `.top5`, `.per_class` and more.
 
     Args:
         model: a student or a teacher's model; on any device. Its training mode is restored.

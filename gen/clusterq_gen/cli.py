@@ -12,7 +12,8 @@ from clusterq_common.runtime.guard import run_guarded, run_to_end, same_command
 from clusterq_common.runtime.run_folder import CONFIG
 from clusterq_common.runtime.terminal import EXIT_CODES, examples
 from clusterq_gen.bank.config import refuse_meaningless, with_method
-from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset, lift_limit, preset_notes, resolve
+from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
+from clusterq_gen.presets import lift_limit, preset_notes, resolve
 from clusterq_gen.terminal import PROGRAM, App, Debug, Quiet, Version
 
 app = App(

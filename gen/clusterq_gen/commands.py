@@ -21,11 +21,12 @@ from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
-from clusterq_gen.config import EmitConfig, GenConfig, lift_limit
+from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.emit import emit_shards
 from clusterq_gen.loop import estimate_seconds, open_log, train_generator
 from clusterq_gen.methods import build_method
 from clusterq_gen.plan import describe_plan
+from clusterq_gen.presets import lift_limit
 from clusterq_gen.refined import refined
 from clusterq_gen.source import GeneratorSource, Source
 

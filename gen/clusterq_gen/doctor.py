@@ -12,8 +12,9 @@ from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
-from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.config import GenConfig
 from clusterq_gen.loop import train_step
+from clusterq_gen.presets import resolve
 from clusterq_gen.training import Training
 
 

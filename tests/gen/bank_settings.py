@@ -1,7 +1,8 @@
 """Settings of banks that are made in seconds."""
 
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.config import GenConfig
+from clusterq_gen.presets import resolve
 
 # Small enough for seconds: three batches of forty images or so.
 SMALL = ("--bank-steps", 25, "--batch-size", 40, "--per-class", 8, "--heldout-per-class", 2, "--threads", 1)

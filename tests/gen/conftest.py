@@ -5,7 +5,8 @@ import torch
 
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.config import GenConfig
+from clusterq_gen.presets import resolve
 from tests.conftest import FACTORY, DigitsTeacher
 
 CPU = torch.device("cpu")

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from clusterq_common.distill.entropy import EntropyObjective, softmax_entropy
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_gen.config import MethodConfig, preset_notes, resolve
+from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.agreement import AgreementLoss
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.boundary import BoundaryLoss
 from clusterq_gen.losses.disagreement import DisagreementLoss
 from clusterq_gen.methods import build_method
+from clusterq_gen.presets import preset_notes, resolve
 from tests.gen.scene import LABELS, Scene
 
 CLASSES = 6

@@ -16,7 +16,8 @@ from clusterq_common.teacher.load import load_teacher
 from clusterq_gen.bank import make
 from clusterq_gen.bank.config import BANK_METHODS
 from clusterq_gen.bank.make import make_bank
-from clusterq_gen.config import GenConfig, preset_notes, resolve
+from clusterq_gen.config import GenConfig
+from clusterq_gen.presets import preset_notes, resolve
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.bank_settings import SMALL
 from tests.several import in_processes

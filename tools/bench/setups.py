@@ -21,8 +21,9 @@ from clusterq_common.runtime.graph import GraphedStep, cuda_recorder
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_gen.config import GenConfig, resolve
+from clusterq_gen.config import GenConfig
 from clusterq_gen.loop import device_step, train_step
+from clusterq_gen.presets import resolve
 from clusterq_gen.training import Training
 
 Network = Callable[[torch.Tensor], torch.Tensor]

@@ -14,7 +14,7 @@ from timing import time_step
 from clusterq_common.runtime.device import prepare_device
 from clusterq_finetune import commands as finetune_commands
 from clusterq_gen import commands as gen_commands
-from clusterq_gen.config import resolve
+from clusterq_gen.presets import resolve
 
 PAPER_EPOCHS, PAPER_STEPS = 400, 200
 # Of the stage's time, for the generator; the rest is for shards, students and evaluation.

@@ -17,7 +17,7 @@ from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
 from clusterq_finetune.data import ShardDataset, batches
 from clusterq_gen import commands as gen_commands
-from clusterq_gen.config import resolve
+from clusterq_gen.presets import resolve
 
 # The second is for reporting: nothing is chosen by it.
 TEACHERS = ("mobilenet_v1_x025", "mobilenet_v1_x075")

@@ -26,8 +26,9 @@ from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
 from clusterq_finetune.datasets import open_validation
 from clusterq_gen import commands as gen_commands
-from clusterq_gen.config import GENERATOR_METHODS, resolve
+from clusterq_gen.config import GENERATOR_METHODS
 from clusterq_gen.loop import train_step
+from clusterq_gen.presets import resolve
 from clusterq_gen.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,93 @@
+"""Presets of generator training, and how defaults, presets and flags become one configuration. Free of torch."""
+
+from typing import Any
+
+from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.runtime.settings import merged
+from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, is_bank, method_of, refuse_meaningless
+from clusterq_gen.config import SECTIONS, GenConfig, Preset, TrainConfig
+
+# What each preset changes in the settings' defaults, which are those of the paper for CIFAR.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper-cifar": {},
+    "paper-imagenet": {"train": {"batch_size": 16, "student_lr": 1e-6}, "emit": {"per_class": 200}},
+    # The paper's weights leave BatchNorm statistics and alignment to chance on a short run: see docs/results.md.
+    "quick": {
+        "method": {"alpha_bns": 10.0, "alpha_fda": 9.0, "alpha_de": 6.0, "alpha_spread": 5.0},
+        # The paper's generator needs thousands of steps before the teacher sees the class asked for.
+        "generator": {"conditioning": "concat", "width": 64},
+        "train": {"epochs": 16, "steps_per_epoch": 50, "warmup_epochs": 4, "batch_size": 100, "schedule": "cosine"},
+        # What so short a run leaves to be wished for; few images do, they cost more than a generator's: docs/results.md.
+        "emit": {"per_class": 128, "images": 2560, "refine_steps": 50},
+    },
+}
+
+# What a method changes on top, by preset, as released. Left out: AdaDFQ's later drop of the learning rates on ImageNet, and Qimera's
+# latent sizes, which are those of the teachers' last layers.
+METHOD_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "adadfq": {
+        "paper-cifar": {"train": {"batch_size": 16, "warmup_epochs": 4}},
+        "paper-imagenet": {"method": {"temperature": 5.0}, "train": {"student_lr": 1e-5}},
+    },
+    "qimera": {"paper-cifar": {"train": {"warmup_epochs": 4}}},
+}
+
+
+def preset_values(preset: str, method: str) -> dict[str, dict[str, Any]]:
+    """What a preset changes in the defaults for a method: section -> field -> value."""
+    return merged(PRESETS[preset], METHOD_PRESETS.get(method, {}).get(preset, {}))
+
+
+def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> GenConfig:
+    """Defaults, then the preset and what the method changes in it (one that trains no generator has its own), then the flags that were given.
+
+    Args:
+        flags: section -> field -> value.
+        preset: `auto` is paper-imagenet for large inputs, else paper-cifar.
+        imagenet_sized: whether the teacher's input has more than 64 pixels a side.
+
+    Raises:
+        ClusterqError: a value that does not fit, or a flag that the method does not look at.
+    """
+    chosen = ("paper-imagenet" if imagenet_sized else "paper-cifar") if preset == "auto" else preset
+    method = method_of(flags)
+    base = merged(BANK_METHODS[method], BANK_PRESETS[chosen]) if is_bank(method) else preset_values(chosen, method)
+    values = merged(base, flags)
+    lift_limit(values, flags.get("emit", {}))
+    refuse_meaningless(values, flags)
+    # A shorter run keeps the preset's share of warm-up, unless the warm-up was given too.
+    train = flags.get("train", {})
+    if "epochs" in train and "warmup_epochs" not in train and not is_bank(method):
+        whole = TrainConfig(**base.get("train", {}))
+        values["train"]["warmup_epochs"] = train["epochs"] * whole.warmup_epochs // whole.epochs if train["epochs"] > 0 else 0
+    if "teacher" not in values or "arch" not in values["teacher"]:
+        raise ClusterqError(
+            "--arch is missing, expected a pytorchcv model name or path/to/file.py:factory; try --arch resnet18."
+        )
+    return GenConfig.checked({"preset": chosen, **values})
+
+
+def lift_limit(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Forget a limit on all images together where images of each class were asked for and no limit was.
+
+    Args:
+        values: section -> field -> value; its emission is changed in place.
+        given: the emission's settings that were asked for.
+    """
+    if "per_class" in given and "images" not in given and isinstance(values.get("emit"), dict):
+        values["emit"] = {**values["emit"], "images": None}
+
+
+def preset_notes() -> dict[str, dict[str, str]]:
+    """How each preset, and each method without a generator, differs from a field's default, for the help: section -> field -> text."""
+    notes: dict[str, dict[str, str]] = {}
+    sources = [*PRESETS.items(), *BANK_METHODS.items()]
+    sources += [(preset, {"bank": sections["bank"]}) for preset, sections in BANK_PRESETS.items() if "bank" in sections]
+    sources += [(f"{preset} with {method}", v) for method, presets in METHOD_PRESETS.items() for preset, v in presets.items()]
+    for source, sections in sources:
+        for section, values in sections.items():
+            for name, value in values.items():
+                default = SECTIONS[section].model_fields[name].default
+                shown = notes.setdefault(section, {}).setdefault(name, str(default))
+                notes[section][name] = f"{shown}; {source}: {value}"
+    return notes
