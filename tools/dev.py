@@ -64,7 +64,8 @@ def demo(arguments: list[str]) -> None:
 def test(arguments: list[str]) -> None:
     """The whole suite with the coverage floor, or what the pytest arguments select without it."""
     # Whole files to one process: what a file's tests share is made once. The networks are tiny: more threads only wait.
-    whole = ["--numprocesses", str(min(os.cpu_count() or 1, WORKERS)), "--dist", "loadfile"]
+    # In the order of collection, which begins with the longest.
+    whole = ["--numprocesses", str(min(os.cpu_count() or 1, WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
     whole += ["--durations=15", "--cov", "--cov-report=term", f"--cov-fail-under={COVERAGE_FLOOR}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     run("running the tests", BIN / "python", "-m", "pytest", *(arguments or whole))

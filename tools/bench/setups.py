@@ -39,6 +39,7 @@ class Setup:
         amp: auto, off or bf16, as for the programs.
         threads: CPU threads; torch's own choice when None.
         sizes: input_size, num_classes and so on, where they are not the architecture's own.
+        width: of the generator; the preset's when None.
     """
 
     arch: str
@@ -46,6 +47,7 @@ class Setup:
     amp: str = "off"
     threads: int | None = None
     sizes: dict[str, object] = field(default_factory=dict)
+    width: int | None = None
 
     @property
     def runtime(self) -> RuntimeConfig:
@@ -66,6 +68,7 @@ class Setup:
             "method": {"method": method},
             "train": {"batch_size": self.batch_size, **(train or {})},
             "runtime": self.runtime.model_dump(),
+            "generator": {} if self.width is None else {"width": self.width},
         }
         config: GenConfig = resolve(flags, "auto", imagenet_sized=teacher.spec.size > 64)
         return Training.start(config, teacher, device)

@@ -37,7 +37,7 @@ from clusterq_finetune.recipes.captured import BlockData
 # In the order of what is worth most when the time is short.
 CASES = (Setup("resnet20_cifar10", 200, "auto"), Setup("resnet18", 16, "auto"), Setup("mobilenetv2_w1", 16, "auto"))
 LARGE_BATCH = Setup("resnet18", 128, "auto")
-# A rehearsal keeps the networks and shrinks the batch, and at 224x224 the number of classes.
+# A rehearsal keeps the networks and shrinks the batch, and at 224x224 the generator and the number of classes.
 FEW_CLASSES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
 METHODS = ("clusterq", "gdfq")
 SHOWN_OPERATORS = 12
@@ -61,7 +61,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
 
 
 def _small(setup: Setup) -> Setup:
-    return replace(setup, batch_size=8) if setup == CASES[0] else replace(setup, batch_size=2, sizes=FEW_CLASSES)
+    return replace(setup, batch_size=8) if setup == CASES[0] else replace(setup, batch_size=2, sizes=FEW_CLASSES, width=8)
 
 
 def _name(setup: Setup) -> str:
