@@ -77,7 +77,7 @@ def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: fl
         "output": {"report": False},
     }
     if small:  # all classes are seen once when warm-up ends
-        flags["train"] |= {"batch_size": 32, "classes_per_batch": 32}
+        flags["train"] |= {"batch_size": 8, "classes_per_batch": 8}
     config = resolve(flags, "quick", imagenet_sized=True)
     trained: list[float] = []
     begin = time.monotonic()
