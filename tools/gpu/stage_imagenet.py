@@ -72,7 +72,7 @@ def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: fl
             "heldout_per_class": 0,
             **({"refine_steps": refine, "refine_class_weight": 1.0} if refine else {"refine_steps": 0}),
             "keep_misclassified": small,
-            "workers": 0 if small else 12,
+            "workers": 2 if small else 12,
         },
         "output": {"report": False},
     }

@@ -103,7 +103,7 @@ def _generator(
     step = GeneratorStep(setup.training("clusterq", warm, {"gradient_norm_every": 10**6}))
     step()
     flop = operations(step)
-    by_operator = time_by_operator(step, device)
+    by_operator = time_by_operator(step, device, steps=1 if record.rehearsal else 3)
     step.close()
     record.add(f"{name}, clusterq: convolutions and matrix products", 100 * share_of_products(by_operator), "% of device time")
     most = ", ".join(
@@ -118,7 +118,7 @@ def _generator(
     ours = GeneratorStep(plain_setup.training("clusterq", warm, {"gradient_norm_every": 10**6}))
     plain = PlainTraining(plain_setup.training("clusterq", warm))
     seconds = {"ours": [], "plain": []}
-    for _ in range(2):
+    for _ in range(1 if record.rehearsal else 2):
         for kind, action in (("ours", ours), ("plain", plain.step)):
             seconds[kind].append(
                 time_step(action, device, seconds=_slice(record) / 2, together=_together(record, 3)).milliseconds
