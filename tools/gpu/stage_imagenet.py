@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from packed import Pack
 from record import Record
+from setups import Setup, finetune_steps
 from thin import thinned
+from timing import time_step
 
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import prepare_device
@@ -54,7 +56,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
                 lambda n=name, o=out, b=bits, r=recipe: _student(record, images, n, o, b, r, scale, device),
                 needs=needs,
             )
-        record.part(f"{name}: reading", lambda n=name, o=out: _reading(record, n, o), needs=3)
+        record.part(f"{name}: reading", lambda t=teacher, n=name, o=out: _reading(record, t, n, o, device), needs=3)
 
 
 def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: float, device: torch.device) -> None:
@@ -121,16 +123,21 @@ def _student(
     record.add(f"{name}, {bits}: evaluation", result["teacher"]["images_per_second"], "images/s", "the teacher alone, float32")
 
 
-def _reading(record: Record, name: str, out: Path) -> None:
-    """How fast shards are decoded: a fine-tuning step wants so many images a second."""
+def _reading(record: Record, teacher: TeacherConfig, name: str, out: Path, device: torch.device) -> None:
+    """Decode shards, beside the images that a step of fine-tuning takes in the same time."""
+    batch_size = 4 if record.rehearsal else 128
     dataset = ShardDataset(ShardSet.open(out), "train")
+    spec = dataset.spec
+    sizes: dict[str, object] = {"input_size": spec.size, "in_channels": spec.channels, "num_classes": spec.num_classes}
+    sizes |= {"mean": spec.mean, "std": spec.std}
+    steps = finetune_steps(Setup(teacher.arch, batch_size, "auto", sizes=sizes), "w4a4")
+    taken = time_step(steps["fine-tuning, w4a4"], device, seconds=0.5, together=1 if record.rehearsal else 5)
+    rate = batch_size / (taken.milliseconds / 1e3)
+    record.add(f"{name}: a fine-tuning step takes", rate, "images/s", f"batch {batch_size}, stored logits")
     order = [list(range(start, min(start + 64, len(dataset)))) for start in range(0, min(len(dataset), DECODED), 64)]
     for workers in (0,) if record.rehearsal else (0, 8, 16):
         begin = time.monotonic()
         count = sum(len(batch.labels) for batch in batches(dataset, order, workers=workers))
-        record.add(
-            f"{name}: decoding, {workers} workers",
-            count / (time.monotonic() - begin),
-            "images/s",
-            "starting the workers included",
-        )
+        decoded = count / (time.monotonic() - begin)
+        record.add(f"{name}: decoding, {workers} workers", decoded, "images/s", "starting the workers included")
+        record.add(f"{name}: decoding, {workers} workers, over what a step takes", decoded / rate, "x")

@@ -141,16 +141,16 @@ def _finetuning(record: Record, setup: Setup, device: torch.device) -> None:
 
 
 def _reconstruction(record: Record, setup: Setup, device: torch.device) -> None:
-    """A step of one residual unit's reconstruction, with and without graphs."""
+    """A step of one residual unit's reconstruction, with and without graphs, beside a float training step of the whole network."""
+    images = RecipeConfig().reconstruct_batch_size
+    whole = finetune_steps(replace(setup, batch_size=images), "w4a4")["float training"]
+    training = time_step(whole, device, seconds=_slice(record), together=_together(record)).milliseconds
     for graphs in (False, True) if device.type == "cuda" else (False,):
         with _block_steps(setup, device, graphs=graphs) as step:
             time = time_step(step, device, seconds=_slice(record), together=_together(record))
-        _add(
-            record,
-            f"{setup.arch}, one unit's reconstruction{', graphs' if graphs else ''}",
-            time,
-            RecipeConfig().reconstruct_batch_size,
-        )
+        name = f"{setup.arch}, one unit's reconstruction{', graphs' if graphs else ''}"
+        _add(record, name, time, images)
+        record.add(f"{name} over float training", time.milliseconds / training, "x", f"of the whole network, batch {images}")
 
 
 @contextmanager
