@@ -46,7 +46,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
         out = work / name
         teacher = pack.teacher(name)
         record.part(f"{name}: set", lambda t=teacher, n=name, o=out: _set(record, t, n, o, scale, device), needs=20)
-        for bits, recipe in STUDENTS.items():
+        for bits, recipe in list(STUDENTS.items())[: 2 if record.rehearsal else None]:
             needs = 5 if recipe == CALIBRATED else 12
             if record.left - needs < end and not record.rehearsal:
                 record.failures[f"{name}: {bits}"] = "not begun: the next teacher's time"
