@@ -1,5 +1,7 @@
 """Pixels and tensors: eight-bit images as they are stored, normalised images as a teacher sees them."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -53,5 +55,12 @@ def decode_png(data: bytes, spec: InputSpec) -> Tensor:
 
 
 def _statistics(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor([spec.mean, spec.std], device=device).view(2, 1, -1, 1, 1)
-    return mean, std
+    return _on_device(tuple(spec.mean), tuple(spec.std), device)
+
+
+# Once for each device: a copy from the host waits for all work queued there, and a CUDA graph cannot record it.
+@lru_cache(maxsize=16)
+def _on_device(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # whoever asks first, gradients may flow past them later
+        values = torch.tensor([mean, std], device=device).view(2, 1, -1, 1, 1)
+    return values[0], values[1]

@@ -181,7 +181,7 @@ class TrainConfig(Settings):
     )
     compile: bool = Field(
         False,
-        description="compile the in-loop student for its steps (torch.compile): a minute or so at first, then faster; a CPU needs a C++ compiler "
+        description="compile the networks for training steps (torch.compile): a minute or so at first, then faster; a CPU needs a C++ compiler "
         "for it",
         json_schema_extra={"flag": "--compile/--no-compile"},
     )

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
 from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.graph import GraphedStep, cuda_recorder
+from clusterq_common.runtime.graph import GraphedStep, Recorder, cuda_recorder
 from clusterq_common.runtime.metrics import MetricsLog
 from clusterq_common.runtime.progress import progress
 from clusterq_common.runtime.reduce import average_gradients, broadcast, sum_across
@@ -25,6 +26,8 @@ from clusterq_gen.training import Training
 # Metrics are fetched from the device, checked and written once in so many steps.
 STEPS_BETWEEN_RECORDS = 25
 GRIDS_IN_A_RUN = 8
+
+GraphedSteps = dict[bool, GraphedStep]
 
 
 def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device, *, resume: bool) -> Training:
@@ -47,18 +50,18 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     last_save = time.monotonic()
     records: list[dict[str, Tensor | float]] = []
 
-    graphs = cuda_recorder(device) if config.train.cuda_graphs else None
+    recorder = cuda_recorder(device) if config.train.cuda_graphs else None
     bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
     with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
-        graph = None if graphs is None else GraphedStep(lambda: device_step(run, taps, stored), graphs)
+        graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
         while run.step < run.total_steps:
             if run.step == run.warmup_steps and run.student is None:
                 run.end_warmup()
             if run.step % per_epoch == 0 or not records:
                 run.set_learning_rates(run.step // per_epoch)
 
-            records.append({"step": run.step, **train_step(run, taps, stored, graph)})
+            records.append({"step": run.step, **train_step(run, taps, stored, graphs)})
             run.step += 1
 
             end_of_epoch = run.step % per_epoch == 0
@@ -84,25 +87,29 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
 
 
 def train_step(
-    run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], graph: GraphedStep | None = None
+    run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], graphs: GraphedSteps | None = None
 ) -> dict[str, Tensor | float]:
     """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
 
     One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
     Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
-    one of its classes. With a `graph`, steps that are all alike are replayed.
+    one of its classes. With `graphs`, steps that are all alike are replayed.
     """
     run.draws.begin(run.step)
     in_detail = run.step % run.config.train.gradient_norm_every == 0
-    rate = run.optimizer.param_groups[0]["lr"]
-    if graph is None:
+    if graphs is None:
         values = device_step(run, taps, stored, in_detail=in_detail)
-    elif in_detail:
-        values = graph.recorder.plain(lambda: device_step(run, taps, stored, in_detail=True))
     else:
-        student_rate = None if run.student_optimizer is None else run.student_optimizer.param_groups[0]["lr"]
-        values = graph(phase=run.student is not None, settings=(rate, student_rate))
-    return {**values, "lr": rate}
+        values = graphs[in_detail](phase=run.student is not None)
+    return {**values, "lr": run.rate}
+
+
+def graphed_steps(run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], recorder: Recorder) -> GraphedSteps:
+    """Both kinds of a step, with gradient norms (True) and without (False), each to be recorded on its own."""
+    return {
+        in_detail: GraphedStep(partial(device_step, run, taps, stored, in_detail=in_detail), recorder)
+        for in_detail in (False, True)
+    }
 
 
 def device_step(
@@ -114,8 +121,8 @@ def device_step(
 
     # ---- generator
     with run.autocast():
-        images = run.generator(latent.z, latent.classes)
-        teacher_logits = run.teacher.model(images)
+        images = run.network("generator", plain=in_detail)(latent.z, latent.classes)
+        teacher_logits = run.network("teacher", plain=in_detail)(images)
         opponent_logits = run.opponent_logits(images)
     correct = latent.asked_for(teacher_logits.detach().argmax(1))
     features = None
@@ -158,7 +165,7 @@ def device_step(
     if student is not None:
         assert run.student_optimizer is not None
         with run.autocast():
-            student_logits = (run.compiled_student or student)(images.detach())
+            student_logits = run.network("student")(images.detach())
         student_terms = run.method.student(student_logits, teacher_logits.detach(), latent.classes)
         run.student_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(student_terms.values())).sum().backward()
@@ -168,6 +175,8 @@ def device_step(
         student_metrics = {f"student/{name}": term.detach() for name, term in student_terms.items()}
         student_metrics |= {"student/agreement": agreement}
 
+    # They hold the step's whole autograd graph, and with it its memory.
+    taps.moments.clear()
     return {
         **{f"loss/{name}": term.detach() for name, term in terms.items()},
         **{f"gradient/{name}": norm for name, norm in norms.items()},

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clusterq_common.images import encode_png, to_pixels
@@ -14,10 +15,12 @@ from clusterq_gen.latent import candidate_noise
 COLUMNS = 10
 MOST_CLASSES = 20
 MARGIN = 2
+# Larger images are shown smaller: at 224x224 a grid of 200 took longer to encode than many steps of training on a GPU.
+MOST_PIXELS = 64
 
 
 def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> None:
-    """Write a PNG with one row of images for each class (the first 20 classes), as emission would draw them."""
+    """Write a PNG with one row of images for each class (the first 20 classes), as emission would draw them; at most 64 pixels a side each."""
     classes = min(spec.num_classes, MOST_CLASSES)
     labels = torch.arange(classes).repeat_interleave(COLUMNS)
     tries = [(label, attempt) for label in range(classes) for attempt in range(COLUMNS)]
@@ -27,7 +30,8 @@ def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> N
     with torch.no_grad():
         images = generator(z.to(generator.low.device), labels.to(generator.low.device))
     generator.train(training)
-    write_grid(path, to_pixels(images.cpu(), spec))
+    shrink = -(-spec.size // MOST_PIXELS)
+    write_grid(path, to_pixels(F.avg_pool2d(images.float(), shrink).cpu(), spec))
 
 
 def write_grid(path: Path, pixels: Tensor) -> None:

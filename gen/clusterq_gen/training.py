@@ -1,19 +1,22 @@
 """What a generator training holds between steps, how it starts and how it is saved."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
+from clusterq_common.runtime.checkpoint import load_optimizer
 from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.device import place, training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.progress import say
+from clusterq_common.runtime.rates import held_rate, set_learning_rate
 from clusterq_common.runtime.reduce import broadcast, gather_batch
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics, batchnorm_taps, stored_statistics
@@ -36,8 +39,7 @@ MILESTONES = (100, 200, 300)
 
 @dataclass
 class Training:
-    """Networks, optimisers and centroids of one run. `student` and `centroids` exist from the end of warm-up on, and where it was asked
-    for `compiled_student`, the same network for its own steps."""
+    """Networks, optimisers and centroids of one run. `student` and `centroids` exist from the end of warm-up on."""
 
     config: GenConfig
     teacher: Teacher
@@ -47,10 +49,10 @@ class Training:
     optimizer: torch.optim.Optimizer
     draws: HostDraws
     student: nn.Module | None = None
-    compiled_student: Compiled | None = None
     student_optimizer: torch.optim.Optimizer | None = None
     centroids: Centroids | None = None
     step: int = 0
+    _compiled: dict[str, Compiled] = field(default_factory=dict)
 
     @classmethod
     def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "Training":
@@ -78,7 +80,7 @@ class Training:
         graphs = config.train.cuda_graphs
         optimizer = torch.optim.Adam(
             generator.parameters(),
-            lr=config.train.lr,
+            lr=held_rate(config.train.lr, device, graphs=graphs),
             betas=(0.5, 0.999),
             fused=True,
             capturable=graphs and device.type == "cuda",
@@ -97,6 +99,15 @@ class Training:
     def autocast(self) -> torch.autocast:
         """The context for training forwards."""
         return training_autocast(self.config.runtime, self.device, images=True)
+
+    def network(self, name: Literal["generator", "teacher", "student"], *, plain: bool = False) -> Callable[..., Tensor]:
+        """A network for a training step: compiled where the settings ask for it, and not `plain`."""
+        network = self.teacher.model if name == "teacher" else getattr(self, name)
+        if plain or not self.config.train.compile:
+            return network
+        if name not in self._compiled:
+            self._compiled[name] = Compiled(network)
+        return self._compiled[name]
 
     def inputs(self, *, mixed: bool = True) -> LatentBatch:
         """What the generator is asked for in the step that `draws` has begun, on the device: this process's part of the batch.
@@ -140,12 +151,17 @@ class Training:
         self.student.requires_grad_(True)
         return logits
 
+    @property
+    def rate(self) -> float:
+        """The generator's learning rate in the coming step."""
+        return self.config.train.lr * schedule_factor(self.config.train, self.step // self.config.train.steps_per_epoch)
+
     def set_learning_rates(self, epoch: int) -> None:
         """Both optimisers' rates for an epoch, by the schedule."""
         factor = schedule_factor(self.config.train, epoch)
-        self.optimizer.param_groups[0]["lr"] = self.config.train.lr * factor
+        set_learning_rate(self.optimizer, self.config.train.lr * factor)
         if self.student_optimizer is not None:
-            self.student_optimizer.param_groups[0]["lr"] = self.config.train.student_lr * factor
+            set_learning_rate(self.student_optimizer, self.config.train.student_lr * factor)
 
     def end_warmup(self, log: Any = say) -> None:
         """Create the in-loop student, calibrated on generated images, and the centroids, from the same images."""
@@ -183,9 +199,13 @@ class Training:
         example = self.generator.to_map.weight.new_zeros(1, spec.channels, spec.size, spec.size)
         # In eval mode BatchNorm keeps the teacher's running statistics, as GDFQ trains its student.
         self.student = convert(self.teacher.model, self.config.quant, example, log).eval()
-        self.compiled_student = Compiled(self.student) if self.config.train.compile else None
         self.student_optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=self.config.train.student_lr, momentum=0.9, nesterov=True, weight_decay=1e-4
+            self.student.parameters(),
+            lr=held_rate(self.config.train.student_lr, self.device, graphs=self.config.train.cuda_graphs),
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=1e-4,
+            fused=True,
         )
 
     def _add_centroids(self, taps: BatchNormTaps) -> None:
@@ -211,13 +231,13 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint of the same settings."""
         self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if state["student"] is not None:
             self._add_student(lambda _: None)
             assert self.student is not None
             assert self.student_optimizer is not None
             self.student.load_state_dict(state["student"])
-            self.student_optimizer.load_state_dict(state["student_optimizer"])
+            load_optimizer(self.student_optimizer, state["student_optimizer"])
         if state["centroids"] is not None:
             spec = self.teacher.spec
             with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:

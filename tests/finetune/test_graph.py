@@ -12,10 +12,11 @@ from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.straight_through import broadcast_shape
 from clusterq_common.runtime.checkpoint import save_checkpoint
 from clusterq_common.runtime.graph import PLAIN_STEPS
+from clusterq_common.runtime.rates import set_group_rate
 from clusterq_finetune import commands
 from clusterq_finetune.recipes import block_steps, distill, kept, reconstruct
 from clusterq_finetune.recipes.block_steps import annealed_beta
-from clusterq_finetune.recipes.optimizer import learning_rate, set_group_rate
+from clusterq_finetune.recipes.optimizer import learning_rate
 from tests.conftest import Cli
 from tests.tape import TapeRecorder
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_in_loop_student_trains_alike(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_train_alike(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     found, students = [], []
     for compiled in (False, True):
@@ -27,10 +27,9 @@ def test_a_compiled_in_loop_student_trains_alike(teacher: Teacher, tmp_path: Pat
             run.end_warmup(lambda _: None)
             for _ in range(4):
                 values = train_step(run, taps, stored)
-                losses.append(sum(float(value) for name, value in values.items() if name.startswith("student/")))
+                losses.append(sum(float(value) for name, value in values.items() if name.startswith(("student/", "loss/"))))
                 run.step += 1
         assert run.student is not None
-        assert (run.compiled_student is not None) == compiled
         found.append(losses)
         students.append(run.student.state_dict())
     # Sums in another order: near, not the same.

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.graph import PLAIN_STEPS, CudaRecorder, GraphedStep
+from clusterq_common.runtime.graph import PLAIN_STEPS, CudaRecorder
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.config import GenConfig
-from clusterq_gen.loop import device_step, train_generator, train_step
+from clusterq_gen.loop import graphed_steps, train_generator, train_step
 from clusterq_gen.training import Training
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.conftest import CPU, small
@@ -23,13 +23,13 @@ def trained(config: GenConfig, teacher: Teacher, recorder: TapeRecorder | None) 
     found = []
     with batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
-        graph = None if recorder is None else GraphedStep(lambda: device_step(run, taps, stored), recorder)
+        graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
         while run.step < run.total_steps:
             if run.step == run.warmup_steps:
                 run.end_warmup(lambda _: None)
             if run.step % config.train.steps_per_epoch == 0:
                 run.set_learning_rates(run.step // config.train.steps_per_epoch)
-            values = train_step(run, taps, stored, graph)
+            values = train_step(run, taps, stored, graphs)
             found.append({name: float(value) for name, value in values.items()})
             run.step += 1
     return run, found
@@ -45,7 +45,7 @@ def trained(config: GenConfig, teacher: Teacher, recorder: TapeRecorder | None) 
     ids=["clusterq", "adadfq", "qimera"],
 )
 def test_a_replayed_run_is_the_plain_run(teacher: Teacher, method: dict[str, object]) -> None:
-    budget = {"epochs": 4, "warmup_epochs": 1, "steps_per_epoch": 7, "gradient_norm_every": 6}
+    budget = {"epochs": 4, "warmup_epochs": 1, "steps_per_epoch": 10, "gradient_norm_every": 4}
     sections: dict[str, dict[str, object]] = {"method": method, "quant": {"range": "minmax"}}
     plain, wanted = trained(small(teacher, train=budget, **sections), teacher, None)
     recorder = TapeRecorder()
@@ -55,10 +55,10 @@ def test_a_replayed_run_is_the_plain_run(teacher: Teacher, method: dict[str, obj
     for name in ("generator", "student"):
         ours, theirs = getattr(replayed, name).state_dict(), getattr(plain, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
-    # 28 steps, 5 of them with gradient norms; the first of each phase are plain; each epoch has a rate of its own.
-    assert recorder.plain_steps == 5 + 2 * PLAIN_STEPS
-    assert recorder.recorded == 4
-    assert recorder.replays == 28 - recorder.plain_steps
+    # 40 steps, each fourth with gradient norms; of both kinds the first of each phase are plain. Rates change without a new recording.
+    assert recorder.plain_steps == 4 * PLAIN_STEPS
+    assert recorder.recorded == 3, "three steps with norms in warm-up: all of them plain"
+    assert recorder.replays == 40 - recorder.plain_steps
 
 
 @pytest.mark.gpu
@@ -72,11 +72,11 @@ def test_on_a_gpu_steps_wait_for_nothing_and_replays_train_alike(digits_teacher:
         run.step = run.warmup_steps + 1
         with batchnorm_taps(own.model) as taps:
             stored = run.stored_statistics()
-            graph = GraphedStep(lambda run=run, taps=taps, stored=stored: device_step(run, taps, stored), CudaRecorder(device))
+            own_graphs = graphed_steps(run, taps, stored, CudaRecorder(device)) if graphs else None
             for number in range(2 * PLAIN_STEPS):
                 # The first steps make optimizers' state, and recording itself waits.
                 torch.cuda.set_sync_debug_mode("error" if not graphs and number else "default")
-                values = train_step(run, taps, stored, graph if graphs else None)
+                values = train_step(run, taps, stored, own_graphs)
                 run.step += 1
             torch.cuda.set_sync_debug_mode("default")
         finals.append(float(values["loss/class"]))
@@ -95,3 +95,20 @@ def test_without_a_gpu_no_folder_is_made(method: str, digits_teacher: DigitsTeac
     assert outcome.code == 2
     assert "--cuda-graphs: found the device cpu" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_without_graphs_serves_a_run_with_them(teacher: Teacher) -> None:
+    # A recording needs "capturable", and reads its rate from a tensor: neither may come from the checkpoint.
+    plain = Training.start(small(teacher), teacher, CPU)
+    plain.end_warmup(lambda _: None)
+    plain.set_learning_rates(0)
+    graphed = Training.start(small(teacher, train={"cuda_graphs": True}), teacher, CPU)
+    (own,) = graphed.optimizer.param_groups
+    own["capturable"] = True
+    rate = own["lr"]
+    graphed.load_state_dict(plain.state_dict())
+
+    (own,) = graphed.optimizer.param_groups
+    assert own["capturable"]
+    assert own["lr"] is rate
+    assert float(rate) == plain.optimizer.param_groups[0]["lr"]

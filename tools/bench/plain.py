@@ -99,8 +99,8 @@ def plain_class_losses(
             mean_centroid, std_centroid = mean_row[at : at + width], std_row[at : at + width]
             mean_target, std_target = mean_centroid.clone(), std_centroid.clone()
             fda = fda + F.mse_loss(mean, mean_target) + F.mse_loss(std, std_target)
-            noisy_mean = mean_target + method.de_mean_std * torch.randn(width, generator=random)
-            noisy_std = std_target + method.de_std_std * torch.randn(width, generator=random)
+            noisy_mean = mean_target + method.de_mean_std * torch.randn(width, generator=random).to(mean_target)
+            noisy_std = std_target + method.de_std_std * torch.randn(width, generator=random).to(std_target)
             de = de + F.mse_loss(mean, noisy_mean) + F.mse_loss(std, noisy_std)
             with torch.no_grad():
                 mean_centroid.lerp_(mean, method.ema_rate)

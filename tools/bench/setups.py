@@ -17,12 +17,12 @@ from clusterq_common.quant.convert import convert, spare_memory
 from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.config import RuntimeConfig
 from clusterq_common.runtime.device import place, prepare_device, training_autocast
-from clusterq_common.runtime.graph import GraphedStep, cuda_recorder
+from clusterq_common.runtime.graph import cuda_recorder
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.config import GenConfig
-from clusterq_gen.loop import device_step, train_step
+from clusterq_gen.loop import graphed_steps, train_step
 from clusterq_gen.presets import resolve
 from clusterq_gen.training import Training
 
@@ -103,10 +103,10 @@ class GeneratorStep:
         self.taps = self._hooks.enter_context(batchnorm_taps(run.teacher.model))
         self.stored = run.stored_statistics()
         recorder = cuda_recorder(run.device) if graphs else None
-        self.graph = None if recorder is None else GraphedStep(lambda: device_step(run, self.taps, self.stored), recorder)
+        self.graphs = graphed_steps(run, self.taps, self.stored, recorder) if recorder else None
 
     def __call__(self) -> None:
-        train_step(self.run, self.taps, self.stored, self.graph)
+        train_step(self.run, self.taps, self.stored, self.graphs)
         self.run.step += 1
 
     def close(self) -> None:

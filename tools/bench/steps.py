@@ -23,7 +23,6 @@ from interleaved import interleaved, table
 from plain import PlainTraining
 from setups import GeneratorStep, Setup, finetune_steps, float_networks
 
-from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.guard import run_guarded
 
 Arch = Annotated[str, typer.Option(help="pytorchcv's name, or file.py:factory.")]
@@ -41,7 +40,7 @@ def generator(
     batch_size: Batch,
     methods: Annotated[str, typer.Option(help="With commas between; the first is the reference.")] = "gdfq,clusterq",
     plain: Annotated[bool, typer.Option(help="Also the plain step of the last method.")] = True,
-    compiled: Annotated[bool, typer.Option(help="Also the last method with a compiled student.")] = False,
+    compiled: Annotated[bool, typer.Option(help="Also the last method with compiled networks.")] = False,
     repeats: Repeats = 9,
     threads: Threads = None,
     amp: Amp = "off",
@@ -53,10 +52,7 @@ def generator(
         warm = setup.warm_state(names)
         actions: dict[str, Callable[[], object]] = {name: GeneratorStep(setup.training(name, warm)) for name in names}
         if compiled:
-            own = setup.training(names[-1], warm)
-            assert own.student is not None
-            own.compiled_student = Compiled(own.student)
-            actions[f"{names[-1]}, student compiled"] = GeneratorStep(own)
+            actions[f"{names[-1]}, compiled"] = GeneratorStep(setup.training(names[-1], warm, {"compile": True}))
         if plain:
             actions[f"{names[-1]}, plain"] = PlainTraining(
                 Setup(arch, batch_size, threads=threads).training(names[-1], warm)

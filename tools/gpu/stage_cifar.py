@@ -1,4 +1,4 @@
-"""Stage "paper-cifar": the paper's budget on CIFAR-10's ResNet-20, or as much of it as fits, from the generator to students."""
+"""Stage "paper-cifar": CIFAR-10's ResNet-20 from the generator to students, on `quick`'s budget and on as much of the paper's as fits."""
 
 import time
 from functools import partial
@@ -25,39 +25,41 @@ FEW = 100
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
-    """Train the generator, write shards, make a student for each bit-width and evaluate it on the 10,000 test images."""
+    """Make a set and two students from it by the `quick` preset, then by the paper's; each is evaluated on the 10,000 test images."""
     teacher = pack.teacher("resnet20_cifar10")
-    out = work / "paper-cifar"
     device = prepare_device(Setup(teacher.arch, 200).runtime)
-    graphs = device.type == "cuda"
-    steps = 2 if record.rehearsal else _steps_that_fit(record, teacher.arch)
-    epochs = 4 if record.rehearsal else PAPER_EPOCHS
-    whole = steps == PAPER_STEPS and epochs == PAPER_EPOCHS
-    budget = f"{epochs} epochs x {steps} steps" + ("" if whole else f": not the paper's {PAPER_EPOCHS} x {PAPER_STEPS}")
-    small = record.rehearsal
-
-    def train() -> None:
-        flags: dict[str, dict[str, Any]] = {
-            "teacher": teacher.model_dump(),
-            "train": {
-                "epochs": epochs,
-                "steps_per_epoch": steps,
-                "cuda_graphs": graphs,
-                **({"batch_size": 20} if small else {}),
-            },
-            "emit": {"per_class": 4 if small else 512, "keep_misclassified": small, "workers": 0 if small else 8},
-            "quant": {"range": "minmax"} if small else {},
-            "output": {"report": False},
-        }
-        begin = time.monotonic()
-        config = resolve(flags, "paper-cifar", imagenet_sized=False)
-        gen_commands.train(config, out, resume=False, overwrite=False, dry_run=False)
-        record.add("generator and shards", time.monotonic() - begin, "s", budget)
-
-    record.part("generator and shards", train)
+    graphs, small = device.type == "cuda", record.rehearsal
     images = thinned(pack.cifar10, FEW, work) if small else pack.cifar10
-    for bits in BITS:
-        record.part(f"student {bits}", partial(_student, record, images, out, bits, budget, graphs=graphs), needs=15)
+
+    def made(preset: str, budget: str, train: dict[str, Any], emit: dict[str, Any]) -> None:
+        out = work / preset
+
+        def generate() -> None:
+            flags: dict[str, dict[str, Any]] = {
+                "teacher": teacher.model_dump(),
+                "train": {"cuda_graphs": graphs, **train, **({"batch_size": 20} if small else {})},
+                "emit": {"keep_misclassified": small, "workers": 0 if small else 8, **emit},
+                "quant": {"range": "minmax"} if small else {},
+                "output": {"report": False},
+            }
+            begin = time.monotonic()
+            config = resolve(flags, preset, imagenet_sized=False)
+            gen_commands.train(config, out, resume=False, overwrite=False, dry_run=False)
+            record.add(f"{preset}: generator and shards", time.monotonic() - begin, "s", budget)
+
+        record.part(f"{preset}: generator and shards", generate, needs=15)
+        for bits in BITS:
+            student = partial(_student, record, images, out, preset, bits, budget, graphs=graphs)
+            record.part(f"{preset}: student {bits}", student, needs=15)
+
+    few = {"per_class": 4, "refine_steps": 1}
+    made("quick", "the preset's", {"epochs": 4, "steps_per_epoch": 1} if small else {}, few if small else {})
+    if small:
+        return  # the paper's path is the same, with other numbers
+    steps = _steps_that_fit(record, teacher.arch)
+    whole = steps == PAPER_STEPS
+    budget = f"{PAPER_EPOCHS} epochs x {steps} steps" + ("" if whole else f": not the paper's {PAPER_EPOCHS} x {PAPER_STEPS}")
+    made("paper-cifar", budget, {"steps_per_epoch": steps}, {"per_class": 512})
 
 
 def _steps_that_fit(record: Record, arch: str) -> int:
@@ -75,7 +77,7 @@ def _steps_that_fit(record: Record, arch: str) -> int:
     return max(1, min(PAPER_STEPS, int(record.left * TRAINING_SHARE / (PAPER_EPOCHS * milliseconds / 1e3))))
 
 
-def _student(record: Record, images: Path, shards: Path, bits: str, budget: str, *, graphs: bool) -> None:
+def _student(record: Record, images: Path, shards: Path, preset: str, bits: str, budget: str, *, graphs: bool) -> None:
     recipe: dict[str, Any] = {"cuda_graphs": graphs}
     if record.rehearsal:
         recipe |= {"reconstruct_steps": 2, "epochs": 1, "steps_per_epoch": 1, "batch_size": 8, "calibration_images": 16}
@@ -84,8 +86,8 @@ def _student(record: Record, images: Path, shards: Path, bits: str, budget: str,
     flags = {"quant": quant, "recipe": recipe, "output": {"report": False}}
     folder = shards / f"student-{bits}"
     result = finetune_commands.finetune(flags, shards, folder, images, None, resume=False, overwrite=False, dry_run=False)
-    record.add(f"{bits}: student and evaluation", time.monotonic() - begin, "s")
+    record.add(f"{preset}, {bits}: student and evaluation", time.monotonic() - begin, "s")
     for name in ("teacher", "calibrated", "student"):
         low, high = result[name]["top1_interval"]
         note = f"{result[name]['images']} images, 95 % {low:.2f} to {high:.2f}; generator: {budget}"
-        record.add(f"{bits}: {name} top-1", result[name]["top1"], "%", note)
+        record.add(f"{preset}, {bits}: {name} top-1", result[name]["top1"], "%", note)

@@ -1,5 +1,6 @@
 """Stage "steps": what training steps cost on this device, beside its ceilings and beside plainly written steps."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,29 +15,31 @@ from record import Record
 from setups import GeneratorStep, Setup, finetune_steps
 from timing import (
     StepTime,
+    device_time,
     memory_ceiling,
     operations,
     product_ceiling,
-    share_of_products,
-    time_by_operator,
     time_step,
+    wait,
 )
 
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
 from clusterq_common.quant.structure import quantizable_layers
-from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.device import place, prepare_device
 from clusterq_common.runtime.graph import cuda_recorder
 from clusterq_finetune.config import RECIPES, RecipeConfig
 from clusterq_finetune.recipes.block_steps import reconstruct_block
 from clusterq_finetune.recipes.blocks import find_blocks
 from clusterq_finetune.recipes.captured import BlockData
+from clusterq_gen.bank.optimise import Optimiser
+from clusterq_gen.config import EmitConfig
 
 # In the order of what is worth most when the time is short.
 CASES = (Setup("resnet20_cifar10", 200, "auto"), Setup("resnet18", 16, "auto"), Setup("mobilenetv2_w1", 16, "auto"))
 LARGE_BATCH = Setup("resnet18", 128, "auto")
+REFINED = Setup("mobilenet_wd4", 100, "auto")
 # A rehearsal keeps the networks and shrinks the batch, and at 224x224 the generator and the number of classes.
 FEW_CLASSES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
 METHODS = ("clusterq", "gdfq")
@@ -55,9 +58,12 @@ def run(record: Record, pack: Pack, work: Path) -> None:
         if number == 0:
             record.part("fine-tuning steps", partial(_finetuning, record, own, device), needs=6)
             record.part("reconstruction steps", partial(_reconstruction, record, own, device), needs=6)
+            record.part("refinement steps", partial(_refinement, record, own, device), needs=6)
+    refined = replace(REFINED, batch_size=4) if record.rehearsal else REFINED
+    record.part("refinement steps, 224x224", partial(_refinement, record, refined, device), needs=8)
     # Compiling takes longer than a rehearsal has, and tests of its own cover it.
-    if not record.rehearsal:
-        record.part("compiled steps", partial(_compiled, record, CASES[0], device), needs=30)
+    for case in () if record.rehearsal else CASES[:2]:
+        record.part(f"{_name(case)}, compiled", partial(_compiled, record, case, device), needs=30)
 
 
 def _small(setup: Setup) -> Setup:
@@ -94,22 +100,17 @@ def _generator(
             step = GeneratorStep(
                 setup.training(method, warm, {"cuda_graphs": graphs, "gradient_norm_every": 10**6}), graphs=graphs
             )
-            time = time_step(step, device, seconds=_slice(record), together=_together(record))
+            cost = time_step(step, device, seconds=_slice(record), together=_together(record))
             step.close()
-            _add(record, f"{name}, {method}{', graphs' if graphs else ''}", time, images)
+            _add(record, f"{name}, {method}{', graphs' if graphs else ''}", cost, images)
             if method == "clusterq" and (clusterq is None or graphs):
-                clusterq = time
+                clusterq = cost
     assert clusterq is not None
     step = GeneratorStep(setup.training("clusterq", warm, {"gradient_norm_every": 10**6}))
     step()
     flop = operations(step)
-    by_operator = time_by_operator(step, device, steps=1 if record.rehearsal else 3)
+    _where(record, f"{name}, clusterq", step, device)
     step.close()
-    record.add(f"{name}, clusterq: convolutions and matrix products", 100 * share_of_products(by_operator), "% of device time")
-    most = ", ".join(
-        f"{op.removeprefix('aten::')} {100 * share:.0f} %" for op, share in list(by_operator.items())[:SHOWN_OPERATORS]
-    )
-    record.add(f"{name}, clusterq: largest operators", most)
     ceiling = ceilings.get(torch.bfloat16 if cuda else torch.float32)
     if ceiling:
         reached = flop / (clusterq.milliseconds / 1e3) / ceiling
@@ -129,15 +130,44 @@ def _generator(
     )
 
 
+def _where(record: Record, name: str, step: Callable[[], object], device: torch.device) -> None:
+    """Where the device's time in a step goes."""
+    found = device_time(step, device, steps=1 if record.rehearsal else 3)
+    if device.type == "cuda":
+        record.add(f"{name}: kernels alone", found.milliseconds, "ms", f"{found.kernels} launched in a step")
+    record.add(f"{name}: convolutions and matrix products", 100 * found.products, "% of device time")
+    most = list(found.shares.items())[:SHOWN_OPERATORS]
+    record.add(f"{name}: largest operators", ", ".join(f"{op.removeprefix('aten::')} {100 * part:.0f} %" for op, part in most))
+
+
+def _refinement(record: Record, setup: Setup, device: torch.device) -> None:
+    """A step of refinement, plain and replayed: the images of a batch towards the stored statistics."""
+    teacher = setup.load()
+    bank = EmitConfig(refine_steps=50, refine_class_weight=1.0).refinement
+    assert bank is not None
+    spec = teacher.spec
+    start = torch.randn(setup.batch_size, spec.channels, spec.size, spec.size, device=device)
+    labels = torch.arange(setup.batch_size, device=device) % spec.num_classes
+    for graphs in (False, True) if device.type == "cuda" else (False,):
+        optimiser = Optimiser.start(bank, setup.runtime, teacher, device, cuda_recorder(device) if graphs else None)
+        steps = optimiser.steps_for(start.shape, labelled=True)
+        steps.begin(start, labels)
+        step = partial(steps.take_step, 0.01, None, None)
+        name = f"{_name(setup)}, refinement{', graphs' if graphs else ''}"
+        _add(record, name, time_step(step, device, seconds=_slice(record), together=_together(record)), setup.batch_size)
+        if not graphs:
+            _where(record, name, step, device)
+
+
 def _finetuning(record: Record, setup: Setup, device: torch.device) -> None:
     """A step of distillation beside one of float training, both at the same precision."""
     times = {
         name: time_step(step, device, seconds=_slice(record), together=_together(record))
         for name, step in finetune_steps(setup, "w4a4").items()
     }
-    for name, time in times.items():
-        _add(record, f"{_name(setup)}, {name}", time, setup.batch_size)
-        record.add(f"{_name(setup)}, {name} over float training", time.milliseconds / times["float training"].milliseconds, "x")
+    for name, cost in times.items():
+        _add(record, f"{_name(setup)}, {name}", cost, setup.batch_size)
+        record.add(f"{_name(setup)}, {name} over float training", cost.milliseconds / times["float training"].milliseconds, "x")
 
 
 def _reconstruction(record: Record, setup: Setup, device: torch.device) -> None:
@@ -147,10 +177,10 @@ def _reconstruction(record: Record, setup: Setup, device: torch.device) -> None:
     training = time_step(whole, device, seconds=_slice(record), together=_together(record)).milliseconds
     for graphs in (False, True) if device.type == "cuda" else (False,):
         with _block_steps(setup, device, graphs=graphs) as step:
-            time = time_step(step, device, seconds=_slice(record), together=_together(record))
+            cost = time_step(step, device, seconds=_slice(record), together=_together(record))
         name = f"{setup.arch}, one unit's reconstruction{', graphs' if graphs else ''}"
-        _add(record, name, time, images)
-        record.add(f"{name} over float training", time.milliseconds / training, "x", f"of the whole network, batch {images}")
+        _add(record, name, cost, images)
+        record.add(f"{name} over float training", cost.milliseconds / training, "x", f"of the whole network, batch {images}")
 
 
 @contextmanager
@@ -175,24 +205,24 @@ def _block_steps(setup: Setup, device: torch.device, *, graphs: bool) -> Iterato
 
 
 def _compiled(record: Record, setup: Setup, device: torch.device) -> None:
-    """The in-loop student compiled: what the first call costs, and what a step does then."""
-    run = setup.training("clusterq", setup.warm_state(["clusterq"]), {"gradient_norm_every": 10**6})
-    assert run.student is not None
-    run.compiled_student = Compiled(run.student)
-    step = GeneratorStep(run)
-    first = time_step(step, device, seconds=0.0, together=1)
-    record.add(
-        f"{_name(setup)}, clusterq, compiled: first steps", first.milliseconds / 1e3, "s a step at most", "after the first"
-    )
-    _add(record, f"{_name(setup)}, clusterq, compiled", time_step(step, device, seconds=_slice(record)), setup.batch_size)
+    """The networks compiled, and on a GPU the step also replayed: what the first step costs, and what one does then."""
+    graphs = device.type == "cuda"
+    flags = {"gradient_norm_every": 10**6, "compile": True, "cuda_graphs": graphs}
+    step = GeneratorStep(setup.training("clusterq", setup.warm_state(["clusterq"]), flags), graphs=graphs)
+    name = f"{_name(setup)}, clusterq, compiled{', graphs' if graphs else ''}"
+    begin = time.monotonic()
+    step()
+    wait(device)
+    record.add(f"{name}: first step", time.monotonic() - begin, "s")
+    _add(record, name, time_step(step, device, seconds=_slice(record)), setup.batch_size)
     step.close()
 
 
-def _add(record: Record, name: str, time: StepTime, images: int) -> None:
-    record.add(f"{name}: a step", time.milliseconds, "ms", f"slowest group {time.spread:.2f} x the fastest")
-    record.add(f"{name}: images", images / (time.milliseconds / 1e3), "images/s")
-    if time.peak_mb:
-        record.add(f"{name}: peak memory", time.peak_mb, "MiB")
+def _add(record: Record, name: str, cost: StepTime, images: int) -> None:
+    record.add(f"{name}: a step", cost.milliseconds, "ms", f"slowest group {cost.spread:.2f} x the fastest")
+    record.add(f"{name}: images", images / (cost.milliseconds / 1e3), "images/s")
+    if cost.peak_mb:
+        record.add(f"{name}: peak memory", cost.peak_mb, "MiB")
 
 
 def _slice(record: Record) -> float:

@@ -16,6 +16,7 @@ MOST_GROUPS = 7
 # Operators whose kernels are convolutions and matrix products.
 PRODUCTS = ("convolution", "conv_", "addmm", "aten::mm", "bmm", "_conv", "mkldnn")
 SIDE = 8192
+KERNELS_IN_LOG = 25
 
 
 @dataclass(frozen=True)
@@ -66,26 +67,48 @@ def operations(step: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def time_by_operator(step: Callable[[], object], device: torch.device, *, steps: int = 3) -> dict[str, float]:
-    """Share of a device's time by operator, largest first: what its own kernels take, those of operators inside left out."""
+@dataclass(frozen=True)
+class DeviceTime:
+    """Where a device's time in a step goes.
+
+    Attributes:
+        shares: share of the device's time by operator, largest first: what its own kernels take, those of operators inside left out.
+        milliseconds: of kernels alone in a step; what a step takes beyond it, the device waits for Python.
+        kernels: how many are launched in a step.
+    """
+
+    shares: dict[str, float]
+    milliseconds: float
+    kernels: int
+
+    @property
+    def products(self) -> float:
+        """Share of the time in convolutions and matrix products."""
+        return sum(share for name, share in self.shares.items() if any(word in name for word in PRODUCTS))
+
+
+def device_time(step: Callable[[], object], device: torch.device, *, steps: int = 3) -> DeviceTime:
+    """Profile a step; the longest kernels go to the log."""
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as found:
         for _ in range(steps):
             step()
         wait(device)
-    own = {}
+    own: dict[str, float] = {}
+    kernels: dict[str, tuple[float, int]] = {}
     for event in found.key_averages():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         # Kernels have rows of their own beside the operators that launched them.
-        if spent > 0 and event.key.startswith(("aten::", "clusterq", "Optimizer", "autograd::")):
+        if spent > 0 and event.key.startswith(("aten::", "clusterq", "autograd::")):
             own[event.key] = own.get(event.key, 0.0) + spent
+        elif cuda and spent > 0 and event.self_cpu_time_total == 0:
+            kernels[event.key] = spent, event.count
+    for name, (spent, count) in sorted(kernels.items(), key=lambda item: -item[1][0])[:KERNELS_IN_LOG]:
+        print(f"    {spent / steps / 1e3:9.3f} ms {count / steps:7.1f} x {name[:150]}", flush=True)
     whole = sum(own.values()) or 1.0
-    return {name: spent / whole for name, spent in sorted(own.items(), key=lambda item: -item[1])}
-
-
-def share_of_products(by_operator: dict[str, float]) -> float:
-    """Share of the time in convolutions and matrix products."""
-    return sum(share for name, share in by_operator.items() if any(word in name for word in PRODUCTS))
+    shares = {name: spent / whole for name, spent in sorted(own.items(), key=lambda item: -item[1])}
+    taken, count = sum(spent for spent, _ in kernels.values()), sum(count for _, count in kernels.values())
+    return DeviceTime(shares, taken / steps / 1e3, count // steps)
 
 
 def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:

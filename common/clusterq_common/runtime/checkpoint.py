@@ -9,6 +9,7 @@ import torch
 
 from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.runtime.files import atomic_path
+from clusterq_common.runtime.rates import set_group_rate
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -50,3 +51,15 @@ def taking_over(path: Path) -> Iterator[None]:
         raise ClusterqError(
             f"{path} is no checkpoint of this run ({type(error).__name__}); use --overwrite to start the run anew."
         ) from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's saved state, but keep how this one runs: a checkpoint written without CUDA graphs serves a run with them."""
+    own: list[dict[str, Any]] = [
+        {name: group[name] for name in ("capturable", "fused", "lr") if name in group} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        rate = float(group["lr"])
+        group.update(kept)
+        set_group_rate(group, rate)

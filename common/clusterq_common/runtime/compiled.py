@@ -1,5 +1,7 @@
 """A network's training step as torch.compile makes it: elementwise work is fused, and what the gradient needs is chosen by the compiler."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,25 +29,26 @@ def need_compiler(device: torch.device) -> None:
 class Compiled:
     """A network, compiled when it is first called. Parameters stay the network's own, so it may be called plainly in between.
 
-    Give it batches of one size: each new one is compiled anew.
+    Give it batches of one size: each new one is compiled anew. Hooks that the network has by then are compiled with it. Its gradient can
+    be taken once for each call.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = torch.compile(network, dynamic=False)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
         """The network's output.
 
         Raises:
             ClusterqError: torch cannot compile it.
         """
         try:
-            output: Tensor = self.network(x)
+            output: Tensor = self.network(*inputs)
         except Exception as error:
             if not _of_a_compiler(error):
                 raise
             raise ClusterqError(
-                f"--compile: torch {torch.__version__} cannot compile this student ({_reason(error)}), expected a network that torch.compile "
+                f"--compile: torch {torch.__version__} cannot compile this network ({_reason(error)}), expected a network that torch.compile "
                 "knows; leave it out, with --overwrite."
             ) from error
         return output

@@ -42,7 +42,8 @@ class CudaRecorder:
     def record(self, body: Body) -> Body:
         """One graph; its results are copied out of its memory, which the next step writes again."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # The plain steps' stream: autograd remembers on which stream a parameter's gradient was added up before.
+        with torch.cuda.graph(graph, stream=self.stream):
             values = body()
             joined = torch.stack([value.float() for value in values.values()])
 
@@ -54,7 +55,7 @@ class CudaRecorder:
 
 
 class GraphedStep:
-    """A step that is recorded once for each phase and each setting, and replayed from then on.
+    """A step that is recorded once for each phase, and replayed from then on.
 
     Args:
         body: one step, from tensors whose memory stays to scalars by name. It must wait for nothing and look at no value.
@@ -64,25 +65,22 @@ class GraphedStep:
     def __init__(self, body: Body, recorder: Recorder) -> None:
         self.body, self.recorder = body, recorder
         self._phase: Hashable = object()  # no phase of a caller
-        self._settings: Hashable = None
         self._plain_steps_left = 0
         self._replay: Body | None = None
 
-    def __call__(self, phase: Hashable, settings: Hashable) -> dict[str, Tensor]:
+    def __call__(self, phase: Hashable = None) -> dict[str, Tensor]:
         """One step.
 
         Args:
             phase: another one takes part in other networks or losses: some steps run plainly before it is recorded.
-            settings: numbers that a recording holds fast, such as learning rates: others are recorded anew.
         """
         if phase != self._phase:
             self._phase, self._plain_steps_left, self._replay = phase, PLAIN_STEPS, None
         if self._plain_steps_left:
             self._plain_steps_left -= 1
             return self.recorder.plain(self.body)
-        if self._replay is None or settings != self._settings:
-            self._replay = None  # its memory is free before the next one is recorded
-            self._replay, self._settings = self.recorder.record(self.body), settings
+        if self._replay is None:
+            self._replay = self.recorder.record(self.body)
         return self._replay()
 
 

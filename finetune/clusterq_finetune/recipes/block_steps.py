@@ -14,10 +14,10 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
 from clusterq_common.quant.rounding import LearnedRounding, learned_rounding
 from clusterq_common.runtime.graph import GraphedStep, Recorder
+from clusterq_common.runtime.rates import set_group_rate
 from clusterq_common.runtime.seeding import stream
 from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.recipes.captured import BlockBatch, BlockData
-from clusterq_finetune.recipes.optimizer import set_group_rate
 
 # Of the steps, before the regulariser sets in; and its beta at that moment and at the end (BRECQ's values).
 WARM_UP_SHARE = 0.2
@@ -106,7 +106,7 @@ class BlockTraining:
             self._device_step(batch, beta)
         else:
             self._hold(batch, beta)
-            self.graph(phase=beta is None, settings=None)
+            self.graph(phase=beta is None)
 
     def _hold(self, batch: BlockBatch, beta: float | None) -> None:
         """What the step needs into the memory that the graph reads."""

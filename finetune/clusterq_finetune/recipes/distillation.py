@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.quant.convert import spare_memory
+from clusterq_common.runtime.checkpoint import load_optimizer
 from clusterq_common.runtime.compiled import Compiled
 from clusterq_common.runtime.device import training_autocast
 from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.runtime.graph import GraphedStep, Recorder
+from clusterq_common.runtime.rates import set_learning_rate
 from clusterq_common.runtime.reduce import average_gradients
 from clusterq_common.runtime.seeding import stream
 from clusterq_common.teacher.load import Teacher
@@ -20,7 +22,7 @@ from clusterq_finetune.data import ShardBatch
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import Selection
-from clusterq_finetune.recipes.optimizer import build_optimizer, set_learning_rate
+from clusterq_finetune.recipes.optimizer import build_optimizer
 from clusterq_finetune.recipes.relative import RelativeSteps
 from clusterq_finetune.view import view
 
@@ -77,7 +79,7 @@ class Distillation:
             values = self.graph.recorder.plain(lambda: self._device_step(batch, whole))
         else:
             self._hold(batch)
-            values = self.graph(phase=None, settings=None)
+            values = self.graph()
         self.ema.update(self.step)
         return {"step": self.step, **values, "lr": rate}
 
@@ -150,7 +152,7 @@ class Distillation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint of the same settings."""
         self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.selection.load_state_dict(state["selection"])
         self.step, self.measured = state["step"], state["measured"]

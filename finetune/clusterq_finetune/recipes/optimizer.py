@@ -1,13 +1,13 @@
 """The optimizer of a student, and its learning rate over the steps."""
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clusterq_common.quant.convert import parameters_by_kind
+from clusterq_common.runtime.rates import held_rate
 from clusterq_finetune.config import RecipeConfig
 
 MILESTONES = (100, 200, 300)
@@ -16,8 +16,7 @@ MILESTONES = (100, 200, 300)
 def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.device) -> torch.optim.Optimizer:
     """Adam (decoupled weight decay) or SGD (Nesterov 0.9), decay on weight matrices alone.
 
-    Decay would pull BatchNorm's scales and the quantizers' steps towards zero, which neither wants. For CUDA graphs the
-    learning rate is a tensor: a number would be recorded with the step.
+    Decay would pull BatchNorm's scales and the quantizers' steps towards zero, which neither wants.
     """
     weights, scales = parameters_by_kind(student)
     norms = {id(p) for module in student.modules() if isinstance(module, _BatchNorm) for p in module.parameters(recurse=False)}
@@ -26,24 +25,10 @@ def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.devi
     free = [p for p in weights if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": [*free, *scales], "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    lr = torch.tensor(recipe.lr, device=device) if recipe.cuda_graphs else recipe.lr
+    lr = held_rate(recipe.lr, device, graphs=recipe.cuda_graphs)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=recipe.cuda_graphs and device.type == "cuda")
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the next step, for all parameters."""
-    for group in optimizer.param_groups:
-        set_group_rate(group, rate)
-
-
-def set_group_rate(group: dict[str, Any], rate: float) -> None:
-    """The rate of the next step, for one group of parameters."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)  # where a graph reads it
-    else:
-        group["lr"] = rate
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:

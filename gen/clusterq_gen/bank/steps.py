@@ -86,7 +86,7 @@ class ImageSteps:
             return self._device_step(crop)
         if crop is not None:
             return self.graph.recorder.plain(lambda: self._device_step(crop))
-        return self.graph(phase=None, settings=None)
+        return self.graph()
 
     def _device_step(self, crop: Crop | None = None) -> dict[str, Tensor]:
         """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
