@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.runtime.compiled import Compiled, need_compiler
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.device.compiled import Compiled, need_compiler
+from clusterq_common.errors import ClusterqError
 
 
 def broken(*_: object) -> NoReturn:
@@ -38,5 +38,5 @@ def test_an_error_of_the_network_is_its_own() -> None:
 
 def test_a_network_that_it_cannot_compile() -> None:
     network = Compiled(nn.Linear(2, 3))
-    with pytest.raises(ClusterqError, match=r"cannot compile this student \(.*no such instruction\).*--overwrite"):
+    with pytest.raises(ClusterqError, match=r"cannot compile this network \(.*no such instruction\).*--overwrite"):
         network(torch.ones(1, 2))
