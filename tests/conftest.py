@@ -14,7 +14,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from clusterq_finetune.cli import app as finetune_app
+from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +150,7 @@ def cifar_subset(real_data: Path) -> Callable[[int], tuple[torch.Tensor, torch.T
     """The first images of each class of the real CIFAR-10 test set, normalised, with labels."""
     from clusterq_common.images import normalise
     from clusterq_common.teacher.spec import InputSpec
-    from clusterq_finetune.datasets import open_validation
+    from clusterq_finetune.data.real import open_validation
 
     spec = InputSpec(size=32, channels=3, num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
     images = open_validation(real_data / "data" / "cifar10" / "test", spec)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clusterq_common.runtime.graph import Body
+from clusterq_common.device.cuda_graph import Body
 
 Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
 

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.guard import run_guarded
+from clusterq_cli.main import run_guarded
+from clusterq_common.errors import ClusterqError
 from compare.options import (
     Arch,
     BitsList,

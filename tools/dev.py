@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         ensure_environment("demo" if chosen.command == "demo" else "dev")
         {"demo": demo, "test": test, "lint": lint, "docs": docs}[chosen.command](chosen.arguments)
     except subprocess.CalledProcessError as failure:
-        say(f"failed with exit code {failure.returncode}: {shown(failure.cmd)}")
+        info(f"failed with exit code {failure.returncode}: {shown(failure.cmd)}")
         # A negative code means "killed by that signal"; shells write it as 128 + signal.
         return failure.returncode if failure.returncode > 0 else 128 - failure.returncode
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def docs(_: list[str]) -> None:
     os.environ["NO_MKDOCS_2_WARNING"] = "1"  # a notice of the theme's makers about their next program, at each build
     # Not --quiet: mkdocs then counts no warnings, and strict means nothing.
     run("building the documentation", BIN / "python", "-m", "mkdocs", "build", "--strict", "--clean")
-    say(f"open {ROOT / 'site' / 'index.html'}")
+    info(f"open {ROOT / 'site' / 'index.html'}")
 
 
 def python_too_old(version: tuple[int, ...]) -> str | None:
@@ -165,8 +165,8 @@ def python_runs() -> bool:
 
 def run(what: str, *command: str | Path) -> None:
     """Say what comes, run it in the project root with nothing on stdin; CalledProcessError when it fails."""
-    say(what)
-    say(f"  {shown(command)}")
+    info(what)
+    info(f"  {shown(command)}")
     subprocess.run([str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
 
 
@@ -175,7 +175,7 @@ def shown(command: tuple[str | Path, ...] | list[str]) -> str:
     return shlex.join(str(part).removeprefix(f"{ROOT}{os.sep}") for part in command)
 
 
-def say(line: str) -> None:
+def info(line: str) -> None:
     print(f"dev: {line}", flush=True)
 
 

@@ -23,11 +23,11 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.files import atomic_write
 from clusterq_common.images import normalise, to_pixels
-from clusterq_common.runtime.files import atomic_write
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.config import GenConfig
-from clusterq_gen.source import GeneratorSource
+from clusterq_gen.emission.candidate_source import GeneratorSource
 
 VARIANTS = {
     "neither": ["--alpha-fda", "0", "--alpha-de", "0"],

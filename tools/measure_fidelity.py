@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clusterq_common.device.setup import place
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
-from clusterq_common.runtime.device import place
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_finetune.config import resolve
-from clusterq_finetune.data import EpochBatches
-from clusterq_finetune.datasets import open_validation
-from clusterq_finetune.evaluate import evaluate_models
+from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.data.shard_batches import EpochBatches
+from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.kept import Records
 from clusterq_gen.config import GenConfig
-from clusterq_gen.source import GeneratorSource
+from clusterq_gen.emission.candidate_source import GeneratorSource
 
 CPU = torch.device("cpu")
 CHUNK = 100

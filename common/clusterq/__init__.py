@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from clusterq._load import open_images as open_images
     from clusterq._result import evaluate as evaluate
     from clusterq._result import export_onnx as export_onnx
+    from clusterq_common.errors import ClusterqError as ClusterqError
     from clusterq_common.images import normalise as normalise
     from clusterq_common.quant.calibrate import calibrate as calibrate
     from clusterq_common.quant.config import QuantConfig as QuantConfig
     from clusterq_common.quant.convert import convert as convert
     from clusterq_common.quant.integer import integer_arithmetic as integer_arithmetic
-    from clusterq_common.runtime.errors import ClusterqError as ClusterqError
     from clusterq_common.shards.given import ShardWriter as ShardWriter
     from clusterq_common.shards.read import ShardSet as ShardSet
     from clusterq_common.taps import ClassGroups as ClassGroups
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clusterq_common.teacher.load import Teacher as Teacher
     from clusterq_common.teacher.spec import InputSpec as InputSpec
     from clusterq_finetune.config import RecipeConfig as Recipe
-    from clusterq_finetune.evaluate import EvaluationResult as EvaluationResult
+    from clusterq_finetune.evaluation.evaluate import EvaluationResult as EvaluationResult
 
     __version__: str
 
@@ -61,8 +61,8 @@ __all__ = [
 # Name -> module, and the name in it where that is another one. A test compares this with the imports above.
 _PLACES = {
     "ClassGroups": "clusterq_common.taps",
-    "ClusterqError": "clusterq_common.runtime.errors",
-    "EvaluationResult": "clusterq_finetune.evaluate",
+    "ClusterqError": "clusterq_common.errors",
+    "EvaluationResult": "clusterq_finetune.evaluation.evaluate",
     "InputSpec": "clusterq_common.teacher.spec",
     "QuantConfig": "clusterq_common.quant.config",
     "Recipe": "clusterq_finetune.config:RecipeConfig",

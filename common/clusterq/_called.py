@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import OnProgress, heard_by
 from clusterq_common.quant.convert import quantizers
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import OnProgress, heard_by
 
 Log = Callable[[str], None]
 

@@ -5,17 +5,17 @@ from typing import Any, Literal
 from torch import nn
 
 from clusterq._called import Log, called, device_of, need_calibrated
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import place
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import OnProgress
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import place
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import OnProgress
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.calibration import calibration_batches, first_pixels
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
-from clusterq_finetune.logits import choose_logits
+from clusterq_finetune.data.calibration import calibration_batches, first_pixels
+from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill as distill_student
 from clusterq_finetune.recipes.heldout import need_heldout

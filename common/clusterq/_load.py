@@ -12,7 +12,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.load import load_teacher as load
 from clusterq_common.teacher.spec import InputSpec, Interpolation, TeacherConfig
 from clusterq_finetune.config import EvaluationConfig
-from clusterq_finetune.datasets import ValidationImages, open_validation
+from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.student import load_student as load_saved
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from torch import nn
 
 from clusterq._called import called, device_of, need_calibrated
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.config import Integers, OnnxConfig
+from clusterq_common.export.description import Description
+from clusterq_common.files import atomic_write
 from clusterq_common.quant.convert import quantized_as
-from clusterq_common.runtime.environment import versions
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.extra import need
-from clusterq_common.runtime.files import atomic_write
+from clusterq_common.run.environment import versions
+from clusterq_common.run.extras import need
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.datasets import ValidationImages
-from clusterq_finetune.evaluate import TEACHER, EvaluationResult, evaluate_models
-from clusterq_finetune.export.config import Integers, OnnxConfig
-from clusterq_finetune.export.description import Description
+from clusterq_finetune.data.real import ValidationImages
+from clusterq_finetune.evaluation.evaluate import TEACHER, EvaluationResult, evaluate_models
 
 EVALUATED = "model"
 
@@ -82,7 +82,7 @@ def export_onnx(
     with called():
         for package in ("onnx", "onnxscript"):
             need(package, "export_onnx", "onnx")
-        from clusterq_finetune.export.onnx_file import onnx_bytes
+        from clusterq_common.export.onnx_file import onnx_bytes
 
         need_calibrated(student)
         config = OnnxConfig.checked({"batchnorm": batchnorm, "integers": integers, "opset": opset})

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 
 # (S, S, C) uint8
 Array = np.ndarray[Any, np.dtype[np.uint8]]

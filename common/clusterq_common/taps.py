@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clusterq_common.runtime.precision import at_least_float32
-from clusterq_common.runtime.reduce import mean_across, sum_across
+from clusterq_common.device.reduce import mean_across, sum_across
+from clusterq_common.device.setup import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -10,35 +10,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from clusterq_common.device.compiled import need_compiler
+from clusterq_common.device.cuda_graph import need_cuda_graphs
+from clusterq_common.device.distributed import Ranks, process_group
+from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.progress.console import answer, info, progress
 from clusterq_common.quant.convert import convert
-from clusterq_common.report.command import report_at_end
-from clusterq_common.runtime.compiled import need_compiler
-from clusterq_common.runtime.device import place, prepare_device
-from clusterq_common.runtime.distributed import Ranks, process_group
-from clusterq_common.runtime.environment import device_name, versions, write_environment
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.events import need_tensorboard
-from clusterq_common.runtime.files import atomic_write, sha256_file
-from clusterq_common.runtime.graph import need_cuda_graphs
-from clusterq_common.runtime.progress import answer, progress, say
-from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
-from clusterq_common.runtime.weights_file import save_weights
+from clusterq_common.run.checkpoint import save_weights
+from clusterq_common.run.environment import device_name, versions, write_environment
+from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
+from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
-from clusterq_finetune.calibration import calibration_batches, first_pixels
 from clusterq_finetune.config import FinetuneConfig, resolve
-from clusterq_finetune.data import EpochBatches
-from clusterq_finetune.datasets import ValidationImages, open_validation
-from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.logits import choose_logits
-from clusterq_finetune.predictions import Predictions
+from clusterq_finetune.data.calibration import calibration_batches, first_pixels
+from clusterq_finetune.data.logits import choose_logits
+from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.data.shard_batches import EpochBatches
+from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
+from clusterq_finetune.evaluation.predictions import Predictions
+from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.recipes.kept import InFolder
 from clusterq_finetune.recipes.reconstruct import reconstruct
-from clusterq_finetune.summary import add_evaluation, top1_so_far
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
+from clusterq_report.command import report_at_end
 
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
 LARGEST_SMALL_IMAGE = 64
@@ -98,7 +98,7 @@ def _finetune(
 
     spec = teacher.spec
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
-    student = convert(teacher.model, config.quant, example, say).eval()
+    student = convert(teacher.model, config.quant, example, info).eval()
     if dry_run:
         for line in _plan(config, shards, folder, images):
             answer(line)

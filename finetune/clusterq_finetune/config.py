@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from clusterq_common.device.config import OutputConfig, RuntimeConfig
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
-from clusterq_common.runtime.settings import Settings, merged
+from clusterq_common.settings import Settings, merged
 from clusterq_common.teacher.spec import Geometry, Interpolation, TeacherConfig
 
 RecipeName = Literal["fast", "paper", "best"]

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import say
-from clusterq_common.runtime.run_folder import STUDENT
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info
+from clusterq_common.run.run_folder import STUDENT
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data import ShardDataset, batches, in_order
+from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.shard_batches import ShardDataset, batches, in_order
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
-from clusterq_finetune.view import view
 
 # On another machine, or with other versions or threads, float32 sums round differently and training amplifies it: students count
 # as equivalent when they name the same class on this share of the set's held-out images.
@@ -63,9 +63,9 @@ def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool =
         return {"verdict": "identical", **verdict}
     differing = [name for name, version in result["versions"].items() if saved.get("versions", {}).get(name) != version]
     if differing:
-        say(f"other versions than then: {', '.join(differing)}")
+        info(f"other versions than then: {', '.join(differing)}")
     if saved.get("processes", 1) != result["processes"]:
-        say(f"{result['processes']} processes now, {saved.get('processes', 1)} then: sums round differently")
+        info(f"{result['processes']} processes now, {saved.get('processes', 1)} then: sums round differently")
     original = path if path.is_dir() else path.parent
     if not (original / STUDENT).is_file():
         return {"verdict": "different", **verdict}

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from clusterq_common.report.comparison import rows_report
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.run_folder import RESULT
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.run_folder import RESULT
+from clusterq_report.pages.comparison import rows_report
 
 NEEDED = ("teacher", "shards", "student", "settings", "threads")
 # What differs between runs that are repeats of each other, or says nothing about the recipe.

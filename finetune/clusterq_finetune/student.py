@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from clusterq_common.device.setup import place
+from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.load import load_quantized
-from clusterq_common.runtime.device import place
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.run_folder import CONFIG, STUDENT
-from clusterq_common.runtime.settings import read_yaml
+from clusterq_common.run.run_folder import CONFIG, STUDENT
+from clusterq_common.settings import read_yaml
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import InputSpec

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.run_folder import CONFIG
-from clusterq_common.runtime.settings import read_yaml
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.run_folder import CONFIG
+from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.factory import refuse_code_of_folder

@@ -5,16 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.flags import with_flags
-from clusterq_common.runtime.guard import run_guarded, run_to_end, same_command
-from clusterq_common.runtime.run_folder import CONFIG
-from clusterq_common.runtime.terminal import EXIT_CODES, examples
+from clusterq_cli.app import App, Debug, Quiet, version_option
+from clusterq_cli.flags import with_flags
+from clusterq_cli.help import EXIT_CODES, examples
+from clusterq_cli.main import run_guarded, run_to_end, same_command
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.run_folder import CONFIG
 from clusterq_gen.bank.config import refuse_meaningless, with_method
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
 from clusterq_gen.presets import lift_limit, preset_notes, resolve
-from clusterq_gen.terminal import PROGRAM, App, Debug, Quiet, Version
+
+PROGRAM = "clusterq-gen"
 
 app = App(
     help="Learn an image generator from a trained classifier alone, and write synthetic shards.",
@@ -24,7 +26,7 @@ app = App(
 
 
 @app.callback()
-def program(version: Version = False) -> None:
+def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
     """Only `--version` is said before a command."""
 
 
@@ -120,7 +122,7 @@ def report(
     """Draw a run as one page that opens in any browser. Every run draws its own when it ends."""
 
     def go() -> None:
-        from clusterq_common.report import command
+        from clusterq_report import command
 
         command.report(run, out, analyse=analyse)
 
@@ -145,14 +147,14 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
         return resolve(flags, preset, imagenet_sized=False)
     config = resolve(flags, "paper-cifar", imagenet_sized=False)
     from clusterq_common.teacher.load import build_architecture
-    from clusterq_gen.generator import LARGEST_PRODUCT_SIZE
+    from clusterq_gen.networks.generator import LARGEST_PRODUCT_SIZE
 
     _, spec = build_architecture(config.teacher)
     return resolve(flags, "auto", imagenet_sized=spec.size > LARGEST_PRODUCT_SIZE)
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    from clusterq_common.runtime.settings import merged, read_yaml
+    from clusterq_common.settings import merged, read_yaml
 
     values = read_yaml(config)
     if "teacher" not in values:

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import torch
 
-from clusterq_common.report.command import report_at_end
-from clusterq_common.runtime.compiled import need_compiler
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device
-from clusterq_common.runtime.distributed import process_group
-from clusterq_common.runtime.environment import write_environment
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.events import need_tensorboard
-from clusterq_common.runtime.graph import Recorder, can_use_cuda_graphs, cuda_recorder, need_cuda_graphs
-from clusterq_common.runtime.progress import answer, say, warn
-from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.device.compiled import need_compiler
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.cuda_graph import Recorder, can_use_cuda_graphs, cuda_recorder, need_cuda_graphs
+from clusterq_common.device.distributed import process_group
+from clusterq_common.device.setup import prepare_device
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import answer, info, warn
+from clusterq_common.run.environment import write_environment
+from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.bank.config import is_bank, refuse_idle_emission
@@ -22,13 +21,14 @@ from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
 from clusterq_gen.config import EmitConfig, GenConfig
-from clusterq_gen.emit import emit_shards
-from clusterq_gen.loop import estimate_seconds, open_log, train_generator
+from clusterq_gen.dry_run import describe_plan
+from clusterq_gen.emission.candidate_source import CandidateSource, GeneratorSource
+from clusterq_gen.emission.emit import emit_shards
+from clusterq_gen.emission.refined import refined
 from clusterq_gen.methods import build_method
-from clusterq_gen.plan import describe_plan
 from clusterq_gen.presets import lift_limit
-from clusterq_gen.refined import refined
-from clusterq_gen.source import GeneratorSource, Source
+from clusterq_gen.training.loop import estimate_seconds, open_log, train_generator
+from clusterq_report.command import report_at_end
 
 LARGE_INPUT = 128
 
@@ -78,7 +78,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
         report_at_end(out, f"clusterq-gen report {out} --analyse", teacher, device)
-    say(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
+    info(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
 
 
 def emit(
@@ -132,7 +132,7 @@ def _recorder(config: GenConfig, device: torch.device) -> Recorder | None:
     return cuda_recorder(device) if config.train.cuda_graphs and can_use_cuda_graphs(device) else None
 
 
-def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> Source:
+def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> CandidateSource:
     """What a run folder draws its images from: a generator or a bank.
 
     Args:
@@ -199,7 +199,7 @@ def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device,
 def _announce_bank(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
     _warn_of_slowness(config, teacher, device, "--bank-steps and --per-class")
     layout = BankLayout.of(config, teacher.spec.num_classes)
-    say(
+    info(
         f"{config.method.method} on {device}: a bank of {layout.batches} batches of {layout.batch_size} images, "
         f"{config.bank.bank_steps} steps each"
     )
@@ -209,7 +209,7 @@ def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None
     _warn_of_slowness(config, teacher, device, "--epochs, --steps-per-epoch and --batch-size")
     minutes = estimate_seconds(config, teacher, device) / 60
     steps = config.train.epochs * config.train.steps_per_epoch
-    say(
+    info(
         f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} min"
         if minutes >= 1
         else f"{steps} steps, under a minute"

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from clusterq_common.device.config import OutputConfig, RuntimeConfig
+from clusterq_common.errors import did_you_mean
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime.config import OutputConfig, RuntimeConfig
-from clusterq_common.runtime.errors import did_you_mean
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.settings import Settings
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
 from clusterq_gen.bank.config import BANK_METHODS, BankConfig

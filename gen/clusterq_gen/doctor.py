@@ -5,17 +5,17 @@ import time
 import torch
 from torch import nn
 
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device
-from clusterq_common.runtime.environment import environment
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import prepare_device
+from clusterq_common.run.environment import environment
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
 from clusterq_gen.config import GenConfig
-from clusterq_gen.loop import train_step
 from clusterq_gen.presets import resolve
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.state import Training
 
 
 def examine() -> None:

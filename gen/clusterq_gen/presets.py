@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.settings import merged
+from clusterq_common.errors import ClusterqError
+from clusterq_common.settings import merged
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, is_bank, method_of, refuse_meaningless
 from clusterq_gen.config import SECTIONS, GenConfig, Preset, TrainConfig
 

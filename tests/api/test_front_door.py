@@ -12,7 +12,7 @@ import pytest
 
 import clusterq as cq
 from clusterq import _called
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 
 SOURCE = Path(cq.__file__).read_text(encoding="utf-8")
 

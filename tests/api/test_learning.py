@@ -48,7 +48,7 @@ def test_the_whole_job(
     assert [len(layer.count) for layer in per_class] == [5] * 5
     assert capfd.readouterr() == ("", "")
 
-    from clusterq_finetune.export.runtime import OnnxModel
+    from clusterq_common.export.runtime import OnnxModel
 
     exported = OnnxModel(tmp_path / "student.onnx")
     batch = next(iter(shards.images(limit=32)))

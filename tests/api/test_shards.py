@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import clusterq as cq
-from clusterq_common.runtime.files import sha256_file
+from clusterq_common.files import sha256_file
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.recheck import logits_tolerance
 from clusterq_common.shards.verify import verify_set

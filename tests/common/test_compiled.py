@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.runtime.compiled import Compiled, need_compiler
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.device.compiled import Compiled, need_compiler
+from clusterq_common.errors import ClusterqError
 
 
 def broken(*_: object) -> NoReturn:

@@ -10,12 +10,12 @@ from pytorchcv.model_provider import get_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, parameters_by_kind, quantizers
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
 from clusterq_common.quant.structure import residual_branches
-from clusterq_common.runtime.errors import ClusterqError
 
 
 class OddOrder(nn.Module):

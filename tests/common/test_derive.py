@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.derive import merge, subset
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.read import ShardSet

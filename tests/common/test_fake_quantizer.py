@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from clusterq_common.quant import straight_through
+from clusterq_common.quant import fake_quantize as straight_through
 from clusterq_common.quant.config import Scheme
+from clusterq_common.quant.fake_quantize import computed_again
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import MIN_SCALE, Grid
-from clusterq_common.quant.straight_through import computed_again
 
 BITS = st.integers(2, 8)
 SCHEMES = st.sampled_from(["symmetric", "asymmetric"])

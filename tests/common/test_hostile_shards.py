@@ -16,9 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import sha256_file
 from clusterq_common.images import decode_png, encode_png
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import sha256_file
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.read import ShardSet, SplitReader

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import clipped_fraction, decode_png, encode_png, normalise, pixel_bounds, to_pixels
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
 from tests.common.shard_samples import COLOUR, GREY
 

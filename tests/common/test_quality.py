@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.quality import distances, frechet
-from clusterq_common.quality.collect import Collected
-from clusterq_common.quality.distances import nearest_neighbours, spread
-from clusterq_common.quality.figures import Measured
-from clusterq_common.quality.frechet import Gaussian, squared_frechet_distance
-from clusterq_common.quality.penultimate import penultimate
-from clusterq_common.quality.sample import noise, sampled
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_report.quality import distances, frechet
+from clusterq_report.quality.collect import Collected
+from clusterq_report.quality.distances import nearest_neighbours, spread
+from clusterq_report.quality.figures import Measured
+from clusterq_report.quality.frechet import Gaussian, squared_frechet_distance
+from clusterq_report.quality.penultimate import penultimate
+from clusterq_report.quality.sample import noise, sampled
 
 
 def features(count: int, width: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:

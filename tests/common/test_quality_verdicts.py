@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from clusterq_common.quality import page
-from clusterq_common.quality.findings import (
+from clusterq_report.quality import page
+from clusterq_report.quality.findings import (
     BINS,
     ClassFigures,
     Distribution,
@@ -16,8 +16,8 @@ from clusterq_common.quality.findings import (
     Quality,
     RealImages,
 )
-from clusterq_common.quality.summary import summary_lines, summary_rows
-from clusterq_common.quality.verdicts import verdicts
+from clusterq_report.quality.summary import summary_lines, summary_rows
+from clusterq_report.quality.verdicts import verdicts
 
 
 def even(mean: float) -> Distribution:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
-from clusterq_common.report.features import BatchNormDistances, Scatter
-from clusterq_common.report.layers import quantized_layers
 from clusterq_common.taps import batchnorm_taps
+from clusterq_report.measure.features import BatchNormDistances, Scatter
+from clusterq_report.measure.layers import quantized_layers
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clusterq_common.report.bars import Bars, bar_chart
-from clusterq_common.report.comparison import written
-from clusterq_common.report.heat import heat_map
-from clusterq_common.report.histogram import grid_histogram
-from clusterq_common.report.lines import Line, line_chart
-from clusterq_common.report.page import Remark, Report, Section, code, paragraph, table
-from clusterq_common.report.scale import linear, logarithmic, nice_ticks
-from clusterq_common.report.series import curves, series, shares, thinned
-from clusterq_common.report.source import columns, pair, real, reals, rows, section
-from clusterq_common.report.text import escaped, number, tag
+from clusterq_report.charts.bars import Bars, bar_chart
+from clusterq_report.charts.confusion_matrix import heat_map
+from clusterq_report.charts.histogram import grid_histogram
+from clusterq_report.charts.lines import Line, line_chart
+from clusterq_report.charts.scale import linear, logarithmic, nice_ticks
+from clusterq_report.charts.series import curves, series, shares, thinned
+from clusterq_report.html.page import Remark, Report, Section, code, paragraph, table
+from clusterq_report.html.text import escaped, number, tag
+from clusterq_report.pages.comparison import written
+from clusterq_report.run_data import columns, pair, real, reals, rows, section
 
 EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
 NAN, INF = float("nan"), float("inf")

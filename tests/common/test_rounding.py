@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from clusterq_common.quant.adaround import LearnedRounding, learned_rounding
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
-from clusterq_common.quant.drop import RandomMask, dropped
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import MIN_SCALE, Grid
 from clusterq_common.quant.modules import QuantConv2d
-from clusterq_common.quant.rounding import LearnedRounding, learned_rounding
+from clusterq_common.quant.qdrop import RandomMask, dropped
 
 QUANTS = [
     {"bits": "w3a4"},

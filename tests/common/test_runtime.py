@@ -12,23 +12,23 @@ import pytest
 import torch
 from pydantic import Field
 
+from clusterq_cli.flags import with_flags
+from clusterq_cli.main import run_guarded
+from clusterq_common.device import setup as device
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import prepare_cuda, prepare_device, training_autocast
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_path, atomic_write
+from clusterq_common.progress.console import answer, info, progress, quietly, warn
+from clusterq_common.progress.meter import Meter, memory
 from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.runtime import device
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_cuda, prepare_device, training_autocast
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_path, atomic_write
-from clusterq_common.runtime.flags import with_flags
-from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.runtime.meter import Meter, memory
-from clusterq_common.runtime.metrics import MetricsLog
-from clusterq_common.runtime.progress import answer, progress, quietly, say, warn
-from clusterq_common.runtime.records import read_metrics
-from clusterq_common.runtime.run_folder import open_run_folder
-from clusterq_common.runtime.seeding import stream
-from clusterq_common.runtime.settings import Settings, merged
+from clusterq_common.run.checkpoint import load_checkpoint, save_checkpoint
+from clusterq_common.run.metrics import MetricsLog
+from clusterq_common.run.records import read_metrics
+from clusterq_common.run.run_folder import open_run_folder
+from clusterq_common.run.seeding import stream
+from clusterq_common.settings import Settings, merged
 
 CPU = torch.device("cpu")
 
@@ -234,7 +234,7 @@ def test_progress_in_a_file_and_not_at_all(capsys: pytest.CaptureFixture[str]) -
     assert re.fullmatch(r"work: 3/3, in 0 s, last(, [\d.]+ GB memory)?\n", shown), shown
     with quietly(True), progress("work", 3) as ticker:
         ticker.advance(3)
-        say("not now")
+        info("not now")
         warn("but this")
         answer("and this")
     assert tuple(capsys.readouterr()) == ("and this\n", "Warning: but this\n")

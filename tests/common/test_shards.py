@@ -12,10 +12,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from clusterq_common import png
-from clusterq_common.runtime import files
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import sha256_file
+from clusterq_common import files, png
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import sha256_file
 from clusterq_common.shards import index, read
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import Manifest, Split, read_manifest, set_digest

@@ -14,7 +14,7 @@ from pytorchcv.model_provider import get_model
 from pytorchcv.models import model_store
 from safetensors.torch import save_file
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import build_architecture, load_teacher

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from clusterq_common import png
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import sha256_file
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import sha256_file
 from clusterq_common.shards.derive import repair
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import read_manifest

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 import clusterq_finetune.config as finetune_config
 import clusterq_gen.config as gen_config
-from clusterq_common.runtime.settings import Settings
-from clusterq_finetune.cli import app as finetune_app
-from clusterq_finetune.export.config import OnnxConfig
+from clusterq_common.export.config import OnnxConfig
+from clusterq_common.settings import Settings
+from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 # These act while they are parsed, and the second changes the shell's own files.

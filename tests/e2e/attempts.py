@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clusterq_finetune.cli import app as finetune_app
+from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 APPS = {"gen": gen_app, "finetune": finetune_app}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clusterq_common.runtime import files
+from clusterq_common import files
 from tests.conftest import TINY, Cli, DigitsTeacher, Outcome
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from clusterq_finetune.cli import app as finetune_app
+from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 from tests.conftest import Cli
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from clusterq_common.quant.convert import quantizers
-from clusterq_common.runtime.checkpoint import save_checkpoint
+from clusterq_common.run.checkpoint import save_checkpoint
 from clusterq_finetune.recipes import kept
 from clusterq_finetune.student import load_student
 from tests.conftest import TINY, Cli, DigitsTeacher

@@ -251,7 +251,7 @@ def test_a_comparison(finetune: Cli, tmp_path: Path) -> None:
 
 
 def test_drawing_is_free_of_torch(tuned: Path, digits_run: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from clusterq_common.report.draw import draw_report\n"
+    code = "import sys; from pathlib import Path; from clusterq_report.pages.draw import draw_report\n"
     code += "for n, run in enumerate(sys.argv[2:]): draw_report(Path(run), Path(sys.argv[1]) / f'{n}.html')\n"
     code += "print(sorted({'torch', 'webdataset'} & set(sys.modules)))"
     environment = {"PYTHONPATH": ":".join(sys.path)}

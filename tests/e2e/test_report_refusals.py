@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from clusterq_common.report import command
+from clusterq_report import command
 from tests.conftest import Cli
 from tests.e2e.page import Page
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clusterq_finetune.shards_cli import parse_classes
+from clusterq_finetune.cli.shards import parse_classes
 from tests.conftest import Cli, DigitsTeacher
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clusterq_finetune.recipes import kept
-from clusterq_gen import loop
+from clusterq_gen.training.state import loop
 from tests.conftest import Cli, DigitsTeacher
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="an extra of its own")
@@ -131,7 +131,7 @@ def test_a_fine_tuning(digits_run: Path, finetune: Cli, tmp_path: Path, monkeypa
 
 
 def test_what_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
-    from clusterq_common.runtime.metrics import MetricsLog
+    from clusterq_common.run.metrics import MetricsLog
 
     log = MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
     log.append([{"step": 0, "loss": 1.0}, {"step": 1, "loss": math.nan}, {"step": 2, "loss": 0.5, "word": "x"}])

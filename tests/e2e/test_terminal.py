@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from clusterq_common.report import command
-from clusterq_finetune.cli import app as finetune_app
+from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
+from clusterq_report import command
 from tests.conftest import TINY, Cli, DigitsTeacher
 from tests.e2e.conftest import SHORT_BEST
 

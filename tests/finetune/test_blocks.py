@@ -6,8 +6,8 @@ from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
 from clusterq_common.teacher.factory import build_factory
+from clusterq_finetune.recipes.block_data import BlockData
 from clusterq_finetune.recipes.blocks import Parts
-from clusterq_finetune.recipes.captured import BlockData
 from tests.conftest import FACTORY
 from tests.finetune.small_student import SPEC, parts_of, pixels, prepared, settings, small_net
 

@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise
 from clusterq_common.intervals import wilson_interval
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import Geometry, InputSpec, TeacherConfig
-from clusterq_finetune.datasets import ValidationImages, open_validation
-from clusterq_finetune.datasets.files import ImageFiles
-from clusterq_finetune.datasets.labels import imagenet_wnids
-from clusterq_finetune.evaluate import evaluate_models
-from clusterq_finetune.preprocess import describe_preprocessing, preprocess, resized, shorter_side
+from clusterq_finetune.data.preprocess import describe_preprocessing, preprocess, resized, shorter_side
+from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.data.real.files import ImageFiles
+from clusterq_finetune.data.real.labels import imagenet_wnids
+from clusterq_finetune.evaluation.evaluate import evaluate_models
 
 CPU = torch.device("cpu")
 SMALL = InputSpec(size=8, channels=3, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from clusterq_common import files
+from clusterq_common.export.program import ABOUT
+from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
-from clusterq_common.runtime import files
 from clusterq_common.shards.manifest import read_manifest
-from clusterq_finetune.export.program import ABOUT
-from clusterq_finetune.export.runtime import OnnxModel
 from clusterq_finetune.student import load_student
 from tests.conftest import Cli, DigitsTeacher, Outcome
 

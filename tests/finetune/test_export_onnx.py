@@ -18,15 +18,15 @@ from tools.bench.flips import first_flips
 from tools.bench.rounded_biases import with_rounded_biases
 from torch import Tensor, nn
 
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.config import OnnxConfig
+from clusterq_common.export.onnx_file import onnx_model
+from clusterq_common.export.onnx_types import choose_opset
+from clusterq_common.export.qdq import size_of
+from clusterq_common.export.weights import IntegerWeight, folded, pack
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, quantizers
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_finetune.export.config import OnnxConfig
-from clusterq_finetune.export.onnx_file import onnx_model
-from clusterq_finetune.export.size import size_of
-from clusterq_finetune.export.types import choose_opset
-from clusterq_finetune.export.weights import IntegerWeight, folded, pack
 from tests.finetune.export_nets import SPEC, Everything, Plain, Residual, student_of
 
 # Of a step: how far beside the boundary between two integers a value may lie that torch and ONNX Runtime round differently.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import resolve
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
@@ -278,8 +278,6 @@ def test_a_missing_extra_is_named(
 
 
 def test_help_needs_neither_torch_nor_matplotlib() -> None:
-    program = (
-        "import sys; import clusterq_finetune.cli; print([n for n in ('torch', 'matplotlib', 'sklearn') if n in sys.modules])"
-    )
+    program = "import sys; import clusterq_finetune.cli.main; print([n for n in ('torch', 'matplotlib', 'sklearn') if n in sys.modules])"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from clusterq_common.quant import straight_through
+from clusterq_common.device.cuda_graph import PLAIN_STEPS
+from clusterq_common.device.rates import set_group_rate
+from clusterq_common.quant import fake_quantize as straight_through
+from clusterq_common.quant.fake_quantize import broadcast_shape
 from clusterq_common.quant.grid import Grid
-from clusterq_common.quant.straight_through import broadcast_shape
-from clusterq_common.runtime.checkpoint import save_checkpoint
-from clusterq_common.runtime.graph import PLAIN_STEPS
-from clusterq_common.runtime.rates import set_group_rate
+from clusterq_common.run.checkpoint import save_checkpoint
 from clusterq_finetune import commands
 from clusterq_finetune.recipes import block_steps, distill, kept, reconstruct
 from clusterq_finetune.recipes.block_steps import annealed_beta

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.datasets import ValidationImages, open_validation
-from clusterq_finetune.datasets.labels import imagenet_wnids
-from clusterq_finetune.preprocess import preprocess
+from clusterq_finetune.data.preprocess import preprocess
+from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.data.real.labels import imagenet_wnids
 
 IMAGENET = InputSpec(size=96, channels=3, num_classes=1000, mean=(0.5,) * 3, std=(0.5,) * 3)
 CIFAR = InputSpec(size=32, channels=3, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)

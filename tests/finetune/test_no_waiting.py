@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
+from clusterq_common.quant.adaround import learned_rounding
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import activation_sites, convert
-from clusterq_common.quant.drop import RandomMask, dropped
-from clusterq_common.quant.rounding import learned_rounding
+from clusterq_common.quant.qdrop import RandomMask, dropped
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import resolve
+from clusterq_finetune.data.resident import ResidentSplit
+from clusterq_finetune.recipes.block_data import BlockBatch
 from clusterq_finetune.recipes.block_steps import BlockTraining, rounded_layers
-from clusterq_finetune.recipes.captured import BlockBatch
 from clusterq_finetune.recipes.distillation import Distillation
-from clusterq_finetune.resident import ResidentSplit
 from tests.elsewhere import ELSEWHERE, move, nothing_waits
 
 SPEC = InputSpec(size=8, channels=1, num_classes=3, mean=(0.5,), std=(0.5,))

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, quantizers
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import RECIPES, RecipeConfig, recipe_notes, resolve
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.heldout import Selection
 from clusterq_finetune.recipes.optimizer import build_optimizer, learning_rate
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
-from clusterq_finetune.recipes.relative import RelativeSteps
+from clusterq_finetune.recipes.relative_lr import RelativeSteps
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")

@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clusterq_common.runtime.distributed import process_group
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.device.distributed import process_group
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.data.network_input import view
 from clusterq_finetune.recipes import reconstruct as recipe
+from clusterq_finetune.recipes.block_data import BlockData
 from clusterq_finetune.recipes.block_steps import annealed_beta, relative_error, rounded_layers
-from clusterq_finetune.recipes.captured import BlockData
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.student import load_student
-from clusterq_finetune.view import view
 from tests.conftest import Cli, DigitsTeacher
 from tests.finetune.small_student import SPEC, parts_of, pixels, prepared, settings, small_net
 from tests.several import in_processes

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_finetune.teachers import find_teacher
 from tests.conftest import Cli, DigitsTeacher

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.device.distributed import Ranks
 from clusterq_common.shards.read import ShardSet
-from clusterq_finetune.augment import Augmentation
-from clusterq_finetune.augment import augment as augment_part
-from clusterq_finetune.data import EpochBatches, ShardDataset, batches, in_order
-from clusterq_finetune.resident import TrainingBatches
+from clusterq_finetune.data.augment import Augmentation
+from clusterq_finetune.data.augment import augment as augment_part
+from clusterq_finetune.data.resident import TrainingBatches
+from clusterq_finetune.data.shard_batches import EpochBatches, ShardDataset, batches, in_order
 
 
 def augment(pixels: torch.Tensor, kind: Augmentation, random: torch.Generator) -> torch.Tensor:

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.distributed import Ranks, process_group
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, quantizers
-from clusterq_common.runtime.distributed import Ranks, process_group
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import FinetuneConfig, resolve
-from clusterq_finetune.data import ShardBatch
-from clusterq_finetune.datasets import open_validation
-from clusterq_finetune.evaluate import EvaluationResult, evaluate_models
+from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.data.shard_batches import ShardBatch
+from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.recipes.correct import correct_channels
 from clusterq_finetune.recipes.distillation import Distillation
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.taps import ClassGroups, batchnorm_taps, stored_statistics
-from clusterq_gen.centroids import Centroids, SemanticLayers
-from clusterq_gen.draws import HostDraws
 from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.training.centroids import Centroids, SemanticLayers
+from clusterq_gen.training.step_random import StepRandom
 
 LABELS = torch.tensor([0, 2, 0, 2, 5, 5, 0])
 EPS = 1e-3
 
 
-def draws_at(step: int) -> HostDraws:
+def draws_at(step: int) -> StepRandom:
     """What is drawn in a step."""
-    draws = HostDraws(LABELS.device)
+    draws = StepRandom(LABELS.device)
     draws.begin(step)
     return draws
 

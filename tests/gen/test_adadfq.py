@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.distill.entropy import EntropyObjective, softmax_entropy
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.agreement import AgreementLoss
 from clusterq_gen.losses.batch import StepBatch

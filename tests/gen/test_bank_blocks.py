@@ -9,7 +9,7 @@ from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_gen.bank.files import batch_path, write_batch
 from clusterq_gen.bank.optimise import BankBatch
 from clusterq_gen.bank.source import BankSource
-from clusterq_gen.blocks import Block, plan_blocks
+from clusterq_gen.emission.shard_plan import ShardPlan, plan_blocks
 from tests.gen.bank_settings import settings
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def bank_of(folder: Path, labels: list[int], top1: list[int], method: str, **emi
     return BankSource(paths, config, spec, CPU, keep_misclassified=False)
 
 
-def drawn(source: BankSource, block: Block) -> list[list[int]]:
+def drawn(source: BankSource, block: ShardPlan) -> list[list[int]]:
     """By class, the images of a block's candidates."""
     tries = [[(label, attempt) for attempt in range(block.attempts[label], block.limit[label])] for label in range(3)]
     return [[round(float(value) * 255) for value in source.images(own)[:, 0, 0, 0]] if own else [] for own in tries]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clusterq_common.device.distributed import process_group
 from clusterq_common.images import decode_png
-from clusterq_common.runtime.distributed import process_group
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from clusterq_common.runtime.graph import PLAIN_STEPS, CudaRecorder, Recorder
-from clusterq_common.runtime.run_folder import BANK, CONFIG, SHARDS
+from clusterq_common.device.cuda_graph import PLAIN_STEPS, CudaRecorder, Recorder
+from clusterq_common.run.run_folder import BANK, CONFIG, SHARDS
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen import commands

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_common.taps import Statistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig

@@ -7,8 +7,8 @@ import pytest
 
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.loop import train_step
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.state import Training
 from tests.gen.conftest import CPU, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

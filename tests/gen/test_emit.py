@@ -17,12 +17,12 @@ from clusterq_common.images import decode_png, to_pixels
 from clusterq_common.shards.manifest import Split, SplitName, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
-from clusterq_gen import emit as emission
-from clusterq_gen.blocks import CANDIDATES_PER_IMAGE, plan_blocks
-from clusterq_gen.candidates import CHUNK, Turns
 from clusterq_gen.config import GenConfig
-from clusterq_gen.generator import build_generator
-from clusterq_gen.source import GeneratorSource
+from clusterq_gen.emission import emit as emission
+from clusterq_gen.emission.candidate_source import GeneratorSource
+from clusterq_gen.emission.candidates import CHUNK, CandidateScheduler
+from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, plan_blocks
+from clusterq_gen.networks.generator import build_generator
 from tests.conftest import Cli
 
 # Ten classes, seven images of each, sixteen slots in a shard: five training shards and one of held-out images.
@@ -84,7 +84,7 @@ def test_blocks_cover_every_wanted_image_once(counts: list[int], classes: int, p
 
 def test_classes_take_turns_also_when_there_are_more_than_fit_into_a_chunk() -> None:
     classes = 3 * CHUNK
-    turns = Turns(plan_blocks([{"train": 2}], classes, 10_000)[0])
+    turns = CandidateScheduler(plan_blocks([{"train": 2}], classes, 10_000)[0])
     first = [label for _ in range(3) for label, _ in turns.next_tries()]
     assert sorted(first) == list(range(classes))
 

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.graph import PLAIN_STEPS, CudaRecorder
+from clusterq_common.device.cuda_graph import PLAIN_STEPS, CudaRecorder
+from clusterq_common.errors import ClusterqError
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.config import GenConfig
-from clusterq_gen.loop import graphed_steps, train_generator, train_step
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import graphed_steps, train_generator, train_step
+from clusterq_gen.training.state import Training
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.conftest import CPU, small
 from tests.tape import TapeRecorder

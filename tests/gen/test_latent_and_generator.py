@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
-from clusterq_gen.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
-from clusterq_gen.latent import batch_labels, candidate_noise, classes_in_batch, noise
+from clusterq_gen.networks.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
+from clusterq_gen.training.latent import batch_labels, candidate_noise, classes_in_batch, noise
 
 CONDITIONINGS = ["product", "concat", "sum", "batchnorm"]
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.distill.objective import StudentObjective
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics, stored_statistics
-from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
 from clusterq_gen.losses.bn_matching import BatchNormMatchingLoss
 from clusterq_gen.losses.classification import ClassificationLoss
@@ -20,6 +19,7 @@ from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.losses.spread import ClassSpreadLoss
 from clusterq_gen.methods import build_method
+from clusterq_gen.training.centroids import Centroids, SemanticLayers
 from tests.gen.scene import EPS, LABELS, Scene, draws_at
 
 

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterq_common.distill.objective import StudentObjective
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.taps import ClassGroups, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig, MethodConfig
-from clusterq_gen.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
-from clusterq_gen.latent import LatentBatch
-from clusterq_gen.loop import train_step
-from clusterq_gen.mixture import classes_in_mixture, mixtures
-from clusterq_gen.training import Training
+from clusterq_gen.networks.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
+from clusterq_gen.training.latent import LatentBatch
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.mixture import classes_in_mixture, mixtures
+from clusterq_gen.training.state import Training
 from tests.gen.conftest import CPU, small
 
 

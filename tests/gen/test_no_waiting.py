@@ -9,9 +9,9 @@ from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.bank.make import BankRun
 from clusterq_gen.bank.statistics import LayerTarget
-from clusterq_gen.draws import HostDraws
-from clusterq_gen.loop import train_step
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.state import Training
+from clusterq_gen.training.step_random import StepRandom
 from tests.elsewhere import ELSEWHERE, move, nothing_waits
 from tests.gen.bank_settings import settings
 from tests.gen.conftest import CPU, small
@@ -82,7 +82,7 @@ def _move(run: Training) -> None:
     assert run.student is not None
     for network in (run.teacher.model, run.generator, run.student):
         move(network)
-    run.device, run.draws = ELSEWHERE, HostDraws(ELSEWHERE)
+    run.device, run.draws = ELSEWHERE, StepRandom(ELSEWHERE)
     # What moved has no state yet; fused updates know the meta device as little as autocast does.
     run.optimizer = torch.optim.Adam(run.generator.parameters())
     run.student_optimizer = torch.optim.SGD(run.student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)

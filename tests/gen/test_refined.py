@@ -8,18 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise, to_pixels
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.shards.manifest import SplitName, read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.taps import batchnorm_layers, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen import commands
-from clusterq_gen import refined as module
 from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.optimise import Optimiser
-from clusterq_gen.blocks import FIRST_ATTEMPT, Block, fresh_block
-from clusterq_gen.refined import Batches, RefinedSource
+from clusterq_gen.emission import refined as module
+from clusterq_gen.emission.refined import Batches, RefinedCandidates
+from clusterq_gen.emission.shard_plan import FIRST_ATTEMPT, ShardPlan, fresh_block
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.bank_settings import settings
 from tests.several import in_processes
@@ -51,7 +51,7 @@ class Pictures:
     def __init__(self, teacher: Teacher) -> None:
         self.spec, self.asked = teacher.spec, 0
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> Block:
+    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
         return fresh_block(split, number, slots, num_classes)
 
     def images(self, tries: list[tuple[int, int]]) -> torch.Tensor:
@@ -61,10 +61,10 @@ class Pictures:
         return torch.stack([0.5 * torch.randn(spec.channels, spec.size, spec.size, generator=seed) for seed in seeds])
 
 
-def source(teacher: Teacher, folder: Path, pictures: Pictures | None = None, **bank: float) -> RefinedSource:
+def source(teacher: Teacher, folder: Path, pictures: Pictures | None = None, **bank: float) -> RefinedCandidates:
     runtime = settings(teacher.config, "zeroq").runtime
     optimiser = Optimiser.start(BankConfig(**{"bank_steps": 40, "bank_class_weight": 0.1, **bank}), runtime, teacher, CPU)
-    return RefinedSource(pictures or Pictures(teacher), optimiser, 40, folder, {"seed": 0})
+    return RefinedCandidates(pictures or Pictures(teacher), optimiser, 40, folder, {"seed": 0})
 
 
 def off(teacher: Teacher, images: torch.Tensor) -> float:

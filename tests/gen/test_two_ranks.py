@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.runtime.distributed import Ranks, process_group
-from clusterq_common.runtime.reduce import average_gradients, mean_across, min_across, sum_across
+from clusterq_common.device.distributed import Ranks, process_group
+from clusterq_common.device.reduce import average_gradients, mean_across, min_across, sum_across
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_gen.config import GenConfig
-from clusterq_gen.loop import train_step
 from clusterq_gen.methods import build_method
+from clusterq_gen.networks.synced_norm import SyncedBatchNorm2d
 from clusterq_gen.presets import resolve
-from clusterq_gen.synced_norm import SyncedBatchNorm2d
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.state import Training
 from tests.several import in_processes
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from clusterq_gen.upsampled_conv import UpsampledConv2d
+from clusterq_gen.networks.upsampled_conv import UpsampledConv2d
 
 
 def in_turn(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import sha256_file
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import sha256_file
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.datasets import open_validation
+from clusterq_finetune.data.real import open_validation
 from tests.conftest import ROOT
 
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"

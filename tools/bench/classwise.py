@@ -15,14 +15,14 @@ from interleaved import interleaved, table
 from plain import batchnorm_inputs, plain_class_losses
 from torch import Tensor, nn
 
-from clusterq_common.runtime.guard import run_guarded
+from clusterq_cli.main import run_guarded
 from clusterq_common.taps import ClassGroups, batchnorm_taps, stored_statistics
-from clusterq_gen.centroids import Centroids, SemanticLayers
 from clusterq_gen.config import MethodConfig
-from clusterq_gen.draws import HostDraws
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
+from clusterq_gen.training.centroids import Centroids, SemanticLayers
+from clusterq_gen.training.step_random import HostDraws
 
 # Channels and side of what enters the deep half.
 SHAPES = [(32, 16)] * 4 + [(64, 8)] * 6

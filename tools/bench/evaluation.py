@@ -27,16 +27,16 @@ from interleaved import ratio
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
+from clusterq_cli.main import run_guarded
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
-from clusterq_finetune.datasets import ValidationImages, open_validation
-from clusterq_finetune.evaluate import evaluate_models
+from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.evaluation.evaluate import evaluate_models
 
 IMAGENET = InputSpec(size=224, channels=3, num_classes=1000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Memory at the start is that after so many images: by then every buffer is in use.

@@ -27,24 +27,24 @@ from flips import first_flips
 from rounded_biases import with_rounded_biases
 from torch import Tensor, nn
 
+from clusterq_cli.main import run_guarded
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.config import Integers, OnnxConfig
+from clusterq_common.export.onnx_file import add_description, onnx_model
+from clusterq_common.export.onnx_types import stored_bits
+from clusterq_common.export.qdq import size_of
+from clusterq_common.export.runtime import OnnxModel
+from clusterq_common.export.trace import replaced_quantizers
 from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
 from clusterq_common.quant.integer import integer_arithmetic
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.guard import run_guarded
 from clusterq_common.teacher.families import build_pytorchcv
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.datasets import open_validation
-from clusterq_finetune.export.config import Integers, OnnxConfig
-from clusterq_finetune.export.description import describe
-from clusterq_finetune.export.onnx_file import add_description, onnx_model
-from clusterq_finetune.export.runtime import OnnxModel
-from clusterq_finetune.export.size import size_of
-from clusterq_finetune.export.trace import replaced_quantizers
-from clusterq_finetune.export.types import stored_bits
+from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.export import describe_student
 from clusterq_finetune.student import load_student
 
 BATCH = 250
@@ -116,7 +116,7 @@ def _machine() -> None:
 @torch.no_grad()
 def _measure(folder: Path, val: Path, count: int | None, batches: list[int], repeats: int) -> None:
     student, spec, saved = load_student(folder, torch.device("cpu"))
-    about = describe(saved, spec, clusterq="", teacher="0" * 71, student="0" * 64)
+    about = describe_student(saved, spec, teacher="0" * 71, student="0" * 64)
     plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
     add_description(plain, about)
     ways: list[Integers] = ["packed"] if stored_bits(saved.quant.widths.weights, "packed") == 8 else ["packed", "int8"]
@@ -270,7 +270,7 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
         plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
         saved = FinetuneConfig(shards="", teacher=TeacherConfig(arch=name), quant=config)
         for one in (plain, model):
-            add_description(one, describe(saved, spec, clusterq="", teacher="", student=""))
+            add_description(one, describe_student(saved, spec, teacher="", student=""))
         _latency({"float": plain, "quantized": model}, images, [1], repeats)
 
 

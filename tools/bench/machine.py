@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from clusterq_common.runtime.guard import run_guarded
+from clusterq_cli.main import run_guarded
 
 SIDE = 2048
 LARGE, SMALL = 64 * 2**20, 2**18  # values: 256 MiB, 1 MiB

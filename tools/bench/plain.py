@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_layers
-from clusterq_gen.centroids import Centroids
 from clusterq_gen.config import MethodConfig
-from clusterq_gen.latent import LatentBatch
-from clusterq_gen.training import Training
-from clusterq_gen.upsampled_conv import UpsampledConv2d
+from clusterq_gen.networks.upsampled_conv import UpsampledConv2d
+from clusterq_gen.training.centroids import Centroids
+from clusterq_gen.training.latent import LatentBatch
+from clusterq_gen.training.state import Training
 
 
 class PlainFakeQuantizer(nn.Module):

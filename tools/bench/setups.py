@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from plain import plain_student
 
+from clusterq_common.device.compiled import Compiled
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.cuda_graph import cuda_recorder
+from clusterq_common.device.setup import place, prepare_device, training_autocast
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import convert, spare_memory
-from clusterq_common.runtime.compiled import Compiled
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import place, prepare_device, training_autocast
-from clusterq_common.runtime.graph import cuda_recorder
+from clusterq_common.quant.convert import convert, recompute_values
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.config import GenConfig
-from clusterq_gen.loop import graphed_steps, train_step
 from clusterq_gen.presets import resolve
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import graphed_steps, train_step
+from clusterq_gen.training.state import Training
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -124,7 +124,7 @@ def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[s
     config = QuantConfig(bits=bits)
     student = convert(teacher.model, config, images[:1], lambda _: None).eval()
     calibrate(student, [images[:64]], config)
-    spare_memory(student)
+    recompute_values(student)
     network = copy.deepcopy(teacher.model).train().requires_grad_(True)
     objective = StudentObjective(1.0, 20.0, 20.0)
 

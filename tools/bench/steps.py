@@ -23,7 +23,7 @@ from interleaved import interleaved, table
 from plain import PlainTraining
 from setups import GeneratorStep, Setup, finetune_steps, float_networks
 
-from clusterq_common.runtime.guard import run_guarded
+from clusterq_cli.main import run_guarded
 
 Arch = Annotated[str, typer.Option(help="pytorchcv's name, or file.py:factory.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images in a batch.")]

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from clusterq_common.runtime.files import atomic_write
-from clusterq_common.runtime.progress import progress
-from clusterq_common.runtime.run_folder import PREDICTIONS, RESULT
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import progress
+from clusterq_common.run.run_folder import PREDICTIONS, RESULT
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.datasets import open_validation
-from clusterq_finetune.evaluate import evaluate_models
-from clusterq_finetune.predictions import Predictions
+from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.evaluation.evaluate import evaluate_models
+from clusterq_finetune.evaluation.predictions import Predictions
+from clusterq_finetune.evaluation.summary import top1_so_far
 from clusterq_finetune.student import load_student
-from clusterq_finetune.summary import top1_so_far
 
 
 def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, device: torch.device) -> None:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from clusterq_common.images import encode_png, normalise, pixel_bounds, to_array, to_pixels
-from clusterq_common.runtime.environment import versions
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.environment import versions
+from clusterq_common.run.seeding import stream
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.write import Written, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.datasets import open_validation
+from clusterq_finetune.data.real import open_validation
 
 BATCH = 100
 # Every eleventh image: as large a held-out part as the generator's sets have.

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clusterq_common.report.command import report_at_end
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device
-from clusterq_common.runtime.environment import write_environment
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_write
-from clusterq_common.runtime.progress import say
-from clusterq_common.runtime.run_folder import CONFIG, ENVIRONMENT, RESULT, SHARDS, TABLE
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import prepare_device
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import info
+from clusterq_common.run.environment import write_environment
+from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, RESULT, SHARDS, TABLE
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.config import GenConfig
+from clusterq_report.command import report_at_end
 from compare.in_loop import evaluate_in_loop
 from compare.other_shards import write_noise, write_real
 from compare.paired import Repeats, paired, spread
@@ -186,7 +186,7 @@ def _once(folder: Path, command: list[str], last: str) -> None:
     """Run a program that writes into a folder, unless its last file is there; what it cost is noted, interruptions included."""
     if (folder / last).is_file():
         return
-    say(f"== {' '.join(command)}")
+    info(f"== {' '.join(command)}")
     begin = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", *command])
     _, status, usage = os.wait4(process.pid, 0)

@@ -51,19 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
     # First of all, so that a demo cut short can be started again in the same folder.
     (out / SUMMARY).write_text("{}\n", encoding="utf-8")
 
-    say(f"1. a classifier learns real digits ({1 - TEST_PART:.0%} of them; the rest is held out)")
+    info(f"1. a classifier learns real digits ({1 - TEST_PART:.0%} of them; the rest is held out)")
     digits = load(options.seed)
     model = train_classifier(digits, epochs=options.teacher_epochs, seed=options.seed)
     top1 = accuracy(model, digits.test_pixels, digits.test_labels)
-    say(f"   {len(digits.train_labels)} images seen, {top1:.2f} % of {len(digits.test_labels)} held-out ones right")
+    info(f"   {len(digits.train_labels)} images seen, {top1:.2f} % of {len(digits.test_labels)} held-out ones right")
     weights, val = out / "teacher.safetensors", out / "val"
     save_file(model.state_dict(), weights)
     write_class_folders(val, digits.test_pixels, digits.test_labels)
 
     try:
-        say("2. a generator learns from that classifier alone and writes synthetic digits")
+        info("2. a generator learns from that classifier alone and writes synthetic digits")
         run_cli("clusterq-gen", *generator_arguments(options, weights, out / "run"))
-        say(f"3. a {options.bits} copy of the classifier learns from those, then all are measured on the held-out digits")
+        info(f"3. a {options.bits} copy of the classifier learns from those, then all are measured on the held-out digits")
         answer = run_cli("clusterq-finetune", *finetune_arguments(options, out / "run", val), last_line_is_answer=True)
     except subprocess.CalledProcessError as failure:
         print(f"the demo stopped: {shlex.join(failure.cmd)} left with code {failure.returncode}", file=sys.stderr)
@@ -183,16 +183,16 @@ def run_cli(program: str, *arguments: str, last_line_is_answer: bool = False) ->
     Raises subprocess.CalledProcessError when it leaves with anything but 0.
     """
     command = [str(Path(sys.executable).with_name(program)), *arguments]
-    say(f"   {shlex.join([program, *arguments])}")
+    info(f"   {shlex.join([program, *arguments])}")
     last = ""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if last_line_is_answer and last:
-                say(last)
+                info(last)
             last = line.rstrip("\n")
             if not last_line_is_answer:
-                say(last)
+                info(last)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return last
@@ -200,20 +200,20 @@ def run_cli(program: str, *arguments: str, last_line_is_answer: bool = False) ->
 
 def report(result: dict[str, Any], bits: str, out: Path) -> None:
     """The three accuracies on held-out real digits, and where to look."""
-    say("")
-    say("top-1 on the held-out real digits")
+    info("")
+    info("top-1 on the held-out real digits")
     for name, what in (
         ("teacher", "the classifier, full precision"),
         ("calibrated", f"{bits}, before fine-tuning"),
         ("student", f"{bits}, after fine-tuning on synthetic digits"),
     ):
-        say(f"   {result[name]['top1']:6.2f} %  {what}")
-    say(f"synthetic digits as shards: {out / 'run' / 'shards'}")
+        info(f"   {result[name]['top1']:6.2f} %  {what}")
+    info(f"synthetic digits as shards: {out / 'run' / 'shards'}")
     grids = sorted((out / "run" / "samples").glob("*.png"))
-    say(f"what they look like:        {grids[-1] if grids else 'no grid was written'}")
+    info(f"what they look like:        {grids[-1] if grids else 'no grid was written'}")
 
 
-def say(line: str) -> None:
+def info(line: str) -> None:
     print(line, flush=True)
 
 

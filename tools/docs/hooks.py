@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 from python_reference import python_reference
 from reference import reference
 
-from clusterq_finetune.cli import app as finetune_app
+from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 import clusterq as cq
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.settings import Settings
 
 GROUPS = {
     "Teachers": ["load_teacher", "Teacher", "InputSpec", "batchnorm_taps", "ClassGroups"],

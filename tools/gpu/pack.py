@@ -21,15 +21,15 @@ from packed_images import even_half, lossless_samples, open_folders, photograph_
 from unpack import FACTS
 from wheels import MISSING_ON_GPU_IMAGES, ROOT, build_own, download, pinned, run_time_packages
 
-from clusterq_common.runtime.environment import commit
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import sha256_file
-from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.runtime.progress import say
+from clusterq_cli.main import run_guarded
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import sha256_file
+from clusterq_common.progress.console import info
+from clusterq_common.run.environment import commit
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig, is_factory
-from clusterq_finetune.datasets import open_validation
-from clusterq_finetune.evaluate import evaluate_models
+from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.evaluation.evaluate import evaluate_models
 
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)), "manylinux2014_x86_64", "manylinux1_x86_64"]
 LIMIT = 50_000_000
@@ -85,7 +85,7 @@ def main(
             building.chmod(0o755)
             teachers = _add_teachers(building, data_folder())
             if not no_wheels:
-                say(f"wheels: clusterq, {', '.join(versions)}")
+                info(f"wheels: clusterq, {', '.join(versions)}")
                 _add_wheels(building, versions, python, platform)
             facts = PackFacts(
                 commit=commit(),
@@ -107,7 +107,7 @@ def main(
             if not no_reference:
                 facts = facts.model_copy(update={"reference": _references(building)})
                 _write(facts, building)
-            say(_sizes(building, limit))
+            info(_sizes(building, limit))
             _publish(building, out)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -152,7 +152,7 @@ def _add_images(building: Path, data: Path, photographs: int, quality: int) -> d
     for name, (of_set, made) in samples.items():
         file = f"images/{name}.tar.xz"
         found[name] = PackedImages(file=file, images=write_tar(building / file, of_set), made=made)
-        say(f"{file}: {found[name].images} images, {made}")
+        info(f"{file}: {found[name].images} images, {made}")
     return found
 
 
@@ -187,7 +187,7 @@ def _references(building: Path) -> dict[str, Reference]:
             tar = pack.images_of(name)
             if tar is not None:
                 found[name] = measure(pack.teacher(name), tar)
-                say(f"{name}: {found[name].top1:.2f} % of {found[name].images} images")
+                info(f"{name}: {found[name].top1:.2f} % of {found[name].images} images")
     return found
 
 

@@ -12,8 +12,8 @@ from typing import Self
 
 from unpack import PackError, check, place_of, read_facts, unpack_images
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.errors import ClusterqError
+from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig, is_factory
 
 CIFAR10, PHOTOGRAPHS = "cifar10", "photographs"

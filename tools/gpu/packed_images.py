@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.datasets import ValidationImages, open_validation
-from clusterq_finetune.preprocess import preprocess, shorter_side
+from clusterq_finetune.data.preprocess import preprocess, shorter_side
+from clusterq_finetune.data.real import ValidationImages, open_validation
 
 # WebP without loss is a fifth smaller than PNG. More effort than this takes thirty times as long and gains nothing at 32 x 32.
 LOSSLESS = {"format": "WEBP", "lossless": True, "quality": 100, "method": 4}

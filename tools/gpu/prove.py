@@ -24,11 +24,11 @@ import torch
 import typer
 from record import shown
 
-from clusterq_common.runtime.environment import environment
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_write
-from clusterq_common.runtime.guard import run_guarded
-from clusterq_common.runtime.progress import say
+from clusterq_cli.main import run_guarded
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import info
+from clusterq_common.run.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tools" / "bench"
@@ -64,7 +64,7 @@ def main(
             for number, stage in enumerate(chosen):
                 weight = STAGES[stage] / sum(STAGES[name] for name in chosen[number:])
                 share = max(1.0, end - time.monotonic()) * weight
-                say(f"== {stage}: {share:.0f} s")
+                info(f"== {stage}: {share:.0f} s")
                 results[stage] = _stage(stage, pack.resolve(), out.resolve(), Path(work), share, rehearse=rehearse)
         whole = {
             "stages": results,
@@ -122,8 +122,8 @@ def _stage(name: str, pack: Path, out: Path, work: Path, seconds: float, *, rehe
     found = json.loads(path.read_text()) if path.is_file() else {"figures": [], "failures": {}}
     if status != "done":
         tail = (out / "proof.log").read_bytes()[-2000:].decode(errors="replace").splitlines()[-6:]
-        say("\n".join(["  ...", *(f"  {line}" for line in tail)]))
-    say(
+        info("\n".join(["  ...", *(f"  {line}" for line in tail)]))
+    info(
         f"   {name}: {status}, {time.monotonic() - begin:.0f} s, {len(found['figures'])} figures, {len(found['failures'])} failures"
     )
     return {**found, "status": status, "wall_seconds": round(time.monotonic() - begin, 1)}

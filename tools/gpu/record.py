@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from clusterq_common.runtime.files import atomic_write
-from clusterq_common.runtime.progress import say
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import info
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Record:
     def add(self, name: str, value: float | bool | str, unit: str = "", note: str = "") -> None:
         """Keep a figure."""
         self.figures.append(Figure(name, value, unit, note))
-        say(f"  {name}: {shown(value)} {unit}{f' ({note})' if note else ''}")
+        info(f"  {name}: {shown(value)} {unit}{f' ({note})' if note else ''}")
         self._save(finished=False)
 
     def part(self, name: str, action: Callable[[], object], *, needs: float = 0.0) -> None:
@@ -76,7 +76,7 @@ class Record:
         except Exception as error:  # whatever goes wrong in a part is written down, and the next one is measured all the same
             self.failures[name] = f"{type(error).__name__}: {str(error)[:500]}"
             traceback.print_exc()
-        say(f"  {name}: {time.monotonic() - begin:.1f} s{', FAILED' if name in self.failures else ''}")
+        info(f"  {name}: {time.monotonic() - begin:.1f} s{', FAILED' if name in self.failures else ''}")
         self._save(finished=False)
 
     def finish(self) -> None:

@@ -11,7 +11,7 @@ from setups import GeneratorStep, Setup
 from thin import thinned
 from timing import time_step
 
-from clusterq_common.runtime.device import prepare_device
+from clusterq_common.device.setup import prepare_device
 from clusterq_finetune import commands as finetune_commands
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.presets import resolve

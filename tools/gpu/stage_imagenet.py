@@ -11,13 +11,13 @@ from setups import Setup, finetune_steps
 from thin import thinned
 from timing import time_step
 
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device
-from clusterq_common.runtime.run_folder import GENERATOR
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import prepare_device
+from clusterq_common.run.run_folder import GENERATOR
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
-from clusterq_finetune.data import ShardDataset, batches
+from clusterq_finetune.data.shard_batches import ShardDataset, batches
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.presets import resolve
 

@@ -11,25 +11,25 @@ from packed import Pack
 from record import Record
 from torch import Tensor, nn
 
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.files import sha256_file
 from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import place, prepare_device
-from clusterq_common.runtime.files import sha256_file
-from clusterq_common.runtime.run_folder import GENERATOR, SHARDS, STUDENT
+from clusterq_common.run.run_folder import GENERATOR, SHARDS, STUDENT
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
-from clusterq_finetune.datasets import open_validation
+from clusterq_finetune.data.real import open_validation
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.config import GENERATOR_METHODS
-from clusterq_gen.loop import train_step
 from clusterq_gen.presets import resolve
-from clusterq_gen.training import Training
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.state import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION_IMAGES = 256

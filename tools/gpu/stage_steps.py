@@ -23,16 +23,16 @@ from timing import (
     wait,
 )
 
+from clusterq_common.device.cuda_graph import cuda_recorder
+from clusterq_common.device.setup import place, prepare_device
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
 from clusterq_common.quant.structure import quantizable_layers
-from clusterq_common.runtime.device import place, prepare_device
-from clusterq_common.runtime.graph import cuda_recorder
 from clusterq_finetune.config import RECIPES, RecipeConfig
+from clusterq_finetune.recipes.block_data import BlockData
 from clusterq_finetune.recipes.block_steps import reconstruct_block
 from clusterq_finetune.recipes.blocks import find_blocks
-from clusterq_finetune.recipes.captured import BlockData
 from clusterq_gen.bank.optimise import Optimiser
 from clusterq_gen.config import EmitConfig
 

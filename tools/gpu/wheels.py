@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 
 ROOT = Path(__file__).resolve().parents[2]
 # What an image made for PyTorch lacks, as a rule. typing-extensions is there, in a version that may be too old for pydantic.

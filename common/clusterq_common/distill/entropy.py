@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common.runtime.precision import at_least_float32
+from clusterq_common.device.setup import at_least_float32
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.device.setup import at_least_float32
 from clusterq_common.distill.kl import distillation_kl
-from clusterq_common.runtime.precision import at_least_float32
 
 
 class Objective(Protocol):

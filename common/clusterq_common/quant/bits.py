@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 
 FLOAT = 32
 ACCEPTED = "w4a4, with 2 to 8 bits each, or 32 for no quantization (w4a32, w32a32)"

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import activation_sites, quantized_as
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.ranges import ActivationObserver
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.errors import ClusterqError
 
 
 def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig | None = None, *, seed: int = 0) -> None:

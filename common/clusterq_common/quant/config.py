@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from clusterq_common.quant.bits import Bits
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.settings import Settings
 
 Scheme = Literal["symmetric", "asymmetric"]
 Granularity = Literal["channel", "tensor"]

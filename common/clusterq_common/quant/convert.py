@@ -6,15 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.bits import FLOAT, Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import Grid
+from clusterq_common.quant.layer_bits import bits_of, matches, refuse_unused_patterns
 from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, become
 from clusterq_common.quant.ranges import weight_range
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
-from clusterq_common.quant.widths import bits_of, matches, refuse_unused_patterns
-from clusterq_common.runtime.errors import ClusterqError
 
 # Pixels have 8 bits; fewer would throw away what the sensor gave.
 IMAGE_BITS = 8
@@ -96,7 +96,7 @@ def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
     return {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
 
 
-def spare_memory(student: nn.Module) -> None:
+def recompute_values(student: nn.Module) -> None:
     """From now on quantized values are computed again for gradients instead of kept: the same numbers in less memory and more time."""
     for quantizer in quantizers(student).values():
         quantizer.frugal = True

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.setup import at_least_float32
 from clusterq_common.quant.config import Scheme
+from clusterq_common.quant.fake_quantize import broadcast_shape, fake_quantize
 from clusterq_common.quant.grid import MIN_SCALE, Grid
-from clusterq_common.quant.straight_through import broadcast_shape, fake_quantize
-from clusterq_common.runtime.precision import at_least_float32
 
 
 class Quantized(NamedTuple):

@@ -7,9 +7,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, quantizers
-from clusterq_common.runtime.errors import ClusterqError
 
 
 def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: torch.Tensor) -> nn.Module:

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterq_common.quant.fake_quantize import computed_again
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
-from clusterq_common.quant.straight_through import computed_again
 
 
 class QuantConv2d(nn.Conv2d):

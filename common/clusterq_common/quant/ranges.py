@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clusterq_common.device.distributed import Ranks
 from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.fake_quantize import fake_quantize
 from clusterq_common.quant.grid import Grid
-from clusterq_common.quant.straight_through import fake_quantize
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 
 EMA_RATE = 0.1
 SAMPLES_PER_BATCH = 1 << 15

@@ -5,7 +5,7 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 
 QUANTIZABLE: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)

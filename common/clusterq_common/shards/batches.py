@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.images import normalise
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_common.shards.read import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clusterq_common.runtime.environment import commit, versions
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.environment import commit, versions
 from clusterq_common.shards.manifest import Derivation, Manifest, Parent, SplitName, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample

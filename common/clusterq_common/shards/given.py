@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise, to_array, to_pixels
-from clusterq_common.runtime.environment import commit, device_name, versions
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import GIVEN, Generation, Manifest, Pixels, SplitName, set_digest

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_write, sha256_file
-from clusterq_common.runtime.progress import say
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.progress.console import info
 from clusterq_common.shards.manifest import Manifest, Shard
 
 MEMBERS = ("png", "cls", "json", "logits.npy")
@@ -143,4 +143,4 @@ def _keep(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)
     except OSError as error:
-        say(f"Note: {path.parent} cannot be written ({error.strerror}); set CLUSTERQ_CACHE to a folder of yours to save time.")
+        info(f"Note: {path.parent} cannot be written ({error.strerror}); set CLUSTERQ_CACHE to a folder of yours to save time.")

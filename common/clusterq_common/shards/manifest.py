@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.errors import ClusterqError
+from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import InputSpec
 
 FORMAT_NAME: Final = "clusterq-shards"

@@ -9,7 +9,7 @@ import torch
 import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.index import ADVICE, MEMBERS
 from clusterq_common.shards.manifest import Manifest, Shard
 from clusterq_common.shards.members import read_facts, read_label, read_logits, read_pixels

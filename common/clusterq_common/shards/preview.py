@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clusterq_common.runtime.files import atomic_path
+from clusterq_common.files import atomic_path
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.png import Array
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.run_folder import SHARDS
+from clusterq_common.run.run_folder import SHARDS
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.index import ADVICE, MEMBERS, Index, shard_index, verify_shard
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, SplitName, read_manifest

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import PARTIAL_SUFFIX, sha256_file
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import PARTIAL_SUFFIX, sha256_file
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_path, atomic_write, sha256_file
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_path, atomic_write, sha256_file
 from clusterq_common.shards.card import dataset_card, timm_info, wids_index
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, Split, SplitName

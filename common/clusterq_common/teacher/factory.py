@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import is_factory
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

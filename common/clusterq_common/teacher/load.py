@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterq_common.runtime.device import place
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.device.setup import place
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.factory import build_factory

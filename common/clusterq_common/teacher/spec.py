@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clusterq_common.runtime.settings import Settings
+from clusterq_common.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import remarks
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import remarks
 
 # As an argument of --weights: keep the fresh weights. For trials of speed and memory.
 RANDOM = "random"

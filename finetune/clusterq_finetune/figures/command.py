@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import prepare_device
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.extra import need
-from clusterq_common.runtime.progress import progress, say
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import prepare_device
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info, progress
+from clusterq_common.run.extras import need
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import EvaluationConfig
-from clusterq_finetune.datasets import open_validation
+from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.figures.config import (
     DiversityConfig,
     FeaturesConfig,
@@ -189,7 +189,7 @@ def _sources(
     for source in found:
         few = len(source.labels) < per_class * len(classes)
         if few:
-            say(f"Note: {source.name} has {len(source.labels)} images of these classes, fewer than {per_class} of each.")
+            info(f"Note: {source.name} has {len(source.labels)} images of these classes, fewer than {per_class} of each.")
     return found
 
 

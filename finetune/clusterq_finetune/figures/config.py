@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from clusterq_common.runtime.settings import Settings
-from clusterq_finetune.shards_cli import parse_classes
+from clusterq_common.settings import Settings
+from clusterq_finetune.cli.shards import parse_classes
 
 FORMATS = ("png", "svg", "pdf", "csv")
 

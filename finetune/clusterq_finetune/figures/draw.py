@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.files import atomic_write
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
 # Ten colours that stay apart for colour-blind eyes, too: Petroff, "Accessible color sequences for data visualization", 2021.

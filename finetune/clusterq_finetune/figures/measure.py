@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise
-from clusterq_common.report.features import BatchNormDistances
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
+from clusterq_report.measure.features import BatchNormDistances
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 100, 16

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterq_common.report.pick import first_of_classes, spread_classes
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.progress import progress
-from clusterq_common.runtime.run_folder import SHARDS
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import progress
+from clusterq_common.run.run_folder import SHARDS
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
-from clusterq_finetune.datasets import ValidationImages
+from clusterq_finetune.data.real import ValidationImages
+from clusterq_report.measure.sample_selection import first_of_classes, spread_classes
 
 REAL = "real images"
 # More classes than that no eye tells apart by colour.

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clusterq_common.report.comparison import written
-from clusterq_common.report.source import Source, word
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.run_folder import RESULT, TABLE
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.run_folder import RESULT, TABLE
 from clusterq_finetune.results import read_result
+from clusterq_report.pages.comparison import written
+from clusterq_report.run_data import Source, word
 
 # What a set is called whose setting is a number, as tools/analyses.py names them: `ema-rate-0.2`.
 VALUE = re.compile(r"(.+)-(\d+(?:\.\d+)?)")

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.cuda_graph import GraphedStep, Recorder
+from clusterq_common.device.rates import set_group_rate
+from clusterq_common.quant.adaround import LearnedRounding, learned_rounding
 from clusterq_common.quant.convert import activation_sites
-from clusterq_common.quant.drop import RandomMask, dropped
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
-from clusterq_common.quant.rounding import LearnedRounding, learned_rounding
-from clusterq_common.runtime.graph import GraphedStep, Recorder
-from clusterq_common.runtime.rates import set_group_rate
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.quant.qdrop import RandomMask, dropped
+from clusterq_common.run.seeding import stream
 from clusterq_finetune.config import RecipeConfig
-from clusterq_finetune.recipes.captured import BlockBatch, BlockData
+from clusterq_finetune.recipes.block_data import BlockBatch, BlockData
 
 # Of the steps, before the regulariser sets in; and its beta at that moment and at the end (BRECQ's values).
 WARM_UP_SHARE = 0.2

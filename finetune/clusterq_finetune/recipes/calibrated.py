@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.distributed import Ranks
 from clusterq_common.quant.calibrate import calibrate, float_activations
-from clusterq_common.runtime.distributed import Ranks
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.calibration import calibration_images
 from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.data.calibration import calibration_images
 from clusterq_finetune.recipes.correct import correct_channels
 from clusterq_finetune.recipes.recalibrate import recalibrate_batchnorm
 

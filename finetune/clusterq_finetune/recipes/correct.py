@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.precision import at_least_float32
-from clusterq_common.runtime.reduce import sum_across
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import sum_across
+from clusterq_common.device.setup import at_least_float32
 from clusterq_common.taps import batchnorm_layers
 
 

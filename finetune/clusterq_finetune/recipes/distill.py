@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.graph import cuda_recorder
-from clusterq_common.runtime.progress import progress, warn
-from clusterq_common.runtime.reduce import broadcast
+from clusterq_common.device.cuda_graph import cuda_recorder
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import broadcast
+from clusterq_common.progress.console import progress, warn
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data import EpochBatches, ShardDataset
+from clusterq_finetune.data.resident import TrainingBatches
+from clusterq_finetune.data.shard_batches import EpochBatches, ShardDataset
 from clusterq_finetune.recipes.distillation import Distillation
 from clusterq_finetune.recipes.heldout import START, measure_heldout
 from clusterq_finetune.recipes.kept import Records
 from clusterq_finetune.recipes.optimizer import learning_rate
-from clusterq_finetune.resident import TrainingBatches
 
 STEPS_BETWEEN_RECORDS = 25
 

@@ -5,26 +5,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.compiled import Compiled
+from clusterq_common.device.cuda_graph import GraphedStep, Recorder
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.rates import set_learning_rate
+from clusterq_common.device.reduce import average_gradients
+from clusterq_common.device.setup import training_autocast
 from clusterq_common.distill.objective import StudentObjective
-from clusterq_common.quant.convert import spare_memory
-from clusterq_common.runtime.checkpoint import load_optimizer
-from clusterq_common.runtime.compiled import Compiled
-from clusterq_common.runtime.device import training_autocast
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.graph import GraphedStep, Recorder
-from clusterq_common.runtime.rates import set_learning_rate
-from clusterq_common.runtime.reduce import average_gradients
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.quant.convert import recompute_values
+from clusterq_common.run.checkpoint import load_optimizer
+from clusterq_common.run.seeding import stream
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.augment import augment
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data import ShardBatch
+from clusterq_finetune.data.augment import augment
+from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.shard_batches import ShardBatch
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
 from clusterq_finetune.recipes.heldout import Selection
 from clusterq_finetune.recipes.optimizer import build_optimizer
-from clusterq_finetune.recipes.relative import RelativeSteps
-from clusterq_finetune.view import view
+from clusterq_finetune.recipes.relative_lr import RelativeSteps
 
 # Of a batch's images: on which student and teacher name the same class, and on which each names the label.
 SHARES = ("student/agreement", "student/accuracy", "teacher/accuracy")
@@ -50,7 +50,7 @@ class Distillation:
         recipe = config.recipe
         self.student, self.teacher, self.config, self.device = student.eval(), teacher, config, device
         # The whole network's activations are what a step needs most memory for. The generator's step has others to hold.
-        spare_memory(student)
+        recompute_values(student)
         self.stored_logits = stored_logits
         self.ranks = Ranks.current()
         self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)

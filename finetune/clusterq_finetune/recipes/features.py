@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.setup import at_least_float32
 from clusterq_common.quant.structure import quantizable_layers
-from clusterq_common.runtime.precision import at_least_float32
 from clusterq_finetune.recipes.blocks import find_blocks
 
 

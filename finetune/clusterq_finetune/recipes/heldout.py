@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import sum_across
 from clusterq_common.distill.kl import distillation_kl
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.reduce import sum_across
+from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
-from clusterq_finetune.data import ShardDataset, batches, in_order
-from clusterq_finetune.view import view
+from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.shard_batches import ShardDataset, batches, in_order
 
 MEASURED = ("heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy", "heldout/kl")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.metrics import MetricsLog, as_numbers, refuse_infinite
-from clusterq_common.runtime.run_folder import CHECKPOINT, METRICS
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from clusterq_common.run.metrics import MetricsLog, as_numbers, refuse_infinite
+from clusterq_common.run.run_folder import CHECKPOINT, METRICS
 from clusterq_finetune.recipes.distillation import Distillation
 
 
@@ -73,7 +73,7 @@ class InFolder(Records):
     def begin(self, run: Distillation) -> None:
         """Take over the checkpoint, and drop the records of steps that will be made again."""
         if self.resume and self.checkpoint.is_file():
-            with taking_over(self.checkpoint):
+            with restoring(self.checkpoint):
                 run.load_state_dict(load_checkpoint(self.checkpoint, run.device))
         self._log = MetricsLog(self.metrics, keep_before_step=run.step, tensorboard=self.tensorboard)
         self._last_save = time.monotonic()

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clusterq_common.device.rates import held_rate
 from clusterq_common.quant.convert import parameters_by_kind
-from clusterq_common.runtime.rates import held_rate
 from clusterq_finetune.config import RecipeConfig
 
 MILESTONES = (100, 200, 300)

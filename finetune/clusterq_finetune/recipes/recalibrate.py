@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.reduce import sum_across
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import sum_across
 from clusterq_common.taps import batchnorm_layers
 
 

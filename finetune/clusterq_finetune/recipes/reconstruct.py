@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.device.cuda_graph import Recorder, cuda_recorder
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import broadcast
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info, progress
 from clusterq_common.quant.structure import quantizable_layers
-from clusterq_common.runtime.checkpoint import load_checkpoint, save_checkpoint, taking_over
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.graph import Recorder, cuda_recorder
-from clusterq_common.runtime.progress import progress, say
-from clusterq_common.runtime.reduce import broadcast
-from clusterq_common.runtime.run_folder import CHECKPOINT
+from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from clusterq_common.run.run_folder import CHECKPOINT
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
+from clusterq_finetune.recipes.block_data import BlockData
 from clusterq_finetune.recipes.block_steps import reconstruct_block, relative_error
 from clusterq_finetune.recipes.blocks import Block, find_blocks
-from clusterq_finetune.recipes.captured import BlockData
 from clusterq_finetune.recipes.correct import correct_channels, restore_channels
 
 RECONSTRUCTED = str(Path(CHECKPOINT).with_name("reconstructed.pt"))
@@ -70,11 +70,11 @@ def reconstruct(
     assert recipe.reconstruct != "none"
     blocks, left = find_blocks(teacher.model, quantizable_layers(teacher.model, example), example, recipe.reconstruct)
     if left:
-        say(f"rounded to nearest, since they are no function of one tensor that runs once: {', '.join(left)}")
+        info(f"rounded to nearest, since they are no function of one tensor that runs once: {', '.join(left)}")
     done: list[dict[str, Any]] = []
     if resume and folder is not None and (folder / RECONSTRUCTED).is_file():
         state = load_checkpoint(folder / RECONSTRUCTED, device)
-        with taking_over(folder / RECONSTRUCTED):
+        with restoring(folder / RECONSTRUCTED):
             student.load_state_dict(state["student"])
             done = state["blocks"]
     ranks.wait()
@@ -126,5 +126,5 @@ def _one_block(
         # It happens to tiny layers, and to any in too few steps.
         module.load_state_dict(at_first)
         after, note = before, f", left rounded to nearest: it came out at {after:.4f}"
-    say(f"{block}: error {before:.4f} -> {after:.4f} in {time.monotonic() - begin:.0f} s{note}")
+    info(f"{block}: error {before:.4f} -> {after:.4f} in {time.monotonic() - begin:.0f} s{note}")
     return {"block": str(block), "before": before, "after": after}

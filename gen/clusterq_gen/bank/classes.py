@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterq_common.runtime.precision import at_least_float32
+from clusterq_common.device.setup import at_least_float32
 
 
 def class_loss(logits: Tensor, labels: Tensor, *, targets: Tensor | None = None, gamma: float = 0.0) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.settings import Settings, merged
+from clusterq_common.errors import ClusterqError
+from clusterq_common.settings import Settings, merged
 
 
 class BankConfig(Settings):

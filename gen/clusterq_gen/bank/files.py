@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from clusterq_common.runtime.files import atomic_write, sha256_file
-from clusterq_common.runtime.run_folder import BANK
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.run.run_folder import BANK
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.optimise import BankBatch

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clusterq_common.runtime.distributed import Ranks
+from clusterq_common.device.distributed import Ranks
 from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.config import EmitConfig, GenConfig
-from clusterq_gen.latent import classes_in_batch
+from clusterq_gen.training.latent import classes_in_batch
 
 
 @dataclass(frozen=True)

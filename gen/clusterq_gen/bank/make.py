@@ -6,21 +6,21 @@ from pathlib import Path
 
 import torch
 
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.errors import ClusterqError
-from clusterq_common.runtime.events import EventFiles
-from clusterq_common.runtime.files import atomic_write
-from clusterq_common.runtime.graph import Recorder, cuda_recorder
-from clusterq_common.runtime.progress import progress
-from clusterq_common.runtime.run_folder import METRICS, SAMPLES, TENSORBOARD
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.device.cuda_graph import Recorder, cuda_recorder
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import progress
+from clusterq_common.run.run_folder import METRICS, SAMPLES, TENSORBOARD
+from clusterq_common.run.seeding import stream
+from clusterq_common.run.tensorboard import EventFiles
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import batch_path, is_finished, made_of, read_answers, read_losses, read_pixels, write_batch
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.optimise import BankBatch, NotFiniteError, Optimiser
 from clusterq_gen.bank.statistics import noise_images
 from clusterq_gen.config import GenConfig
-from clusterq_gen.samples import COLUMNS, MOST_CLASSES, write_grid
+from clusterq_gen.training.samples import COLUMNS, MOST_CLASSES, write_grid
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.cuda_graph import Recorder
+from clusterq_common.device.setup import training_autocast
 from clusterq_common.images import normalise, pixel_bounds, to_pixels
-from clusterq_common.runtime.config import RuntimeConfig
-from clusterq_common.runtime.device import training_autocast
-from clusterq_common.runtime.graph import Recorder
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.classes import Crop, class_loss, classifier_inputs, margin_loss, random_crop

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise
-from clusterq_common.runtime.errors import ClusterqError
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.bank.files import bank_digest, batch_path, is_finished, made_of, read_answers, read_pixels
 from clusterq_gen.bank.layout import BankLayout, images_of_a_class
-from clusterq_gen.blocks import Block, turns_of
 from clusterq_gen.config import GenConfig
+from clusterq_gen.emission.shard_plan import ShardPlan, turns_of
 
 
 class BankSource:
@@ -100,18 +100,18 @@ class BankSource:
             pixels[[place for place, _ in found]] = read_pixels(self.paths[number], [row for _, row in found])
         return normalise(pixels.to(self.device), self.spec)
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> Block:
+    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
         """A stretch of the split's line: the next images of the bank, or of each class of it."""
         if self.labelled:
             turns = turns_of(slots, num_classes)
             stretches = [stretch.between(turn) for stretch, turn in zip(self._stretches[split], turns, strict=True)]
-            return Block(split, number, slots.start, tuple(map(len, turns)), *_columns(stretches))
+            return ShardPlan(split, number, slots.start, tuple(map(len, turns)), *_columns(stretches))
         start = 0 if split == "heldout" else self._heldout_line
         end = self._heldout_line if split == "heldout" else len(self._line)
         first, last = min(start + slots.start, end), min(start + slots.stop, end)
         before, upto = Counter(self._line[:first]), Counter(self._line[:last])
         pairs = [(before[label], upto[label]) for label in range(num_classes)]
-        return Block(split, number, slots.start, tuple(limit - attempt for attempt, limit in pairs), *_columns(pairs))
+        return ShardPlan(split, number, slots.start, tuple(limit - attempt for attempt, limit in pairs), *_columns(pairs))
 
 
 class _Stretch:

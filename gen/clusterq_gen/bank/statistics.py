@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.images import pixel_bounds
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_common.taps import Moments, Statistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
 

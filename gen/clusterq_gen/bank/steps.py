@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clusterq_common.runtime.device import send
-from clusterq_common.runtime.graph import GraphedStep, Recorder
+from clusterq_common.device.cuda_graph import GraphedStep, Recorder
+from clusterq_common.device.setup import send
 from clusterq_gen.bank.classes import Crop
 
 # From images, labels, draws for soft targets, and a crop to scalars by name: see `Optimiser.terms`.

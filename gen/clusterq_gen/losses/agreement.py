@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common.runtime.precision import at_least_float32
+from clusterq_common.device.setup import at_least_float32
 from clusterq_gen.losses.batch import StepBatch
 
 

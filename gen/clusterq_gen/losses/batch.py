@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics
-from clusterq_gen.centroids import Centroids, ClassFeatures
-from clusterq_gen.draws import HostDraws
+from clusterq_gen.training.centroids import Centroids, ClassFeatures
+from clusterq_gen.training.step_random import StepRandom
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StepBatch:
             hold unmixed images only.
     """
 
-    draws: HostDraws
+    draws: StepRandom
     images: Tensor
     labels: Tensor
     groups: ClassGroups

@@ -5,8 +5,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common.device.reduce import min_across
 from clusterq_common.distill.entropy import softmax_entropy
-from clusterq_common.runtime.reduce import min_across
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.disagreement import logit_difference
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common.runtime.distributed import Ranks
-from clusterq_common.runtime.precision import at_least_float32
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.setup import at_least_float32
+from clusterq_common.run.seeding import stream
 from clusterq_gen.losses.batch import StepBatch
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clusterq_common.runtime.seeding import stream
+from clusterq_common.run.seeding import stream
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.fda import Reduction, distance_to
 

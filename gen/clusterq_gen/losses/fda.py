@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clusterq_gen.centroids import Centroids, ClassFeatures
 from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.training.centroids import Centroids, ClassFeatures
 
 Reduction = Literal["sum", "mean"]
 

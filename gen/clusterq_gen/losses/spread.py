@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common.runtime.precision import at_least_float32
-from clusterq_common.runtime.reduce import mean_across
+from clusterq_common.device.reduce import mean_across
+from clusterq_common.device.setup import at_least_float32
 from clusterq_common.taps import Moments
 from clusterq_gen.losses.batch import StepBatch
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from clusterq_common.runtime.errors import ClusterqError
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import is_factory
 from clusterq_gen.config import MethodConfig

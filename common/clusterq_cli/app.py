@@ -1,0 +1,43 @@
+"""A typer application whose commands read well on a terminal, and the options that every command has."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from clusterq_cli.help import Readable, version_line
+
+
+class Command(Readable, TyperCommand):
+    """A command."""
+
+
+class Group(Readable, TyperGroup):
+    """A command with commands of its own."""
+
+
+class App(typer.Typer):
+    """An application of such commands."""
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(cls=Group, **about)
+
+    def command(self, name: str | None = None, **about: Any) -> Callable[[Any], Any]:
+        """Add a command, as typer does."""
+        return super().command(name, cls=Command, **about)
+
+
+def version_option(program: str) -> Any:
+    """Make the `--version` option of a program."""
+
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(version_line(program))
+            raise typer.Exit
+
+    return typer.Option("--version", help="Say which version this is.", is_eager=True, callback=print_version)
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]

@@ -1,0 +1,120 @@
+"""Command-line options made from settings models, so that names, help and defaults are stated once.
+
+Free of any command-line library: the caller hands in what makes an option.
+"""
+
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from clusterq_common.settings import Settings
+
+Sections = Mapping[str, type[Settings]]
+# Section and field -> how the default differs by preset, e.g. {"train": {"lr": "0.001; quick 0.002"}}.
+Notes = Mapping[str, Mapping[str, str]]
+
+
+def with_flags(
+    sections: Sections, option: Callable[..., Any], notes: Notes | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of `sections`.
+
+    The command's first parameter receives the values that were really given, as section -> field -> value. Options have no
+    default of their own, so that a preset or a file can stand between the model's default and the flag.
+
+    Args:
+        sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
+        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`, where names are offered
+            for a text also with `autocompletion=`, a function from its beginning to them.
+        notes: replaces the default shown for a field.
+    """
+    notes = notes or {}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        owner: dict[str, str] = {}
+        parameters = []
+        for section, model in sections.items():
+            for name, field in model.model_fields.items():
+                if name in owner:
+                    raise ValueError(f"two sections have a field {name!r}: {owner[name]} and {section}")
+                owner[name] = section
+                parameters.append(_parameter(name, field, option, section, notes.get(section, {}).get(name)))
+        own = inspect.signature(command)
+        kept = list(own.parameters.values())[1:]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            values: dict[str, dict[str, Any]] = {}
+            for name, section in owner.items():
+                value = given.pop(name)
+                if value is not None:
+                    values.setdefault(section, {})[name] = value
+            command(values, **given)
+
+        hints = typing.get_type_hints(command, include_extras=True)
+        kept = [p.replace(annotation=hints.get(p.name, Any), kind=p.KEYWORD_ONLY) for p in kept]
+        signature = inspect.Signature([*parameters, *kept], return_annotation=None)
+        # What `inspect.signature` reads of a function that has one set; annotations of functions do not know it.
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+        # The wrapped command's own signature must not be found through the wrapper.
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section: str, note: str | None) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    kind = _plain_type(field.annotation)
+    default = note if note is not None else _default(field)
+    choices = _choices(field)
+    told = set(re.findall(r"[\w-]+", field.description or ""))
+    remarks = [f"one of {', '.join(choices)}"] if not told.issuperset(choices) else []
+    remarks += [f"default: {default}"] if default else []
+    text = f"{field.description} ({'; '.join(remarks)})" if remarks else field.description
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    spelling = str(extra.get("flag", flag))
+    # A list of names in place of the type would leave the description a narrow column.
+    metavar = "<name>" if choices else None
+    about: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": section.capitalize(), "metavar": metavar}
+    if choices and kind is str:
+        about["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+    made = option(None, spelling, **about)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """The names that a field takes: those of its type, or those that it lists beside something else (a file of one's own)."""
+    kind = _plain_type(field.annotation)
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    listed = extra.get("choices", [])
+    return tuple(str(name) for name in listed) if isinstance(listed, list) else ()
+
+
+def _plain_type(annotation: Any) -> Any:
+    """What a command line can parse: tuples arrive as text, optional types as their base."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _plain_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        (base,) = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return _plain_type(base)
+    return str if typing.get_origin(annotation) is tuple else annotation
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as text; empty where the description says what happens without a value."""
+    if field.default is PydanticUndefined or field.default is None:
+        return ""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return "none" if field.default == () else str(field.default)

@@ -1,0 +1,96 @@
+"""What both command lines have in common on a terminal: examples, exit codes, versions, and hints for mistyped names.
+
+Free of any command-line library: `Readable` is mixed into its classes by the programs.
+"""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from textwrap import shorten
+from typing import Any
+
+from clusterq_common.errors import did_you_mean
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct, said in a sentence; 130 interrupted by Ctrl-C. "
+    "docs/terminal.md has the rest: progress, --quiet, environment variables, completion."
+)
+COMPLETION_WIDTH = 60
+# As both pydantic and click say it.
+CHOICES = re.compile(r"(?:Value error, )?'(?P<found>.*)' is not one of (?P<choices>'.+')\.?", re.DOTALL)
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help: command lines to copy.
+
+    >>> print(examples("clusterq-gen doctor"))
+    Examples:
+    <BLANKLINE>
+    $ clusterq-gen doctor
+    """
+    return "\n\n".join(["Examples:", "\n".join(f"$ {command}" for command in commands)])
+
+
+def version_line(program: str) -> str:
+    """What `--version` prints: the program's version, and that of what its results depend on most. Imports none of it."""
+    found = {}
+    for package in ("clusterq", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return f"{program} {found['clusterq']} (torch {found['torch']}, Python {platform.python_version()})"
+
+
+# Each `super()` below is the command that this is mixed into, which a type checker cannot know: hence `misc`.
+class Readable:
+    """A command whose flags are shown as flags, and whose errors name what was probably meant."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters; a flag takes no value, so none is shown."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help. A flag's opposite is named in its description: a column for the few that have one would narrow all others."""
+        paired = [param for param in self.get_params(ctx) if getattr(param, "is_flag", False) and param.secondary_opts]
+        kept = [(param.help, param.secondary_opts) for param in paired]
+        for param in paired:
+            text, opposite = param.help or "", param.secondary_opts[0]
+            param.help, param.secondary_opts = f"{text.removesuffix('.')}; {opposite}: the opposite", []
+        try:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+        finally:
+            for param, (text, opposites) in zip(paired, kept, strict=True):
+                param.help, param.secondary_opts = text, opposites
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """What may come next. Shells show a line of each description, and take a second one for another name."""
+        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for item in found:
+            item.help = shorten(item.help, COMPLETION_WIDTH, placeholder="...") if item.help else item.help
+        return found
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and complete the error if there is one."""
+        try:
+            rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        except Exception as error:
+            add_hint(error)
+            raise
+        return rest
+
+
+def add_hint(error: Any) -> None:
+    """Name the nearest option or choice in a usage error, in place; any other exception is left as it is."""
+    if not isinstance(getattr(error, "message", None), str):
+        return
+    if getattr(error, "possibilities", None):
+        error.message += did_you_mean(error.option_name, list(error.possibilities))
+        error.possibilities = None
+    elif match := CHOICES.fullmatch(error.message):
+        choices = re.findall(r"'([^']*)'", match["choices"])
+        error.message = f"'{match['found']}' is not one of {', '.join(choices)}{did_you_mean(match['found'], choices)}"

@@ -1,0 +1,43 @@
+"""Where and how a program runs, and what it writes for people: settings only, free of torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from clusterq_common.settings import Settings
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class RuntimeConfig(Settings):
+    """Seed, device, threads and precision. Apart from the seed nothing here changes what is computed, only its rounding."""
+
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    device: Device = Field("auto", description="auto: the GPU where there is one")
+    amp: Literal["auto", "off", "bf16"] = Field(
+        "auto",
+        description="bf16 autocast around training convolutions; auto: on GPUs that have it, and for a generator or a bank of images on CPUs "
+        "with instructions for it",
+    )
+    deterministic: bool = Field(
+        True,
+        description="on CUDA: ask for kernels that give the same bytes each time; off is somewhat faster",
+        json_schema_extra={"flag": "--deterministic/--no-deterministic"},
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; torch's own choice if left out")
+
+
+class OutputConfig(Settings):
+    """What a run writes for people to look at. Nothing here changes a result."""
+
+    report: bool = Field(
+        True,
+        description="draw report.html when the run ends",
+        json_schema_extra={"flag": "--report/--no-report"},
+    )
+    tensorboard: bool = Field(
+        False,
+        description="write what goes into metrics.jsonl, and grids of images, as TensorBoard's events, too: into tensorboard/ in the run's "
+        "folder; needs pip install clusterq[tensorboard]",
+        json_schema_extra={"flag": "--tensorboard/--no-tensorboard"},
+    )

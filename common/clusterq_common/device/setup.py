@@ -1,0 +1,90 @@
+"""Device, threads and mixed precision, chosen once from the settings."""
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.errors import ClusterqError
+
+
+def prepare_device(config: RuntimeConfig) -> torch.device:
+    """Set the number of CPU threads and return the device.
+
+    Raises:
+        ClusterqError: CUDA is asked for and there is none.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ClusterqError(
+            f"--device cuda: torch {torch.__version__} sees no CUDA device, expected one; use --device cpu, or install a CUDA "
+            "build of torch."
+        )
+    if not available or config.device == "cpu":
+        return torch.device("cpu")
+    prepare_cuda(deterministic=config.deterministic)
+    # Under torchrun each process has a GPU of its own.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def prepare_cuda(*, deterministic: bool) -> None:
+    """Settings that hold for the whole process, made before anything runs on a GPU."""
+    # bf16 autocast is where speed comes from; TF32 would round what fake-quantizers have put on a grid.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A warning names what has no deterministic kernel, instead of ending the run.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Else every new tensor is filled first, in case something reads what was never written: a tenth of a step on an H200.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def place(module: nn.Module, device: torch.device | str) -> None:
+    """Move a network to a device, its convolution weights in channels_last order (about twice as fast, on CPU too)."""
+    module.to(device)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's own annotations
+
+
+def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy host values to a device without waiting for it: from pageable memory the host would wait for all work queued there.
+
+    Args:
+        values: on the host; not changed until the copy has been made.
+        device: where to.
+        dtype: converted on the host; the same when None.
+    """
+    values = values if dtype is None else values.to(dtype)
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+
+
+def training_autocast(config: RuntimeConfig, device: torch.device, *, images: bool = False) -> torch.autocast:
+    """The autocast context for training forwards; quantizers and statistics leave it for float32 by themselves.
+
+    Args:
+        config: `auto` is bf16 on GPUs that have it.
+        device: where networks run.
+        images: whether what is trained are images or a generator of them: then `auto` is bf16 on CPUs with instructions for it, too.
+            There it takes 0.6 of the time, and one student from such images was as good as others (docs/results.md); a student's own grid is
+            finer than bf16.
+    """
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else images and _cpu_computes_bf16()
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=config.amp == "bf16" or (config.amp == "auto" and has_bf16)
+    )
+
+
+def _cpu_computes_bf16() -> bool:
+    # Without such instructions bf16 is emulated, and slower than float32. torch offers no public name for the question.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Convert to float32, unless `x` is wider already: for statistics and losses, where bf16 is too coarse."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,75 @@
+"""BatchNorm folded into the convolution before it, in an ONNX graph."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from clusterq_common.export.onnx_graph import Array, Graph
+from clusterq_common.export.weights import IntegerWeight, folded
+
+
+def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], *, zero_points: bool) -> None:
+    """Fold each BatchNorm that follows a convolution directly and alone.
+
+    With k = gamma / sqrt(var + eps), in float64: weight' = k weight, bias' = k (bias - mean) + beta. Of integer weights only scales
+    change, and signs where k is negative (`folded`). A BatchNorm stays where no convolution is before it, something else reads that
+    too, or an integer would leave its grid.
+
+    Args:
+        graph: changed in place.
+        weights: integer weights by site; those folded into are replaced.
+        sites: see `quantizer_sites`.
+        zero_points: see `folded`.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
+        _fold(graph, weights, sites, node, zero_points)
+
+
+def _fold(
+    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], node: NodeProto, zero_points: bool
+) -> None:
+    reads, convolution = graph.reads(), graph.producers().get(node.input[0])
+    if convolution is None or convolution.op_type != "Conv" or reads[node.input[0]] > 1:
+        return
+    statistics = [graph.array(name) for name in node.input[1:]]
+    weight_name = convolution.input[1]
+    # Weights that are used more than once cannot follow one BatchNorm.
+    uses = max(reads[weight_name], sum(site == sites.get(weight_name) for site in sites.values()))
+    if any(values is None for values in statistics) or uses > 1:
+        return
+    gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in statistics)
+    factor = gamma / np.sqrt(variance + _epsilon(node))
+    if not _scale_weight(graph, weights, sites, weight_name, factor, zero_points):
+        return
+    bias = graph.array(convolution.input[2]) if len(convolution.input) > 2 else np.zeros_like(mean)
+    assert bias is not None
+    # beta's name: the folded bias is what stands in its place.
+    folded_bias = graph.put(f"{node.input[2]}.folded", _float32((bias - mean) * factor + beta))
+    convolution.input[:] = [*convolution.input[:2], folded_bias]
+    convolution.output[0] = node.output[0]
+    graph.nodes.remove(node)
+
+
+def _scale_weight(
+    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array, zero_points: bool
+) -> bool:
+    if name in sites:
+        weight = folded(weights[sites[name]], factor, zero_points=zero_points)
+        if weight is None:
+            return False
+        weights[sites[name]] = weight
+        return True
+    values = graph.array(name)
+    if values is None:
+        return False
+    graph.put(name, _float32(values * factor.reshape(-1, 1, 1, 1)))
+    return True
+
+
+def _float32(values: Array) -> Array:
+    return np.asarray(values, np.float32)
+
+
+def _epsilon(node: NodeProto) -> float:
+    return float(next((helper.get_attribute_value(item) for item in node.attribute if item.name == "epsilon"), 1e-5))

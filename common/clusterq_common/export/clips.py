@@ -1,0 +1,50 @@
+"""Clips in an ONNX graph that a quantizer makes needless: a ReLU6 whose quantizer ends at 6 or before."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from clusterq_common.export.onnx_graph import Graph
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+
+
+def drop_needless_clips(graph: Graph, activations: Mapping[str, FakeQuantizer], sites: Mapping[str, str]) -> None:
+    """Let quantizers read what a Clip before them reads, where no integer changes; in place.
+
+    That is where both limits become integers at the ends of the grid or beyond. Integer kernels fuse a convolution with the quantizer
+    behind it, not through a Clip, and ONNX Runtime drops such a Clip by itself only if float32 has the two ends exactly equal.
+
+    Args:
+        graph: before its quantizers are spelled out.
+        activations: by site.
+        sites: see `quantizer_sites`.
+    """
+    producers, reads = graph.producers(), graph.reads()
+    for node in graph.nodes:
+        quantizer = activations.get(sites.get(node.output[0], ""))
+        clip = producers.get(node.input[0]) if quantizer is not None else None
+        if quantizer is None or clip is None or clip.op_type != "Clip" or reads[clip.output[0]] > 1:
+            continue
+        limits = [_constant(graph, producers, name) for name in clip.input[1:]]
+        if len(limits) == 2 and _ends(quantizer, *limits):
+            node.input[0] = clip.input[0]
+
+
+def _ends(quantizer: FakeQuantizer, low: float | None, high: float | None) -> bool:
+    """Whether the grid ends where the limits do, or before."""
+    if low is None or high is None:
+        return False
+    step, zero_point, grid = float(quantizer.step().detach()), int(quantizer.zero_point), quantizer.grid
+    return round(low / step) + zero_point <= grid.low and round(high / step) + zero_point >= grid.high
+
+
+def _constant(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> float | None:
+    """A scalar that is in the graph, or None."""
+    values, node = graph.array(name), producers.get(name)
+    while node is not None and node.op_type == "CastLike":  # how the exporter writes a number: in the type of what it meets
+        values, node = graph.array(node.input[0]), producers.get(node.input[0])
+    if values is None and node is not None and node.op_type == "Constant":
+        held = helper.get_attribute_value(node.attribute[0])
+        values = numpy_helper.to_array(held) if isinstance(held, TensorProto) else np.asarray(held)
+    return None if values is None or values.size != 1 else float(values.reshape(-1)[0])

@@ -1,0 +1,54 @@
+"""What an exported file says of itself: all that is needed to feed it images and to know where it came from."""
+
+from pathlib import Path
+
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.settings import Settings
+from clusterq_common.teacher.spec import Geometry, InputSpec, is_factory
+
+
+class Description(Settings):
+    """In the file's metadata, one JSON value a field.
+
+    Attributes:
+        clusterq: version that wrote the file.
+        arch: architecture of teacher and student; of a factory the file's and function's names alone.
+        teacher: `sha256:<hex>` of the teacher's weights; empty where the student's folder does not say.
+        student: SHA-256 of the student's file; empty where it was none.
+        bits, first_last_bits, layer_bits: how the student was quantized.
+        input: image size, channels, number of classes, normalisation of pixels in [0, 1].
+        geometry: how photographs are resized and cropped.
+        integers: `packed`, `int4` or `int8`: how weights are stored; empty where the format has one way.
+        opset: version of ONNX's operators; None in other formats.
+        batchnorm_kept: BatchNorm layers that are still layers of their own.
+    """
+
+    clusterq: str
+    arch: str
+    teacher: str
+    student: str
+    bits: str
+    first_last_bits: int | None
+    layer_bits: tuple[str, ...]
+    input: InputSpec
+    geometry: Geometry
+    integers: str = ""
+    opset: int | None = None
+    batchnorm_kept: tuple[str, ...] = ()
+
+
+def describe(
+    arch: str, quant: QuantConfig, geometry: Geometry, spec: InputSpec, *, clusterq: str, teacher: str, student: str
+) -> Description:
+    """Describe a student, before a format adds what it knows. Of a factory no folder is named."""
+    return Description(
+        clusterq=clusterq,
+        arch=Path(arch).name if is_factory(arch) else arch,
+        teacher=teacher,
+        student=student,
+        bits=quant.bits,
+        first_last_bits=quant.first_last_bits,
+        layer_bits=quant.layer_bits,
+        input=spec,
+        geometry=geometry,
+    )

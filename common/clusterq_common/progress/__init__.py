@@ -1,0 +1,1 @@
+"""Progress, remarks and results on a terminal."""

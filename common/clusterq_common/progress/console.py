@@ -1,0 +1,184 @@
+"""What a program says while it works: bars on a terminal, a line now and then elsewhere. All of it on stderr; stdout is for results.
+
+`--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
+"""
+
+import io
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, TextIO
+
+from clusterq_common.progress.meter import Meter, memory
+
+# Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
+LEAST_SECONDS_BETWEEN_LINES = 10.0
+MOST_SECONDS_BETWEEN_LINES = 60.0
+LINES_TO_SLOW_DOWN = 20
+
+# Called with what is being done, how many units of it are done, and how many there are.
+OnProgress = Callable[[str, int, int], None]
+
+
+class _Listener(NamedTuple):
+    log: Callable[[str], None]
+    progress: OnProgress | None
+
+
+_quiet = False
+_listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> Iterator[None]:
+    """Within this, lines and warnings go to `log` and counts to `progress`; to nobody where these are None."""
+    token = _listener.set(_Listener(log or _to_nobody, progress))
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def _to_nobody(_: str) -> None:
+    """Nobody asked."""
+
+
+def remarks() -> TextIO:
+    """The stream for what other packages print on their way: stderr, or nothing within `heard_by`."""
+    return sys.stderr if _listener.get() is None else io.StringIO()
+
+
+@contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """Around a command: with `quiet` neither lines nor bars are shown."""
+    global _quiet
+    before, _quiet = _quiet, quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def is_main_process() -> bool:
+    """Whether this process talks to the person watching: of those that torchrun starts, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def info(line: str) -> None:
+    """One line for the person watching."""
+    if (listener := _listener.get()) is not None:
+        listener.log(line)
+    elif is_main_process() and not _quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def warn(sentence: str) -> None:
+    """A reason to look closer: said with --quiet, too."""
+    if (listener := _listener.get()) is not None:
+        listener.log(f"Warning: {sentence}")
+    elif is_main_process():
+        print(f"Warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def answer(line: str) -> None:
+    """One line of what a command was asked for: on stdout, with --quiet, too."""
+    if is_main_process():
+        print(line, flush=True)
+
+
+class Ticker(ABC):
+    """Counts finished units of work and shows the count, how fast it grows, and the latest note."""
+
+    def __init__(self, description: str, meter: Meter) -> None:
+        self.description, self.meter, self.note = description, meter, ""
+
+    @property
+    def done(self) -> int:
+        """Units done so far."""
+        return self.meter.done
+
+    def finish(self) -> None:
+        """The work is over, whether or not every unit of it was needed."""
+        self.show()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more units are done; a note stays until the next one."""
+        self.meter.advance(count)
+        self.note = note or self.note
+        self.show()
+
+    @abstractmethod
+    def show(self) -> None:
+        """Bring what is shown up to date."""
+
+
+class _Silence(Ticker):
+    def show(self) -> None:
+        pass
+
+
+class _Told(Ticker):
+    def __init__(self, description: str, meter: Meter, on_progress: OnProgress) -> None:
+        super().__init__(description, meter)
+        self._on_progress = on_progress
+
+    def show(self) -> None:
+        self._on_progress(self.description, self.meter.done, self.meter.total)
+
+
+class _Lines(Ticker):
+    def __init__(self, description: str, meter: Meter) -> None:
+        super().__init__(description, meter)
+        self._last, self._said = time.monotonic(), meter.done
+
+    def finish(self) -> None:
+        self._say()
+
+    def show(self) -> None:
+        meter, now = self.meter, time.monotonic()
+        gap = min(MOST_SECONDS_BETWEEN_LINES, max(LEAST_SECONDS_BETWEEN_LINES, meter.elapsed / LINES_TO_SLOW_DOWN))
+        if meter.done >= meter.total or now - self._last >= gap:
+            self._last = now
+            self._say()
+
+    def _say(self) -> None:
+        meter = self.meter
+        if self._said < meter.done:
+            self._said = meter.done
+            facts = [f"{meter.done}/{meter.total}", meter.time(), meter.images_per_second(), self.note, memory()]
+            info(f"{self.description}: {', '.join(fact for fact in facts if fact)}")
+
+
+@contextmanager
+def progress(description: str, total: int, *, done: int = 0, images: float = 0) -> Iterator[Ticker]:
+    """Show the progress of a block of work.
+
+    Args:
+        description: what is being done, as "training".
+        total: units of work.
+        done: units that are behind it already.
+        images: images in a unit, for the speed; 0 where units are not images.
+    """
+    meter = Meter(total, done, images)
+    listener = _listener.get()
+    if listener is not None and listener.progress is not None:
+        yield _Told(description, meter, listener.progress)
+        return
+    if listener is not None or _quiet or not is_main_process():
+        yield _Silence(description, meter)
+        return
+    # FORCE_COLOR makes rich take a file for a terminal; bars are for what really is one, and can move its cursor (TERM=dumb cannot).
+    if not sys.stderr.isatty() or os.environ.get("TERM", "") in {"dumb", "unknown"}:
+        lines = _Lines(description, meter)
+        yield lines
+        lines.finish()
+        return
+    from clusterq_common.progress.bars import bar  # imported late: rich's bars take a while, and --help must not
+
+    with bar(description, meter) as ticker:
+        yield ticker
+        ticker.finish()

@@ -1,0 +1,75 @@
+"""Quantization of activations dropped at random, in training."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.fake_quantize import lies_dense
+from clusterq_common.quant.fake_quantizer import FakeQuantizer
+
+
+class RandomMask:
+    """Draws which elements keep their float value, at every place of a step where activations are dropped.
+
+    What is drawn lies in memory of its own for each place, the same in every step, so that a recorded step finds it there: a place is
+    given tensors of one size.
+
+    Attributes:
+        threshold: the probability in 256ths; 0 draws nothing.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.threshold = round(probability * 256)
+        self._noise: list[Tensor] = []
+        self._place = 0
+        self._random = torch.Generator()
+
+    def begin(self, random: torch.Generator) -> None:
+        """A new step: draw for all places known so far, in the order in which they come.
+
+        Args:
+            random: on the device of the tensors: on a GPU, masks of whole activations drawn on the CPU would cost more than the layers.
+        """
+        self._place, self._random = 0, random
+        for words in self._noise:
+            self._draw(words)
+
+    def like(self, x: Tensor) -> Tensor:
+        """Zeros and ones of the shape and type of `x`; one with the probability given, if that is not 0."""
+        # One byte an element: a third of the time that torch.rand takes.
+        count = -(-x.numel() // 8)
+        if self._place == len(self._noise):
+            self._noise.append(self._draw(torch.empty(count, dtype=torch.int64, device=x.device)))
+        words = self._noise[self._place]
+        self._place += 1
+        if len(words) != count:
+            raise ValueError(f"place {self._place} had tensors of about {8 * len(words)} elements, now {x.numel()}")
+        # A byte cannot be compared with 256.
+        mask = (words.view(torch.uint8)[: x.numel()] <= self.threshold - 1).to(x.dtype)
+        # In the memory order of x, so that both are walked together.
+        return mask.as_strided(x.shape, x.stride()) if lies_dense(x) else mask.view(x.shape)
+
+    def _draw(self, words: Tensor) -> Tensor:
+        return words.random_(-(2**63), None, generator=self._random)
+
+    def mix(self, kept: Tensor, x: Tensor) -> Tensor:
+        """`x` with the elements drawn taken from `kept`."""
+        # Exact at weights of 0 and 1, and several times as fast as torch.where on a CPU.
+        return torch.lerp(x, kept, self.like(x)) if self.threshold else x
+
+
+@contextmanager
+def dropped(quantizers: Iterable[FakeQuantizer], mask: RandomMask) -> Iterator[None]:
+    """Inside the block the quantizers leave elements in float at random (QDrop, Wei et al., 2022, Eq. 6-7)."""
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        return mask.mix(args[0], result)
+
+    handles = [quantizer.register_forward_hook(hook) for quantizer in quantizers] if mask.threshold else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,1 +1,0 @@
-"""Run folders as one page that a person looks at: report.html."""

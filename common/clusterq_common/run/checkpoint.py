@@ -1,0 +1,73 @@
+"""Checkpoints and weights on disk: one file, written whole, read without pickle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from clusterq_common.device.rates import set_group_rate
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_path, atomic_write
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them (atomically)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        torch.save(state, partial)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, with `weights_only`.
+
+    Raises:
+        ClusterqError: the file is missing or not a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise ClusterqError(f"{path} does not exist, so the run cannot be resumed; use --overwrite to start anew.") from error
+    except Exception as error:  # torch.load raises a dozen kinds for a broken file
+        raise ClusterqError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); use --overwrite to start the run anew."
+        ) from error
+    if not isinstance(state, dict):
+        raise ClusterqError(f"{path} holds {type(state).__name__}, expected a checkpoint; use --overwrite to start anew.")
+    return state
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Where a run takes over the state that `load_checkpoint` read from `path`.
+
+    Raises:
+        ClusterqError: the state lacks something, or belongs to a run of another kind or shape.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ClusterqError(
+            f"{path} is no checkpoint of this run ({type(error).__name__}); use --overwrite to start the run anew."
+        ) from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's saved state, but keep how this one runs: a checkpoint written without CUDA graphs serves a run with them."""
+    own: list[dict[str, Any]] = [
+        {name: group[name] for name in ("capturable", "fused", "lr") if name in group} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        rate = float(group["lr"])
+        group.update(kept)
+        set_group_rate(group, rate)
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write a module's state dict as safetensors (atomically), in plain memory order on the CPU."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    atomic_write(path, save(state))

@@ -1,0 +1,22 @@
+"""Packages of an extra, asked for only by what needs them."""
+
+import importlib
+from types import ModuleType
+
+from clusterq_common.errors import ClusterqError
+
+
+def need(package: str, flag: str, extra: str) -> ModuleType:
+    """Import `package`, which `pip install clusterq[extra]` brings; `flag` is what asked for it.
+
+    Raises:
+        ClusterqError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ClusterqError(
+            f"{flag}: the package {package} is not installed, expected clusterq's extra `{extra}`; run pip install clusterq[{extra}]."
+        ) from error

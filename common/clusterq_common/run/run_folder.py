@@ -1,0 +1,83 @@
+"""A run's folder: what lies where, and when it may be written to."""
+
+import shutil
+from pathlib import Path
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import PARTIAL_SUFFIX
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoints/last.pt"
+GENERATOR = "generator.safetensors"
+BANK = "bank"
+STUDENT = "student.safetensors"
+RESULT = "result.json"
+PREDICTIONS = "predictions.npz"
+SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
+SHARDS = "shards"
+ANALYSIS = "analysis.json"
+REPORT = "report.html"
+# Of a comparison: its rows.
+TABLE = "table.json"
+
+# What a program may delete on --overwrite: its own files, nothing that a person put beside them.
+OWN_FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    "checkpoints",
+    GENERATOR,
+    BANK,
+    STUDENT,
+    RESULT,
+    PREDICTIONS,
+    SAMPLES,
+    TENSORBOARD,
+    SHARDS,
+    ANALYSIS,
+    REPORT,
+)
+
+
+def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:
+    """Make the folder ready for a run. Returns whether there is a run in it to go on with.
+
+    Args:
+        folder: the run's folder; made where it is missing.
+        resume: go on with the run that is there, or start one where the folder is empty.
+        overwrite: delete an earlier run's own files first.
+        flag: the option that named the folder, for the errors.
+
+    Raises:
+        ClusterqError: the folder holds something and neither flag was given; both were; or it is a file.
+    """
+    if resume and overwrite:
+        raise ClusterqError("--resume and --overwrite exclude each other; give the one that you mean.")
+    if folder.exists() and not folder.is_dir():
+        raise ClusterqError(f"{flag}: {folder} is a file, expected a folder; choose another name.")
+    if resume:  # what a process leaves behind that dies before its run has begun
+        (folder / f"{CONFIG}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
+    filled = folder.is_dir() and any(folder.iterdir())
+    if filled and not (resume or overwrite):
+        raise ClusterqError(
+            f"{flag}: {folder} is not empty, expected a new or empty folder; use --resume to go on with the run in it, "
+            "--overwrite to replace it, or another folder."
+        )
+    if filled and resume and not (folder / CONFIG).is_file():
+        raise ClusterqError(f"--resume: {folder} holds no {CONFIG}, so there is no run to go on with; leave --resume out.")
+    if overwrite:
+        for name in OWN_FILES:
+            _remove(folder / name)
+            _remove(folder / f"{name}{PARTIAL_SUFFIX}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return filled and resume
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

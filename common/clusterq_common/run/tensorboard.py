@@ -1,0 +1,73 @@
+"""TensorBoard's event files of a run: the records of metrics.jsonl, and grids of images. Needs the extra `tensorboard`."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clusterq_common.run.extras import need
+
+EXTRA = "tensorboard"
+FLAG = "--tensorboard"
+# What TensorBoard calls its files.
+EVENT_FILES = "events.out.tfevents.*"
+# Part of a record, but no figure.
+PLACES = {"step", "epoch"}
+
+
+def need_tensorboard() -> None:
+    """Make sure that events can be written.
+
+    Raises:
+        ClusterqError: the package is not installed.
+    """
+    need("tensorboard", FLAG, EXTRA)
+
+
+class EventFiles:
+    """Writes events into a folder, in place of those that are there.
+
+    What an interrupted run wrote after its checkpoint is done again when it goes on; TensorBoard would show both. So whoever opens
+    the folder again writes the earlier records anew, from metrics.jsonl.
+
+    Args:
+        folder: made where it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import FileWriter
+
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob(EVENT_FILES):
+            path.unlink()
+        self._writer: Any = FileWriter(str(folder))
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write records, each with a `step`; values that are not finite are left out, as TensorBoard's curves have no place for them."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for record in records:
+            figures = {
+                name: float(value)
+                for name, value in record.items()
+                if name not in PLACES and isinstance(value, int | float) and math.isfinite(value)
+            }
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+            self._writer.add_summary(Summary(value=values), record["step"])
+        self._writer.flush()
+
+    def add_picture(self, name: str, path: Path, step: int) -> None:
+        """Write a PNG as it is."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as picture:
+            (width, height), channels = picture.size, len(picture.getbands())
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
+        self._writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        self._writer.close()

@@ -1,0 +1,90 @@
+"""The base of every settings model: strict, immutable, and readable from and to YAML."""
+
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clusterq_common.errors import ClusterqError, did_you_mean
+from clusterq_common.files import atomic_write
+
+
+class Settings(BaseModel):
+    """Unknown keys are refused, values never change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], *, source: str = "") -> Self:
+        """Build from nested dictionaries.
+
+        Args:
+            values: section -> field -> value.
+            source: what the values came from, named in the error (a file; empty for command-line flags).
+
+        Raises:
+            ClusterqError: naming the first flag or key that does not fit, what was found and what was expected.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ClusterqError(_sentence(error, source)) from error
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read a saved configuration.
+
+        Raises:
+            ClusterqError: the file is missing, is no YAML mapping, or holds values that do not fit.
+        """
+        return cls.checked(read_yaml(path), source=str(path))
+
+    def to_yaml(self, path: Path) -> None:
+        """Write every value, defaults included, as YAML (atomically)."""
+        atomic_write(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a local file.
+
+    Raises:
+        ClusterqError: the file is missing, unreadable, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ClusterqError(f"{path} does not exist; expected a saved configuration (config.yaml of a run).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ClusterqError(f"{path} is not readable as YAML ({type(error).__name__}); use a run's config.yaml.") from error
+    if not isinstance(values, dict):
+        raise ClusterqError(f"{path} holds {type(values).__name__}, expected a YAML mapping; use a run's config.yaml.")
+    return values
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` laid on top, section by section; neither is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        known = result.get(key)
+        result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][-1]) if first["loc"] else "settings"
+    place = ".".join(str(part) for part in first["loc"])
+    where = f"{source}: {place}" if source else f"--{name.replace('_', '-')}"
+    reason = first["msg"].removeprefix("Value error, ")
+    # A validator may have found a name that is near; what it says comes last.
+    reason, hint, near = reason.partition("; did you mean ")
+    meant = hint + near
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        reason = f"must be one of {', '.join(choices)}"
+        meant = did_you_mean(str(first["input"]), choices)
+    found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {first['input']!r})"
+    advice = "correct it there, or get the file again" if source else "see --help for the accepted values"
+    return f"{where}: {reason[:1].lower()}{reason[1:]}{found}" + (meant or f"; {advice}.")

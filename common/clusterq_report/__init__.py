@@ -1,0 +1,1 @@
+"""Run folders and shard sets as self-contained HTML pages."""

@@ -1,0 +1,55 @@
+"""What all charts have in common: the SVG around them, axes, legends, and a sentence where there is nothing to draw."""
+
+from collections.abc import Sequence
+
+from clusterq_report.charts.scale import Scale
+from clusterq_report.html.text import escaped, tag
+
+WIDTH, HEIGHT = 760, 240
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 12, 40
+
+
+def chart(width: int, height: int, title: str, marks: Sequence[str], names: Sequence[str] = ()) -> str:
+    """An SVG of its own, scaled to the page's width, and the legend above it where it has several series."""
+    svg = tag("svg", tag("title", escaped(title)), *marks, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
+    return (legend(names) if len(names) > 1 else "") + svg
+
+
+def legend(names: Sequence[str]) -> str:
+    """Which colour (and, from the seventh on, which dashes) means what."""
+    return tag(
+        "ul",
+        *(
+            tag(
+                "li",
+                tag("svg", tag("path", d="M0,5L18,5", class_=f"line s{n % 6} d{n // 6}"), viewBox="0 0 18 10", class_="swatch"),
+                escaped(name),
+            )
+            for n, name in enumerate(names)
+        ),
+        class_="legend",
+    )
+
+
+def axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
+    """Grid lines, ticks and labels of a chart whose frame is what the scales cover."""
+    left, right, bottom, top = x.start, x.end, y.start, y.end
+    found = []
+    for tick in y.ticks:
+        place = y(tick)
+        found.append(tag("line", x1=left, x2=right, y1=place, y2=place, class_="grid"))
+        found.append(tag("text", escaped(y.label(tick)), x=left - 6, y=place + 4, class_="tick end"))
+    for tick in x.ticks:
+        place = x(tick)
+        found.append(tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="axis"))
+        found.append(tag("text", escaped(x.label(tick)), x=place, y=bottom + 16, class_="tick middle"))
+    found.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    found.append(tag("text", escaped(x_label), x=(left + right) / 2, y=bottom + 34, class_="label middle"))
+    turned = f"rotate(-90 12 {(bottom + top) / 2:.1f})"
+    found.append(tag("text", escaped(y_label), x=12, y=(bottom + top) / 2, transform=turned, class_="label middle"))
+    return "".join(found)
+
+
+def note(sentence: str) -> str:
+    """In place of a chart."""
+    return tag("p", escaped(sentence), class_="quiet")

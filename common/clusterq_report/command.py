@@ -1,0 +1,61 @@
+"""`report`, as both programs have it, and the report at the end of a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info, warn
+from clusterq_common.run.run_folder import ANALYSIS
+from clusterq_report.pages.draw import draw_report
+from clusterq_report.run_data import Source
+
+if TYPE_CHECKING:
+    import torch
+
+    from clusterq_common.teacher.load import Teacher
+
+
+def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
+    """Draw a run or a comparison; torch is imported only to measure.
+
+    Args:
+        folder: the run's or the comparison's.
+        out: the file; report.html in the folder when None.
+        analyse: load teacher and student first and measure them (analysis.json).
+
+    Raises:
+        ClusterqError: see `draw_report` and `analyse_folder`.
+    """
+    if out is not None and not out.parent.is_dir():
+        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or leave --out out.")
+    if analyse:
+        from clusterq_report.measure.reload import analyse_folder
+
+        analyse_folder(folder)
+    path = draw_report(folder, out)
+    source = Source.open(folder)
+    if source.kind != "comparison" and not (folder / ANALYSIS).is_file():
+        info(
+            f"Note: without {ANALYSIS} the figures of single layers are left out; --analyse measures them, given the teacher's weights."
+        )
+    print(f"report: {path}")
+
+
+def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, device: "torch.device | None" = None) -> None:
+    """Measure and draw when everything else of a run is written, in its first process; what goes wrong is said in a line and loses
+    nothing.
+
+    Args:
+        folder: of the run, or of a comparison.
+        again: the command that tries once more.
+        teacher, device: the run's teacher, on that device; nothing is measured without them.
+    """
+    try:
+        if teacher is not None and device is not None:
+            from clusterq_report.measure.reload import measure
+
+            measure(Source.open(folder), teacher, device)
+        info(f"report: {draw_report(folder)}")
+    except Exception as error:  # the run is finished and whole, whatever happens to its picture
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        warn(f"the run is complete, but its report is not ({what}); try `{again} --debug`.")

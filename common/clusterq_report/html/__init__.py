@@ -1,0 +1,1 @@
+"""HTML: pages, styles, and text on its way into them."""

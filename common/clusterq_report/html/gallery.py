@@ -1,0 +1,89 @@
+"""Stored images, class by class, as they are in the shards. Free of torch."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.shards.manifest import SplitName
+from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_report.html.page import paragraph
+from clusterq_report.html.redact_paths import without_places
+from clusterq_report.html.text import escaped, tag
+from clusterq_report.measure.sample_selection import first_of_classes, first_shards, spread_classes
+from clusterq_report.run_data import Source
+
+CLASSES, COLUMNS = 16, 8
+# Of all images together, before PNG and base64: the page stays below two megabytes.
+BYTES = 1_000_000
+GAP = 1
+# Small images are shown larger, by whole factors, so that pixels stay pixels.
+SMALLEST_SHOWN = 72
+
+
+def stored_images(source: Source, missing: str) -> str:
+    """The images of the shards that belong to a run; `missing`, or why they cannot be read, where there are none to show."""
+    if source.manifest is None:
+        return paragraph(missing)
+    try:
+        return gallery(ShardSet(source.shards, source.manifest))
+    except ClusterqError as error:  # a set that came without its tars, say: the rest of the page is worth having
+        return paragraph(f"The images cannot be shown. {without_places(str(error), source.folder)}")
+
+
+def gallery(shards: ShardSet, split: SplitName = "train") -> str:
+    """One row of images for each class, up to 16 classes and 8 images; markup.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    manifest = shards.manifest
+    spec, names = manifest.teacher.spec, manifest.class_names
+    per_class = manifest.splits[split].per_class
+    classes = spread_classes(per_class, CLASSES)
+    reader = first_shards(shards, split)
+    found = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
+    side = side_shown(spec, COLUMNS * len(found))
+    cells = []
+    for label, numbers in found.items():
+        name = f"{label} {names[label]}" if names else str(label)
+        cells.append(tag("span", escaped(name)))
+        cells.append(strip(reader, numbers, spec, side, f"{len(numbers)} stored images of class {name}"))
+    present = sum(count > 0 for count in per_class)
+    of = f"{len(found)} of {present} classes, evenly spread" if len(found) < present else "every class"
+    of += f" that has any ({len(per_class) - present} have none)" if len(found) == present < len(per_class) else ""
+    shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
+    said = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
+    return tag("div", *cells, class_="images") + paragraph(said)
+
+
+def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:
+    """At how many pixels a side so many images are shown, so that together they have no more bytes than `budget`."""
+    return min(spec.size, max(8, math.isqrt(budget // (spec.channels * max(1, images)))))
+
+
+def strip(reader: SplitReader, numbers: Sequence[int], spec: InputSpec, side: int, said: str) -> str:
+    """Images side by side, each `side` pixels wide, as one `img`; `said` is what it shows, for those who cannot see it.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    row = Image.new("L" if spec.channels == 1 else "RGB", (len(numbers) * (side + GAP) - GAP, side), "gray")
+    for place, number in enumerate(numbers):
+        pixels, _, _ = reader.read(number)
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if spec.channels == 1 else pixels))
+        small = image if side == spec.size else image.resize((side, side), Image.Resampling.BOX)
+        row.paste(small, (place * (side + GAP), 0))
+    factor = max(1, SMALLEST_SHOWN // side)
+    return tag("img", src=_as_url(row), alt=said, width=row.width * factor, height=row.height * factor)
+
+
+def _as_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=False, compress_level=6)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""Measurements that a page shows and that need the networks."""

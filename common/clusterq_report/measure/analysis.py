@@ -1,0 +1,102 @@
+"""What only the networks can tell, measured on a few hundred stored images: analysis.json."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.images import normalise
+from clusterq_common.run.run_folder import ANALYSIS, STUDENT
+from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_report.measure.features import BatchNormDistances, Scatter
+from clusterq_report.measure.layers import quantized_layers
+from clusterq_report.measure.sample_selection import first_of_classes, first_shards, spread_classes
+
+# For everything but scatter: evenly over the set. For scatter: classes, and images of each.
+IMAGES = 256
+CLASSES, IMAGES_OF_A_CLASS = 16, 16
+# Outputs of every layer are held for one batch.
+SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 64, 8
+
+
+def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> None:
+    """Measure, and write analysis.json into a run's folder (atomically).
+
+    Args:
+        folder: of the run; the student is the one saved in it.
+        teacher: on `device`.
+        student: its low-bit copy on `device`, or None where the run made none.
+        shards: what the run made or learned from.
+        device: where the networks are.
+
+    Raises:
+        ClusterqError: the shards cannot be read.
+    """
+    found = analyse(teacher, student, shards, device)
+    if student is not None:
+        found["student"] = sha256_file(folder / STUDENT)
+    atomic_write(folder / ANALYSIS, json.dumps(_rounded(found)) + "\n")
+
+
+@torch.no_grad()
+def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> dict[str, Any]:
+    """Distance of the images' BatchNorm statistics, scatter of classes by layer, and errors of quantization by layer.
+
+    Networks run in eval mode and float32; they are as before afterwards. The same networks and images give the same figures.
+    """
+    reader, spec = first_shards(shards), teacher.spec
+    even = [number * len(reader) // IMAGES for number in range(IMAGES)] if len(reader) > IMAGES else list(range(len(reader)))
+    classes = spread_classes(shards.manifest.splits["train"].per_class, CLASSES)
+    grouped = first_of_classes(reader, classes, IMAGES_OF_A_CLASS)
+    numbers = [number for own in grouped.values() for number in own]
+    labels = torch.tensor([label for label, own in grouped.items() for _ in own], device=device)
+
+    teacher.model.eval()
+    with torch.autocast(device.type, enabled=False):
+        distances, scatter = BatchNormDistances(teacher.model), Scatter(labels)
+        with batchnorm_taps(teacher.model) as taps:
+            for images in _batches(reader, even, spec, device):
+                teacher.model(images)
+                distances.add(taps)
+            for images in _batches(reader, numbers, spec, device):
+                teacher.model(images)
+                scatter.add(taps)
+        layers: dict[str, Any] = {}
+        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+        if student is not None:
+            layers = quantized_layers(teacher.model, student.eval(), _batches(reader, even, spec, device), example)
+    return {
+        "teacher": teacher.digest,
+        "shards": shards.manifest.digest,
+        "images": len(even),
+        "scatter_classes": len([own for own in grouped.values() if own]),
+        "scatter_images": len(numbers),
+        "batchnorm": distances.result(),
+        "scatter": scatter.result(distances.scales),
+        **layers,
+    }
+
+
+def _batches(reader: SplitReader, numbers: list[int], spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
+    """Normalised images (N, C, S, S) on the device, a batch at a time."""
+    size = SMALL_BATCH if spec.size <= SMALL_IMAGE else LARGE_BATCH
+    for start in range(0, len(numbers), size):
+        pixels = [torch.from_numpy(reader.read(number)[0]) for number in numbers[start : start + size]]
+        batch = torch.stack(pixels).permute(0, 3, 1, 2).to(device)
+        yield normalise(batch, spec).contiguous(memory_format=torch.channels_last)
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits are enough for a person, and a third of the file."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

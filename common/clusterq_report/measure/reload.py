@@ -1,0 +1,63 @@
+"""A run's networks from its folder, to measure them after the run."""
+
+from pathlib import Path
+
+import torch
+
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.errors import ClusterqError
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.load import load_quantized
+from clusterq_common.run.run_folder import CONFIG, STUDENT
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.factory import refuse_code_of_folder
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_report.measure.analysis import write_analysis
+from clusterq_report.run_data import Source, section
+
+
+def analyse_folder(folder: Path) -> None:
+    """Load what a run's config names and write its analysis.json.
+
+    Raises:
+        ClusterqError: a comparison; or see `load_teacher` and `measure`.
+    """
+    source = Source.open(folder)
+    if source.kind == "comparison":
+        raise ClusterqError(
+            f"--analyse: {folder} is a comparison, expected one run's folder; name one of those under {folder / 'students'}."
+        )
+    where = str(folder / CONFIG)
+    device = prepare_device(RuntimeConfig())
+    config = TeacherConfig.checked(section(source.config.get("teacher")), source=where)
+    refuse_code_of_folder(config.arch, folder)
+    teacher = load_teacher(config, device=device)
+    measure(source, teacher, device)
+
+
+def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
+    """Write the analysis.json of a run whose teacher is at hand.
+
+    Raises:
+        ClusterqError: the run's shards are not there, were made for another teacher, or the student cannot be read.
+    """
+    folder = source.folder
+    if source.manifest is None:
+        raise ClusterqError(
+            f"--analyse: {source.shards} does not hold the run's shards, expected a finished set; finish the run, or put them back."
+        )
+    if source.manifest.teacher.digest != teacher.digest:
+        raise ClusterqError(
+            f"--analyse: the shards were made for a teacher with digest {source.manifest.teacher.digest[:19]}, {folder / CONFIG} names "
+            f"one with {teacher.digest[:19]}; put those weights back."
+        )
+    student = None
+    if (folder / STUDENT).is_file():
+        quant = QuantConfig.checked(section(source.config.get("quant")), source=str(folder / CONFIG))
+        spec = teacher.spec
+        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+        student = load_quantized(folder / STUDENT, teacher.model, quant, example)
+        place(student, device)
+    write_analysis(folder, teacher, student, ShardSet(source.shards, source.manifest), device)

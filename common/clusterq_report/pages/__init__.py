@@ -1,0 +1,1 @@
+"""Pages of each kind of run, from what its folder says."""

@@ -1,0 +1,149 @@
+"""The page of a comparison: rows of a table as bars with intervals, and the table."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from clusterq_report.charts.bars import Bars, bar_chart
+from clusterq_report.charts.scale import usable
+from clusterq_report.html.page import Remark, Report, Section, figure, table
+from clusterq_report.html.text import number
+from clusterq_report.pages import provenance
+from clusterq_report.run_data import Source, real, word
+
+FIGURE = r"-?\d{1,9}(?:\.\d{1,9})?"
+# As tools/compare/paired.py writes them: `91.17 ± 0.01` over seeds, `0.85 [0.60, 1.10]` over images.
+WRITTEN = re.compile(rf"({FIGURE})(?: ± ({FIGURE})| \[({FIGURE}), ({FIGURE})\])?")
+# Columns by what they hold, as compare_methods.py and as `clusterq-finetune compare` call them.
+TEACHER, CALIBRATED, STUDENT = ("teacher top-1", "teacher"), ("calibrated top-1", "calibrated"), ("student top-1", "student")
+BELOW, SPREAD = ("below teacher [95 %]", "below teacher"), "spread"
+COST = (("set, CPU min",), ("student, CPU min",))
+REPEATS = ("runs", "seeds")
+# What tells rows apart.
+WORDS = ("set", "method", "bits", "first/last", "protocol", "quantizer", "sites", "recipe", "images")
+FEW_SEEDS = 3
+
+Figure = tuple[float, tuple[float, float] | None]
+
+
+def comparison_report(source: Source) -> Report:
+    """What compare_methods.py has found, from its table.json."""
+    tail = [
+        Section("again", "Run it again", provenance.again(source) if source.environment else ""),
+        Section("origins", "Origins", provenance.origins(source)),
+    ]
+    return rows_report(source.table, tail)
+
+
+def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -> Report:
+    """The page of a table whose columns are those of compare_methods.py or of `clusterq-finetune compare`.
+
+    Args:
+        found: its rows.
+        tail: sections that come last.
+    """
+    names = list(dict.fromkeys(str(name) for row in found for name in row))
+    labels = [_label(row, found) for row in found]
+    listed = [[word(row.get(name), "") for name in names] for row in found]
+    words = max((place + 1 for place, name in enumerate(names) if name in WORDS[:-1]), default=1)
+    sections = [
+        Section("accuracy", "Accuracy", _accuracy(found, labels)),
+        Section("below", "Below the teacher", _below(found, labels)),
+        Section("cost", "Cost", _cost(found, labels)),
+        Section("table", "Table", table(names, listed, words=words) if found else ""),
+        *tail,
+    ]
+    repeats = {value[0] for row in found if (value := _figure(row, REPEATS))}
+    images = sorted(usable(real(row.get("images")) for row in found))
+    tiles = {"Rows": f"{len(found)}"}
+    tiles |= {"Runs of a row": ", ".join(number(n) for n in sorted(repeats))} if repeats else {}
+    tiles |= {"Training images": ", ".join(dict.fromkeys(number(n) for n in images))} if images else {}
+    best = max(
+        ((value[0], label) for row, label in zip(found, labels, strict=True) if (value := _figure(row, STUDENT))), default=None
+    )
+    lead = f"{len(found)} way{'' if len(found) == 1 else 's'} to a low-bit student."
+    lead += f" Highest top-1: {best[1]}, {best[0]:.2f} %." if best else ""
+    return Report("Comparison of methods", lead, tiles, _remarks(found, repeats), sections)
+
+
+def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
+    remarks = [] if found else [Remark("warning", "The table has no row.")]
+    if repeats and min(repeats) < FEW_SEEDS:
+        said = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
+        remarks.append(Remark("warning", f"{said} three or more tell."))
+    if any("first set minus this" in row for row in found):
+        said = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
+        remarks.append(Remark("plain", said))
+    return remarks
+
+
+def _figure(row: dict[str, Any], columns: Sequence[str]) -> Figure | None:
+    """The first of the columns that holds a figure; a student's spread over seeds may stand in a column of its own."""
+    for column in columns:
+        value = written(row.get(column))
+        if value is not None:
+            spread = real(row.get(SPREAD))
+            around = column == STUDENT[0] and spread is not None
+            return (value[0], (value[0] - spread, value[0] + spread)) if around and spread is not None else value
+    return None
+
+
+def written(value: Any) -> Figure | None:
+    """A figure and its interval, of text or of a number; a spread over seeds as mean ± one standard deviation.
+
+    >>> written("91.17 ± 0.01"), written("0.85 [0.6, 1.1]"), written(""), written(2)
+    ((91.17, (91.16, 91.18)), (0.85, (0.6, 1.1)), None, (2.0, None))
+    """
+    if not isinstance(value, str):
+        plain = real(value)
+        return None if plain is None else (plain, None)
+    match = WRITTEN.fullmatch(value.strip())
+    if match is None:
+        return None
+    middle = float(match[1])
+    if match[2]:
+        return middle, (round(middle - float(match[2]), 9), round(middle + float(match[2]), 9))
+    return middle, (float(match[3]), float(match[4])) if match[3] else None
+
+
+def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
+    """What tells this row from the others."""
+    telling = [name for name in WORDS if len({word(one.get(name)) for one in found}) > 1 and name in row]
+    return ", ".join(word(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
+
+
+def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+    groups = [
+        _bars(label, [_figure(row, columns) for columns in (CALIBRATED, STUDENT)])
+        for row, label in zip(found, labels, strict=True)
+    ]
+    if not any(value is not None for group in groups for value in group.values):
+        return ""
+    names = ["after calibration", "after fine-tuning"]
+    drawn = bar_chart(groups, names, title="Top-1", x_label="top-1, percent", high=100.0, decimals=2)
+    teacher = next((value for row in found if (value := _figure(row, TEACHER))), None)
+    said = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
+    return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{said}")
+
+
+def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+    pairs = [(label, value) for row, label in zip(found, labels, strict=True) if (value := _figure(row, BELOW))]
+    if not pairs:
+        return ""
+    title = "Points below the teacher"
+    groups = [_bars(label, [value]) for label, value in pairs]
+    drawn = bar_chart(groups, ["below teacher"], title=title, x_label="points below the teacher: shorter is better", decimals=2)
+    said = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
+    return figure(title, drawn, said)
+
+
+def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+    groups = [_bars(label, [_figure(row, columns) for columns in COST]) for row, label in zip(found, labels, strict=True)]
+    if not any(value is not None for group in groups for value in group.values):
+        return ""
+    drawn = bar_chart(groups, ["images", "student"], title="Cost", x_label="CPU minutes")
+    return figure("CPU time", drawn, "Of making the images and of the student, mean over seeds, interruptions included.")
+
+
+def _bars(label: str, values: Sequence[Figure | None]) -> Bars:
+    return Bars(label, [value and value[0] for value in values], [value and value[1] for value in values])

@@ -1,0 +1,1 @@
+"""Quality of a shard set: measurements, verdicts and their page."""

@@ -1,0 +1,124 @@
+"""Images through the networks, once: what is kept of each."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from clusterq_common.images import normalise
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+from clusterq_report.measure.features import BatchNormDistances
+from clusterq_report.quality.penultimate import penultimate
+from clusterq_report.quality.sample import Batch
+
+# Images are compared pixel by pixel at this size at most: enough to see that two are the same picture, and no more memory for large ones.
+LARGEST_COMPARED = 32
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Who looks at the images; both on `device`, `other` may be None."""
+
+    teacher: Teacher
+    other: Teacher | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What N images were found to be; all on the CPU.
+
+    Attributes:
+        labels, top1: (N,) int64, the stored class and the teacher's.
+        confidence: (N,) float32, the teacher's softmax probability of its top-1.
+        entropy: (N,) float32, of that softmax, in nats.
+        other: (N,) int64, the other network's class; None where there is none.
+        clipped: (N,) float32, share of an image's values that are 0 or 255.
+        digests: of each image's pixels; equal ones belong to equal images.
+        small: (N, P) uint8, pixels at no more than 32 x 32.
+        features: (N, D) float32, what the teacher's classifier was given.
+        batchnorm: by layer, see `BatchNormDistances.result`.
+    """
+
+    labels: Tensor
+    top1: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    other: Tensor | None
+    clipped: Tensor
+    digests: list[bytes]
+    small: Tensor
+    features: Tensor
+    batchnorm: list[dict[str, Any]]
+
+
+@torch.no_grad()
+def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int], None] = lambda _: None) -> Collected:
+    """Run all images through the networks, in eval mode and float32.
+
+    About P + 4 D bytes are kept of an image; nothing else grows with their number.
+
+    Args:
+        batches: at least one image.
+        networks: who looks at them.
+        advance: called with the number of images of each batch.
+
+    Raises:
+        ClusterqError: an image cannot be read.
+    """
+    teacher, other, device = networks.teacher, networks.other, networks.device
+    spec = teacher.spec
+    distances = BatchNormDistances(teacher.model.eval())
+    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    digests: list[bytes] = []
+    found: dict[str, list[Tensor]] = {}
+    with (
+        torch.autocast(device.type, enabled=False),
+        batchnorm_taps(teacher.model) as taps,
+        penultimate(teacher.model, example) as features,
+    ):
+        for stored, labels in batches:
+            pixels = stored.to(device)
+            log_shares = teacher.model(_normalised(pixels, teacher)).float().log_softmax(1)
+            distances.add(taps)
+            shares = log_shares.exp()
+            confidence, top1 = shares.max(1)
+            kept = {
+                "labels": labels,
+                "top1": top1,
+                "confidence": confidence,
+                "entropy": -(shares * log_shares).sum(1),
+                "clipped": ((pixels == 0) | (pixels == 255)).float().mean((1, 2, 3)),
+                "small": _small(pixels),
+                "features": features.take(),
+            }
+            if other is not None:
+                kept["other"] = other.model(_normalised(pixels, other)).argmax(1)
+            for name, values in kept.items():
+                found.setdefault(name, []).append(values.cpu())
+            digests += [hashlib.blake2b(one.numpy().tobytes(), digest_size=16).digest() for one in stored.contiguous()]
+            advance(len(labels))
+    joined = {name: torch.cat(values) for name, values in found.items()}
+    return Collected(
+        other=joined.pop("other", None), digests=digests, batchnorm=[_plain(row) for row in distances.result()], **joined
+    )
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value if isinstance(value, str) else float(value) for name, value in row.items()}
+
+
+def _normalised(pixels: Tensor, network: Teacher) -> Tensor:
+    return normalise(pixels, network.spec).contiguous(memory_format=torch.channels_last)
+
+
+def _small(pixels: Tensor) -> Tensor:
+    """(N, C, S, S) uint8 -> (N, C * s * s) uint8 with s at most 32: means over areas."""
+    if pixels.shape[-1] > LARGEST_COMPARED:
+        pixels = adaptive_avg_pool2d(pixels.float(), LARGEST_COMPARED).round().to(torch.uint8)
+    return pixels.flatten(1)

@@ -1,0 +1,168 @@
+"""From what was collected of images to the report's figures."""
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from clusterq_report.quality.collect import Collected
+from clusterq_report.quality.distances import Neighbours, Spread, nearest_neighbours, spread
+from clusterq_report.quality.findings import (
+    BINS,
+    NEAR,
+    ClassFigures,
+    Contradiction,
+    Distribution,
+    Diversity,
+    ImageFigures,
+    LayerDistance,
+    Pair,
+)
+
+MOST_PAIRS = 12
+
+
+class Measured:
+    """Everything that figures of one source are made from.
+
+    Args:
+        collected: at least two images.
+        classes: K, of the teacher.
+        seed: of the neighbours' draws.
+    """
+
+    def __init__(self, collected: Collected, classes: int, seed: int) -> None:
+        self.collected, self.classes, labels = collected, classes, collected.labels
+        self.entropy = collected.entropy / math.log(classes)
+        self.right = collected.top1 == labels
+        counts = Counter(collected.digests)
+        self.copied = torch.tensor([counts[digest] > 1 for digest in collected.digests])
+        self.pixels = spread(collected.small, labels, classes), nearest_neighbours(collected.small, labels, seed)
+        self.features = spread(collected.features, labels, classes), nearest_neighbours(collected.features, labels, seed)
+        self.near = self.pixels[1].within <= NEAR * self.pixels[0].between
+
+    def summary(self) -> ImageFigures:
+        """Figures over all images."""
+        found = self.collected
+        per_value = found.small.shape[1] ** 0.5
+        return ImageFigures(
+            images=len(found.labels),
+            classes=len(found.labels.unique()),
+            agreement=_mean(self.right),
+            confidence=_distribution(found.confidence),
+            entropy=_distribution(self.entropy),
+            clipped=_mean(found.clipped),
+            other=None if found.other is None else _mean(found.other == found.labels),
+            other_teacher=None if found.other is None else _mean(found.other == found.top1),
+            batchnorm=[LayerDistance(**row) for row in found.batchnorm],
+            pixels=_diversity(*self.pixels, per_value),
+            features=_diversity(*self.features, 1.0),
+            exact=int(self.copied.sum()),
+            near=_mean(self.near),
+        )
+
+    def by_class(self) -> list[ClassFigures]:
+        """Figures of each class that has images."""
+        found, made = self.collected, []
+        (pixel_scale, pixels), (feature_scale, features) = self.pixels, self.features
+        for label in found.labels.unique().tolist():
+            own = found.labels == label
+            taken = found.top1[own & ~self.right]
+            made.append(
+                ClassFigures(
+                    label=label,
+                    images=int(own.sum()),
+                    agreement=_mean(self.right[own]),
+                    taken_for=int(taken.mode().values) if len(taken) else None,
+                    confidence=_mean(found.confidence[own]),
+                    entropy=_mean(self.entropy[own]),
+                    clipped=_mean(found.clipped[own]),
+                    other=None if found.other is None else _mean(found.other[own] == label),
+                    exact=int(self.copied[own].sum()),
+                    near=_mean(self.near[own]),
+                    pixels_nearest=_median(pixels.within[own], pixel_scale.between),
+                    features_nearest=_median(features.within[own], feature_scale.between),
+                    features_nearest_other=_median(features.between[own], feature_scale.between),
+                    features_within=_median(feature_scale.within[[label]], feature_scale.between),
+                )
+            )
+        return made
+
+    def pairs(self, numbers: list[int]) -> list[Pair]:
+        """The closest pairs in pixels, closest first; each image in one at most, one pair of a class before a second one of any.
+
+        Args:
+            numbers: of the images in their split.
+        """
+        scale, neighbours = self.pixels
+        order = neighbours.within.argsort(stable=True).tolist()
+        found: list[Pair] = []
+        used: set[int] = set()
+        seen: Counter[int] = Counter()
+        for first in order:
+            second, label = int(neighbours.twin[first]), int(self.collected.labels[first])
+            if second < 0 or first in used or second in used:
+                continue
+            used |= {first, second}
+            distance = _ratio(float(neighbours.within[first]), scale.between)
+            found.append(Pair(first=numbers[first], second=numbers[second], label=label, distance=distance or 0.0))
+        turn = []
+        for pair in found:
+            turn.append((seen[pair.label], pair.distance, pair))
+            seen[pair.label] += 1
+        return [pair for _, _, pair in sorted(turn, key=lambda one: one[:2])[:MOST_PAIRS]]
+
+    def contradicted(self, numbers: list[int], most: int) -> list[Contradiction]:
+        """Images whose label the teacher contradicts, the surest first, one of each class before a second one of any; numbers as for
+        `pairs`."""
+        found, wrong = self.collected, (~self.right).nonzero()[:, 0]
+        order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)].tolist()
+        seen: Counter[int] = Counter()
+        turn = []
+        for at in order:
+            label = int(found.labels[at])
+            turn.append((seen[label], at))
+            seen[label] += 1
+        return [
+            Contradiction(
+                number=numbers[at],
+                label=int(found.labels[at]),
+                named=int(found.top1[at]),
+                confidence=min(1.0, float(found.confidence[at])),
+            )
+            for _, at in sorted(turn, key=lambda one: one[0])[:most]
+        ]
+
+
+def _mean(values: Tensor) -> float:
+    """Of shares: rounding must not lead beyond them."""
+    return min(1.0, max(0.0, float(values.double().mean())))
+
+
+def _distribution(values: Tensor) -> Distribution:
+    """Of (N,) values in [0, 1]."""
+    exact = values.double().clamp(0, 1)
+    low, median, high = torch.quantile(exact, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    bins = (exact * BINS).long().clamp(max=BINS - 1)
+    shares = torch.bincount(bins, minlength=BINS).double() / len(values)
+    return Distribution(mean=float(exact.mean()), median=median, low=low, high=high, shares=shares.tolist())
+
+
+def _diversity(scale: Spread, neighbours: Neighbours, per_value: float) -> Diversity:
+    return Diversity(
+        typical=scale.between / per_value,
+        within=_ratio(float(scale.within.nanmean()), scale.between),
+        nearest=_median(neighbours.within, scale.between),
+        nearest_other=_median(neighbours.between, scale.between),
+    )
+
+
+def _median(values: Tensor, unit: float) -> float | None:
+    usable = values[values.isfinite()]
+    return _ratio(float(usable.quantile(0.5)), unit) if len(usable) else None
+
+
+def _ratio(value: float, unit: float) -> float | None:
+    """None where there is nothing to divide, or by."""
+    return value / unit if math.isfinite(value) and unit > 0 else None

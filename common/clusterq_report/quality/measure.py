@@ -1,0 +1,122 @@
+"""A set of shards, pure noise and, where somebody has them, real images: measured alike."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clusterq_common.run.seeding import stream
+from clusterq_common.shards.facts import teacher_facts
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.spec import shown_arch
+from clusterq_report.quality.collect import Networks, collect
+from clusterq_report.quality.config import QualityConfig
+from clusterq_report.quality.figures import Measured
+from clusterq_report.quality.findings import Frechet, Quality, RealImages
+from clusterq_report.quality.frechet import Gaussian, squared_frechet_distance
+from clusterq_report.quality.sample import Batch, Ints, noise, sampled, stored
+
+SHOWN_CONTRADICTED = 16
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real images that somebody else reads: a name and a layout to show, how many there are, how many of them come, and these."""
+
+    name: str
+    layout: str
+    images: int
+    drawn: int
+    batches: Iterator[Batch]
+
+
+def choose(shards: ShardSet, config: QualityConfig) -> Ints:
+    """Numbers of the images of the split that will be measured.
+
+    Raises:
+        ClusterqError: there is no such split, or a label is none.
+    """
+    reader = shards.split(config.split)
+    labels = np.array([reader.label(number) for number in range(len(reader))], np.int64)
+    return sampled(labels, config.images, config.seed)
+
+
+def measure(
+    shards: ShardSet,
+    numbers: Ints,
+    config: QualityConfig,
+    networks: Networks,
+    real: Real | None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Quality:
+    """Everything a quality report says.
+
+    Args:
+        shards: the set.
+        numbers: what `choose` chose, at least two images.
+        config: settings.
+        networks: the teacher that the set was made for, and another classifier of the same images and classes, or none.
+        real: real images; best as many as are measured of the set, since a nearest neighbour is the nearer the more there are.
+        advance: called with the number of images of each batch: of the set, as many of noise, and the real ones.
+
+    Raises:
+        ClusterqError: an image cannot be read.
+    """
+    manifest, spec = shards.manifest, networks.teacher.spec
+    reader, split = shards.split(config.split), manifest.splits[config.split]
+
+    of_set = Measured(collect(stored(reader, numbers, spec), networks, advance), spec.num_classes, config.seed)
+    empty = noise(of_set.collected.labels, spec, config.seed)
+    sources = {"set": of_set, "noise": Measured(collect(empty, networks, advance), spec.num_classes, config.seed)}
+    if real is not None:
+        sources["real"] = Measured(collect(real.batches, networks, advance), spec.num_classes, config.seed)
+
+    found = {name: source.summary() for name, source in sources.items()}
+    if real is not None:
+        whole = Gaussian.of(sources["real"].collected.features)
+        for name, source in sources.items():
+            apart = (
+                _halves(source, config.seed, whole)
+                if name == "real"
+                else _frechet(Gaussian.of(source.collected.features), whole, whole)
+            )
+            found[name] = found[name].model_copy(update={"frechet": apart})
+
+    made, listed = manifest.generation, numbers.tolist()
+    other = networks.other
+    return Quality(
+        shards=manifest.digest,
+        split=config.split,
+        of_images=len(reader),
+        dropped=None if made is None else not made.keep_misclassified,
+        seed=config.seed,
+        teacher=teacher_facts(networks.teacher).arch,
+        teacher_digest=networks.teacher.digest,
+        other=None if other is None else shown_arch(other.config.arch),
+        other_digest=None if other is None else other.digest,
+        names=manifest.class_names,
+        missing=[label for label, count in enumerate(split.per_class) if not count],
+        real=None if real is None else _about(real, found["real"].images),
+        sources=found,
+        per_class=of_set.by_class(),
+        pairs=of_set.pairs(listed),
+        contradicted=of_set.contradicted(listed, SHOWN_CONTRADICTED),
+    )
+
+
+def _about(real: Real, seen: int) -> RealImages:
+    return RealImages(name=real.name, layout=real.layout, images=real.images, unreadable=real.drawn - seen)
+
+
+def _frechet(one: Gaussian, other: Gaussian, real: Gaussian) -> Frechet:
+    squared = squared_frechet_distance(one, other)
+    return Frechet(squared=squared, relative=squared / real.variance if real.variance > 0 else None)
+
+
+def _halves(real: Measured, seed: int, whole: Gaussian) -> Frechet | None:
+    """How far real images are from real images; None for fewer than four."""
+    features = real.collected.features
+    order = torch.randperm(len(features), generator=stream(seed, "quality halves"))
+    one, other = order.chunk(2)
+    return _frechet(Gaussian.of(features[one]), Gaussian.of(features[other]), whole) if len(features) >= 4 else None

@@ -1,0 +1,74 @@
+"""Where the images come from that are measured: drawn from a set, pure noise, or real ones that somebody else reads."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterq_common.images import to_pixels
+from clusterq_common.run.seeding import stream
+from clusterq_common.shards.read import SplitReader
+from clusterq_common.teacher.spec import InputSpec
+
+# (pixels (N, C, S, S) uint8, labels (N,) int64)
+Batch = tuple[Tensor, Tensor]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 128, 16
+# One image of a class has no neighbour.
+LEAST_OF_A_CLASS = 2
+
+
+def batch_size(spec: InputSpec) -> int:
+    """Images that go through networks together."""
+    return SMALL_BATCH if spec.size <= SMALL_IMAGE else LARGE_BATCH
+
+
+def sampled(labels: Ints, most: int, seed: int) -> Ints:
+    """Numbers of about `most` images, ascending: of each class its share, at least two where it has them; all where there are no more.
+
+    Where two of each would be more than that, as many classes as they suffice for are drawn first.
+
+    Args:
+        labels: (N,) class of each image.
+        most: images wanted, at least two.
+        seed: of the draw.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels), dtype=np.int64)
+    counts = np.bincount(labels)
+    classes = np.flatnonzero(counts)
+    if LEAST_OF_A_CLASS * len(classes) > most:
+        order = torch.randperm(len(classes), generator=stream(seed, "quality classes"))[: most // LEAST_OF_A_CLASS]
+        classes = classes[order.numpy()]
+    total = int(counts[classes].sum())
+    chosen = []
+    for label in classes.tolist():
+        count = int(counts[label])
+        take = min(count, max(round(count * most / total), LEAST_OF_A_CLASS))
+        own = np.flatnonzero(labels == label)
+        chosen.append(own[torch.randperm(count, generator=stream(seed, "quality sample", label))[:take].numpy()])
+    return np.sort(np.concatenate(chosen))
+
+
+def stored(reader: SplitReader, numbers: Ints, spec: InputSpec) -> Iterator[Batch]:
+    """Images of a split, a batch at a time.
+
+    Raises:
+        ClusterqError: a sample cannot be read.
+    """
+    size = batch_size(spec)
+    for start in range(0, len(numbers), size):
+        read = [reader.read(int(number)) for number in numbers[start : start + size]]
+        pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read])
+        yield pixels, torch.tensor([label for _, label, _ in read])
+
+
+def noise(labels: Tensor, spec: InputSpec, seed: int) -> Iterator[Batch]:
+    """Images without any content, as a reference: each value drawn from a normal distribution with the mean and std of the teacher's
+    normalisation (for many teachers those of their training data), then stored in eight bits. They carry the labels (N,) given."""
+    for number, own in enumerate(labels.split(batch_size(spec))):
+        random = stream(seed, "quality noise", number)
+        yield to_pixels(torch.randn(len(own), spec.channels, spec.size, spec.size, generator=random), spec), own

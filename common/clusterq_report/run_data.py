@@ -1,0 +1,249 @@
+"""What a run folder says of itself, read with care: the folder may be unfinished, old, broken or a stranger's. Free of torch."""
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.records import read_metrics
+from clusterq_common.run.run_folder import ANALYSIS, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
+from clusterq_common.settings import read_yaml
+from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
+
+# Far above what any run writes: a file beyond it was made to fill the memory.
+LARGEST_FILE = 1 << 28
+LARGEST_CONFIG = 1 << 20
+Kind = Literal["generator", "fine-tuning", "comparison"]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+# (x, y), y None where it was not finite.
+Points = list[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, and what is found in it; each part is read when it is asked for.
+
+    Attributes:
+        folder: the run's.
+        kind: what wrote it.
+        config: its config.yaml; empty for a comparison.
+    """
+
+    folder: Path
+    kind: Kind
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Source":
+        """Find out what a folder is.
+
+        Raises:
+            ClusterqError: it is none of the three.
+        """
+        if not folder.is_dir():
+            raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
+        if (folder / CONFIG).is_file():
+            _refuse_large(folder / CONFIG, LARGEST_CONFIG)
+            config = read_yaml(folder / CONFIG)
+            if "generator" in config:
+                return cls(folder, "generator", config)
+            if "recipe" in config or "shards" in config:
+                return cls(folder, "fine-tuning", config)
+            raise ClusterqError(
+                f"{folder / CONFIG} has neither a section generator nor one called recipe, expected the config.yaml of a run; name its folder."
+            )
+        if (folder / TABLE).is_file():
+            return cls(folder, "comparison")
+        raise ClusterqError(
+            f"{folder} holds neither {CONFIG} nor {TABLE}, expected the folder of a run of clusterq-gen or clusterq-finetune, or of "
+            "tools/compare_methods.py; name one of those."
+        )
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """result.json; empty where the run is not finished."""
+        return section(self._json(RESULT))
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """environment.json."""
+        return section(self._json(ENVIRONMENT))
+
+    @cached_property
+    def analysis(self) -> dict[str, Any]:
+        """analysis.json; empty where nothing was measured."""
+        return section(self._json(ANALYSIS))
+
+    @cached_property
+    def table(self) -> list[dict[str, Any]]:
+        """table.json: the rows of a comparison."""
+        return rows(self._json(TABLE))
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl that have a step.
+
+        Raises:
+            ClusterqError: a line is no JSON.
+        """
+        path = self.folder / METRICS
+        if not path.is_file():
+            return []
+        _refuse_large(path)
+        try:
+            records = read_metrics(path)
+        except (ValueError, RecursionError) as error:
+            raise ClusterqError(
+                f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; get the run again."
+            ) from error
+        return [record for record in records if isinstance(record, dict) and real(record.get("step")) is not None]
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """Of the run's own shards, or of those that it learned from, where they still are what they were.
+
+        Raises:
+            ClusterqError: a manifest that is none.
+        """
+        if not (self.shards / MANIFEST).is_file():
+            return None
+        manifest = read_manifest(self.shards)
+        digest = section(self.result.get("shards")).get("digest")
+        return manifest if digest is None or digest == manifest.digest else None
+
+    @cached_property
+    def steps(self) -> dict[str, Points]:
+        """What metrics.jsonl records of each step, by name."""
+        return columns([record for record in self.metrics if "epoch" not in record], "step")
+
+    @cached_property
+    def epochs(self) -> dict[str, Points]:
+        """And of each epoch."""
+        return columns([record for record in self.metrics if "epoch" in record], "epoch")
+
+    @cached_property
+    def steps_done(self) -> int:
+        """How many steps are on record."""
+        return len({record["step"] for record in self.metrics})
+
+    @property
+    def shards(self) -> Path:
+        """The folder of shards that the run made, or learned from."""
+        if self.kind == "generator":
+            return self.folder / SHARDS
+        named = self.config.get("shards")
+        return Path(named) if isinstance(named, str) else self.folder / SHARDS
+
+    @cached_property
+    def predictions(self) -> dict[str, Ints]:
+        """Classes by image and model, (N,) int64, `label` among them; empty where no real image was looked at.
+
+        Raises:
+            ClusterqError: predictions.npz is not what an evaluation writes.
+        """
+        return {name: array for name, array in self._arrays.items() if array.dtype.kind == "i"}
+
+    @cached_property
+    def image_names(self) -> list[str]:
+        """Names of the images that `predictions` is about."""
+        names = self._arrays.get("name")
+        return [] if names is None else [str(name) for name in names]
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        path = self.folder / PREDICTIONS
+        if not path.is_file():
+            return {}
+        try:
+            with zipfile.ZipFile(path) as packed:
+                if sum(member.file_size for member in packed.infolist()) > LARGEST_FILE:
+                    raise ValueError("it unpacks to more than any evaluation writes")
+            with np.load(path, allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files}
+            lengths = {array.shape for array in arrays.values()}
+            kinds = {name: array.dtype.kind for name, array in arrays.items()}
+            if len(lengths) != 1 or len(next(iter(lengths))) != 1 or kinds.get("label") != "i" or kinds.get("name") != "U":
+                raise ValueError("expected arrays of one length, name and label among them")
+        # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise ClusterqError(
+                f"{path} is not what an evaluation writes ({error}), expected arrays name and label and one a model; evaluate again."
+            ) from error
+        return {name: array.astype(np.int64) if kinds[name] == "i" else array for name, array in arrays.items()}
+
+    def _json(self, name: str) -> Any:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        _refuse_large(path)
+        try:
+            return json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ClusterqError(
+                f"{path} is no JSON ({type(error).__name__}), expected what a run writes; get the run again."
+            ) from error
+
+
+def section(value: Any, *keys: str) -> dict[str, Any]:
+    """A dictionary inside dictionaries; empty where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def rows(value: Any) -> list[dict[str, Any]]:
+    """The dictionaries of a list."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def real(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def reals(value: Any) -> list[float | None]:
+    """A list of numbers, None where one is missing; empty where it is no list."""
+    return [real(one) for one in value] if isinstance(value, list) else []
+
+
+def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
+    """Records by key: (record[at], value) of each that has both; None where a value was not finite."""
+    found: dict[str, Points] = {}
+    for record in records:
+        x = real(record.get(at))
+        if x is None:
+            continue
+        for key, value in record.items():
+            y = real(value)
+            if y is not None or value is None:
+                found.setdefault(key, []).append((x, y))
+    return found
+
+
+def word(value: Any, otherwise: str = "–") -> str:
+    """A name, a number or a flag as text. Of anything else not: YAML can fold gigabytes of nested lists into a few lines."""
+    return str(value) if isinstance(value, str | int | float | bool) else otherwise
+
+
+def pair(value: Any) -> tuple[float, float] | None:
+    """Two numbers, as an interval has them."""
+    found = reals(value)
+    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+
+
+def _refuse_large(path: Path, most: int = LARGEST_FILE) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise ClusterqError(f"{path} has {size} bytes, expected at most {most}; it is not what a run writes.")

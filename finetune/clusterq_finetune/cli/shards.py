@@ -1,0 +1,229 @@
+"""`clusterq-finetune shards`: look at sets of shards, check them, and make new ones of them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clusterq_cli.app import App, Debug, Quiet
+from clusterq_cli.flags import with_flags
+from clusterq_cli.help import examples
+from clusterq_cli.main import USER_ERROR, run_guarded
+from clusterq_common.device.config import Device, RuntimeConfig
+from clusterq_common.errors import ClusterqError
+from clusterq_common.shards.manifest import SplitName
+from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_report.quality.config import QualityConfig
+
+app = App(help="Look at sets of shards, check them, merge them, cut them, mend them.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A folder of shards, or a run folder of clusterq-gen.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or empty.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on stdout.")]
+
+
+@app.command(epilog=examples("clusterq-finetune shards info out/"))
+def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
+    """What a set says of itself; nothing is verified but its manifest."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools import commands
+
+        manifest = commands.manifest_of(folder)
+        for line in commands.describe(manifest):
+            print(line)
+        if as_json:
+            print(manifest.model_dump_json())
+
+    run_guarded(go, debug=debug)
+
+
+@app.command(
+    epilog=examples(
+        "clusterq-finetune shards verify out/",
+        "clusterq-finetune shards verify out/ --arch resnet18 --weights resnet18.pth --json",
+    )
+)
+def verify(
+    folder: Folder,
+    arch: Annotated[str | None, typer.Option("--arch", help="The teacher, to compare labels and logits too.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Its weights.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of each split that the teacher looks at.")] = 256,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file and every sample: hashes, members, labels, images, counts, digests; exit code 2 if something is wrong."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools import commands
+
+        manifest, problems = commands.verify(folder, arch, weights, samples)
+        for line in commands.table(problems):
+            print(line)
+        if as_json:
+            print(json.dumps({"digest": manifest.digest, "ok": not problems, "problems": [vars(one) for one in problems]}))
+        if problems:
+            raise SystemExit(USER_ERROR)
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+@app.command(
+    epilog=examples(
+        "clusterq-finetune shards quality out/ --out quality.html",
+        "clusterq-finetune shards quality out/ --other-arch resnet56_cifar10 --real real/",
+    )
+)
+@with_flags({"quality": QualityConfig}, typer.Option)
+def quality(
+    flags: dict[str, dict[str, Any]],
+    folder: Folder,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="The teacher.", show_default="as the run folder or the manifest says")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Its weights.")] = None,
+    other_arch: Annotated[
+        str | None,
+        typer.Option("--other-arch", help="Another classifier of the same images and classes: does it see the labels, too?"),
+    ] = None,
+    other_weights: Annotated[str | None, typer.Option("--other-weights", help="Its weights.")] = None,
+    real: Annotated[
+        Path | None, typer.Option("--real", help=f"Real images to compare with, where there are any: {LAYOUTS}.")
+    ] = None,
+    real_classes: Annotated[
+        Path | None, typer.Option("--real-classes", help="File with one class folder name of --real a line, in index order.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("quality.html"),
+    device: Annotated[Device, typer.Option("--device", metavar="<name>", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """How good a set is, told without real images: labels, certainty, diversity, duplicates, beside pure noise as a reference."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools.quality import Where
+        from clusterq_finetune.shards_tools.quality import quality as measure
+        from clusterq_report.quality.summary import summary_lines
+
+        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
+        config = QualityConfig.checked(flags.get("quality", {}))
+        where = Where(arch, weights, other_arch, other_weights, real, real_classes)
+        found = measure(folder, where, config, runtime, out)
+        for line in summary_lines(found):
+            print(line)
+        print(f"page: {out}")
+        if as_json:
+            print(found.model_dump_json())
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+@app.command(
+    epilog=examples(
+        "clusterq-finetune shards preview out/ --out digits.png",
+        "clusterq-finetune shards preview out/ --classes 0,3,10-19 --per-class 20",
+    )
+)
+def preview(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("preview.png"),
+    split: Annotated[SplitName, typer.Option("--split", metavar="<name>", help="train or heldout.")] = "train",
+    classes: Annotated[str | None, typer.Option("--classes", help="E.g. 0,3,10-19; the first fifty if left out.")] = None,
+    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Images in a row.")] = 10,
+    debug: Debug = False,
+) -> None:
+    """A contact sheet, one row a class."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools import commands
+
+        count = commands.preview(folder, out, split, parse_classes(classes), per_class)
+        print(f"{count} images: {out}")
+
+    run_guarded(go, debug=debug)
+
+
+@app.command(epilog=examples("clusterq-finetune shards merge ours/ theirs/ --out both/"))
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more sets of one teacher.", show_default=False)],
+    out: Out,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep the first of equal images instead of refusing.")
+    ] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """One set of several."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools import commands
+
+        _report(commands.merge(folders, out, drop_duplicates=drop_duplicates), out)
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+@app.command(
+    epilog=examples(
+        "clusterq-finetune shards subset out/ --per-class 50 --out small/",
+        "clusterq-finetune shards subset out/ --min-confidence 0.9 --out sure/",
+    )
+)
+def subset(
+    folder: Folder,
+    out: Out,
+    classes: Annotated[str | None, typer.Option("--classes", help="E.g. 0,3,10-19; all if left out.")] = None,
+    per_class: Annotated[int | None, typer.Option("--per-class", min=1, help="Training images of a class, at most.")] = None,
+    min_confidence: Annotated[
+        float, typer.Option("--min-confidence", min=0, max=1, help="The teacher's least confidence in its top-1.")
+    ] = 0.0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Some of a set's images."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools import commands
+
+        chosen = parse_classes(classes)
+        _report(commands.subset(folder, out, classes=chosen, per_class=per_class, min_confidence=min_confidence), out)
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+@app.command(epilog=examples("clusterq-finetune shards repair damaged/ --out mended/"))
+def repair(folder: Folder, out: Out, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Save what can be read of a damaged set into a new one. (Its maker can make damaged shards again: clusterq-gen emit.)"""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools import commands
+
+        _report(commands.repair(folder, out), out)
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+def parse_classes(text: str | None) -> list[int] | None:
+    """`0,3,10-12` as [0, 3, 10, 11, 12].
+
+    Raises:
+        ClusterqError: something else.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ClusterqError(f"--classes: found {text!r}, expected class numbers such as 0,3,10-19; correct it.")
+        found += range(int(first), int(last or first) + 1)
+    return sorted(set(found))
+
+
+def _report(manifest: Any, out: Path) -> None:
+    counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
+    print(f"{out}: {counts}, {manifest.digest}")

@@ -1,0 +1,41 @@
+"""Light augmentation of synthetic images, on pixels, with explicit randomness."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clusterq_common.device.setup import send
+
+Augmentation = Literal["none", "flip", "crop-flip"]
+# The usual CIFAR crop: an eighth of the image's side on each edge.
+PADDING_SHARE = 8
+
+
+def augment(pixels: Tensor, kind: Augmentation, random: torch.Generator, *, whole: int, own: slice) -> Tensor:
+    """Flip each image left-right with probability one half; `crop-flip` also shifts it by up to an eighth, edges repeated.
+
+    Args:
+        pixels: (N, C, S, S) uint8.
+        kind: `none` returns the pixels as they are.
+        random: a CPU generator.
+        whole: images in the whole batch, of all processes: draws are made for all of them.
+        own: which of those these are.
+    """
+    if kind == "none":
+        return pixels
+    count, _, size, _ = pixels.shape
+    flip = send(torch.rand(whole, generator=random)[own] < 0.5, pixels.device)
+    pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
+    if kind == "flip":
+        return pixels
+    margin = max(1, size // PADDING_SHARE)
+    padded = F.pad(pixels.float(), [margin] * 4, mode="replicate").to(torch.uint8)
+    top, left = send(torch.randint(2 * margin + 1, (2, whole), generator=random)[:, own], pixels.device)
+    span = torch.arange(size, device=pixels.device)
+    rows = (top[:, None] + span)[:, None, :, None]
+    columns = (left[:, None] + span)[:, None, None, :]
+    image = torch.arange(count, device=pixels.device)[:, None, None, None]
+    channel = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+    return padded[image, channel, rows, columns]

@@ -1,0 +1,59 @@
+"""Whose logits the student learns from: those stored with the images, or the teacher's own, asked again."""
+
+from dataclasses import dataclass
+
+import torch
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.shards.recheck import logits_tolerance
+from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.config import RecipeConfig
+from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.shard_batches import ShardBatch
+
+
+@dataclass(frozen=True)
+class LogitsSource:
+    """The choice, and how far stored logits were found from the teacher's on the images that were compared.
+
+    Attributes:
+        stored: whether the shards' float16 logits are used.
+        largest_difference: None where there was nothing to compare.
+        tolerance: what was allowed.
+    """
+
+    stored: bool
+    largest_difference: float | None
+    tolerance: float | None
+
+    def as_result(self) -> dict[str, object]:
+        """For result.json."""
+        source = "stored" if self.stored else "recomputed"
+        return {"source": source, "largest_difference": self.largest_difference, "tolerance": self.tolerance}
+
+
+@torch.no_grad()
+def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, device: torch.device) -> LogitsSource:
+    """Settle the choice, and compare the stored logits of one batch with the teacher's.
+
+    Raises:
+        ClusterqError: stored ones are asked for and there are none, or they are not this teacher's.
+    """
+    wanted = recipe.teacher_logits == "stored" or (recipe.teacher_logits == "auto" and not recipe.asks_teacher)
+    if batch.logits is None:
+        if recipe.teacher_logits == "stored":
+            raise ClusterqError(
+                "--teacher-logits: stored, but these shards hold no logits, expected .logits.npy members; use recomputed."
+            )
+        return LogitsSource(False, None, None)
+    images = view(batch.pixels.to(device), teacher.spec)
+    now = teacher.model(images).float().cpu()
+    apart = (batch.logits.float() - now).abs().amax(1)
+    allowed = logits_tolerance(now)
+    worst = int((apart / allowed).argmax())
+    if wanted and apart[worst] > allowed[worst]:
+        raise ClusterqError(
+            f"--shards: a stored logit is {float(apart[worst]):.3g} off the teacher's, expected at most {float(allowed[worst]):.2g}; "
+            "check the set with `clusterq-finetune shards verify`, or pass --teacher-logits recomputed."
+        )
+    return LogitsSource(wanted, float(apart[worst]), float(allowed[worst]))

@@ -1,0 +1,89 @@
+"""Images that are files of their own: class folders, and ImageNet as Kaggle ships it."""
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.real.base import ValidationImages
+from clusterq_finetune.data.real.labels import class_index, imagenet_wnids
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
+KAGGLE_SOLUTION = "LOC_val_solution.csv"
+
+
+class ImageFiles(ValidationImages):
+    """Paths and labels."""
+
+    def __init__(self, root: Path, layout: str, paths: list[Path], labels: list[int], spec: InputSpec) -> None:
+        super().__init__(root, layout, labels, spec)
+        self.paths = paths
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index].relative_to(self.root))
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+
+def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> ImageFiles:
+    """A folder with one subfolder of images for each class; see `class_index` for which class is which.
+
+    Raises:
+        ClusterqError: no images, images outside class folders, or class folders that do not fit the teacher.
+    """
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        loose = sum(_is_image(entry) for entry in path.iterdir())
+        raise ClusterqError(
+            f"--val: {path} has no subfolders ({loose} loose images), expected one folder of images for each class, or one of the "
+            "layouts that --help names; sort them so."
+        )
+    index = class_index([folder.name for folder in folders], f"{path} has", "class folders", spec, classes)
+    found = [
+        (image, index[folder.name])
+        for folder in folders
+        for image in sorted(entry for entry in folder.rglob("*") if _is_image(entry))
+    ]
+    if not found:
+        raise ClusterqError(
+            f"--val: no images in the {len(folders)} class folders of {path}, expected files such as .JPEG or .png; check the path."
+        )
+    return ImageFiles(path, "class folders", [image for image, _ in found], [label for _, label in found], spec)
+
+
+def kaggle_solution(path: Path) -> Path | None:
+    """Kaggle's file of labels for a flat folder of ImageNet's validation images: in it, or above it as in Kaggle's archive."""
+    places = [path, *path.resolve().parents[:4]]
+    return next((place / KAGGLE_SOLUTION for place in places if (place / KAGGLE_SOLUTION).is_file()), None)
+
+
+def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
+    """ImageNet's validation images in one flat folder, with `LOC_val_solution.csv` (`ImageId,PredictionString`).
+
+    Raises:
+        ClusterqError: another teacher than one of ImageNet's 1000 classes, a broken table, an image without a line in it.
+    """
+    number = {wnid: label for label, wnid in enumerate(imagenet_wnids(spec))}
+    labels_by_id = {}
+    with solution.open(newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            wnid = (row.get("PredictionString") or "").partition(" ")[0]
+            if not row.get("ImageId") or wnid not in number:
+                raise ClusterqError(
+                    f"--val: line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again."
+                )
+            labels_by_id[row["ImageId"]] = number[wnid]
+    paths = sorted(entry for entry in path.rglob("ILSVRC2012_val_*") if _is_image(entry))
+    if not paths:
+        raise ClusterqError(f"--val: {path} holds no ILSVRC2012_val_*.JPEG to go with {solution}; point --val at the images.")
+    unknown = next((image for image in paths if image.stem not in labels_by_id), None)
+    if unknown is not None:
+        raise ClusterqError(f"--val: {solution} has no line for {unknown.name}, expected one for each image; get it again.")
+    return ImageFiles(path, "flat folder with Kaggle's labels", paths, [labels_by_id[image.stem] for image in paths], spec)
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")

@@ -1,0 +1,73 @@
+"""Which class a name stands for."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.teacher.spec import InputSpec
+
+WNID = re.compile(r"n\d{8}")
+IMAGENET_CLASSES = 1000
+NAMES_SHOWN = 3
+
+
+def imagenet_wnids(spec: InputSpec | None = None) -> list[str]:
+    """The 1000 wnids of ImageNet-1k in index order.
+
+    Raises:
+        ClusterqError: the teacher of `spec` has another number of classes.
+    """
+    if spec is not None and spec.num_classes != IMAGENET_CLASSES:
+        raise ClusterqError(
+            f"--val: these are ImageNet's images of {IMAGENET_CLASSES} classes, the teacher has {spec.num_classes}; pass images of its own."
+        )
+    return (files("clusterq_finetune") / "tables" / "imagenet_wnids.txt").read_text(encoding="ascii").split()
+
+
+def class_index(names: list[str], having: str, what: str, spec: InputSpec, classes: Path | None) -> dict[str, int]:
+    """Class index by name.
+
+    wnids (`n01440764`) get ImageNet's index from the full list of 1000, also when classes are missing. Other names are classes in
+    sorted order, and must then all be there. `classes`, a file with one name a line in index order, settles any other case.
+
+    Args:
+        names: the names that occur.
+        having, what: for the errors, e.g. "data/ has" and "class folders".
+
+    Raises:
+        ClusterqError: names that do not fit the teacher.
+    """
+    if classes is not None:
+        known = _read_classes(classes, spec)
+    elif spec.num_classes == IMAGENET_CLASSES and any(WNID.fullmatch(name) for name in names):
+        known = imagenet_wnids()
+    elif len(names) == spec.num_classes:
+        known = sorted(names)
+    else:
+        raise ClusterqError(
+            f"--val: {having} {len(names)} {what}, expected the teacher's {spec.num_classes} classes; pass --classes FILE "
+            "with one name a line in index order."
+        )
+    index = {name: number for number, name in enumerate(known)}
+    unknown = [name for name in names if name not in index]
+    if unknown:
+        shown = ", ".join(unknown[:NAMES_SHOWN])
+        raise ClusterqError(
+            f"--val: {having} {len(unknown)} {what} that are not in the class list ({shown}), expected names such as "
+            f"{known[0]}; rename or remove them, or pass --classes FILE."
+        )
+    return index
+
+
+def _read_classes(path: Path, spec: InputSpec) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterqError(f"--classes: {path} cannot be read ({type(error).__name__}); expected one name a line.") from error
+    if len(names) != spec.num_classes or len(set(names)) != len(names):
+        raise ClusterqError(
+            f"--classes: {path} has {len(set(names))} distinct names on {len(names)} lines, expected {spec.num_classes}; one for "
+            "each class of the teacher, in index order."
+        )
+    return names

@@ -1,0 +1,56 @@
+"""Recognise the layout of a place with real images."""
+
+from pathlib import Path
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.teacher.spec import Geometry, InputSpec
+from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.data.real.base import ValidationImages
+from clusterq_finetune.data.real.cifar import cifar_batch, open_cifar
+from clusterq_finetune.data.real.files import kaggle_solution, open_class_folders, open_kaggle
+from clusterq_finetune.data.real.tars import open_imagenet_tar, open_webdataset
+
+IMAGENET_TAR = "ILSVRC2012_img_val.tar"
+
+
+def open_validation(
+    path: Path, spec: InputSpec, *, classes: Path | None = None, geometry: Geometry | None = None
+) -> ValidationImages:
+    """List the images of a place, whatever its layout; none is decoded yet.
+
+    Args:
+        path: a folder or a file; see `LAYOUTS`.
+        spec: what the teacher takes.
+        classes: file with one class folder name a line in index order, for class folders whose order cannot be known.
+        geometry: how images are resized and cropped; if left out, as is usual for the teacher's size.
+
+    Raises:
+        ClusterqError: nothing there, no known layout, or labels that do not fit the teacher.
+    """
+    images = _open(path, spec, classes)
+    if geometry is not None:
+        images.geometry = geometry
+    return images
+
+
+def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages:
+    if path.is_file():
+        if path.name == IMAGENET_TAR:
+            return open_imagenet_tar(path, spec)
+        if path.suffix == ".tar":
+            return open_webdataset(path, [path], spec)
+        if (batch := cifar_batch(path)) is not None:
+            return open_cifar(batch, spec)
+        raise ClusterqError(f"--val: {path} is a file of no known kind, expected {LAYOUTS}; name one of these.")
+    if not path.is_dir():
+        raise ClusterqError(f"--val: {path} is no folder, expected {LAYOUTS}; check the path.")
+    if (path / IMAGENET_TAR).is_file():
+        return open_imagenet_tar(path / IMAGENET_TAR, spec)
+    if (batch := cifar_batch(path)) is not None:
+        return open_cifar(batch, spec)
+    if any(path.glob("ILSVRC2012_val_*")) and (solution := kaggle_solution(path)) is not None:
+        return open_kaggle(path, solution, spec)
+    tars = sorted(path.glob("*.tar"))
+    if tars:
+        return open_webdataset(path, tars, spec)
+    return open_class_folders(path, spec, classes)

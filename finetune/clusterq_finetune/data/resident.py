@@ -1,0 +1,68 @@
+"""Small sets decoded once and kept on the device: an epoch then costs no decoding, and a GPU waits for no copy."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from clusterq_common.device.setup import send
+from clusterq_finetune.data.shard_batches import ShardBatch, ShardDataset, batches
+
+# CIFAR-sized sets are a few megabytes, sets at 224 pixels a side are above this.
+MOST_BYTES = 512 * 2**20
+READ_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A whole split in one piece: pixels (N, C, S, S) uint8, labels (N,) int64, logits (N, classes) float16 or None."""
+
+    pixels: Tensor
+    labels: Tensor
+    logits: Tensor | None
+
+    @classmethod
+    def read(cls, dataset: ShardDataset, device: torch.device, *, workers: int = 0) -> "ResidentSplit":
+        """Decode all of it."""
+        size = len(dataset)
+        order = [list(range(begin, min(begin + READ_AT_ONCE, size))) for begin in range(0, size, READ_AT_ONCE)]
+        pixels, labels, logits = zip(*batches(dataset, order, workers=workers), strict=True)
+        stored = None if logits[0] is None else torch.cat(logits).to(device)
+        return cls(torch.cat(pixels).to(device), torch.cat(labels).to(device), stored)
+
+    def batch(self, indices: list[int]) -> ShardBatch:
+        """The samples at these places."""
+        rows = send(torch.tensor(indices, dtype=torch.long), self.labels.device)
+        return ShardBatch(self.pixels[rows], self.labels[rows], None if self.logits is None else self.logits[rows])
+
+
+class TrainingBatches:
+    """Batches in a given order, from memory where the split is small enough, else decoded as they are asked for.
+
+    Args:
+        dataset: the split.
+        device: where networks run.
+        workers: processes that decode.
+        most_bytes: the largest split that is kept.
+    """
+
+    def __init__(self, dataset: ShardDataset, device: torch.device, *, workers: int = 0, most_bytes: int = MOST_BYTES) -> None:
+        self.dataset, self.device, self.workers = dataset, device, workers
+        spec = dataset.spec
+        sample = spec.channels * spec.size**2 + 2 * spec.num_classes
+        self.small = 0 < len(dataset) * sample <= most_bytes
+
+    def __call__(self, order: Iterable[list[int]]) -> Iterator[ShardBatch]:
+        """The batches of an order of indices: the same ones either way."""
+        if not self.small:
+            yield from batches(self.dataset, order, workers=self.workers)
+            return
+        for indices in order:
+            yield self.resident.batch(indices)
+
+    @cached_property
+    def resident(self) -> ResidentSplit:
+        """The split, decoded when the first batch is asked for."""
+        return ResidentSplit.read(self.dataset, self.device, workers=self.workers)

@@ -1,6 +1,0 @@
-"""Real images with labels, in the layouts people keep them in. Only evaluation looks at these."""
-
-from clusterq_finetune.datasets.base import ValidationBatch, ValidationImages
-from clusterq_finetune.datasets.open import open_validation
-
-__all__ = ["ValidationBatch", "ValidationImages", "open_validation"]

@@ -1,0 +1,1 @@
+"""Accuracy of classifiers and students on real images."""

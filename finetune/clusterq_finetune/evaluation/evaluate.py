@@ -1,0 +1,203 @@
+"""Top-1 and top-5 on real images."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import sum_across
+from clusterq_common.errors import ClusterqError
+from clusterq_common.images import normalise
+from clusterq_common.intervals import wilson_interval
+from clusterq_common.settings import Settings
+from clusterq_finetune.data.real import ValidationImages
+from clusterq_finetune.evaluation.predictions import Predictions
+
+TOP = 5
+BINS = 15
+WORST_PAIRS = 10
+TEACHER = "teacher"
+
+
+class Confusion(Settings):
+    """Images of class `label` that were taken for class `predicted`."""
+
+    label: int
+    predicted: int
+    images: int
+
+
+class EvaluationResult(Settings):
+    """How good one model is.
+
+    Attributes:
+        images: readable images, on which the figures are.
+        top1, top5: percent; top5 over fewer classes than five is over all of them.
+        top1_interval: 95 % confidence interval of top1 for that many images (Wilson, 1927), percent.
+        agreement: percent of images on which the model and the teacher name the same class; None where there is no teacher.
+        calibration_error: expected calibration error, percent: the gap between confidence and accuracy, in 15 bins of confidence,
+            weighed by their images (Guo et al., 2017).
+        per_class: top-1 of each class in percent, None for a class without images.
+        worst_pairs: the most frequent confusions, at most ten.
+        images_per_second: through the network alone.
+        decode_seconds: waiting for images, shared by all models of one pass.
+        unreadable: names of images that could not be decoded; they do not count.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    top1_interval: tuple[float, float]
+    agreement: float | None
+    calibration_error: float
+    per_class: list[float | None]
+    worst_pairs: list[Confusion]
+    images_per_second: float
+    decode_seconds: float
+    unreadable: list[str]
+
+
+class _Counts:
+    """What is summed up over batches for one model, on its device."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
+        self.top5 = torch.zeros((), dtype=torch.long, device=device)
+        self.agreed = torch.zeros((), dtype=torch.long, device=device)
+        # By bin of confidence: images, right ones, summed confidence.
+        self.bins = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
+        self.seconds = 0.0
+
+    def add(self, logits: Tensor, labels: Tensor, teacher_top1: Tensor | None) -> Tensor:
+        """Count a batch in; returns the predicted classes."""
+        logits = logits.float()
+        confidence, predicted = logits.softmax(1).max(1)
+        # Indices beyond the labels' range cannot occur: a model has as many outputs as its teacher has classes.
+        self.confusion.view(-1).index_add_(0, labels * self.confusion.shape[0] + predicted, torch.ones_like(labels))
+        self.top5 += (logits.topk(min(TOP, logits.shape[1]), dim=1).indices == labels[:, None]).any(1).sum()
+        if teacher_top1 is not None:
+            self.agreed += (predicted == teacher_top1).sum()
+        right = (predicted == labels).double()
+        rows = torch.stack([torch.ones_like(right), right, confidence.double()], dim=1)
+        self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
+        return predicted
+
+    def top1(self) -> float:
+        """Percent right so far."""
+        return 100 * float(self.confusion.diagonal().sum() / self.confusion.sum())
+
+    def merge(self, ranks: Ranks) -> None:
+        """Add what the other processes counted; the seconds are the slowest one's."""
+        self.confusion, self.top5 = sum_across(self.confusion), sum_across(self.top5)
+        self.agreed, self.bins = sum_across(self.agreed), sum_across(self.bins)
+        self.seconds = max(ranks.gather(self.seconds))
+
+    def result(self, *, agreement: bool, decode_seconds: float, unreadable: list[str]) -> EvaluationResult:
+        confusion = self.confusion.cpu()
+        of_class, right = confusion.sum(1), confusion.diagonal()
+        count, hits = int(of_class.sum()), int(right.sum())
+        _, correct, confidence = self.bins.cpu().unbind(1)
+        wrong = confusion - torch.diag(right)
+        order = wrong.flatten().argsort(descending=True, stable=True)[:WORST_PAIRS].tolist()
+        classes = len(confusion)
+        return EvaluationResult(
+            images=count,
+            top1=100 * hits / count,
+            top5=100 * int(self.top5) / count,
+            top1_interval=wilson_interval(hits, count),
+            agreement=100 * int(self.agreed) / count if agreement else None,
+            calibration_error=100 * float((confidence - correct).abs().sum()) / count,
+            per_class=[100 * int(r) / int(n) if n else None for r, n in zip(right, of_class, strict=True)],
+            worst_pairs=[
+                Confusion(label=at // classes, predicted=at % classes, images=int(wrong.flatten()[at]))
+                for at in order
+                if wrong.flatten()[at]
+            ],
+            images_per_second=count / max(self.seconds, 1e-9),
+            decode_seconds=decode_seconds,
+            unreadable=unreadable,
+        )
+
+
+def evaluate_models(
+    models: Mapping[str, nn.Module],
+    images: ValidationImages,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    predictions: Predictions | None = None,
+) -> dict[str, EvaluationResult]:
+    """Evaluate several models in one pass over the images, in float32. Several processes share the images out; each gets the result.
+
+    Args:
+        models: by name; on `device`. Their training mode is restored afterwards. The one called `teacher`, first if it is there, is
+            what the others' agreement is with.
+        images: what to evaluate on.
+        device: where the models are.
+        batch_size: images in a batch.
+        workers: decoding processes.
+        progress: called after each batch with the images seen so far, their total, and each model's top-1 so far in percent (of this
+            process's images).
+        predictions: where each image's predicted classes go, if anywhere.
+
+    Raises:
+        ClusterqError: not one image can be read.
+    """
+    ranks = Ranks.current()
+    # Every world-th image: each is counted once, however many there are.
+    own = range(ranks.rank, len(images), ranks.world)
+    loader = DataLoader(images, batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=images.collate)
+    modes = {name: model.training for name, model in models.items()}
+    counts = {name: _Counts(images.spec.num_classes, device) for name in models}
+    unreadable: list[str] = []
+    count, decode_seconds = 0, 0.0
+    mark = time.monotonic()
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        for batch in loader:
+            unreadable += batch.unreadable
+            count += len(batch.labels)
+            decode_seconds += time.monotonic() - mark
+            if len(batch.labels):
+                pixels, labels = batch.pixels.to(device), batch.labels.to(device)
+                inputs = normalise(pixels, images.spec).contiguous(memory_format=torch.channels_last)
+                teacher_top1 = None
+                named: dict[str, Tensor] = {}
+                for name, model in models.items():
+                    begin = _now(device)
+                    logits = model.eval()(inputs)
+                    counts[name].seconds += _now(device) - begin
+                    named[name] = counts[name].add(logits, labels, teacher_top1)
+                    teacher_top1 = named[name] if name == TEACHER else teacher_top1
+                if predictions is not None:
+                    predictions.add(batch.names, batch.labels, named)
+            if progress is not None:
+                # Timing has waited for the device already.
+                so_far = {name: found.top1() for name, found in counts.items()} if count else {}
+                progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images), so_far)
+            mark = time.monotonic()
+    for name, model in models.items():
+        model.train(modes[name])
+        counts[name].merge(ranks)
+    unreadable = sorted(name for names in ranks.gather(unreadable) for name in names)
+    if len(unreadable) == len(images):
+        raise ClusterqError(
+            f"--val: none of the {len(unreadable)} images in {images.root} can be read (the first is {unreadable[0]}), expected "
+            "image files; check the folder."
+        )
+    return {
+        name: found.result(
+            agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, unreadable=unreadable
+        )
+        for name, found in counts.items()
+    }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()

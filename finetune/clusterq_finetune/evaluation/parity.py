@@ -1,0 +1,47 @@
+"""Another way to compute a student, evaluated beside the student that it should equal."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.quant.integer import integer_arithmetic
+
+
+class Twin(nn.Module):
+    """Gives what `compute` gives, and counts how often `student` disagrees. Each batch runs through both, which images/s counts."""
+
+    def __init__(self, student: nn.Module, compute: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.student = student
+        self._compute = compute
+        self._images = 0
+        self._agreed = 0
+        self._apart = 0.0
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        expected: Tensor = self.student(x)
+        found = self._compute(x)
+        self._images += len(x)
+        self._agreed += int((found.argmax(1) == expected.argmax(1)).sum())
+        self._apart = max(self._apart, float((found - expected).abs().max()))
+        return found
+
+    def comparison(self) -> dict[str, float]:
+        """Over all images so far, of all processes, at least one: percent with the same class as the student, and the largest difference of a logit."""
+        parts = Ranks.current().gather((self._images, self._agreed, self._apart))
+        images, agreed, apart = zip(*parts, strict=True)
+        return {"agreement_with_student": 100 * sum(agreed) / sum(images), "largest_logit_difference": max(apart)}
+
+
+def integer_twin(student: nn.Module) -> Twin:
+    """`student` as integer hardware computes it; how fast the simulation is says nothing about hardware."""
+
+    def compute(x: Tensor) -> Tensor:
+        with integer_arithmetic(student):
+            found: Tensor = student(x)
+        return found
+
+    return Twin(student, compute)

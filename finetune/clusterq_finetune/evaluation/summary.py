@@ -1,0 +1,51 @@
+"""What an evaluation found, in result.json and in words."""
+
+from typing import Any
+
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.preprocess import describe_preprocessing
+from clusterq_finetune.data.real import ValidationImages
+from clusterq_finetune.evaluation.evaluate import EvaluationResult
+
+NAMES_SHOWN = 10
+
+
+def add_evaluation(
+    result: dict[str, Any], found: dict[str, EvaluationResult], images: ValidationImages, spec: InputSpec
+) -> None:
+    """Put what was measured into the sections of the models it is about, and on what and how beside them."""
+    for name, evaluation in found.items():
+        result[name] |= evaluation.model_dump()
+    result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
+    result["preprocessing"] = describe_preprocessing(spec, images.geometry)
+
+
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    """The accuracies of a result as lines for a person, and the images that could not be read."""
+    measured = {name: part for name, part in result.items() if isinstance(part, dict) and "top1" in part}
+    lines = [
+        f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
+        f"top-5 {part['top5']:.2f} % on {part['images']} images"
+        + ("" if part["agreement"] is None else f", agrees with the teacher on {part['agreement']:.2f} %")
+        + _apart(part)
+        + f" ({part['images_per_second']:.0f} images/s)"
+        for name, part in measured.items()
+    ]
+    unreadable = next(iter(measured.values()))["unreadable"] if measured else []
+    if unreadable:
+        shown = ", ".join(unreadable[:NAMES_SHOWN]) + (" ..." if len(unreadable) > NAMES_SHOWN else "")
+        lines.append(f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}: {shown}")
+    return lines
+
+
+def top1_so_far(top1: dict[str, float]) -> str:
+    """The progress line's numbers: each model's top-1 on the images seen so far."""
+    return "top-1 " + ", ".join(f"{name} {value:.2f} %" for name, value in top1.items()) if top1 else ""
+
+
+def _apart(part: dict[str, Any]) -> str:
+    """How far integer arithmetic is from the student, where that was measured."""
+    if "agreement_with_student" not in part:
+        return ""
+    agreement, difference = part["agreement_with_student"], part["largest_logit_difference"]
+    return f", agrees with the student on {agreement:.2f} %, logits at most {difference:.2g} apart"

@@ -1,0 +1,157 @@
+"""`clusterq-finetune export`: a saved student as a file for elsewhere, written once it has been compared with the student."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.config import Format, OnnxConfig
+from clusterq_common.export.description import Description, describe
+from clusterq_common.export.qdq import size_of
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.images import normalise
+from clusterq_common.quant.convert import quantizers
+from clusterq_common.run.environment import versions
+from clusterq_common.run.extras import need
+from clusterq_common.run.run_folder import RESULT, SHARDS, STUDENT
+from clusterq_common.run.seeding import stream
+from clusterq_common.shards.manifest import MANIFEST, read_manifest
+from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.results import read_result
+from clusterq_finetune.student import load_student
+
+# Random pixels on which a file is compared with the student.
+IMAGES = 16
+
+
+def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
+    """Write the student in `folder` as `out`. Returns what `--json` prints: bytes, and how the file compares with the student.
+
+    Raises:
+        ClusterqError: see `load_student`, `onnx_model`, `program_file`; flags that the format does not know; `out` exists or cannot be
+            written.
+    """
+    if flags and kind != "onnx":
+        name = next(iter(flags)).replace("_", "-")
+        raise ClusterqError(
+            f"--{name}: --format {kind} has no such choice, expected it with --format onnx alone; leave it out."
+        )
+    config = OnnxConfig.checked(flags)
+    if out.exists() and not overwrite:
+        raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            need(package, "--format onnx", "onnx")
+    student, spec, saved = load_student(folder, torch.device("cpu"))
+    description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
+    data, description, twin = _FORMATS[kind](student, spec, description, config)
+    compared = {} if twin is None else _compare(student, twin, spec)
+    _write(out, data)
+    return {
+        "out": str(out),
+        "format": kind,
+        "bytes": len(data),
+        "weights": size_of(student),
+        "quantizers": len(quantizers(student)),
+        **compared,
+        "description": description.model_dump(mode="json"),
+    }
+
+
+def describe_student(saved: FinetuneConfig, spec: InputSpec, *, teacher: str, student: str) -> Description:
+    """Describe a student from the settings saved with it; `teacher` and `student` are digests."""
+    return describe(
+        saved.teacher.arch,
+        saved.quant,
+        saved.evaluation.over(known_geometry(spec.size, saved.teacher.arch)),
+        spec,
+        clusterq=versions()["clusterq"],
+        teacher=teacher,
+        student=student,
+    )
+
+
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    """The result for a person."""
+    weights, about = result["weights"], result["description"]
+    lines = [
+        f"{result['out']}: {result['format']}, {result['bytes']:,} bytes; quantized weights {weights['integers']:,} and scales "
+        f"{weights['scales']:,} (in float32 {weights['float32']:,})"
+    ]
+    if about["integers"]:
+        lines.append(f"opset {about['opset']}, integers {about['integers']}")
+    if about["batchnorm_kept"]:
+        lines.append(f"BatchNorm kept as a layer: {', '.join(about['batchnorm_kept'])}")
+    if "largest_logit_difference" in result:
+        lines.append(
+            f"against the student on {result['compared_on']} images of random pixels: same class on {result['agreement_with_student']:.1f} %, "
+            f"logits at most {result['largest_logit_difference']:.2g} apart"
+        )
+    return lines
+
+
+# The file's bytes, what it says of itself, and the file as a model, where it can be run.
+_Made = tuple[bytes, Description, nn.Module | None]
+
+
+def _onnx(student: nn.Module, spec: InputSpec, description: Description, config: OnnxConfig) -> _Made:
+    from clusterq_common.export.onnx_file import onnx_bytes
+    from clusterq_common.export.runtime import OnnxModel
+
+    data, description = onnx_bytes(student, spec, description, config)
+    return data, description, OnnxModel(data, optimise=False, threads=1, name="--format onnx")
+
+
+def _packed(student: nn.Module, _spec: InputSpec, description: Description, _config: OnnxConfig) -> _Made:
+    from clusterq_common.export.packed import packed_file
+
+    return packed_file(student, description), description, None
+
+
+def _program(student: nn.Module, spec: InputSpec, description: Description, _config: OnnxConfig) -> _Made:
+    from clusterq_common.export.program import load_program, program_file
+
+    data = program_file(student, spec, description)
+    return data, description, load_program(data)
+
+
+_FORMATS = {"onnx": _onnx, "safetensors-int": _packed, "pt2": _program}
+
+
+@torch.no_grad()
+def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec) -> dict[str, Any]:
+    """How the file's logits compare with the student's on images of random pixels, one by one and all at once."""
+    shape = (IMAGES, spec.channels, spec.size, spec.size)
+    images = normalise(torch.randint(256, shape, generator=stream(0, "export"), dtype=torch.uint8), spec)
+    expected: Tensor = student(images)
+    found = torch.cat([twin(images[:1]), twin(images[1:])])
+    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
+        raise RuntimeError(f"the exported model gives logits of shape {tuple(found.shape)}, or some that are not finite")
+    return {
+        "compared_on": IMAGES,
+        "agreement_with_student": 100 * float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        "largest_logit_difference": float((found - expected).abs().max()),
+    }
+
+
+def _teacher_of(folder: Path) -> str:
+    """The digest of the teacher's weights, from what lies beside the student; empty where nothing says it."""
+    if (folder / RESULT).is_file():
+        return str(read_result(folder)["teacher"]["digest"])
+    shards = folder / SHARDS
+    return read_manifest(shards).teacher.digest if (shards / MANIFEST).is_file() else ""
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(out, data)
+    except OSError as error:
+        raise ClusterqError(
+            f"--out: {out} cannot be written ({error.strerror}), expected room for {len(data):,} bytes in a folder of yours; free some "
+            "space, or choose another --out."
+        ) from error

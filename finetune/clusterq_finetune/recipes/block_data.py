@@ -1,0 +1,126 @@
+"""What flows into a block and what should come out of it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.device.setup import send
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.network_input import view
+from clusterq_finetune.recipes.blocks import Block
+
+BYTES = 4
+IMAGES_AT_ONCE = 64
+
+
+class BlockBatch(NamedTuple):
+    """Float32, (N, ...): the block's input in the float network, in the student so far, and its output in the float network."""
+
+    float_input: Tensor
+    student_input: Tensor
+    target: Tensor
+
+
+class BlockData:
+    """A block's inputs and targets on some images: held on the device where they fit, else computed again for each batch.
+
+    The large ones are those of the first blocks, which take the least time to compute again.
+
+    Args:
+        teacher: the float network, in eval mode.
+        student: the same with everything before the block quantized as it will stay.
+        block: where to look.
+        pixels: (N, C, S, S) uint8.
+        spec: of the images.
+        device: where both networks are.
+        limit: bytes that may be held.
+        low_pass: see `view`.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        block: Block,
+        pixels: Tensor,
+        spec: InputSpec,
+        device: torch.device,
+        limit: float,
+        low_pass: float = 0.0,
+    ) -> None:
+        self.teacher, self.student, self.block = teacher, student, block
+        self.pixels, self.spec, self.device, self.low_pass = pixels, spec, device, low_pass
+        self.held: BlockBatch | None = None
+        one = self._compute(pixels[:1])
+        self.bytes = len(pixels) * BYTES * sum(tensor.numel() for tensor in one)
+        if self.bytes <= limit:
+            whole = BlockBatch(*(_empty(len(pixels), tensor) for tensor in one))
+            for start in range(0, len(pixels), IMAGES_AT_ONCE):
+                part = slice(start, start + IMAGES_AT_ONCE)
+                for rows, computed in zip(whole, self._compute(pixels[part]), strict=True):
+                    rows[part] = computed
+            self.held = whole
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, indices: Tensor) -> BlockBatch:
+        """The rows of some images, int64 (N,), as tensors of their own."""
+        if self.held is None:
+            return self._compute(self.pixels[indices])
+        at = send(indices, self.device)
+        return BlockBatch(*(_channels_last(rows[at]) for rows in self.held))
+
+    def in_order(self, count: int | None = None) -> Iterator[BlockBatch]:
+        """The first `count` images, or all, some at a time."""
+        for indices in torch.arange(len(self) if count is None else min(count, len(self))).split(IMAGES_AT_ONCE):
+            yield self.batch(indices)
+
+    def _compute(self, pixels: Tensor) -> BlockBatch:
+        images = view(pixels.to(self.device), self.spec, self.low_pass)
+        float_input, target = run_until(self.teacher, self.block, images)
+        student_input, _ = run_until(self.student, self.block, images, output=False)
+        assert target is not None
+        return BlockBatch(float_input, student_input, target)
+
+
+class _BlockReachedError(Exception):
+    """The forward pass has come as far as it is needed."""
+
+
+@torch.no_grad()
+def run_until(model: nn.Module, block: Block, images: Tensor, *, output: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Run a network no further than a block. Returns copies of the block's input and, with `output`, of its output."""
+    seen: list[Tensor] = []
+
+    def entered(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].detach().clone())  # the block may work in place
+        if not output:
+            raise _BlockReachedError
+
+    def left(_module: nn.Module, _args: tuple[Tensor, ...], result: Tensor) -> None:
+        seen.append(result.detach().clone())
+        raise _BlockReachedError
+
+    handles = [
+        model.get_submodule(block.modules[0]).register_forward_pre_hook(entered),
+        model.get_submodule(block.modules[-1]).register_forward_hook(left),
+    ]
+    try:
+        model(images)
+    except _BlockReachedError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0], seen[1] if output else None
+
+
+def _empty(count: int, like: Tensor) -> Tensor:
+    return _channels_last(torch.empty(count, *like.shape[1:], device=like.device, dtype=like.dtype))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -1,0 +1,1 @@
+"""Commands on shard sets: inspect, verify, merge, compare."""

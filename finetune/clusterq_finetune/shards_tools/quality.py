@@ -1,0 +1,134 @@
+"""What `clusterq-finetune shards quality` does, once its flags are known."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.device.setup import prepare_device
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import progress
+from clusterq_common.shards.manifest import Manifest
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig, is_factory
+from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.teachers import SPEC_FIELDS, find_teacher, load_checked_teacher, run_folder_of
+from clusterq_report.quality.collect import Networks
+from clusterq_report.quality.config import QualityConfig
+from clusterq_report.quality.findings import Quality
+from clusterq_report.quality.measure import Real, choose, measure
+from clusterq_report.quality.page import quality_page
+from clusterq_report.quality.sample import Batch, Ints, batch_size, sampled
+
+
+@dataclass(frozen=True)
+class Where:
+    """Networks and real images, as the flags of the command name them; None for what was left out."""
+
+    arch: str | None = None
+    weights: str | None = None
+    other_arch: str | None = None
+    other_weights: str | None = None
+    real: Path | None = None
+    real_classes: Path | None = None
+
+
+def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeConfig, out: Path) -> Quality:
+    """Measure a set and write the page.
+
+    Args:
+        path: the set, or the run folder that it lies in.
+        where: the teacher, and what else there is.
+        config, runtime: settings.
+        out: the page.
+
+    Raises:
+        ClusterqError: the set cannot be read or is damaged, a network is missing or does not fit, or the real images do not.
+    """
+    if not out.parent.is_dir():
+        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or name another.")
+    if where.other_weights is not None and where.other_arch is None:
+        raise ClusterqError("--other-arch is missing: --other-weights alone do not make a model; pass --other-arch NAME too.")
+    if where.real_classes is not None and where.real is None:
+        raise ClusterqError(
+            "--real-classes: there is no --real, expected images that it belongs to; pass --real, or leave it out."
+        )
+    device = prepare_device(runtime)
+    shards = ShardSet.open(path)
+    manifest = shards.manifest
+    flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
+    teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
+    other = None if where.other_arch is None else _other(where.other_arch, where.other_weights, manifest, device)
+    numbers = choose(shards, config)
+    if len(numbers) < 2:
+        raise ClusterqError(f"--split: {config.split} has {len(numbers)} images, expected two or more; choose another split.")
+    real = None if where.real is None else _real(where.real, where.real_classes, teacher, len(numbers), config.seed)
+    total = 2 * len(numbers) + (real.drawn if real is not None else 0)
+    with progress("measuring", total, images=1) as ticker:
+        found = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
+    atomic_write(out, quality_page(found, shards).html())
+    return found
+
+
+def _other(arch: str, weights: str | None, manifest: Manifest, device: torch.device) -> Teacher:
+    """Another classifier of the same images and classes."""
+    spec = manifest.teacher.spec
+    known = {"arch": arch, "weights": weights}
+    if is_factory(arch):
+        known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
+    with _named({"--arch": "--other-arch", "--weights": "--other-weights"}):
+        other = load_teacher(TeacherConfig.checked(known), device=device)
+    found = other.spec
+    if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
+        raise ClusterqError(
+            f"--other-arch: {arch} takes {found.channels}x{found.size}x{found.size} images of {found.num_classes} classes, expected "
+            f"{spec.channels}x{spec.size}x{spec.size} of {spec.num_classes}, as the set has; choose another classifier."
+        )
+    return other
+
+
+def _real(path: Path, classes: Path | None, teacher: Teacher, most: int, seed: int) -> Real:
+    """As many real images as are measured of the set, of each class its share."""
+    with _named({"--val": "--real", "--classes": "--real-classes"}):
+        images = open_validation(
+            path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
+        )
+    numbers = sampled(np.array(images.labels, np.int64), most, seed)
+    return Real(path.resolve().name, images.layout, len(images), len(numbers), _batches(images, numbers))
+
+
+def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
+    """Readable ones, a batch at a time.
+
+    Raises:
+        ClusterqError: fewer than two can be read.
+    """
+    size, seen = batch_size(images.spec), 0
+    for start in range(0, len(numbers), size):
+        batch = images.collate([images[int(number)] for number in numbers[start : start + size]])
+        seen += len(batch.labels)
+        if len(batch.labels):
+            yield batch.pixels, batch.labels
+    if seen < 2:
+        raise ClusterqError(
+            f"--real: {seen} of the {len(numbers)} images in {images.root} can be read, expected two or more; check the folder."
+        )
+
+
+@contextmanager
+def _named(flags: dict[str, str]) -> Iterator[None]:
+    """Errors of shared code name the flags of this command."""
+    try:
+        yield
+    except ClusterqError as error:
+        said = str(error)
+        for shared, own in flags.items():
+            said = said.replace(f"{shared}:", f"{own}:").replace(f"{shared} ", f"{own} ")
+        raise ClusterqError(said) from error

@@ -1,0 +1,74 @@
+"""`--dry-run`: what a run would do, said before anything is written."""
+
+import torch
+
+from clusterq_common.quant.convert import convert
+from clusterq_common.taps import batchnorm_layers
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.bank.config import is_bank
+from clusterq_gen.bank.layout import BankLayout
+from clusterq_gen.config import GenConfig
+from clusterq_gen.networks.generator import build_generator
+from clusterq_gen.training.latent import classes_in_batch
+
+
+def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
+    """Shapes, layers quantized, steps and disk, a line each; runs one image through generator and teacher."""
+    first = f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
+    lines = _bank_lines(config, teacher, device) if is_bank(config.method.method) else _generator_lines(config, teacher, device)
+    return [first, *lines]
+
+
+def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
+    spec, layout = teacher.spec, BankLayout.of(config, teacher.spec.num_classes)
+    images = layout.batches * layout.batch_size
+    made_for = f"{layout.classes} classes in each" if layout.classes else "labelled by the teacher's own answer"
+    return [
+        f"shapes: image ({spec.channels}, {spec.size}, {spec.size}) -> logits ({spec.num_classes},)",
+        f"bank: {layout.batches} batches of {layout.batch_size} images, {made_for}",
+        f"steps: {config.bank.bank_steps} for each batch, {layout.batches * config.bank.bank_steps:,} in all; {config.method.method}, "
+        f"preset {config.preset}, on {device}",
+        f"disk: {images * spec.channels * spec.size**2 / 1e6:,.0f} MB of bank; {_shards(config, teacher)}",
+    ]
+
+
+def _shards(config: GenConfig, teacher: Teacher) -> str:
+    spec = teacher.spec
+    images = _candidates(config, teacher)
+    # PNG of generated images compresses little; logits and tar headers come on top.
+    size = images * (spec.channels * spec.size**2 + 2 * spec.num_classes + 4 * 1024)
+    return f"{images:,} images, at most {size / 1e6:,.0f} MB of shards"
+
+
+def _candidates(config: GenConfig, teacher: Teacher) -> int:
+    """Images wanted; more, where the teacher rejects some."""
+    return sum(config.emit.wanted(teacher.spec.num_classes).values()) * teacher.spec.num_classes
+
+
+def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
+    spec, train = teacher.spec, config.train
+    lines: list[str] = []
+    generator = build_generator(config.generator, spec).to(device).eval()
+    with torch.no_grad():
+        image = generator(
+            torch.zeros(1, config.generator.latent_size, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        )
+        logits = teacher.model(image)
+    weights = sum(parameter.numel() for parameter in generator.parameters())
+    lines.append(
+        f"shapes: z (N, {config.generator.latent_size}) -> image {tuple(image.shape[1:])} -> logits {tuple(logits.shape[1:])}"
+    )
+    lines.append(f"generator: {type(generator).__name__}, {weights:,} parameters")
+    convert(teacher.model, config.quant, image, lines.append)
+    per_batch = classes_in_batch(spec.num_classes, train.batch_size, train.classes_per_batch)
+    lines.append(
+        f"steps: {train.epochs} epochs x {train.steps_per_epoch}, {train.warmup_epochs} epochs of warm-up; batch {train.batch_size} "
+        f"of {per_batch} classes; {config.method.method}, preset {config.preset}, on {device}"
+    )
+    if config.emit.refine_steps:
+        lines.append(
+            f"refinement: {config.emit.refine_steps} steps for each {config.emit.refine_batch} candidates, about {_candidates(config, teacher):,} in all"
+        )
+    checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
+    lines.append(f"disk: {_shards(config, teacher)}; checkpoint about {checkpoint / 1e6:,.0f} MB")
+    return lines

@@ -1,0 +1,1 @@
+"""Candidates, the teacher's judgement on them, and the shards they become."""

@@ -1,0 +1,204 @@
+"""Candidate images and the teacher's judgement: which of them become samples."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+
+from clusterq_common.images import normalise, pixel_bounds, to_array, to_pixels
+from clusterq_common.png import Array
+from clusterq_common.shards.digest import encode_samples
+from clusterq_common.shards.sample import Sample
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.emission.candidate_source import CandidateSource
+from clusterq_gen.emission.shard_plan import ShardPlan
+
+# Networks round differently in batches of different size: a fixed one makes an image independent of how many are wanted.
+CHUNK = 64
+# Chunks on their way through the encoding processes, for each of them.
+QUEUED = 4
+
+
+@dataclass
+class EmissionCounts:
+    """Counts over candidates: what the manifest reports.
+
+    Attributes:
+        rejected: by the class asked for, candidates that were dropped: the teacher took them for another one, or for one that had enough.
+        candidates, agreed: how many were drawn, and in how many the teacher saw the class asked for.
+        clipped: sum over candidates of the share of values at the end of the pixel range.
+        short: by class, wanted images that its candidates did not yield.
+    """
+
+    rejected: list[int]
+    short: list[int]
+    candidates: int = 0
+    agreed: int = 0
+    clipped: float = 0.0
+
+    @classmethod
+    def nothing(cls, num_classes: int) -> "EmissionCounts":
+        """All counts at zero."""
+        return cls([0] * num_classes, [0] * num_classes)
+
+    def add(self, other: "EmissionCounts") -> None:
+        """Count other candidates in."""
+        self.rejected = [a + b for a, b in zip(self.rejected, other.rejected, strict=True)]
+        self.short = [a + b for a, b in zip(self.short, other.short, strict=True)]
+        self.candidates += other.candidates
+        self.agreed += other.agreed
+        self.clipped += other.clipped
+
+
+class Facts(NamedTuple):
+    """What is known of an accepted candidate: see `Sample`."""
+
+    label: int
+    asked: int
+    attempt: int
+    top1: int
+    confidence: float
+
+
+@dataclass
+class Accepted:
+    """The accepted candidates of one chunk, not yet encoded."""
+
+    pixels: list[Array] = field(default_factory=list)
+    facts: list[Facts] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+
+class CandidateScheduler:
+    """Which candidates come next: classes take turns, each through its own attempts.
+
+    Attributes:
+        need: images still wanted, by class; the caller counts down.
+    """
+
+    def __init__(self, block: ShardPlan) -> None:
+        self.need = list(block.wanted)
+        self._attempts, self._limit = list(block.attempts), block.limit
+        self._at = 0
+
+    def next_tries(self) -> list[tuple[int, int]]:
+        """At most a chunk of (label, attempt), never more of a class than it needs; none when all is done."""
+        tries: list[tuple[int, int]] = []
+        taken = [0] * len(self.need)
+        idle = 0
+        while len(tries) < CHUNK and idle < len(self.need):
+            label = self._at
+            self._at = (self._at + 1) % len(self.need)
+            if taken[label] < self.need[label] and self._attempts[label] < self._limit[label]:
+                tries.append((label, self._attempts[label]))
+                self._attempts[label] += 1
+                taken[label] += 1
+                idle = 0
+            else:
+                idle += 1
+        return tries
+
+
+class Emitter:
+    """Draws candidates and turns those the teacher agrees with into samples; or, where labels are the teacher's, all of them, each as
+    one of the class that it sees, as long as that class wants images.
+
+    Labels, logits and confidence are the teacher's on the eight-bit pixels that the PNG holds, which are those a student
+    will see. Classes take turns, so that a shard read from its start is mixed.
+    """
+
+    def __init__(
+        self,
+        source: CandidateSource,
+        teacher: Teacher,
+        *,
+        seed: int,
+        labels: Literal["asked", "teacher"],
+        keep_misclassified: bool,
+        store_logits: bool,
+        pool: Executor | None,
+    ) -> None:
+        self.source = source
+        self.teacher = teacher
+        self.seed = seed
+        self.labels = labels
+        self.keep_misclassified = keep_misclassified
+        self.store_logits = store_logits
+        self.pool = pool
+        self.device = next(teacher.model.parameters()).device
+
+    def samples(self, block: ShardPlan, tally: EmissionCounts, done: Callable[[int], None]) -> Iterator[Sample]:
+        """The samples of one shard, until each class has as many as wanted or its candidates are used up.
+
+        Encoding runs in the pool's processes, if there is one; the order of samples does not depend on it.
+
+        Args:
+            tally: counts what was drawn.
+            done: called with the number of samples that each chunk gave.
+        """
+        waiting: deque[tuple[Accepted, Future[list[tuple[bytes, bytes]]] | None]] = deque()
+        processes = getattr(self.pool, "_max_workers", 0)
+        for judged in self._judged(block, tally):
+            done(len(judged.facts))
+            labels = [facts.label for facts in judged.facts]
+            waiting.append((judged, self.pool.submit(encode_samples, labels, judged.pixels) if self.pool else None))
+            while len(waiting) > QUEUED * processes:
+                yield from self._finish(*waiting.popleft())
+        while waiting:
+            yield from self._finish(*waiting.popleft())
+
+    def _finish(self, judged: Accepted, encoding: Future[list[tuple[bytes, bytes]]] | None) -> Iterator[Sample]:
+        labels = [facts.label for facts in judged.facts]
+        encoded = encoding.result() if encoding is not None else encode_samples(labels, judged.pixels)
+        for (png, content), facts, logits in zip(encoded, judged.facts, judged.logits, strict=True):
+            yield Sample(
+                png=png,
+                content=content,
+                label=facts.label,
+                asked=facts.asked,
+                seed=self.seed,
+                attempt=facts.attempt,
+                teacher_top1=facts.top1,
+                teacher_confidence=facts.confidence,
+                logits=logits.half().numpy() if self.store_logits else None,
+            )
+
+    def _judged(self, block: ShardPlan, tally: EmissionCounts) -> Iterator[Accepted]:
+        """Chunk by chunk, the candidates that become samples."""
+        turns = CandidateScheduler(block)
+        while tries := turns.next_tries():
+            judged = self._judge(tries, turns.need, tally)
+            for facts in judged.facts:
+                turns.need[facts.label] -= 1
+            yield judged
+        tally.short = [before + missing for before, missing in zip(tally.short, turns.need, strict=True)]
+
+    @torch.no_grad()
+    def _judge(self, tries: list[tuple[int, int]], need: list[int], tally: EmissionCounts) -> Accepted:
+        """The accepted ones among the candidates, in order, no more of a class than are needed."""
+        spec = self.teacher.spec
+        padded = tries + [tries[-1]] * (CHUNK - len(tries))
+        images = self.source.images(padded).float()
+        low, high = (bound.to(images.device) for bound in pixel_bounds(spec))
+        tally.clipped += float(((images <= low) | (images >= high))[: len(tries)].float().mean()) * len(tries)
+        pixels = to_pixels(images, spec)
+        logits = self.teacher.model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).float()
+        confidence, top1 = (values.tolist() for values in logits.softmax(1).max(1))
+        pixels, logits = pixels.cpu(), logits.cpu()
+        tally.candidates += len(tries)
+        judged, left = Accepted(), list(need)
+        for number, (asked, attempt) in enumerate(tries):
+            agreed = top1[number] == asked
+            label = top1[number] if self.labels == "teacher" else asked
+            tally.agreed += agreed
+            if left[label] > 0 and (label == top1[number] or self.keep_misclassified):
+                left[label] -= 1
+                judged.pixels.append(to_array(pixels[number]))
+                judged.facts.append(Facts(label, asked, attempt, top1[number], confidence[number]))
+                judged.logits.append(logits[number])
+            elif not self.keep_misclassified:
+                tally.rejected[asked] += 1
+        return judged

@@ -1,0 +1,73 @@
+"""Which shards of an emission are finished: kept beside them until the manifest says so."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.shards.manifest import Shard
+from clusterq_common.shards.write import Written
+from clusterq_gen.emission.candidates import EmissionCounts
+from clusterq_gen.emission.shard_plan import ShardPlan
+
+JOURNAL = ".emission"
+
+
+def scratch(folder: Path) -> Path:
+    """What an emission into `folder` needs until its manifest is written, and not afterwards; `Journal.close` removes it."""
+    return folder / JOURNAL / "scratch"
+
+
+class Journal:
+    """A note for each finished shard: what it was made of, its hash, and what was counted on the way.
+
+    Args:
+        folder: the folder of shards.
+        identity: everything that a shard's bytes depend on, apart from its block.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._identity = identity
+
+    def finished(self, block: ShardPlan) -> tuple[Written, EmissionCounts] | None:
+        """What an earlier, interrupted emission noted of this shard, if the file is there, whole and of the same making."""
+        note = self._note(block)
+        if not note.is_file():
+            return None
+        try:
+            values = json.loads(note.read_bytes())
+            if values["made_of"] != self._made_of(block):
+                return None
+            shards = [Shard.model_validate(shard) for shard in values["written"].pop("shards")]
+            written, tally = Written(shards=shards, **values["written"]), EmissionCounts(**values["tally"])
+        except (ValueError, KeyError, TypeError):
+            return None  # not one of ours: the shard is made again
+        whole = all(self._verifies(shard) for shard in shards)
+        return (written, tally) if whole else None
+
+    def note(self, block: ShardPlan, written: Written, tally: EmissionCounts) -> None:
+        """The shard is on disk."""
+        shards = [shard.model_dump() for shard in written.shards]
+        values = {"made_of": self._made_of(block), "written": {**asdict(written), "shards": shards}, "tally": asdict(tally)}
+        path = self._note(block)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(values))
+
+    def close(self) -> None:
+        """The manifest lists everything now."""
+        shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
+
+    def _verifies(self, shard: Shard) -> bool:
+        path = self.folder / shard.file
+        return path.is_file() and path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256
+
+    def _note(self, block: ShardPlan) -> Path:
+        return self.folder / JOURNAL / f"{block.name}.json"
+
+    def _made_of(self, block: ShardPlan) -> str:
+        text = json.dumps({**self._identity, "block": asdict(block)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,129 @@
+"""What lies in a folder of shards already: a set to go on with, leftovers of an interruption, or something else."""
+
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.errors import ClusterqError
+from clusterq_common.files import PARTIAL_SUFFIX, sha256_file
+from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import shown_arch
+from clusterq_gen.bank.config import SHARED, is_bank
+from clusterq_gen.config import SECTIONS, GenConfig
+from clusterq_gen.emission.candidate_source import CandidateSource
+from clusterq_gen.emission.journal import JOURNAL, Journal
+from clusterq_gen.emission.shard_plan import ShardPlan, plan_blocks
+
+REFINE = "refine"
+OTHER_FILES = (MANIFEST, "README.md", "_info.json", "wids-train.json", "wids-heldout.json")
+
+
+def set_to_extend(
+    config: GenConfig, teacher: Teacher, source: CandidateSource, folder: Path, seed: int, *, overwrite: bool, ranks: Ranks
+) -> Manifest | None:
+    """The set that is there, if this emission can go on with it. Strangers to it are removed by the first process."""
+    before = None
+    if folder.is_dir() and (folder / MANIFEST).is_file() and not overwrite:
+        before = read_manifest(folder)
+        _refuse_another(config, teacher, source, folder, seed, before)
+    ranks.wait()
+    if folder.is_dir() and ranks.first:
+        if overwrite:
+            Journal(folder, {}).close()
+            for path in folder.iterdir():
+                if path.name in OTHER_FILES or SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)):
+                    path.unlink()
+        strangers = [path for path in folder.iterdir() if not _ours(path)]
+        if before is None and strangers:
+            raise ClusterqError(
+                f"--out: {folder} holds files that are no shards ({strangers[0].name}), expected a new folder or a set of shards; "
+                "choose another folder."
+            )
+        for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+            path.unlink()
+    ranks.wait()
+    return before
+
+
+def _ours(path: Path) -> bool:
+    name = path.name.removesuffix(PARTIAL_SUFFIX)
+    return name in OTHER_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
+
+
+def _refuse_another(
+    config: GenConfig, teacher: Teacher, source: CandidateSource, folder: Path, seed: int, manifest: Manifest
+) -> None:
+    made, settings = manifest.generation, run_settings(config)
+    same = {
+        "origin (it was merged or cut out of other sets)": made is not None,
+        "teacher": manifest.teacher.digest == teacher.digest,
+        "training run": made is not None and (_of_run(made.settings), made.source) == (_of_run(settings), source.digest),
+        "--refine-steps, or other refinement": made is not None and made.settings.get(REFINE) == settings.get(REFINE),
+        "--seed": made is not None and made.seed == seed,
+        "--labels": made is not None and (made.labels == "teacher") == labelled_by_teacher(config),
+        "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
+        "--samples-per-shard": made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
+        "--logits": manifest.has_logits == config.emit.store_logits,
+    }
+    other = [name for name, equal in same.items() if not equal]
+    if other:
+        raise ClusterqError(
+            f"{folder} holds shards of another {other[0]}, to which nothing can be added; use --overwrite to replace them, or "
+            "write to a folder of their own with --out."
+        )
+
+
+def _of_run(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run, its refinement left out: as today's names and defaults have them, where an older version wrote them."""
+    return {name: _of_today(name, value) for name, value in settings.items() if name != REFINE}
+
+
+def _of_today(section: str, value: Any) -> Any:
+    if section not in SECTIONS or not isinstance(value, dict):
+        return value
+    try:
+        return SECTIONS[section].checked(value).model_dump(mode="json")
+    except ClusterqError:  # of no version that is known: unlike anything of today
+        return value
+
+
+def labelled_by_teacher(config: GenConfig) -> bool:
+    """Whether labels are the teacher's own answers: where that is wished, and in a bank that asks for no classes."""
+    return not config.bank.labelled if is_bank(config.method.method) else config.emit.labelling == "teacher"
+
+
+def run_settings(config: GenConfig) -> dict[str, Any]:
+    """The hyperparameters that made the generator or the bank and refined its images, for the manifest; paths of this machine stay
+    out of it."""
+    values = config.model_dump(mode="json")
+    values["method"]["method"] = shown_arch(config.method.method)
+    seed = values["runtime"]["seed"]
+    if is_bank(config.method.method):
+        # What a bank does not look at stays out. `labels` is what makes the labels' meaning clear to whoever gets the set.
+        labels = "asked for; the teacher had to agree" if config.bank.labelled else "the teacher's own top-1"
+        shared = {section: {name: values[section][name] for name in sorted(SHARED[section])} for section in ("method", "train")}
+        return {"preset": values["preset"], **shared, "bank": values["bank"], "labels": labels, "seed": seed}
+    sections = ("preset", "method", "quant", "generator", "train")
+    refine = {name: value for name, value in values["emit"].items() if name.startswith(f"{REFINE}_")}
+    found = {**{section: values[section] for section in sections}, "seed": seed}
+    return {**found, REFINE: refine} if config.emit.refinement else found
+
+
+def blocks_to_make(folder: Path, blocks: list[ShardPlan], before: Manifest | None) -> list[ShardPlan]:
+    """The shards that are not there yet, or damaged; one that an earlier emission planned and could not fill stays away."""
+    if before is None or before.generation is None:
+        return blocks
+    listed = {shard.file: shard for split in before.splits.values() for shard in split.shards}
+    made = before.generation
+    planned = {block.name for block in plan_blocks(made.rounds, before.teacher.spec.num_classes, made.samples_per_shard)}
+    return [
+        block
+        for block in blocks
+        if (not _is_whole(folder, listed[block.name]) if block.name in listed else block.name not in planned)
+    ]
+
+
+def _is_whole(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.file
+    return path.is_file() and path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256

@@ -1,0 +1,1 @@
+"""Training of a generator: state, steps, inputs and centroids."""

@@ -1,0 +1,249 @@
+"""Generator training: the generator's step and the student's step, in turn."""
+
+import time
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clusterq_common.device.cuda_graph import GraphedStep, Recorder, cuda_recorder
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.device.reduce import average_gradients, broadcast, sum_across
+from clusterq_common.progress.console import progress
+from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
+from clusterq_common.run.metrics import MetricsLog
+from clusterq_common.run.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
+from clusterq_common.taps import BatchNormTaps, StoredStatistics, batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.config import GenConfig
+from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.training.samples import save_grid
+from clusterq_gen.training.state import Training
+
+# Metrics are fetched from the device, checked and written once in so many steps.
+STEPS_BETWEEN_RECORDS = 25
+GRIDS_IN_A_RUN = 8
+
+GraphedSteps = dict[bool, GraphedStep]
+
+
+def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device, *, resume: bool) -> Training:
+    """Train a generator for a teacher and write checkpoints, metrics, sample grids and the final networks into `folder`.
+
+    With `resume`, go on from the last checkpoint; the result is the same as without the interruption. Several processes
+    share each batch; the first one writes.
+
+    Raises:
+        ClusterqError: a loss is no longer finite; the last good checkpoint stays.
+    """
+    first = Ranks.current().first
+    run = Training.start(config, teacher, device)
+    if resume and (folder / CHECKPOINT).is_file():
+        with restoring(folder / CHECKPOINT):
+            run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+    broadcast(run.generator)
+    log = open_log(config, folder, before=run.step)
+    per_epoch = config.train.steps_per_epoch
+    last_save = time.monotonic()
+    records: list[dict[str, Tensor | float]] = []
+
+    recorder = cuda_recorder(device) if config.train.cuda_graphs else None
+    bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
+    with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
+        while run.step < run.total_steps:
+            if run.step == run.warmup_steps and run.student is None:
+                run.end_warmup()
+            if run.step % per_epoch == 0 or not records:
+                run.set_learning_rates(run.step // per_epoch)
+
+            records.append({"step": run.step, **train_step(run, taps, stored, graphs)})
+            run.step += 1
+
+            end_of_epoch = run.step % per_epoch == 0
+            note = ""
+            if end_of_epoch or len(records) == STEPS_BETWEEN_RECORDS:
+                note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
+                records = []
+                if end_of_epoch and first:
+                    _maybe_grid(run, folder, log)
+                due = run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds
+                if due and first:
+                    save_checkpoint(folder / CHECKPOINT, run.state_dict())
+                last_save = time.monotonic() if due else last_save
+            ticker.advance(note=note)
+
+    if first:
+        if run.student is not None:
+            save_weights(folder / STUDENT, run.student)
+        # Last, since its presence says that the training is finished.
+        save_weights(folder / GENERATOR, run.generator)
+    Ranks.current().wait()
+    return run
+
+
+def train_step(
+    run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], graphs: GraphedSteps | None = None
+) -> dict[str, Tensor | float]:
+    """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
+
+    One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
+    Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
+    one of its classes. With `graphs`, steps that are all alike are replayed.
+    """
+    run.draws.begin(run.step)
+    in_detail = run.step % run.config.train.gradient_norm_every == 0
+    if graphs is None:
+        values = device_step(run, taps, stored, in_detail=in_detail)
+    else:
+        values = graphs[in_detail](phase=run.student is not None)
+    return {**values, "lr": run.rate}
+
+
+def graphed_steps(run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], recorder: Recorder) -> GraphedSteps:
+    """Both kinds of a step, with gradient norms (True) and without (False), each to be recorded on its own."""
+    return {
+        in_detail: GraphedStep(partial(device_step, run, taps, stored, in_detail=in_detail), recorder)
+        for in_detail in (False, True)
+    }
+
+
+def device_step(
+    run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], *, in_detail: bool = False
+) -> dict[str, Tensor]:
+    """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
+    config, student = run.config, run.student
+    latent = run.inputs()
+
+    # ---- generator
+    with run.autocast():
+        images = run.network("generator", plain=in_detail)(latent.z, latent.classes)
+        teacher_logits = run.network("teacher", plain=in_detail)(images)
+        opponent_logits = run.opponent_logits(images)
+    correct = latent.asked_for(teacher_logits.detach().argmax(1))
+    features = None
+    if run.centroids is not None:
+        features = run.centroids.layers.statistics(taps, latent.groups, correct & latent.unmixed)
+    batch = StepBatch(
+        run.draws,
+        images,
+        latent.labels,
+        latent.groups,
+        teacher_logits,
+        taps,
+        stored,
+        features,
+        run.centroids,
+        opponent_logits,
+        latent.mixture,
+    )
+    terms = run.method.generator_terms(batch, warmup=student is None)
+    run.optimizer.zero_grad(set_to_none=True)
+    norms = {}
+    if in_detail:
+        norms = _backward_by_term(terms, images)
+    else:
+        torch.stack(list(terms.values())).sum().backward()
+    average_gradients(run.generator.parameters())
+    run.optimizer.step()
+
+    # ---- centroids
+    drift: dict[str, Tensor] = {}
+    if run.centroids is not None and features is not None:
+        if in_detail:  # of each step, they would be most of what is recorded
+            by_layer = run.centroids.drift(features, stored).unbind()
+            names = run.centroids.layers.names
+            drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
+        drift["centroids/drift"] = run.centroids.update(features, config.method.ema_rate)
+
+    # ---- student
+    student_metrics: dict[str, Tensor] = {}
+    if student is not None:
+        assert run.student_optimizer is not None
+        with run.autocast():
+            student_logits = run.network("student")(images.detach())
+        student_terms = run.method.student(student_logits, teacher_logits.detach(), latent.classes)
+        run.student_optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(student_terms.values())).sum().backward()
+        average_gradients(student.parameters())
+        run.student_optimizer.step()
+        agreement = (student_logits.detach().argmax(1) == teacher_logits.detach().argmax(1)).float().mean()
+        student_metrics = {f"student/{name}": term.detach() for name, term in student_terms.items()}
+        student_metrics |= {"student/agreement": agreement}
+
+    # They hold the step's whole autograd graph, and with it its memory.
+    taps.moments.clear()
+    return {
+        **{f"loss/{name}": term.detach() for name, term in terms.items()},
+        **{f"gradient/{name}": norm for name, norm in norms.items()},
+        **drift,
+        "teacher/accuracy": correct.float().mean(),
+        **student_metrics,
+    }
+
+
+def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) -> float:
+    """How long the whole training will take, from one timed full step of a run that is then thrown away."""
+    run = Training.start(config, teacher, device)
+    with batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        run.step = 1
+        train_step(run, taps, stored)
+        begin = time.monotonic()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        train_step(run, taps, stored)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    # The student's step after warm-up costs about as much again as its share of the networks; more where it takes part twice.
+    return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
+
+
+def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """Back-propagate the sum of the terms, and return the norm of each term's gradient at the generator's output.
+
+    Everything reaches the generator through its images, so the sum of these gradients, sent on, is the whole gradient. What is
+    minimised is the mean of the processes' losses, so a process's gradient counts 1 / world.
+    """
+    gradients = {}
+    for name, term in terms.items():
+        (gradients[name],) = torch.autograd.grad(term, images, retain_graph=True)
+    images.backward(torch.stack(list(gradients.values())).sum(0))
+    squares = torch.stack([gradient.float().square().sum() for gradient in gradients.values()])
+    norms = sum_across(squares).sqrt() / Ranks.current().world
+    return dict(zip(gradients, norms.unbind(), strict=True))
+
+
+def _note(record: dict[str, float]) -> str:
+    """The progress line's numbers: the method's first loss, and who agrees."""
+    name = next(key for key in record if key.startswith("loss/"))
+    parts = [f"{name.removeprefix('loss/')} {record[name]:.3f}", f"teacher {100 * record['teacher/accuracy']:.0f} %"]
+    if "student/agreement" in record:
+        parts.append(f"student agrees {100 * record['student/agreement']:.0f} %")
+    return ", ".join(parts)
+
+
+def open_log(config: GenConfig, folder: Path, *, before: int) -> MetricsLog:
+    """The run's metrics up to the step `before`, to append to; with TensorBoard also the grids of images up to there."""
+    log = MetricsLog(folder / METRICS, keep_before_step=before, tensorboard=config.output.tensorboard)
+    if log.events is not None:
+        for epoch in range(1, before // config.train.steps_per_epoch + 1):
+            if _grid(folder, epoch).is_file():
+                log.events.add_picture(SAMPLES, _grid(folder, epoch), epoch * config.train.steps_per_epoch - 1)
+    return log
+
+
+def _grid(folder: Path, epoch: int) -> Path:
+    return folder / SAMPLES / f"epoch-{epoch:04d}.png"
+
+
+def _maybe_grid(run: Training, folder: Path, log: MetricsLog) -> None:
+    epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
+    if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        save_grid(_grid(folder, epoch), run.generator, run.teacher.spec, run.config.runtime.seed)
+        if log.events is not None:
+            log.events.add_picture(SAMPLES, _grid(folder, epoch), run.step - 1)

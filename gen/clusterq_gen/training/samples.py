@@ -1,0 +1,46 @@
+"""A grid of generated images, class by class, for a person to look at."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clusterq_common.files import atomic_write
+from clusterq_common.images import encode_png, to_pixels
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_gen.networks.generator import Generator
+from clusterq_gen.training.latent import candidate_noise
+
+COLUMNS = 10
+MOST_CLASSES = 20
+MARGIN = 2
+# Larger images are shown smaller: at 224x224 a grid of 200 took longer to encode than many steps of training on a GPU.
+MOST_PIXELS = 64
+
+
+def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> None:
+    """Write a PNG with one row of images for each class (the first 20 classes), as emission would draw them; at most 64 pixels a side each."""
+    classes = min(spec.num_classes, MOST_CLASSES)
+    labels = torch.arange(classes).repeat_interleave(COLUMNS)
+    tries = [(label, attempt) for label in range(classes) for attempt in range(COLUMNS)]
+    z = torch.stack([candidate_noise(seed, *one, latent_size=generator.latent_size) for one in tries])
+    training = generator.training
+    generator.eval()
+    with torch.no_grad():
+        images = generator(z.to(generator.low.device), labels.to(generator.low.device))
+    generator.train(training)
+    shrink = -(-spec.size // MOST_PIXELS)
+    write_grid(path, to_pixels(F.avg_pool2d(images.float(), shrink).cpu(), spec))
+
+
+def write_grid(path: Path, pixels: Tensor) -> None:
+    """Write (rows * COLUMNS, C, S, S) uint8 as one PNG on white."""
+    count, channels, size, _ = pixels.shape
+    rows = count // COLUMNS
+    cell = size + MARGIN
+    canvas = torch.full((channels, rows * cell + MARGIN, COLUMNS * cell + MARGIN), 255, dtype=torch.uint8)
+    for number, picture in enumerate(pixels):
+        top, left = number // COLUMNS * cell + MARGIN, number % COLUMNS * cell + MARGIN
+        canvas[:, top : top + size, left : left + size] = picture
+    atomic_write(path, encode_png(canvas))
