@@ -15,8 +15,8 @@ from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.html.page import paragraph
 from clusterq_report.html.redact_paths import without_places
 from clusterq_report.html.text import escaped, tag
-from clusterq_report.measure.sample_selection import first_of_classes, first_shards, spread_classes
 from clusterq_report.run_data import Source
+from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
 CLASSES, COLUMNS = 16, 8
 # Of all images together, before PNG and base64: the page stays below two megabytes.

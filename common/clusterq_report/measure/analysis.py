@@ -17,7 +17,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.measure.features import BatchNormDistances, Scatter
 from clusterq_report.measure.layers import quantized_layers
-from clusterq_report.measure.sample_selection import first_of_classes, first_shards, spread_classes
+from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
 # For everything but scatter: evenly over the set. For scatter: classes, and images of each.
 IMAGES = 256

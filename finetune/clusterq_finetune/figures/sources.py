@@ -15,7 +15,7 @@ from clusterq_common.run.run_folder import SHARDS
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.data.real import ValidationImages
-from clusterq_report.measure.sample_selection import first_of_classes, spread_classes
+from clusterq_report.sample_selection import first_of_classes, spread_classes
 
 REAL = "real images"
 # More classes than that no eye tells apart by colour.
