@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterq_common.device.setup import place
+from clusterq_common.device.setup import to_device
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     config = GenConfig.from_yaml(options.run / "config.yaml")
     teacher = load_teacher(config.teacher)
-    place(teacher.model, CPU)
+    to_device(teacher.model, CPU)
     like = ShardSet.open(shard_folder(options.run))
     floats, float_logits, labels = draw(options.run, teacher, config, options.per_class)
     pixels = to_pixels(floats, teacher.spec)
@@ -113,7 +113,7 @@ def main() -> None:
             finetune.quant,
             seed=options.seed,
         )
-        place(student, CPU)
+        to_device(student, CPU)
         distill(student, teacher, data, finetune, CPU, Records(), stored_logits=True)
         result[f"{name}_top1"] = evaluate_models({"student": student}, images, device=CPU)["student"].top1
     print(json.dumps(result))

@@ -6,7 +6,7 @@ from torch import nn
 
 from clusterq._called import Log, called, device_of, need_calibrated
 from clusterq_common.device.config import RuntimeConfig
-from clusterq_common.device.setup import place
+from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import OnProgress
 from clusterq_common.quant.config import QuantConfig
@@ -61,7 +61,7 @@ def finetune(
         device = device_of(teacher.model)
         student = convert(teacher.model, config.quant, teacher.spec.example(), log).eval()
         calibrate_student(student, teacher, shards, config, device)
-        place(student, device)
+        to_device(student, device)
         if config.recipe.reconstruct != "none":
             _reconstruct(student, teacher, shards, config)
         _distill(student, teacher, shards, config)
@@ -152,7 +152,7 @@ def _config(
             f"shards: their images are for a classifier of {made_for!r}, the teacher takes {spec!r}; give the teacher they were made for."
         )
     need_heldout(recipe, shards)
-    runtime = RuntimeConfig.checked({"seed": seed, "amp": amp})
+    runtime = RuntimeConfig.validated({"seed": seed, "amp": amp})
     return FinetuneConfig(
         shards=str(shards.folder), teacher=teacher.config, quant=quant or QuantConfig(), recipe=recipe, runtime=runtime
     )
@@ -166,7 +166,7 @@ def _fit(student: nn.Module, teacher: Teacher) -> None:
         raise ClusterqError(
             f"student: it is on {device}, the teacher on {wanted}, expected both on one device; move one of them."
         )
-    place(student, device)
+    to_device(student, device)
 
 
 def _reconstruct(student: nn.Module, teacher: Teacher, shards: ShardSet, config: FinetuneConfig) -> list[dict[str, Any]]:

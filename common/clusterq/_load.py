@@ -56,7 +56,7 @@ def load_teacher(
     """
     given = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes, "mean": mean, "std": std}
     with called():
-        config = TeacherConfig.checked({"arch": arch, "weights": None if weights is None else str(weights), **given})
+        config = TeacherConfig.validated({"arch": arch, "weights": None if weights is None else str(weights), **given})
         return load(config, device=device)
 
 
@@ -101,7 +101,7 @@ def open_images(
         ClusterqError: nothing there, no known layout, or labels that do not fit the network.
     """
     with called():
-        evaluation = EvaluationConfig.checked({"crop_share": crop_share, "interpolation": interpolation})
-        geometry = evaluation.over(known_geometry(spec.size, arch))
+        evaluation = EvaluationConfig.validated({"crop_share": crop_share, "interpolation": interpolation})
+        geometry = evaluation.override_with(known_geometry(spec.size, arch))
         names = None if classes is None else Path(classes)
         return open_validation(Path(path), spec, classes=names, geometry=geometry)

@@ -85,7 +85,7 @@ def export_onnx(
         from clusterq_common.export.onnx_file import onnx_bytes
 
         need_calibrated(student)
-        config = OnnxConfig.checked({"batchnorm": batchnorm, "integers": integers, "opset": opset})
+        config = OnnxConfig.validated({"batchnorm": batchnorm, "integers": integers, "opset": opset})
         quant = quantized_as(student)
         description = Description(
             clusterq=versions()["clusterq"],

@@ -17,7 +17,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def checked(cls, values: dict[str, Any], *, source: str = "") -> Self:
+    def validated(cls, values: dict[str, Any], *, source: str = "") -> Self:
         """Build from nested dictionaries.
 
         Args:
@@ -39,7 +39,7 @@ class Settings(BaseModel):
         Raises:
             ClusterqError: the file is missing, is no YAML mapping, or holds values that do not fit.
         """
-        return cls.checked(read_yaml(path), source=str(path))
+        return cls.validated(read_yaml(path), source=str(path))
 
     def to_yaml(self, path: Path) -> None:
         """Write every value, defaults included, as YAML (atomically)."""

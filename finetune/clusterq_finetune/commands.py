@@ -13,10 +13,10 @@ from torch import nn
 from clusterq_common.device.compiled import need_compiler
 from clusterq_common.device.cuda_graph import need_cuda_graphs
 from clusterq_common.device.distributed import Ranks, process_group
-from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.progress.console import answer, info, progress
+from clusterq_common.progress.console import info, print_result, progress
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions, write_environment
@@ -93,7 +93,7 @@ def _finetune(
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
     folder = out or _default_folder(run, config)
-    geometry = config.evaluation.over(known_geometry(teacher.spec.size, teacher.config.arch))
+    geometry = config.evaluation.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
     images = None if val is None else open_validation(val, teacher.spec, classes=classes, geometry=geometry)
 
     spec = teacher.spec
@@ -101,7 +101,7 @@ def _finetune(
     student = convert(teacher.model, config.quant, example, info).eval()
     if dry_run:
         for line in _plan(config, shards, folder, images):
-            answer(line)
+            print_result(line)
         return {}
 
     if config.recipe.compile:
@@ -121,7 +121,7 @@ def _finetune(
 
     resuming = ranks.from_first(open_folder)
     calibrate_student(student, teacher, shards, config, device)
-    place(student, device)
+    to_device(student, device)
     calibrated = copy.deepcopy(student)
     blocks = []
     if config.recipe.reconstruct != "none":
@@ -159,7 +159,7 @@ def _finetune(
     if images is not None and evaluated is not None:
         add_evaluation(result, evaluated, images, spec)
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
-    answer(f"student: {folder / STUDENT}")
+    print_result(f"student: {folder / STUDENT}")
     if config.output.report:
         report_at_end(folder, f"clusterq-finetune report {folder} --analyse", teacher, device)
     return result

@@ -212,7 +212,7 @@ class EvaluationConfig(Settings):
         None, description="of that resizing; as known for the architecture (mostly bilinear) if left out"
     )
 
-    def over(self, known: Geometry) -> Geometry:
+    def override_with(self, known: Geometry) -> Geometry:
         """`known` with what is given here on top."""
         return known.model_copy(update=self.model_dump(exclude_none=True))
 
@@ -271,7 +271,7 @@ def resolve(flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, image
     if recipe == "paper" and imagenet_sized:
         values |= PAPER_IMAGENET
     base = {"shards": shards, "teacher": teacher.model_dump(), "recipe": values}
-    return FinetuneConfig.checked(merged(base, given))
+    return FinetuneConfig.validated(merged(base, given))
 
 
 def recipe_notes() -> dict[str, dict[str, str]]:

@@ -40,7 +40,7 @@ def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, over
         raise ClusterqError(
             f"--{name}: --format {kind} has no such choice, expected it with --format onnx alone; leave it out."
         )
-    config = OnnxConfig.checked(flags)
+    config = OnnxConfig.validated(flags)
     if out.exists() and not overwrite:
         raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
     if kind == "onnx":
@@ -67,7 +67,7 @@ def describe_student(saved: FinetuneConfig, spec: InputSpec, *, teacher: str, st
     return describe(
         saved.teacher.arch,
         saved.quant,
-        saved.evaluation.over(known_geometry(spec.size, saved.teacher.arch)),
+        saved.evaluation.override_with(known_geometry(spec.size, saved.teacher.arch)),
         spec,
         clusterq=versions()["clusterq"],
         teacher=teacher,

@@ -41,7 +41,7 @@ def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool =
         ClusterqError: the result cannot be read, or the shards or the teacher are not those it was made with.
     """
     saved = read_result(path)
-    config = FinetuneConfig.checked(saved["settings"], source=str(path))
+    config = FinetuneConfig.validated(saved["settings"], source=str(path))
     shards = ShardSet.open(shards_path or Path(config.shards))
     if shards.manifest.digest != saved["shards"]["digest"]:
         raise ClusterqError(

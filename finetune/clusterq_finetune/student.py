@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clusterq_common.device.setup import place
+from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.load import load_quantized
 from clusterq_common.run.run_folder import CONFIG, STUDENT
@@ -35,7 +35,7 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
     model, spec = build_architecture(config.teacher)
     example = torch.zeros(1, spec.channels, spec.size, spec.size)
     student = load_quantized(path, model, config.quant, example)
-    place(student, device)
+    to_device(student, device)
     return student, spec, config
 
 
@@ -44,4 +44,4 @@ def _config_of(folder: Path) -> FinetuneConfig:
     values = read_yaml(folder / CONFIG)
     if "generator" in values:
         values = {"shards": str(folder), **{name: values[name] for name in ("teacher", "quant", "runtime") if name in values}}
-    return FinetuneConfig.checked(values, source=str(folder / CONFIG))
+    return FinetuneConfig.validated(values, source=str(folder / CONFIG))

@@ -55,7 +55,7 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
     if is_factory(known["arch"]) or known["arch"] == manifest.teacher.arch:
         spec = manifest.teacher.spec.model_dump()
         known |= {field: spec[name] for field, name in SPEC_FIELDS.items() if known.get(field) is None}
-    return TeacherConfig.checked(known)
+    return TeacherConfig.validated(known)
 
 
 def load_checked_teacher(config: TeacherConfig, manifest: Manifest, device: torch.device) -> Teacher:

@@ -67,7 +67,7 @@ def train(
         if resume and (out / CONFIG).is_file():
             settings = commands.saved_config(out, flags)
         elif config is not None:
-            settings = GenConfig.checked(_on_top(config, flags))
+            settings = GenConfig.validated(_on_top(config, flags))
         else:
             settings = _fresh(flags, preset)
         commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run)

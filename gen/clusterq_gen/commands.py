@@ -10,7 +10,7 @@ from clusterq_common.device.cuda_graph import Recorder, can_use_cuda_graphs, cud
 from clusterq_common.device.distributed import process_group
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import answer, info, warn
+from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
 from clusterq_common.run.tensorboard import need_tensorboard
@@ -48,7 +48,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
     if dry_run:
         for line in describe_plan(config, teacher, device):
-            answer(line)
+            print_result(line)
         return
 
     def open_folder() -> tuple[bool, bool]:
@@ -75,7 +75,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         source = refined(source, config.emit, config.runtime, teacher, out / SHARDS, _recorder(config, device))
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
-    answer(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
+    print_result(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
         report_at_end(out, f"clusterq-gen report {out} --analyse", teacher, device)
     info(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
@@ -108,10 +108,10 @@ def emit(
     refuse_code_of_folder(made.teacher.arch, run)
     values = {**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}}
     lift_limit(values, updates)
-    config = GenConfig.checked(values)
+    config = GenConfig.validated(values)
     refuse_idle_emission(config.method.method, config.emit.refine_steps, updates)
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
-    drawing = RuntimeConfig.checked({**config.runtime.model_dump(), **runtime})
+    drawing = RuntimeConfig.validated({**config.runtime.model_dump(), **runtime})
     device = prepare_device(drawing)
     teacher = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, teacher, device)
@@ -121,7 +121,7 @@ def emit(
         manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
-        answer(f"shards: {folder} ({counts})")
+        print_result(f"shards: {folder} ({counts})")
         wanted = config.output.report if report is None else report
         if out is None and wanted:  # the run's own shards: its page shows them
             report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
@@ -177,7 +177,7 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
                 saved[section][name] = value
                 continue
             before = saved[section][name]
-            given = type(config).checked({**saved, section: {**saved[section], name: value}}).model_dump()[section][name]
+            given = type(config).validated({**saved, section: {**saved[section], name: value}}).model_dump()[section][name]
             if section == "teacher" and name in {"arch", "weights"}:
                 continue  # the digest is compared when the teacher has been loaded
             if given != before:
@@ -185,7 +185,7 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
                     f"--{name.replace('_', '-')}: {value} contradicts the run in {out}, which was started with {before}; leave "
                     "the flag out, or start a new run in another folder."
                 )
-    return GenConfig.checked(saved)
+    return GenConfig.validated(saved)
 
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:

@@ -64,7 +64,7 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
         raise ClusterqError(
             "--arch is missing, expected a pytorchcv model name or path/to/file.py:factory; try --arch resnet18."
         )
-    return GenConfig.checked({"preset": chosen, **values})
+    return GenConfig.validated({"preset": chosen, **values})
 
 
 def lift_limit(values: dict[str, Any], given: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def _of_today(section: str, value: Any) -> Any:
     if section not in SECTIONS or not isinstance(value, dict):
         return value
     try:
-        return SECTIONS[section].checked(value).model_dump(mode="json")
+        return SECTIONS[section].validated(value).model_dump(mode="json")
     except ClusterqError:  # of no version that is known: unlike anything of today
         return value
 

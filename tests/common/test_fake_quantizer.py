@@ -209,7 +209,7 @@ def test_float32_under_autocast() -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_what_is_computed_again_is_the_same_and_nothing_else_is(learned: bool, channels_last: bool) -> None:
     each = quantizer(torch.tensor([0.0, 1.0]), 4, "symmetric", learned=learned)
-    each.frugal = True
+    each.recompute = True
     weight = torch.randn(3, 2, 3, 3, requires_grad=True)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(4, 2, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
@@ -225,11 +225,11 @@ def test_what_is_computed_again_is_the_same_and_nothing_else_is(learned: bool, c
         return list(torch.autograd.grad(loss, tensors))
 
     again, kept = gradients(again=True), gradients(again=False)
-    each.frugal = False
-    for ours, frugal, plain in zip(again, kept, gradients(again=False), strict=True):
+    each.recompute = False
+    for ours, recompute, plain in zip(again, kept, gradients(again=False), strict=True):
         assert torch.equal(ours, plain)
-        assert torch.equal(frugal, plain)
-    each.frugal = True
+        assert torch.equal(recompute, plain)
+    each.recompute = True
 
     inside: list[object] = []
     y = each(x.relu())
@@ -238,7 +238,7 @@ def test_what_is_computed_again_is_the_same_and_nothing_else_is(learned: bool, c
     assert y.data_ptr() not in inside
     assert isinstance(computed_again(x.relu()), nullcontext), "nothing to compute it from"
     assert isinstance(computed_again(y.detach()), nullcontext)
-    each.frugal = False
+    each.recompute = False
     assert isinstance(computed_again(each(x.relu())), nullcontext), "kept, as ever"
 
 

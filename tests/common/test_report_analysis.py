@@ -89,7 +89,7 @@ def test_few_images_do_not_pass_for_distance_between_classes() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("quantizer", ["symmetric", "asymmetric"])
 def test_errors_by_layer(model: nn.Sequential, images: Tensor, quantizer: str) -> None:
-    config = QuantConfig.checked({"bits": "w3a3", "quantizer": quantizer, "range": "mse"})
+    config = QuantConfig.validated({"bits": "w3a3", "quantizer": quantizer, "range": "mse"})
     student = convert(model, config, images[:1], lambda _: None).eval()
     calibrate(student, [images], config, seed=0)
     student[0].weight.mul_(1.3)
@@ -125,7 +125,7 @@ def test_errors_by_layer(model: nn.Sequential, images: Tensor, quantizer: str) -
 
 @torch.no_grad()
 def test_weights_on_their_grid_stand_on_its_points(model: nn.Sequential, images: Tensor) -> None:
-    config = QuantConfig.checked({"bits": "w2a8", "range": "mse"})
+    config = QuantConfig.validated({"bits": "w2a8", "range": "mse"})
     student = convert(model, config, images[:1], lambda _: None).eval()
     calibrate(student, [images], config, seed=0)
     student[0].weight.copy_(student[0].weight_quantizer(student[0].weight))
@@ -141,7 +141,7 @@ def test_weights_on_their_grid_stand_on_its_points(model: nn.Sequential, images:
 
 @torch.no_grad()
 def test_a_float_student_has_no_errors(model: nn.Sequential, images: Tensor) -> None:
-    student = convert(model, QuantConfig.checked({"bits": "w32a32"}), images[:1], lambda _: None).eval()
+    student = convert(model, QuantConfig.validated({"bits": "w32a32"}), images[:1], lambda _: None).eval()
     found = quantized_layers(model, student, iter([images]), images[:1])
     assert [row["sqnr"] for row in found["outputs"]] == [None] * 4
     assert found["activations"] == found["weights"] == []

@@ -19,7 +19,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_cuda, prepare_device, training_autocast
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_path, atomic_write
-from clusterq_common.progress.console import answer, info, progress, quietly, warn
+from clusterq_common.progress.console import info, print_result, progress, quietly, warn
 from clusterq_common.progress.meter import Meter, memory
 from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
@@ -55,9 +55,9 @@ def test_bits_and_quant_settings() -> None:
     assert Bits.parse(" W8A32 ") == Bits(8, 32)
     assert QuantConfig(bits="W4A8").bits == "w4a8"
     with pytest.raises(ClusterqError, match="--first-last-bits: expected 2 to 8"):
-        QuantConfig.checked({"first_last_bits": 9})
+        QuantConfig.validated({"first_last_bits": 9})
     with pytest.raises(ClusterqError, match=r"run\.yaml: nonsense: extra inputs"):
-        QuantConfig.checked({"nonsense": 1}, source="run.yaml")
+        QuantConfig.validated({"nonsense": 1}, source="run.yaml")
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_progress_in_a_file_and_not_at_all(capsys: pytest.CaptureFixture[str]) -
         ticker.advance(3)
         info("not now")
         warn("but this")
-        answer("and this")
+        print_result("and this")
     assert tuple(capsys.readouterr()) == ("and this\n", "Warning: but this\n")
 
 

@@ -222,7 +222,7 @@ def test_photographs_are_resized_and_cropped_as_torchvision_does(
     image = Image.effect_noise(size, 60).convert("RGB")
     spec = IMAGENET.model_copy(update={"size": side})
     for name, resampling in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
-        geometry = Geometry.checked({"crop_share": share, "interpolation": name})
+        geometry = Geometry.validated({"crop_share": share, "interpolation": name})
         expected = np.array(as_torchvision(image, shorter, side, resampling))
         np.testing.assert_array_equal(preprocess(image, spec, geometry).permute(1, 2, 0).numpy(), expected)
         assert f"shorter side to {shorter} ({name}, antialiased), centre crop {side}" in describe_preprocessing(spec, geometry)

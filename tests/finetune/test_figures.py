@@ -76,7 +76,7 @@ def first_images(run: Path, per_class: int) -> tuple[torch.Tensor, Array]:
 def inputs_of(teacher: DigitsTeacher, layer: str, images: torch.Tensor) -> Array:
     """Channel means at a BatchNorm layer's input, in running standard deviations; by a hook of our own."""
     sizes = {"input_size": 8, "in_channels": 1, "num_classes": 10, "mean": (0.5,), "std": (0.5,)}
-    model = load_teacher(TeacherConfig.checked({"arch": FACTORY, "weights": str(teacher.weights), **sizes})).model
+    model = load_teacher(TeacherConfig.validated({"arch": FACTORY, "weights": str(teacher.weights), **sizes})).model
     norm, seen = model.get_submodule(layer), []
     assert isinstance(norm, torch.nn.BatchNorm2d)
     assert norm.running_mean is not None

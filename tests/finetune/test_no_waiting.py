@@ -28,7 +28,7 @@ def calibrated(quant: dict[str, object]) -> tuple[Teacher, nn.Module]:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval().requires_grad_(False)
-    config = QuantConfig.checked(quant)
+    config = QuantConfig.validated(quant)
     student = convert(model, config, torch.zeros(1, 1, 8, 8), lambda _: None)
     calibrate(student, [torch.randn(16, 1, 8, 8)], config)
     for network in (model, student):

@@ -101,6 +101,6 @@ def test_noise_and_class_reach_the_first_layer(kind: str, entering: Callable[[Te
 
 @pytest.mark.parametrize(("former", "today"), [("auto", "paper"), ("embedding", "product"), ("conditional-bn", "batchnorm")])
 def test_configurations_of_older_versions_are_read(former: str, today: str) -> None:
-    assert GeneratorConfig.checked({"generator": former, "width": 8}) == GeneratorConfig(conditioning=today, width=8)
+    assert GeneratorConfig.validated({"generator": former, "width": 8}) == GeneratorConfig(conditioning=today, width=8)
     with pytest.raises(ClusterqError, match="generator"):
-        GeneratorConfig.checked({"generator": former, "conditioning": today})
+        GeneratorConfig.validated({"generator": former, "conditioning": today})

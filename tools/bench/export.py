@@ -104,7 +104,7 @@ def zoo(
         _machine()
         for name in names or ZOO:
             quant = QuantConfig(bits=bits, branch_outputs=branch_outputs)
-            _zoo(name, quant, OnnxConfig.checked({"batchnorm": batchnorm}), images, repeats)
+            _zoo(name, quant, OnnxConfig.validated({"batchnorm": batchnorm}), images, repeats)
 
     run_guarded(run, debug=False)
 

@@ -13,7 +13,7 @@ from plain import plain_student
 from clusterq_common.device.compiled import Compiled
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.cuda_graph import cuda_recorder
-from clusterq_common.device.setup import place, prepare_device, training_autocast
+from clusterq_common.device.setup import prepare_device, to_device, training_autocast
 from clusterq_common.distill.objective import StudentObjective
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
@@ -52,11 +52,11 @@ class Setup:
     @property
     def runtime(self) -> RuntimeConfig:
         """The programs' settings of the same meaning."""
-        return RuntimeConfig.checked({"threads": self.threads, "amp": self.amp})
+        return RuntimeConfig.validated({"threads": self.threads, "amp": self.amp})
 
     def load(self) -> Teacher:
         """Make the classifier, with random weights, on the GPU where there is one."""
-        config = TeacherConfig.checked({"arch": self.arch, "weights": "random", **self.sizes})
+        config = TeacherConfig.validated({"arch": self.arch, "weights": "random", **self.sizes})
         return load_teacher(config, device=prepare_device(self.runtime))
 
     def start(self, method: str, train: dict[str, Any] | None = None) -> Training:
@@ -145,7 +145,7 @@ def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[s
 
     plain = plain_student(student)
     for model in (network, student, plain):
-        place(model, device)
+        to_device(model, device)
 
     def classified(model: Network) -> torch.Tensor:
         return F.cross_entropy(model(images), labels)
@@ -165,7 +165,7 @@ def float_networks(setup: Setup) -> Callable[[], None]:
     """Generator through teacher, then a float student on the same images: what a step needs without any method."""
     run = setup.start("gdfq")
     student = copy.deepcopy(run.teacher.model).requires_grad_(True)
-    place(student, run.device)
+    to_device(student, run.device)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-6, momentum=0.9)
 
     def step() -> None:

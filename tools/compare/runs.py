@@ -144,7 +144,7 @@ class Comparison:
     def _teacher(self) -> Teacher:
         pairs = zip(self.teacher[::2], self.teacher[1::2], strict=True)
         values = {flag.removeprefix("--").replace("-", "_"): value for flag, value in pairs}
-        return load_teacher(TeacherConfig.checked(values), device=prepare_device(RuntimeConfig()))
+        return load_teacher(TeacherConfig.validated(values), device=prepare_device(RuntimeConfig()))
 
     def _rows(self, settings: list[Setting]) -> Iterator[dict[str, Any]]:
         first: dict[tuple[str, str, str], Repeats] = {}

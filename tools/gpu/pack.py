@@ -168,7 +168,7 @@ def _add_teachers(building: Path, data: Path) -> dict[str, PackedTeacher]:
                 )
             shutil.copyfile(data / file, building / file)
         found[name] = PackedTeacher(
-            settings=TeacherConfig.checked({"arch": arch, "weights": WEIGHTS[name], **flags}), images=images
+            settings=TeacherConfig.validated({"arch": arch, "weights": WEIGHTS[name], **flags}), images=images
         )
     return found
 
@@ -176,7 +176,7 @@ def _add_teachers(building: Path, data: Path) -> dict[str, PackedTeacher]:
 def _spec(teacher: str) -> InputSpec:
     _, flags, _ = TEACHERS[teacher]
     words = {"input_size": "size", "in_channels": "channels"}
-    return InputSpec.checked({words.get(name, name): value for name, value in flags.items()})
+    return InputSpec.validated({words.get(name, name): value for name, value in flags.items()})
 
 
 def _references(building: Path) -> dict[str, Reference]:

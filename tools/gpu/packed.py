@@ -96,7 +96,7 @@ class Pack:
         """
         folder = folder.resolve()
         try:
-            facts = PackFacts.checked(read_facts(folder), source=str(folder / "pack.json"))
+            facts = PackFacts.validated(read_facts(folder), source=str(folder / "pack.json"))
             check(folder)
             return cls(folder, facts, unpack_images(folder, unpacked or place_of(folder)))
         except PackError as error:

@@ -12,7 +12,7 @@ from record import Record
 from torch import Tensor, nn
 
 from clusterq_common.device.config import RuntimeConfig
-from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.files import sha256_file
 from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
@@ -76,7 +76,7 @@ def _same_answers(record: Record, pack: Pack, config: TeacherConfig, device: tor
     student = convert(teacher.model, quant, seen[:1], lambda _: None).eval()
     calibration = 16 if record.rehearsal else CALIBRATION_IMAGES
     calibrate(student, [seen[:calibration]], quant)
-    place(student, here)
+    to_device(student, here)
     logits = {"CPU": _answers(student, seen, here), "device": _answers(copy.deepcopy(student), seen, device)}
     top1 = {name: 100 * float((given.argmax(1) == labels).float().mean()) for name, given in logits.items()}
     note = f"{len(labels)} CIFAR-10 test images, ranges from {calibration} of them"
@@ -88,7 +88,7 @@ def _same_answers(record: Record, pack: Pack, config: TeacherConfig, device: tor
 
 
 def _answers(student: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    place(student, device)
+    to_device(student, device)
     return torch.cat([student(part.to(device)).float().cpu() for part in images.split(500)])
 
 

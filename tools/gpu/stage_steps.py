@@ -24,7 +24,7 @@ from timing import (
 )
 
 from clusterq_common.device.cuda_graph import cuda_recorder
-from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
@@ -192,11 +192,11 @@ def _block_steps(setup: Setup, device: torch.device, *, graphs: bool) -> Iterato
     config = QuantConfig(bits="w4a4")
     student = convert(teacher.model, config, example, lambda _: None).eval()
     calibrate(student, [torch.randn(16, spec.channels, spec.size, spec.size, device=device)], config)
-    place(student, device)
+    to_device(student, device)
     blocks, _ = find_blocks(teacher.model, quantizable_layers(teacher.model, example), example, "block")
     block = blocks[len(blocks) // 2]
     data = BlockData(teacher.model, student, block, pixels, spec, device, 1e9)
-    recipe = RecipeConfig.checked({**RECIPES["fast"], "reconstruct_steps": 5000})
+    recipe = RecipeConfig.validated({**RECIPES["fast"], "reconstruct_steps": 5000})
     steps = reconstruct_block(block.of(student), data, recipe, 0, 0, cuda_recorder(device) if graphs else None)
     try:
         yield lambda: next(steps)

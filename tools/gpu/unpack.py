@@ -67,10 +67,10 @@ def place_of(pack: Path) -> Path:
 
 
 def unpack_images(pack: Path, place: Path) -> dict[str, Path]:
-    """Decompress the tars of images into `place`; their paths by name.
+    """Decompress the tars of images into `to_device`; their paths by name.
 
     Raises:
-        PackError: `place` cannot be written to, or this Python was built without lzma.
+        PackError: `to_device` cannot be written to, or this Python was built without lzma.
     """
     found = {}
     for name, stated in read_facts(pack)["images"].items():
@@ -90,7 +90,7 @@ def unpack_images(pack: Path, place: Path) -> dict[str, Path]:
 
 
 def install(pack: Path, place: Path) -> Path:
-    """Install the wheels that this Python lacks into a folder in `place`; returns the folder, for PYTHONPATH.
+    """Install the wheels that this Python lacks into a folder in `to_device`; returns the folder, for PYTHONPATH.
 
     A package stays as it is where this Python has it in the wheel's version or a newer one: a GPU image's own are built for it.
 

@@ -56,7 +56,7 @@ class OnnxModel(nn.Module):
                 f"{name}: {described} does not say which images it takes, expected the metadata that clusterq-finetune export writes; "
                 "export the student again."
             )
-        self.description = Description.checked(
+        self.description = Description.validated(
             {key: json.loads(value) for key, value in properties.items()}, source=str(described)
         )
         self._input = self._session.get_inputs()[0].name

@@ -84,7 +84,7 @@ def warn(sentence: str) -> None:
         print(f"Warning: {sentence}", file=sys.stderr, flush=True)
 
 
-def answer(line: str) -> None:
+def print_result(line: str) -> None:
     """One line of what a command was asked for: on stdout, with --quiet, too."""
     if is_main_process():
         print(line, flush=True)

@@ -12,7 +12,7 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.layer_bits import bits_of, matches, refuse_unused_patterns
-from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, become
+from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, from_float
 from clusterq_common.quant.ranges import weight_range
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
 
@@ -99,7 +99,7 @@ def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
 def recompute_values(student: nn.Module) -> None:
     """From now on quantized values are computed again for gradients instead of kept: the same numbers in less memory and more time."""
     for quantizer in quantizers(student).values():
-        quantizer.frugal = True
+        quantizer.recompute = True
 
 
 def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool) -> None:
@@ -121,7 +121,7 @@ def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bi
     _replace(
         student,
         name,
-        become(
+        from_float(
             layer,
             QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear,
             weight_quantizer=weight_quantizer,
@@ -155,7 +155,7 @@ def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig
             continue
         quantizer = _activation_quantizer(bits, config)
         if isinstance(layer, nn.BatchNorm2d):
-            _replace(student, name, become(layer, QuantOutputBatchNorm2d, output_quantizer=quantizer))
+            _replace(student, name, from_float(layer, QuantOutputBatchNorm2d, output_quantizer=quantizer))
         else:
             layer.register_module("output_quantizer", quantizer)
 

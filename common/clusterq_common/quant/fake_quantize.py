@@ -14,7 +14,7 @@ LONG = 2**21
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, *, frugal: bool = False
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, *, recompute: bool = False
 ) -> Tensor:
     """`(clamp(round(x * (1 / s)) + z, low, high) - z) * s`, halves to even; differentiable in `x` and `scale`.
 
@@ -28,12 +28,12 @@ def fake_quantize(
         zero_point: int32, shape of `scale`.
         axis: None for one step for the tensor, 0 for one for each slice of dimension 0.
         grid: the integers.
-        frugal: keep no copy of the result for the gradient; it is computed again there (see `computed_again`).
+        recompute: keep no copy of the result for the gradient; it is computed again there (see `computed_again`).
 
     Returns:
         Shape, dtype and memory order of `x`.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, axis, grid, frugal)
+    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, axis, grid, recompute)
     return result
 
 
@@ -43,7 +43,7 @@ def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
 
 
 def computed_again(y: Tensor) -> AbstractContextManager[Any]:
-    """A context in which an operation on `y`, a frugal result of `fake_quantize`, keeps nothing of it for its gradient.
+    """A context in which an operation on `y`, a recompute result of `fake_quantize`, keeps nothing of it for its gradient.
 
     The values that `y` was made of are kept anyway (by what made them, too): a few walks over them in the backward pass give it
     again, to the bit. Other tensors, and results that stand for something else by now, are kept as ever.
@@ -51,7 +51,7 @@ def computed_again(y: Tensor) -> AbstractContextManager[Any]:
     if torch.compiler.is_compiling():  # a compiler decides by itself what is kept
         return nullcontext()
     node = y.grad_fn
-    if not isinstance(node, _FakeQuantize._backward_cls) or not node.frugal:
+    if not isinstance(node, _FakeQuantize._backward_cls) or not node.recompute:
         return nullcontext()
     memory, shape, dtype = y.data_ptr(), y.shape, y.dtype
 
@@ -65,11 +65,13 @@ class _FakeQuantize(torch.autograd.Function):
     """Both cases of the scale's gradient are `(y - inside * x) / s`: two dot products instead of a map."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, frugal: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, recompute: bool
+    ) -> Tensor:
         y = _on_grid(x, scale, zero_point, axis, grid)
         ctx.learned, ctx.axis, ctx.grid = ctx.needs_input_grad[1], axis, grid
-        ctx.frugal, ctx.again = frugal, None
-        ctx.save_for_backward(x, scale, zero_point, *([y] if ctx.learned and not frugal else []))
+        ctx.recompute, ctx.again = recompute, None
+        ctx.save_for_backward(x, scale, zero_point, *([y] if ctx.learned and not recompute else []))
         return y
 
     @staticmethod

@@ -59,7 +59,7 @@ class FakeQuantizer(nn.Module):
         # While one is set, values are shown to it and pass unchanged (calibration).
         self.observer: Callable[[Tensor], None] | None = None
         # Whether quantized values are computed again for the gradient instead of kept: less memory, more time.
-        self.frugal = False
+        self.recompute = False
 
     @property
     def grid(self) -> Grid:
@@ -93,7 +93,7 @@ class FakeQuantizer(nn.Module):
         grid = self.grid
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
-            return fake_quantize(x, self.step(), self.zero_point, self.axis, grid, frugal=self.frugal)
+            return fake_quantize(x, self.step(), self.zero_point, self.axis, grid, recompute=self.recompute)
 
     def step(self) -> Tensor:
         """The scale in use, float32, (1,) or (channels,): a learned one may have left what can be divided by."""

@@ -62,7 +62,7 @@ def _quantized(quantizer: FakeQuantizer | None, x: Tensor) -> Tensor:
     return x if quantizer is None else quantizer(x)
 
 
-def become(layer: nn.Module, kind: type[nn.Module], **quantizers: FakeQuantizer | None) -> nn.Module:
+def from_float(layer: nn.Module, kind: type[nn.Module], **quantizers: FakeQuantizer | None) -> nn.Module:
     """A `kind` module with the quantizers given and everything `layer` has: parameters, buffers and settings, not copied."""
     quantized = kind.__new__(kind)
     quantized.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in layer.__dict__.items()}

@@ -200,7 +200,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ClusterqError(f"--shards: {path} is no JSON ({type(error).__name__}); get the set again.") from error
     _check_format(path, values.get("format") if isinstance(values, dict) else None)
-    return Manifest.checked(values, source=str(path))
+    return Manifest.validated(values, source=str(path))
 
 
 def _check_format(path: Path, found: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterq_common.device.setup import place
+from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_layers
@@ -89,7 +89,7 @@ def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -
             "std": spec.std,
         }
     )
-    place(model, device)
+    to_device(model, device)
     return Teacher(model, resolved, spec, digest)
 
 
@@ -130,7 +130,7 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
             f"{', '.join(missing)} missing: not known for {config.arch}, expected the image size, channels, classes and "
             "normalisation that it was trained with; pass them."
         )
-    return InputSpec.checked(
+    return InputSpec.validated(
         {
             "size": values["input_size"],
             "channels": values["in_channels"],

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from clusterq_common.device.config import RuntimeConfig
-from clusterq_common.device.setup import place, prepare_device
+from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.load import load_quantized
@@ -31,7 +31,7 @@ def analyse_folder(folder: Path) -> None:
         )
     where = str(folder / CONFIG)
     device = prepare_device(RuntimeConfig())
-    config = TeacherConfig.checked(section(source.config.get("teacher")), source=where)
+    config = TeacherConfig.validated(section(source.config.get("teacher")), source=where)
     refuse_code_of_folder(config.arch, folder)
     teacher = load_teacher(config, device=device)
     measure(source, teacher, device)
@@ -55,9 +55,9 @@ def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
         )
     student = None
     if (folder / STUDENT).is_file():
-        quant = QuantConfig.checked(section(source.config.get("quant")), source=str(folder / CONFIG))
+        quant = QuantConfig.validated(section(source.config.get("quant")), source=str(folder / CONFIG))
         spec = teacher.spec
         example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
         student = load_quantized(folder / STUDENT, teacher.model, quant, example)
-        place(student, device)
+        to_device(student, device)
     write_analysis(folder, teacher, student, ShardSet(source.shards, source.manifest), device)

@@ -60,7 +60,7 @@ def features(
     def run() -> None:
         from clusterq_finetune.figures import command
 
-        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
+        runtime = RuntimeConfig.validated({"device": device, "threads": threads})
         _print(command.features(flags, runs, command.Val(val, val_classes), out, runtime), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
@@ -85,7 +85,7 @@ def diversity(
     def run() -> None:
         from clusterq_finetune.figures import command
 
-        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
+        runtime = RuntimeConfig.validated({"device": device, "threads": threads})
         _print(command.diversity(flags, runs, command.Val(val, val_classes), out, runtime), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)

@@ -123,8 +123,8 @@ def evaluate(
         from clusterq_finetune.evaluation.evaluate_saved import evaluate_saved
         from clusterq_finetune.evaluation.summary import summary_lines
 
-        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
-        evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
+        runtime = RuntimeConfig.validated({"device": device, "threads": threads})
+        evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
         result = evaluate_saved(
             student,
             onnx,

@@ -109,8 +109,8 @@ def quality(
         from clusterq_finetune.shards_tools.quality import quality as measure
         from clusterq_report.quality.summary import summary_lines
 
-        runtime = RuntimeConfig.checked({"device": device, "threads": threads})
-        config = QualityConfig.checked(flags.get("quality", {}))
+        runtime = RuntimeConfig.validated({"device": device, "threads": threads})
+        config = QualityConfig.validated(flags.get("quality", {}))
         where = Where(arch, weights, other_arch, other_weights, real, real_classes)
         found = measure(folder, where, config, runtime, out)
         for line in summary_lines(found):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common.device.setup import send
+from clusterq_common.device.setup import to_device_async
 
 Augmentation = Literal["none", "flip", "crop-flip"]
 # The usual CIFAR crop: an eighth of the image's side on each edge.
@@ -26,13 +26,13 @@ def augment(pixels: Tensor, kind: Augmentation, random: torch.Generator, *, whol
     if kind == "none":
         return pixels
     count, _, size, _ = pixels.shape
-    flip = send(torch.rand(whole, generator=random)[own] < 0.5, pixels.device)
+    flip = to_device_async(torch.rand(whole, generator=random)[own] < 0.5, pixels.device)
     pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
     if kind == "flip":
         return pixels
     margin = max(1, size // PADDING_SHARE)
     padded = F.pad(pixels.float(), [margin] * 4, mode="replicate").to(torch.uint8)
-    top, left = send(torch.randint(2 * margin + 1, (2, whole), generator=random)[:, own], pixels.device)
+    top, left = to_device_async(torch.randint(2 * margin + 1, (2, whole), generator=random)[:, own], pixels.device)
     span = torch.arange(size, device=pixels.device)
     rows = (top[:, None] + span)[:, None, :, None]
     columns = (left[:, None] + span)[:, None, None, :]

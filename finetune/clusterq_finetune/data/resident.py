@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clusterq_common.device.setup import send
+from clusterq_common.device.setup import to_device_async
 from clusterq_finetune.data.shard_batches import ShardBatch, ShardDataset, batches
 
 # CIFAR-sized sets are a few megabytes, sets at 224 pixels a side are above this.
@@ -34,7 +34,7 @@ class ResidentSplit:
 
     def batch(self, indices: list[int]) -> ShardBatch:
         """The samples at these places."""
-        rows = send(torch.tensor(indices, dtype=torch.long), self.labels.device)
+        rows = to_device_async(torch.tensor(indices, dtype=torch.long), self.labels.device)
         return ShardBatch(self.pixels[rows], self.labels[rows], None if self.logits is None else self.logits[rows])
 
 

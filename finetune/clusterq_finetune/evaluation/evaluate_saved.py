@@ -58,7 +58,7 @@ def evaluate_saved(
     result: dict[str, Any] = {}
     if student_folder is not None:
         student, spec, config = load_student(student_folder, device)
-        geometry = config.evaluation.over(known_geometry(spec.size, config.teacher.arch))
+        geometry = config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch))
         models["student"] = student
         result["student"] = {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}
         if integer:
@@ -82,7 +82,7 @@ def evaluate_saved(
                     f"{result['student']['sha256'][:16]}, expected the same; export again, or leave --student out."
                 )
             models["onnx"] = Twin(student, exported)
-    images = open_validation(val, spec, classes=classes, geometry=evaluation.over(geometry))
+    images = open_validation(val, spec, classes=classes, geometry=evaluation.override_with(geometry))
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
         found = evaluate_models(
             models,

@@ -51,7 +51,7 @@ def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: R
         ClusterqError: see `open_sets`, `chosen_classes`, `load_checked_teacher`, `open_validation`, `chosen_layers`, `draw_features`.
     """
     files, where = _files(flags, out)
-    config, images = FeaturesConfig.checked(flags.get("figure", {})), ImagesConfig.checked(flags.get("images", {}))
+    config, images = FeaturesConfig.validated(flags.get("figure", {})), ImagesConfig.validated(flags.get("images", {}))
     ignored = {"perplexity", "seed"}.intersection(flags.get("figure", {}))
     if config.projection == "pca" and ignored:
         raise ClusterqError(
@@ -75,7 +75,7 @@ def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: 
         ClusterqError: as `features`; or a class to show that is not among the others.
     """
     files, where = _files(flags, out)
-    config, images = DiversityConfig.checked(flags.get("figure", {})), ImagesConfig.checked(flags.get("images", {}))
+    config, images = DiversityConfig.validated(flags.get("figure", {})), ImagesConfig.validated(flags.get("images", {}))
     from clusterq_finetune.figures.diversity import draw_diversity
     from clusterq_finetune.figures.draw import write
 
@@ -99,7 +99,7 @@ def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, A
         ClusterqError: see `open_sets`, `chosen_classes`, `open_validation`.
     """
     files, where = _files(flags, out)
-    config = GridConfig.checked(flags.get("figure", {}))
+    config = GridConfig.validated(flags.get("figure", {}))
     from clusterq_finetune.figures.draw import write
     from clusterq_finetune.figures.grid import draw_grid
 
@@ -177,14 +177,14 @@ def _sources(
     flags: Flags, sets: dict[str, ShardSet], val: Val, classes: Sequence[int], per_class: int, arch: str
 ) -> list[Source]:
     """Real images first, if any are asked for, then the sets in their order."""
-    evaluation = EvaluationConfig.checked(flags.get("evaluation", {}))
+    evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
         flag = "--val-classes" if val.classes is not None else "--crop-share or --interpolation"
         raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
     found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
-        geometry = evaluation.over(known_geometry(spec.size, arch))
+        geometry = evaluation.override_with(known_geometry(spec.size, arch))
         found.insert(0, real(open_validation(val.path, spec, classes=val.classes, geometry=geometry), classes, per_class))
     for source in found:
         few = len(source.labels) < per_class * len(classes)
@@ -222,7 +222,7 @@ def _files(flags: Flags, out: Path) -> tuple[FileConfig, dict[str, Path]]:
         need(package, "figures", "figures")
     from clusterq_finetune.figures.draw import files_of
 
-    files = FileConfig.checked(flags.get("file", {}))
+    files = FileConfig.validated(flags.get("file", {}))
     return files, files_of(out, files, given=flags.get("file", {}))
 
 

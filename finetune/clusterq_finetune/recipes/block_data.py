@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.device.setup import send
+from clusterq_common.device.setup import to_device_async
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.network_input import view
 from clusterq_finetune.recipes.blocks import Block
@@ -70,7 +70,7 @@ class BlockData:
         """The rows of some images, int64 (N,), as tensors of their own."""
         if self.held is None:
             return self._compute(self.pixels[indices])
-        at = send(indices, self.device)
+        at = to_device_async(indices, self.device)
         return BlockBatch(*(_channels_last(rows[at]) for rows in self.held))
 
     def in_order(self, count: int | None = None) -> Iterator[BlockBatch]:

@@ -84,7 +84,7 @@ def _other(arch: str, weights: str | None, manifest: Manifest, device: torch.dev
     if is_factory(arch):
         known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
     with _named({"--arch": "--other-arch", "--weights": "--other-weights"}):
-        other = load_teacher(TeacherConfig.checked(known), device=device)
+        other = load_teacher(TeacherConfig.validated(known), device=device)
     found = other.spec
     if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
         raise ClusterqError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.device.cuda_graph import GraphedStep, Recorder
-from clusterq_common.device.setup import send
+from clusterq_common.device.setup import to_device_async
 from clusterq_gen.bank.classes import Crop
 
 # From images, labels, draws for soft targets, and a crop to scalars by name: see `Optimiser.terms`.
@@ -79,7 +79,7 @@ class ImageSteps:
         """
         self._rate.fill_(rate)
         if soft is not None:
-            drawn = send(soft, self.device)
+            drawn = to_device_async(soft, self.device)
             self._soft = torch.empty_like(drawn) if self._soft is None else self._soft
             self._soft.copy_(drawn)
         if self.graph is None:

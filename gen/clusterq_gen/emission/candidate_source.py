@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clusterq_common.device.setup import place
+from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.run_folder import GENERATOR
 from clusterq_common.shards.manifest import SplitName
@@ -62,7 +62,7 @@ class GeneratorSource:
             generator.load_state_dict(load_file(path))
         except RuntimeError as error:
             raise ClusterqError(f"{path} does not fit the run's config.yaml ({error}); train the run again.") from error
-        place(generator, device)
+        to_device(generator, device)
         return cls(generator, seed)
 
     def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:

@@ -12,7 +12,7 @@ from clusterq_common.device.compiled import Compiled
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.rates import held_rate, set_learning_rate
 from clusterq_common.device.reduce import broadcast, gather_batch
-from clusterq_common.device.setup import place, training_autocast
+from clusterq_common.device.setup import to_device, training_autocast
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
 from clusterq_common.quant.calibrate import calibrate
@@ -76,7 +76,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
             generator = build_generator(config.generator, teacher.spec)
-        place(generator, device)
+        to_device(generator, device)
         graphs = config.train.cuda_graphs
         optimizer = torch.optim.Adam(
             generator.parameters(),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clusterq_common.device.setup import send
+from clusterq_common.device.setup import to_device_async
 
 
 class StepRandom:
@@ -25,7 +25,7 @@ class StepRandom:
         """Go on to a step: what is kept is drawn anew now, everything else when it is asked for."""
         self.step = step
         for make, held in self._kept.values():
-            held.copy_(send(make(step), self.device, held.dtype), non_blocking=True)
+            held.copy_(to_device_async(make(step), self.device, held.dtype), non_blocking=True)
 
     def take(self, name: str, make: Callable[[int], Tensor], dtype: torch.dtype | None = None) -> Tensor:
         """One draw, on the device.
@@ -37,7 +37,7 @@ class StepRandom:
         """
         if name in self._kept:
             return self._kept[name][1]
-        drawn = send(make(self.step), self.device, dtype)
+        drawn = to_device_async(make(self.step), self.device, dtype)
         if self.kept:
             # A tensor of its own: what `make` gave may be a view of something.
             drawn = drawn.clone()
