@@ -176,7 +176,7 @@ class TrainConfig(Settings):
     cuda_graphs: bool = Field(
         False,
         description="record a step (of training, of a bank, of refinement) as a CUDA graph and replay it, so that small networks do not wait "
-        "for Python; not measured on a GPU yet",
+        "for Python",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
     compile: bool = Field(
