@@ -129,8 +129,8 @@ class RecipeConfig(Settings):
     )
     cuda_graphs: bool = Field(
         False,
-        description="record the steps of reconstruction and of the epochs as CUDA graphs and replay them, so that small networks do not wait for Python; not measured "
-        "on a GPU yet",
+        description="record the steps of reconstruction and of the epochs as CUDA graphs and replay them, so that small networks do not wait for "
+        "Python",
         json_schema_extra={"flag": "--cuda-graphs/--no-cuda-graphs"},
     )
     calibration_images: int = Field(1024, ge=1, description="synthetic images that set the activation ranges")
