@@ -46,9 +46,18 @@ def prepare_cuda(*, deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+# The attribute of networks that fail in channels_last order.
+CONTIGUOUS = "clusterq_contiguous"
+
+
 def to_device(module: nn.Module, device: torch.device | str) -> None:
-    """Move a network to a device, its convolution weights in channels_last order (about twice as fast, on CPU too)."""
+    """Move a network to a device, its convolution weights in channels_last order (about twice as fast, on CPU too).
+
+    Networks for which that order fails stay contiguous (see `teacher.adapt`).
+    """
     module.to(device)
+    if getattr(module, CONTIGUOUS, False):
+        return
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's own annotations
 
 

@@ -14,6 +14,7 @@ from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.layer_bits import bits_of, matches, refuse_unused_patterns
 from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, from_float
 from clusterq_common.quant.ranges import weight_range
+from clusterq_common.quant.share import LEAST_SHARE, NAMES_SHOWN, quantized_share
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
 
 # Pixels have 8 bits; fewer would throw away what the sensor gave.
@@ -69,6 +70,7 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     if log is not None:
         for line in _summary(student, config, order, activations, branches):
             log(line)
+        log(_share(model, order, example))
     return student.to(example.device)
 
 
@@ -199,6 +201,15 @@ def _summary(
     if left:
         lines.append(f"  left in float: {', '.join(left)}")
     return lines
+
+
+def _share(model: nn.Module, order: list[str], example: Tensor) -> str:
+    share, left = quantized_share(model, order, example)
+    line = f"  {100 * share:.1f} % of multiply-adds are quantized"
+    if share < LEAST_SHARE:
+        more = f" and {len(left) - NAMES_SHOWN} more" if len(left) > NAMES_SHOWN else ""
+        line += f": a student in float to a large part; left out: {', '.join(left[:NAMES_SHOWN])}{more}"
+    return line
 
 
 def parameters_by_kind(student: nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:

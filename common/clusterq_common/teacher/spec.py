@@ -16,6 +16,8 @@ def _numbers(value: Any) -> Any:
     return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
 
 
+# For pixels in [0, 1] larger ones make no sense; the customary ones for 0..255 lie far above.
+MOST_MEAN, MOST_STD = 2.0, 2.0
 Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
@@ -43,6 +45,10 @@ class InputSpec(Settings):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
+        if max(map(abs, self.mean)) > MOST_MEAN or max(self.std) > MOST_STD:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} are for pixels in 0..255, but clusterq's pixels lie in [0, 1]: divide both by 255"
+            )
         return self
 
     def example(self, count: int = 1) -> "Tensor":
