@@ -62,11 +62,9 @@ def find_blocks(model: nn.Module, layers: list[str], example: Tensor, parts: Par
     """Split a network for reconstruction.
 
     A part must have one tensor as input, one as output, and run once. `block` takes the outermost modules that hold a layer and
-
-    - whose class joins activations in its forward (a residual addition, a concatenation, a gate), or that are named `unit1` and
-      so on as in pytorchcv.
-
-    It never takes the whole network. Layers outside of these modules are handled as `layer` does. `layer` takes for each layer
+    that either join activations in their class's forward (a residual addition, a concatenation, a gate), or are named `unit1` and
+    so on as in pytorchcv. It never takes the whole network. Layers outside of these modules are handled as `layer` does. `layer`
+    takes for each layer
 
     - the largest module that holds this layer alone,
     - and the BatchNorm and activation modules beside it that run on its output.
