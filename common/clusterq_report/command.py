@@ -1,4 +1,4 @@
-"""`report`, as both programs have it, and the report at the end of a run."""
+"""The command `report` of both programs, and the report at the end of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
-    """Draw a run or a comparison; torch is imported only to measure.
+    """Draw the report of a run or a comparison. torch is imported only to measure.
 
     Args:
-        folder: the run's or the comparison's.
-        out: the file; report.html in the folder when None.
-        analyse: load teacher and student first and measure them (analysis.json).
+        folder: folder of the run or the comparison.
+        out: file to write; report.html in the folder when None.
+        analyse: first load teacher and student and measure them (analysis.json).
 
     Raises:
         ClusterqError: see `draw_report` and `analyse_folder`.
@@ -42,12 +42,13 @@ def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
 
 
 def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, device: "torch.device | None" = None) -> None:
-    """Measure and draw when everything else of a run is written, in its first process; what goes wrong is said in a line and loses
-    nothing.
+    """Measure and draw after the rest of a run is written, in its first process.
+
+    An error becomes a one-line warning, and nothing of the run is lost.
 
     Args:
-        folder: of the run, or of a comparison.
-        again: the command that tries once more.
+        folder: folder of the run, or of a comparison.
+        again: command that tries again.
         teacher, device: the run's teacher, on that device; nothing is measured without them.
     """
     try:
@@ -56,6 +57,6 @@ def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, de
 
             measure(Source.open(folder), teacher, device)
         info(f"report: {draw_report(folder)}")
-    except Exception as error:  # the run is finished and whole, whatever happens to its picture
+    except Exception as error:  # the run is complete even if its report fails
         what = " ".join(f"{type(error).__name__}: {error}".split())
         warn(f"the run is complete, but its report is not ({what}); try `{again} --debug`.")

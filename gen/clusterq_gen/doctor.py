@@ -1,4 +1,4 @@
-"""`clusterq-gen doctor`: is this installation able to do the work?"""
+"""`clusterq-gen doctor`: check of the installation."""
 
 import time
 
@@ -36,7 +36,7 @@ def examine() -> None:
 
 
 def smoke_step(device: torch.device) -> dict[str, float]:
-    """Losses of one generator and student step on a tiny random classifier.
+    """Run one generator and student step on a tiny random classifier, and return its losses.
 
     Raises:
         RuntimeError: a loss is not finite.

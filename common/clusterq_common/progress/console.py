@@ -1,6 +1,7 @@
-"""What a program says while it works: bars on a terminal, a line now and then elsewhere. All of it on stderr; stdout is for results.
+"""Output of a running program: progress bars on a terminal, occasional lines elsewhere. It is on stderr; stdout is for results.
 
-`--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
+With `--quiet` (`quietly`) only warnings, errors and results remain. Within `heard_by`, output goes to the caller's functions
+instead of the terminal.
 """
 
 import io
@@ -15,12 +16,12 @@ from typing import NamedTuple, TextIO
 
 from clusterq_common.progress.meter import Meter, memory
 
-# Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
+# The interval between lines grows with the length of a run: a day of training prints about 1,500 lines.
 LEAST_SECONDS_BETWEEN_LINES = 10.0
 MOST_SECONDS_BETWEEN_LINES = 60.0
 LINES_TO_SLOW_DOWN = 20
 
-# Called with what is being done, how many units of it are done, and how many there are.
+# Called with the description of the work, the units done, and the total.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -35,7 +36,7 @@ _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> Iterator[None]:
-    """Within this, lines and warnings go to `log` and counts to `progress`; to nobody where these are None."""
+    """Send lines and warnings to `log` and counts to `progress` within the block; where one is None, they are dropped."""
     token = _listener.set(_Listener(log or _to_nobody, progress))
     try:
         yield
@@ -44,17 +45,17 @@ def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> 
 
 
 def _to_nobody(_: str) -> None:
-    """Nobody asked."""
+    """Drop a line that no caller listens to."""
 
 
 def remarks() -> TextIO:
-    """The stream for what other packages print on their way: stderr, or nothing within `heard_by`."""
+    """Return the stream for other packages' remarks: stderr, or one that is dropped within `heard_by`."""
     return sys.stderr if _listener.get() is None else io.StringIO()
 
 
 @contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
-    """Around a command: with `quiet` neither lines nor bars are shown."""
+    """Hide lines and bars within the block, if `quiet`."""
     global _quiet
     before, _quiet = _quiet, quiet
     try:
@@ -64,12 +65,12 @@ def quietly(quiet: bool) -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Whether this process talks to the person watching: of those that torchrun starts, the first."""
+    """Return whether this process prints output: the first one of those that torchrun starts."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def info(line: str) -> None:
-    """One line for the person watching."""
+    """Print one line of information."""
     if (listener := _listener.get()) is not None:
         listener.log(line)
     elif is_main_process() and not _quiet:
@@ -77,7 +78,7 @@ def info(line: str) -> None:
 
 
 def warn(sentence: str) -> None:
-    """A reason to look closer: said with --quiet, too."""
+    """Print a warning, also with --quiet."""
     if (listener := _listener.get()) is not None:
         listener.log(f"Warning: {sentence}")
     elif is_main_process():
@@ -85,35 +86,35 @@ def warn(sentence: str) -> None:
 
 
 def print_result(line: str) -> None:
-    """One line of what a command was asked for: on stdout, with --quiet, too."""
+    """Print one line of a command's result on stdout, also with --quiet."""
     if is_main_process():
         print(line, flush=True)
 
 
 class Ticker(ABC):
-    """Counts finished units of work and shows the count, how fast it grows, and the latest note."""
+    """Counter of finished units of work. It shows the count, the speed and the latest note."""
 
     def __init__(self, description: str, meter: Meter) -> None:
         self.description, self.meter, self.note = description, meter, ""
 
     @property
     def done(self) -> int:
-        """Units done so far."""
+        """Number of units done so far."""
         return self.meter.done
 
     def finish(self) -> None:
-        """The work is over, whether or not every unit of it was needed."""
+        """Mark the work as finished, even if some units were not needed."""
         self.show()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; a note stays until the next one."""
+        """Count `count` more units as done. A note stays until the next one."""
         self.meter.advance(count)
         self.note = note or self.note
         self.show()
 
     @abstractmethod
     def show(self) -> None:
-        """Bring what is shown up to date."""
+        """Update the display."""
 
 
 class _Silence(Ticker):
@@ -158,9 +159,9 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
     """Show the progress of a block of work.
 
     Args:
-        description: what is being done, as "training".
-        total: units of work.
-        done: units that are behind it already.
+        description: name of the work, such as "training".
+        total: number of units of work.
+        done: number of units already done before.
         images: images in a unit, for the speed; 0 where units are not images.
     """
     meter = Meter(total, done, images)
@@ -171,7 +172,7 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
     if listener is not None or _quiet or not is_main_process():
         yield _Silence(description, meter)
         return
-    # FORCE_COLOR makes rich take a file for a terminal; bars are for what really is one, and can move its cursor (TERM=dumb cannot).
+    # rich treats a file as a terminal under FORCE_COLOR. Bars need a real one that can move its cursor (TERM=dumb cannot).
     if not sys.stderr.isatty() or os.environ.get("TERM", "") in {"dumb", "unknown"}:
         lines = _Lines(description, meter)
         yield lines

@@ -1,4 +1,4 @@
-"""Small multiples: many series of one kind, a little chart for each, all over the same axes so that they compare."""
+"""Small multiples: a small chart for each of many series, all with the same axes for comparison."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,15 +15,15 @@ MOST_CHARTS, MOST_POINTS = 48, 100
 
 
 def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[float] = ()) -> tuple[str, str]:
-    """A grid of charts, markup, and a sentence on its axes; of more than 48 series as many, evenly spread.
+    """Return a grid of charts as markup, and a sentence on its axes. Of more than 48 series, 48 are shown, evenly spread.
 
-    The vertical axis starts at zero, or is logarithmic where values lie far apart and are all above zero. Beyond 100 points they are
-    means over neighbours.
+    The vertical axis starts at zero, or is logarithmic where values are far apart and all above zero. More than 100 points are
+    thinned to means over neighbours.
 
     Args:
         found: series by name.
-        title: what they show.
-        notes: moments worth a vertical line.
+        title: title of the charts.
+        notes: events marked by a vertical line.
     """
     names = list(found)
     if len(names) > MOST_CHARTS:

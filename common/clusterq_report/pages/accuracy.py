@@ -1,4 +1,4 @@
-"""Parts of a page about accuracy: who is right how often, on which classes, and what is taken for what."""
+"""Page sections on accuracy: overall, by class, and confusions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from clusterq_report.html.text import number, percent, tag
 from clusterq_report.run_data import Ints, Source, pair, real, reals, section
 
 MODELS = ("teacher", "calibrated", "student")
-# More classes than this are shown by their extremes.
+# With more classes, only the extreme ones are shown.
 MOST_BARS = 32
 MOST_CELLS = 40
 WORST = 15
 
 
 def measured(source: Source) -> dict[str, dict[str, object]]:
-    """The sections of result.json about models that saw real images, by the model's name."""
+    """Return the sections of result.json on models that were evaluated on real images, by the model's name."""
     return {name: section(source.result, name) for name in MODELS if real(section(source.result, name).get("top1")) is not None}
 
 
 def top1(source: Source, model: str) -> float | None:
-    """Percent."""
+    """Return a model's top-1 in percent, or None."""
     return real(section(source.result, model).get("top1"))
 
 
 def with_interval(source: Source, model: str) -> str:
-    """`88.58 % (87.67 to 89.43)`."""
+    """Return a model's top-1 with its interval as text, such as `88.58 % (87.67 to 89.43)`."""
     ends = pair(section(source.result, model).get("top1_interval"))
     found = percent(top1(source, model))
     return found if ends is None else f"{found} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def below_teacher(source: Source) -> Interval | None:
-    """How many points the student lies below its teacher, on the same images."""
+    """Return how many points the student is below its teacher, paired by image, or None without predictions."""
     said = source.predictions
     if not {"teacher", "student", "label"} <= said.keys() or not len(said["label"]):
         return None
@@ -45,7 +45,7 @@ def below_teacher(source: Source) -> Interval | None:
 
 
 def class_names(source: Source, count: int) -> list[str]:
-    """Of the shards' manifest; else the folders that the images lie in, one folder a class; else numbers."""
+    """Return class names: from the shards' manifest, else from the images' folders if each class has one, else numbers."""
     names = source.manifest.class_names if source.manifest else None
     if names and len(names) == count:
         return [f"{label} {name}" for label, name in enumerate(names)]
@@ -59,7 +59,7 @@ def class_names(source: Source, count: int) -> list[str]:
 
 
 def overall(source: Source) -> str:
-    """Top-1 of teacher, calibrated and fine-tuned student."""
+    """Return a figure and a table of top-1 of teacher, calibrated and fine-tuned student."""
     parts = measured(source)
     if not parts:
         return ""
@@ -81,8 +81,10 @@ def overall(source: Source) -> str:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a class lost from teacher to student: top-1 in percent, its images (0 where they are not known), and whether the 95 %
-    intervals of the two lie apart."""
+    """Loss of a class from teacher to student.
+
+    It has top-1 of both in percent, the number of images (0 where unknown), and whether the two 95 % intervals are disjoint.
+    """
 
     label: int
     teacher: float
@@ -96,7 +98,7 @@ class Loss:
 
 
 def losses(source: Source) -> list[Loss]:
-    """Of each class, the one that lost most images first."""
+    """Return the loss of each class, sorted by the number of lost images, largest first."""
     teacher, student = (reals(section(source.result, name).get("per_class")) for name in ("teacher", "student"))
     if not student or len(teacher) != len(student):
         return []
@@ -111,7 +113,7 @@ def losses(source: Source) -> list[Loss]:
 
 
 def by_class(source: Source) -> str:
-    """Top-1 of each class, teacher beside student; of many classes those that lost most."""
+    """Return a figure of each class's top-1, teacher beside student; with many classes, of those that lost most."""
     found = losses(source)
     if not found:
         return ""
@@ -136,7 +138,7 @@ def _interval(share: float | None, count: int) -> tuple[float, float] | None:
 
 
 def confusion(source: Source) -> str:
-    """What the student takes for what: a heat map, or for many classes the most frequent mistakes; the teacher's counts beside them."""
+    """Return the student's confusions: a heat map with few classes, and the most frequent mistakes beside the teacher's counts."""
     said = source.predictions
     classes = len(reals(section(source.result, "student").get("per_class")))
     if not {"label", "student"} <= said.keys() or not classes:

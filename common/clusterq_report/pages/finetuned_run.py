@@ -1,4 +1,4 @@
-"""The page of a `clusterq-finetune`: a low-bit student, how it was made and how good it is."""
+"""Page of a `clusterq-finetune` run: the low-bit student, its training and its accuracy."""
 
 from collections.abc import Mapping
 
@@ -12,17 +12,17 @@ from clusterq_report.pages import accuracy, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.run_data import Points, Source, pair, real, reals, rows, section, word
 
-# Points: an interval of more to either side says little; students and classes that lose more need a look, as do gaps between
-# synthetic and real images, and agreement that fell back.
+# Thresholds for warnings, in points: half-width of an interval, loss of a student or a class, gap between synthetic and real
+# images, and decrease of the agreement.
 WIDE_INTERVAL, LARGE_LOSS, LARGE_GAP, FELL_BACK = 2.0, 10.0, 5.0, 1.0
 MUCH_BEYOND = 0.05
 
 
 def finetuning_report(source: Source) -> Report:
-    """What a fine-tuning has made, from what its folder holds.
+    """Return the page of a fine-tuning, made from its folder.
 
     Raises:
-        ClusterqError: a file in it is not what a run writes.
+        ClusterqError: a file in the folder was not written by a run.
     """
     config, result = source.config, source.result
     arch = shown_arch(word(section(config.get("teacher")).get("arch"), "a teacher"))
@@ -123,7 +123,7 @@ def _learning(source: Source) -> str:
 
 
 def _recorded(columns: Mapping[str, Points], *keys: str) -> dict[str, Points]:
-    """Agreement, the student's and the teacher's accuracy, of those that a run (an older one, say) has on record."""
+    """Return the recorded series of agreement, student accuracy and teacher accuracy; older runs may lack some."""
     names = ("student agrees with teacher", "student names the label", "teacher names the label")
     return {name: columns[key] for name, key in zip(names, keys, strict=True) if key in columns}
 

@@ -1,4 +1,4 @@
-"""The page of a `clusterq-gen train`: a generator, or a bank of images, and the shards they gave."""
+"""Page of a `clusterq-gen train` run: a generator or a bank of images, and its shards."""
 
 import math
 
@@ -16,18 +16,18 @@ from clusterq_report.run_data import Points, Source, real, section, word
 
 NO_SHARDS = "There are no shards yet; samples/ in the run's folder has grids of images along the way."
 MOST_CLASSES = 40
-# Steps at the end over which a figure is averaged.
+# Number of last steps over which a figure is averaged.
 LAST_STEPS = 50
-# Below this share of images in which the teacher sees the class asked for, classes were hardly learned.
+# Below this share of images with the requested class seen by the teacher, the classes were hardly learned.
 FEW_AGREE = 0.5
 MANY_CLIPPED = 0.1
 
 
 def generator_report(source: Source) -> Report:
-    """What a generator's run has learned, from what its folder holds.
+    """Return the page of a generator's run, made from its folder.
 
     Raises:
-        ClusterqError: a file in it is not what a run writes.
+        ClusterqError: a file in the folder was not written by a run.
     """
     config, manifest = source.config, source.manifest
     method = word(section(config.get("method")).get("method"), "generator")
@@ -75,7 +75,7 @@ def _total_steps(source: Source) -> int | None:
 
 
 def _late(points: Points) -> float | None:
-    """Mean over the last steps, in percent."""
+    """Return the mean over the last steps, in percent."""
     found = usable(y for _, y in points[-LAST_STEPS:])
     return 100 * math.fsum(found) / len(found) if found else None
 
@@ -137,7 +137,7 @@ def _learning(source: Source) -> str:
 
 
 def _drift_by_layer(source: Source, notes: list[float]) -> str:
-    """Nothing for runs without centroids, or from before this was recorded."""
+    """Return a figure of the centroids' drift by layer; empty for runs without centroids or without this record."""
     layers = series(source.steps, "drift/")
     if not layers:
         return ""

@@ -1,4 +1,4 @@
-"""Parts of a page that come from analysis.json: what happens inside the networks."""
+"""Page sections from analysis.json: measurements inside the networks."""
 
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.histogram import grid_histogram
@@ -12,7 +12,7 @@ MISSING = "Not measured: {name} is missing; `report --analyse` measures it, give
 
 
 def analysis_of(source: Source) -> dict[str, object]:
-    """analysis.json where it is about the student and the shards that lie there now; else empty."""
+    """Return analysis.json if it matches the present student and shards, else an empty dictionary."""
     found, result = source.analysis, source.result
     student = section(result.get("student")).get("sha256")
     shards = source.manifest.digest if source.manifest else section(result.get("shards")).get("digest")
@@ -21,7 +21,7 @@ def analysis_of(source: Source) -> dict[str, object]:
 
 
 def features(source: Source) -> str:
-    """How far the images' BatchNorm statistics are from the training data's, and how classes lie apart, by layer of the teacher."""
+    """Return figures on the distance of the images' BatchNorm statistics and on the separation of classes, by teacher layer."""
     analysis = analysis_of(source)
     layers, scatter = rows(analysis.get("batchnorm")), rows(analysis.get("scatter"))
     if not layers:
@@ -74,7 +74,7 @@ def features(source: Source) -> str:
 
 
 def quantization(source: Source) -> str:
-    """Errors by layer, ranges, and weights against their grid."""
+    """Return figures and tables on quantization: errors by layer, ranges, and weights over their grid."""
     analysis = analysis_of(source)
     outputs, sites, weights = (rows(analysis.get(name)) for name in ("outputs", "activations", "weights"))
     if not outputs:
@@ -107,7 +107,7 @@ def quantization(source: Source) -> str:
 
 
 def _ranges(sites: list[dict[str, object]]) -> str:
-    """What each activation's grid covers, and what was seen there."""
+    """Return a figure of each activation's grid range and observed range."""
     found = [[real(row.get(key)) for key in ("low", "high", "seen_low", "seen_high")] for row in sites]
     known = [(n, *(value for value in ends if value is not None)) for n, ends in enumerate(found) if None not in ends]
     if not known:
@@ -171,7 +171,7 @@ def _histograms(weights: list[dict[str, object]]) -> str:
 
 
 def reconstruction(source: Source) -> str:
-    """Error of each block before and after its rounding was learned."""
+    """Return a figure of each block's error before and after its rounding was learned."""
     blocks = rows(source.result.get("reconstruction"))
     groups = [Bars(word(row.get("block")), [real(row.get("before")), real(row.get("after"))]) for row in blocks]
     if not groups:

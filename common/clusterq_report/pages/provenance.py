@@ -1,4 +1,4 @@
-"""Parts of a page about where things come from: settings, versions, digests, and the command that makes them again."""
+"""Page sections on provenance: settings, versions, digests, and the command that repeats the run."""
 
 import shlex
 from itertools import islice
@@ -11,8 +11,8 @@ from clusterq_report.html.redact_paths import SAID, shown_path
 from clusterq_report.html.text import number
 from clusterq_report.run_data import Source, real, section, word
 
-# What a command line may start with, by the name of the program's file or of its package. A received folder could name any other
-# program for its reader to copy and run.
+# Known programs, by the name of the program's file or of its package. A folder from elsewhere could name any other program for
+# its reader to copy and run.
 PROGRAMS = {
     "clusterq-gen": "clusterq-gen",
     "clusterq_gen": "clusterq-gen",
@@ -21,14 +21,14 @@ PROGRAMS = {
     "compare_methods.py": "python tools/compare_methods.py",
     "analyses.py": "python tools/analyses.py",
 }
-# Flags that say what to do with a folder that exists: no part of what was done.
+# Flags on existing folders, which are not part of the run's settings.
 ABOUT_FOLDER = {"--resume", "--overwrite"}
 LONGEST_LIST = 24
 DEEPEST = 3
 
 
 def again(source: Source) -> str:
-    """Commands that repeat the run, and the one that started it."""
+    """Return the commands that repeat the run, and the one that started it."""
     lines = []
     if source.kind == "generator":
         lines.append(f"clusterq-gen train --config {CONFIG} --out ../again")
@@ -59,7 +59,7 @@ def _command(source: Source) -> list[str]:
 
 
 def _started(source: Source) -> str:
-    """The command line as a person types it: the program's name instead of where it was installed; empty for an unknown program."""
+    """Return the command line as a person types it, with the program's name instead of its path; empty for an unknown program."""
     words = _command(source)
     if not words:
         return ""
@@ -81,7 +81,7 @@ def _value_of(flag: str, source: Source) -> str | None:
 
 
 def settings(source: Source) -> str:
-    """Everything in config.yaml, a table for each section."""
+    """Return all settings of config.yaml, as one table for each section."""
     found = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
     for name, values in {
@@ -95,7 +95,7 @@ def settings(source: Source) -> str:
 
 
 def origins(source: Source) -> str:
-    """Digests, versions and machine: what must agree for two runs to be the same."""
+    """Return a table of digests, versions and machine, which must agree for two runs to be the same."""
     manifest, result, environment = source.manifest, source.result, source.environment
     facts: list[tuple[str, Any]] = [
         ("teacher", section(result.get("teacher")).get("digest") or (manifest and manifest.teacher.digest)),
@@ -121,7 +121,7 @@ def origins(source: Source) -> str:
 
 
 def seed(source: Source) -> str:
-    """The run's seed."""
+    """Return the run's seed."""
     return number(real(section(source.config.get("runtime")).get("seed")))
 
 

@@ -1,4 +1,4 @@
-"""From what was collected of images to the report's figures."""
+"""Figures of a quality report, computed from the collected measurements."""
 
 import math
 from collections import Counter
@@ -24,12 +24,12 @@ MOST_PAIRS = 12
 
 
 class Measured:
-    """Everything that figures of one source are made from.
+    """All data for the figures of one source.
 
     Args:
         collected: at least two images.
-        classes: K, of the teacher.
-        seed: of the neighbours' draws.
+        classes: K, the number of the teacher's classes.
+        seed: seed of the neighbours' draws.
     """
 
     def __init__(self, collected: Collected, classes: int, seed: int) -> None:
@@ -43,7 +43,7 @@ class Measured:
         self.near = self.pixels[1].within <= NEAR * self.pixels[0].between
 
     def summary(self) -> ImageFigures:
-        """Figures over all images."""
+        """Return the figures over all images."""
         found = self.collected
         per_value = found.small.shape[1] ** 0.5
         return ImageFigures(
@@ -63,7 +63,7 @@ class Measured:
         )
 
     def by_class(self) -> list[ClassFigures]:
-        """Figures of each class that has images."""
+        """Return the figures of each class that has images."""
         found, made = self.collected, []
         (pixel_scale, pixels), (feature_scale, features) = self.pixels, self.features
         for label in found.labels.unique().tolist():
@@ -90,10 +90,12 @@ class Measured:
         return made
 
     def pairs(self, numbers: list[int]) -> list[Pair]:
-        """The closest pairs in pixels, closest first; each image in one at most, one pair of a class before a second one of any.
+        """Return the closest pairs in pixels, closest first.
+
+        Each image is in one pair at most. Each class's first pair comes before a second pair of any class.
 
         Args:
-            numbers: of the images in their split.
+            numbers: numbers of the images in their split.
         """
         scale, neighbours = self.pixels
         order = neighbours.within.argsort(stable=True).tolist()
@@ -114,8 +116,10 @@ class Measured:
         return [pair for _, _, pair in sorted(turn, key=lambda one: one[:2])[:MOST_PAIRS]]
 
     def contradicted(self, numbers: list[int], most: int) -> list[Contradiction]:
-        """Images whose label the teacher contradicts, the surest first, one of each class before a second one of any; numbers as for
-        `pairs`."""
+        """Return images whose label the teacher contradicts, sorted by confidence.
+
+        One image of each class comes before a second one of any class. `numbers` as for `pairs`.
+        """
         found, wrong = self.collected, (~self.right).nonzero()[:, 0]
         order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)].tolist()
         seen: Counter[int] = Counter()
@@ -136,12 +140,12 @@ class Measured:
 
 
 def _mean(values: Tensor) -> float:
-    """Of shares: rounding must not lead beyond them."""
+    """Return the mean of shares, limited to [0, 1] despite rounding."""
     return min(1.0, max(0.0, float(values.double().mean())))
 
 
 def _distribution(values: Tensor) -> Distribution:
-    """Of (N,) values in [0, 1]."""
+    """Return the distribution of (N,) values in [0, 1]."""
     exact = values.double().clamp(0, 1)
     low, median, high = torch.quantile(exact, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
     bins = (exact * BINS).long().clamp(max=BINS - 1)
@@ -164,5 +168,5 @@ def _median(values: Tensor, unit: float) -> float | None:
 
 
 def _ratio(value: float, unit: float) -> float | None:
-    """None where there is nothing to divide, or by."""
+    """Return `value / unit`, or None where `value` is not finite or `unit` is not positive."""
     return value / unit if math.isfinite(value) and unit > 0 else None

@@ -1,4 +1,4 @@
-"""A set of shards, pure noise and, where somebody has them, real images: measured alike."""
+"""Measurement of a set of shards, of pure noise and, if available, of real images, all in the same way."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SHOWN_CONTRADICTED = 16
 
 @dataclass(frozen=True)
 class Real:
-    """Real images that somebody else reads: a name and a layout to show, how many there are, how many of them come, and these."""
+    """Real images supplied by the caller: name and layout to show, number of images, number of drawn ones, and their batches."""
 
     name: str
     layout: str
@@ -32,10 +32,10 @@ class Real:
 
 
 def choose(shards: ShardSet, config: QualityConfig) -> Ints:
-    """Numbers of the images of the split that will be measured.
+    """Return the numbers of the split's images to measure.
 
     Raises:
-        ClusterqError: there is no such split, or a label is none.
+        ClusterqError: there is no such split, or a label is invalid.
     """
     reader = shards.split(config.split)
     labels = np.array([reader.label(number) for number in range(len(reader))], np.int64)
@@ -50,15 +50,15 @@ def measure(
     real: Real | None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Quality:
-    """Everything a quality report says.
+    """Measure all figures of a quality report.
 
     Args:
         shards: the set.
-        numbers: what `choose` chose, at least two images.
+        numbers: result of `choose`, at least two images.
         config: settings.
-        networks: the teacher that the set was made for, and another classifier of the same images and classes, or none.
-        real: real images; best as many as are measured of the set, since a nearest neighbour is the nearer the more there are.
-        advance: called with the number of images of each batch: of the set, as many of noise, and the real ones.
+        networks: the teacher that the set was made for, and optionally another classifier of the same images and classes.
+        real: real images, ideally as many as are measured of the set, since nearest neighbours get nearer with more images.
+        advance: called with the number of images of each batch: of the set, of equally many of noise, and of the real ones.
 
     Raises:
         ClusterqError: an image cannot be read.
@@ -115,7 +115,7 @@ def _frechet(one: Gaussian, other: Gaussian, real: Gaussian) -> Frechet:
 
 
 def _halves(real: Measured, seed: int, whole: Gaussian) -> Frechet | None:
-    """How far real images are from real images; None for fewer than four."""
+    """Return the Frechet distance between two halves of the real images; None for fewer than four."""
     features = real.collected.features
     order = torch.randperm(len(features), generator=stream(seed, "quality halves"))
     one, other = order.chunk(2)

@@ -1,4 +1,4 @@
-"""quality.html: the figures of a quality report, and the images that they are about. Free of torch."""
+"""quality.html: figures and images of a quality report. Free of torch."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,15 +13,15 @@ from clusterq_report.quality.pictures import closest_pairs, contradicted
 from clusterq_report.quality.summary import COLUMNS, summary_rows
 from clusterq_report.quality.verdicts import by_trouble, verdicts
 
-# More classes than this are shown by those with the most trouble.
+# With more classes, only those with the most problems are shown.
 MOST_BARS, WORST = 40, 20
-# Rows of the table of classes.
+# Largest number of rows of the table of classes.
 MOST_ROWS = 1000
 GUIDE = "docs/shard-quality.md"
 
 
 def quality_page(found: Quality, shards: ShardSet) -> Report:
-    """The page of a set.
+    """Return the page of a set.
 
     Raises:
         ClusterqError: an image that it shows cannot be read.
@@ -162,7 +162,7 @@ def _near(found: Quality) -> str:
 def _of_classes(
     found: Quality, values: Callable[[ClassFigures], Sequence[float | None]], order: Callable[[ClassFigures], float]
 ) -> tuple[list[Bars], str]:
-    """A row for each class, or for those that come first in `order`, and a sentence that says so."""
+    """Return bars for each class, or for the first ones in `order`, and a sentence that states the selection."""
     classes = found.per_class
     caption = ""
     if len(classes) > MOST_BARS:

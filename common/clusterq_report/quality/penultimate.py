@@ -1,4 +1,4 @@
-"""The teacher's deepest features: what its last layer, the classifier, is given."""
+"""The teacher's penultimate features: the input of its last layer, the classifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from clusterq_common.quant.structure import quantizable_layers
 
 
 class Features:
-    """Those of the latest forward pass."""
+    """Features of the latest forward pass."""
 
     def __init__(self) -> None:
         self.latest: Tensor | None = None
 
     def take(self) -> Tensor:
-        """(N, D) float32; each pass gives them once."""
+        """Return the features, (N, D) float32, once for each forward pass."""
         found, self.latest = self.latest, None
         assert found is not None, "the model has not run"
         return found
@@ -24,13 +24,13 @@ class Features:
 
 @contextmanager
 def penultimate(model: nn.Module, example: Tensor) -> Iterator[Features]:
-    """Tap the input of the convolution or linear layer that runs last, for the length of the block.
+    """Record the input of the convolution or linear layer that runs last, within the block.
 
-    Of a convolution, as some networks have it for a classifier, the mean over positions.
+    For a convolution, which some networks use as classifier, it is the mean over positions.
 
     Args:
         model: a classifier.
-        example: (1, C, S, S), any values: finds out which layer is the last.
+        example: (1, C, S, S), any values; one forward pass on it determines the last layer.
 
     Raises:
         ClusterqError: no convolution or linear layer runs.

@@ -1,4 +1,4 @@
-"""The images behind the figures: closest pairs, and images whose label the teacher contradicts. Free of torch."""
+"""Images for the figures: closest pairs, and images whose label the teacher contradicts. Free of torch."""
 
 from clusterq_common.shards.read import ShardSet
 from clusterq_report.html.gallery import side_shown, strip
@@ -6,12 +6,12 @@ from clusterq_report.html.page import paragraph
 from clusterq_report.html.text import escaped, number, percent, tag
 from clusterq_report.quality.findings import Quality
 
-# Bytes of each group of images, before PNG and base64: far fewer than the gallery's.
+# Bytes of each group of images, before PNG and base64; far fewer than the gallery's.
 BUDGET = 200_000
 
 
 def closest_pairs(found: Quality, shards: ShardSet) -> str:
-    """The closest pairs in pixels, side by side; markup.
+    """Return markup of the closest pairs in pixels, side by side.
 
     Raises:
         ClusterqError: a sample cannot be read.
@@ -30,7 +30,7 @@ def closest_pairs(found: Quality, shards: ShardSet) -> str:
 
 
 def contradicted(found: Quality, shards: ShardSet) -> str:
-    """Images whose label the teacher contradicts most surely; markup, empty where there are none.
+    """Return markup of the images whose label the teacher contradicts with most confidence; empty where there are none.
 
     Raises:
         ClusterqError: a sample cannot be read.

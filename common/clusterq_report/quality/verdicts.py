@@ -1,7 +1,7 @@
-"""What the figures of a set mean, in sentences. Free of torch.
+"""Interpretation of a set's figures, in sentences. Free of torch.
 
-A warning has a threshold that is stated with it and that the 95 % interval of a class's share lies beyond, or a reference that was
-measured beside it; where neither is to be had, the sentence gives the figure and the reference and judges nothing.
+A warning needs either a stated threshold that the 95 % interval of a class's share lies beyond, or a reference measured in the
+same way. Where there is neither, the sentence gives the figure and the reference without a judgement.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,21 +12,22 @@ from clusterq_report.html.page import Level, Remark
 from clusterq_report.html.text import number
 from clusterq_report.quality.findings import NEAR, ClassFigures, Quality
 
-# Shares of a class's images that are near-duplicates; of all images that are copies; of a class's labels that the teacher sees.
+# Thresholds: near-duplicates of a class (two), copies among all images, and labels of a class confirmed by the teacher.
 MANY_NEAR, COLLAPSED, MANY_COPIES, FEW_SEEN = 0.1, 0.5, 0.01, 0.5
-# Labels that a set without contradicted ones may have all the same: two classes as good as equal, on another machine.
+# Share of contradicted labels allowed in a set made without any: near ties may be decided differently on another machine.
 ROUNDING = 0.001
-# Nearest neighbours nearer than this part of other classes' (of so many at least, with so many images) or of real images'; another network's agreement lower than this part of it there.
+# Warning below this part of the reference: nearest neighbours against other classes' (with at least so many classes and images) or
+# against real images', and the other network's agreement against that on real images.
 MUCH_LESS = 0.5
 FEWEST_CLASSES, FEWEST_IMAGES = 3, 10
-# More than this part of pure noise's figure is as good as noise.
+# Above this part of pure noise's figure, images are about as good as noise.
 AS_NOISE = 0.9
 MANY_CLIPPED = 0.1
 MOST_NAMED = 5
 
 
 def verdicts(found: Quality) -> list[Remark]:
-    """Sentences, in the order of the page."""
+    """Return the remarks, in the order of the page."""
     parts = (_measured, _labels, _copies, _near, _alike, _diversity, _batchnorm, _certainty, _other, _frechet, _clipped)
     return [remark for part in parts for remark in part(found)]
 
@@ -90,7 +91,7 @@ def _near(found: Quality) -> Iterator[Remark]:
 
 
 def _alike(found: Quality) -> Iterator[Remark]:
-    """Classes whose images lie much closer to each other than those of the other classes do."""
+    """Yield warnings for classes whose images lie much closer together than those of the other classes."""
     spaces: tuple[tuple[str, Callable[[ClassFigures], float | None]], ...] = (
         ("pixels", lambda one: one.pixels_nearest),
         ("the teacher's features", lambda one: one.features_nearest),
@@ -201,7 +202,7 @@ def _average(values: list[float]) -> float:
 
 
 def _sure(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many images: few of them prove little."""
+    """Return the 95 % interval of a share of this number of images."""
     low, high = wilson_interval(round(share * images), images)
     return low / 100, high / 100
 
@@ -211,5 +212,5 @@ def _percent(share: float | None, decimals: int = 2) -> str:
 
 
 def by_trouble(classes: list[ClassFigures]) -> list[ClassFigures]:
-    """Classes with the most near-duplicates and unconfirmed labels first."""
+    """Return the classes sorted by near-duplicates and unconfirmed labels, most first."""
     return sorted(classes, key=lambda one: (-one.near - (1 - one.agreement), one.label))

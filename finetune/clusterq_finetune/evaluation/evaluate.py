@@ -23,7 +23,7 @@ TEACHER = "teacher"
 
 
 class Confusion(Settings):
-    """Images of class `label` that were taken for class `predicted`."""
+    """Number of images of class `label` that the model assigns to class `predicted`."""
 
     label: int
     predicted: int
@@ -31,20 +31,20 @@ class Confusion(Settings):
 
 
 class EvaluationResult(Settings):
-    """How good one model is.
+    """Accuracy of one model.
 
     Attributes:
-        images: readable images, on which the figures are.
-        top1, top5: percent; top5 over fewer classes than five is over all of them.
+        images: number of readable images; all figures refer to them.
+        top1, top5: percent; top5 uses all classes where there are fewer than five.
         top1_interval: 95 % confidence interval of top1 for that many images (Wilson, 1927), percent.
-        agreement: percent of images on which the model and the teacher name the same class; None where there is no teacher.
+        agreement: percent of images on which the model and the teacher predict the same class; None without a teacher.
         calibration_error: expected calibration error, percent: the gap between confidence and accuracy, in 15 bins of confidence,
-            weighed by their images (Guo et al., 2017).
+            weighted by their number of images (Guo et al., 2017).
         per_class: top-1 of each class in percent, None for a class without images.
         worst_pairs: the most frequent confusions, at most ten.
-        images_per_second: through the network alone.
-        decode_seconds: waiting for images, shared by all models of one pass.
-        unreadable: names of images that could not be decoded; they do not count.
+        images_per_second: speed of the network alone.
+        decode_seconds: time spent waiting for images, shared by all models of one pass.
+        unreadable: names of images that could not be decoded; they are not counted.
     """
 
     images: int
@@ -61,18 +61,18 @@ class EvaluationResult(Settings):
 
 
 class _Counts:
-    """What is summed up over batches for one model, on its device."""
+    """Counts of one model over the batches, on its device."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
         self.top5 = torch.zeros((), dtype=torch.long, device=device)
         self.agreed = torch.zeros((), dtype=torch.long, device=device)
-        # By bin of confidence: images, right ones, summed confidence.
+        # By bin of confidence: number of images, correct ones, sum of the confidence.
         self.bins = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
         self.seconds = 0.0
 
     def add(self, logits: Tensor, labels: Tensor, teacher_top1: Tensor | None) -> Tensor:
-        """Count a batch in; returns the predicted classes."""
+        """Add a batch to the counts. Returns the predicted classes."""
         logits = logits.float()
         confidence, predicted = logits.softmax(1).max(1)
         # Indices beyond the labels' range cannot occur: a model has as many outputs as its teacher has classes.
@@ -86,11 +86,11 @@ class _Counts:
         return predicted
 
     def top1(self) -> float:
-        """Percent right so far."""
+        """Return the percentage of correct predictions so far."""
         return 100 * float(self.confusion.diagonal().sum() / self.confusion.sum())
 
     def merge(self, ranks: Ranks) -> None:
-        """Add what the other processes counted; the seconds are the slowest one's."""
+        """Add the counts of the other processes. The seconds are those of the slowest one."""
         self.confusion, self.top5 = sum_across(self.confusion), sum_across(self.top5)
         self.agreed, self.bins = sum_across(self.agreed), sum_across(self.bins)
         self.seconds = max(ranks.gather(self.seconds))
@@ -132,24 +132,26 @@ def evaluate_models(
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     predictions: Predictions | None = None,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate several models in one pass over the images, in float32. Several processes share the images out; each gets the result.
+    """Evaluate several models in one pass over the images, in float32.
+
+    Several processes divide the images among them, and each gets the result.
 
     Args:
-        models: by name; on `device`. Their training mode is restored afterwards. The one called `teacher`, first if it is there, is
-            what the others' agreement is with.
-        images: what to evaluate on.
-        device: where the models are.
+        models: by name; on `device`. Their training mode is restored afterwards. One called `teacher` must come first; the others'
+            agreement is with it.
+        images: the images to evaluate on.
+        device: device of the models.
         batch_size: images in a batch.
         workers: decoding processes.
         progress: called after each batch with the images seen so far, their total, and each model's top-1 so far in percent (of this
             process's images).
-        predictions: where each image's predicted classes go, if anywhere.
+        predictions: collects each image's predicted classes, if given.
 
     Raises:
         ClusterqError: not one image can be read.
     """
     ranks = Ranks.current()
-    # Every world-th image: each is counted once, however many there are.
+    # Every world-th image, so that each is counted once for any number of images.
     own = range(ranks.rank, len(images), ranks.world)
     loader = DataLoader(images, batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=images.collate)
     modes = {name: model.training for name, model in models.items()}
@@ -176,7 +178,7 @@ def evaluate_models(
                 if predictions is not None:
                     predictions.add(batch.names, batch.labels, named)
             if progress is not None:
-                # Timing has waited for the device already.
+                # The timing has already synchronised with the device.
                 so_far = {name: found.top1() for name, found in counts.items()} if count else {}
                 progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images), so_far)
             mark = time.monotonic()

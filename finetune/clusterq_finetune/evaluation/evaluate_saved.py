@@ -1,4 +1,4 @@
-"""`clusterq-finetune evaluate`: a saved student, a file it was exported to, or both, on real images."""
+"""`clusterq-finetune evaluate`: evaluation of a saved student, an exported file, or both, on real images."""
 
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,20 @@ def evaluate_saved(
     integer: bool = False,
     optimise: bool = True,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 on real images, resized and cropped as `evaluation` says, else as when the student was tuned.
+    """Return top-1 and top-5 on real images, resized and cropped as `evaluation` says, else as in the student's fine-tuning.
 
     Args:
         student_folder: a saved student.
-        onnx: an exported file, for ONNX Runtime on the CPU; with a student also how far the two are apart.
+        onnx: an exported file, run in ONNX Runtime on the CPU. With a student, the two are also compared.
         val, classes: see `open_validation`.
         evaluation, runtime: settings.
         batch_size: images in a batch.
         workers: decoding processes.
-        integer: also the student in integer arithmetic, and how far the two are apart.
-        optimise: let ONNX Runtime rewrite the graph.
+        integer: also evaluate the student in integer arithmetic, and compare the two.
+        optimise: allow ONNX Runtime to rewrite the graph.
 
     Raises:
-        ClusterqError: see `load_student`, `OnnxModel`, `open_validation`; or flags that do not belong together.
+        ClusterqError: see `load_student`, `OnnxModel`, `open_validation`; or flags that exclude each other.
     """
     _refuse_flags(student_folder, onnx, runtime, integer=integer, optimise=optimise)
     device = prepare_device(runtime)

@@ -1,4 +1,4 @@
-"""Which class each model names for each real image: what paired comparisons need."""
+"""Predicted class of each model for each real image, for paired comparisons."""
 
 import io
 from pathlib import Path
@@ -12,20 +12,23 @@ from clusterq_common.files import atomic_write
 
 
 class Predictions:
-    """Collects labels and predicted classes image by image, over the batches of an evaluation and over processes."""
+    """Collector of labels and predicted classes by image, over the batches of an evaluation and over processes."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.classes: dict[str, list[int]] = {"label": []}
 
     def add(self, names: list[str], labels: Tensor, predicted: dict[str, Tensor]) -> None:
-        """One batch: names, labels (N,), and by model the predicted classes (N,)."""
+        """Add one batch: names, labels (N,), and the predicted classes (N,) by model."""
         self.names += names
         for model, values in {"label": labels, **predicted}.items():
             self.classes.setdefault(model, []).extend(values.tolist())
 
     def save(self, path: Path) -> None:
-        """Write all processes' predictions, sorted by name, as an .npz of `name`, `label` and one array a model; the first process does."""
+        """Write all processes' predictions, sorted by name, as an .npz of `name`, `label` and one array a model.
+
+        Only the first process writes.
+        """
         parts = Ranks.current().gather((self.names, self.classes))
         if not Ranks.current().first:
             return

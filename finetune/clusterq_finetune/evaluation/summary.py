@@ -1,4 +1,4 @@
-"""What an evaluation found, in result.json and in words."""
+"""Results of an evaluation, in result.json and in words."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ NAMES_SHOWN = 10
 def add_evaluation(
     result: dict[str, Any], found: dict[str, EvaluationResult], images: ValidationImages, spec: InputSpec
 ) -> None:
-    """Put what was measured into the sections of the models it is about, and on what and how beside them."""
+    """Add the measurements to the sections of their models, and add the images and preprocessing."""
     for name, evaluation in found.items():
         result[name] |= evaluation.model_dump()
     result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
@@ -21,7 +21,7 @@ def add_evaluation(
 
 
 def summary_lines(result: dict[str, Any]) -> list[str]:
-    """The accuracies of a result as lines for a person, and the images that could not be read."""
+    """Return the accuracies of a result as readable lines, and the images that could not be read."""
     measured = {name: part for name, part in result.items() if isinstance(part, dict) and "top1" in part}
     lines = [
         f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
@@ -39,12 +39,12 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
 
 
 def top1_so_far(top1: dict[str, float]) -> str:
-    """The progress line's numbers: each model's top-1 on the images seen so far."""
+    """Return the text of the progress line: each model's top-1 on the images so far."""
     return "top-1 " + ", ".join(f"{name} {value:.2f} %" for name, value in top1.items()) if top1 else ""
 
 
 def _apart(part: dict[str, Any]) -> str:
-    """How far integer arithmetic is from the student, where that was measured."""
+    """Return a text on the difference between the student and another implementation of it, where that was measured."""
     if "agreement_with_student" not in part:
         return ""
     agreement, difference = part["agreement_with_student"], part["largest_logit_difference"]

@@ -1,4 +1,4 @@
-"""`clusterq-finetune figures ...`: what its figures are made from, once the flags are known."""
+"""`clusterq-finetune figures ...`: the figures, from parsed flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from clusterq_finetune.figures.spread import Array
 from clusterq_finetune.figures.table import read_curves
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 
-# Of a grid and of a sensitivity plot, side by side.
+# Largest number of columns of a grid, and of curves side by side in a sensitivity plot.
 MOST_COLUMNS, MOST_CURVES = 20, 3
 
 Flags = dict[str, dict[str, Any]]
@@ -38,14 +38,14 @@ Flags = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Val:
-    """Real images to show beside: where they are, and in which order their classes come; see `open_validation`."""
+    """Real images shown for comparison: their path and the order of their classes; see `open_validation`."""
 
     path: Path | None
     classes: Path | None
 
 
 def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """Draw `draw_features`; returns what `--json` prints.
+    """Draw the figure of `draw_features` and write it. Returns the result for `--json`.
 
     Raises:
         ClusterqError: see `open_sets`, `chosen_classes`, `load_checked_teacher`, `open_validation`, `chosen_layers`, `draw_features`.
@@ -69,10 +69,10 @@ def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: R
 
 
 def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """Draw `draw_diversity`; returns what `--json` prints.
+    """Draw the figure of `draw_diversity` and write it. Returns the result for `--json`.
 
     Raises:
-        ClusterqError: as `features`; or a class to show that is not among the others.
+        ClusterqError: as `features`; or a class of --shown-classes is not among the figure's classes.
     """
     files, where = _files(flags, out)
     config, images = DiversityConfig.validated(flags.get("figure", {})), ImagesConfig.validated(flags.get("images", {}))
@@ -93,7 +93,7 @@ def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: 
 
 
 def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, Any]:
-    """Draw `draw_grid`; returns what `--json` prints. No network is asked.
+    """Draw the figure of `draw_grid` and write it, without running a network. Returns the result for `--json`.
 
     Raises:
         ClusterqError: see `open_sets`, `chosen_classes`, `open_validation`.
@@ -118,10 +118,10 @@ def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, A
 
 
 def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Draw `draw_sensitivity`; returns what `--json` prints.
+    """Draw the figure of `draw_sensitivity` and write it. Returns the result for `--json`.
 
     Raises:
-        ClusterqError: see `read_curves`; or more curves than a page has room for.
+        ClusterqError: see `read_curves`; or there are more curves than a page has room for.
     """
     files, where = _files(flags, out)
     from clusterq_finetune.figures.draw import write
@@ -144,7 +144,7 @@ def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, An
 
 @dataclass(frozen=True)
 class _Measured:
-    """Images, and what they are inside the teacher."""
+    """Images and their features in the teacher."""
 
     sources: list[Source]
     values: list[dict[str, Array]]
@@ -176,7 +176,7 @@ def _measured(
 def _sources(
     flags: Flags, sets: dict[str, ShardSet], val: Val, classes: Sequence[int], per_class: int, arch: str
 ) -> list[Source]:
-    """Real images first, if any are asked for, then the sets in their order."""
+    """Return the sources of images: real images first, if there are any, then the sets in their order."""
     evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
         flag = "--val-classes" if val.classes is not None else "--crop-share or --interpolation"
@@ -194,10 +194,10 @@ def _sources(
 
 
 def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.device) -> Teacher:
-    """The one teacher of all sets.
+    """Load the common teacher of all sets.
 
     Raises:
-        ClusterqError: nothing names it, or a set was made for another.
+        ClusterqError: no teacher is given, or a set was made for another one.
     """
     run = next((folder for one in sets if (folder := run_folder_of(one)) is not None), None)
     first = sets[0].manifest
@@ -212,7 +212,7 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
 
 
 def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
-    """What to call each class: its number, and its name where a set knows it."""
+    """Return each class's label text: its number, and its name where a set knows it."""
     names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
     return {label: f"{label} {names[label]}" if names else str(label) for label in classes}
 

@@ -1,4 +1,4 @@
-"""Step sizes relative to what is trained, so that one learning rate serves layers and networks of any scale."""
+"""Update sizes relative to the parameters, so that one learning rate suits layers and networks of any scale."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
 class RelativeSteps:
-    """Scales every update of an optimizer by the size of the parameter: a learning rate of 0.01 then means one per cent.
+    """Scaling of an optimizer's updates by the size of the parameter: a learning rate of 0.01 then means one per cent.
 
     Adam moves each number by about the learning rate, whatever its size. That is a hundredth of one layer's weights and a
-    thousandth of another's; and it wakes dead channels (weights zero, running variance 1e-30), whose BatchNorm multiplies by
-    1 / sqrt(eps) what was never meant to be there. Adafactor (Shazeer and Stern, 2018, section 8) scales by the root mean square
-    of a whole tensor; here it is that of each output channel, at the start of the training.
+    thousandth of another's. It also activates dead channels (weights zero, running variance 1e-30), whose BatchNorm multiplies
+    spurious values by 1 / sqrt(eps). Adafactor (Shazeer and Stern, 2018, section 8) scales by the root mean square of a whole
+    tensor; here it is that of each output channel, at the start of the training.
 
     - weights of convolutions and linear layers: root mean square of the output channel;
     - BatchNorm's weight: that of the vector; its bias, which is in the same unit: likewise, of the weight;

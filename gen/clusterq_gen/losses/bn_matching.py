@@ -1,4 +1,4 @@
-"""The batch's BatchNorm statistics must be those the teacher was trained with."""
+"""Loss that matches the batch's BatchNorm statistics to the teacher's stored ones."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ class BatchNormMatchingLoss:
     Mean over each layer's channels, then over all layers, so that a wide layer counts no more than a narrow one.
 
     Args:
-        units: `raw` as in the paper, where a layer whose inputs are twice as large counts 4 (mean) and 16 times (variance) as much;
+        units: `raw` as in the paper, where a layer whose inputs are twice as large weighs 4 (mean) and 16 times (variance) as much;
             `std`: squared distance of mean and standard deviation, sqrt(var + eps), in units of the running standard deviation.
     """
 
