@@ -1,4 +1,4 @@
-"""Methods compared fairly: one teacher, quantizer, budget and evaluation; several seeds; nothing chosen by real labels.
+"""Fair comparison of methods: one teacher, quantizer, budget and evaluation; several seeds; no selection by real labels.
 
     python tools/compare_methods.py --arch resnet20_cifar10 --weights resnet20.safetensors --val cifar10/test --out compare/ \\
         --methods clusterq,gdfq,adadfq,noise --bits w4a4,w3a3 --recipes fast,best --seeds 0,1,2

@@ -1,4 +1,4 @@
-"""What the class-wise part of a ClusterQ step costs alone: moments, class statistics, FDA, DE, backward, and the centroids' update.
+"""Time of the class-wise part of a ClusterQ step alone: moments, class statistics, FDA, DE, backward, and the centroids' update.
 
     python tools/bench/classwise.py
 
@@ -24,19 +24,19 @@ from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.training.centroids import Centroids, SemanticLayers
 from clusterq_gen.training.step_random import HostDraws
 
-# Channels and side of what enters the deep half.
+# Channels and side of the inputs of the deep half.
 SHAPES = [(32, 16)] * 4 + [(64, 8)] * 6
 
 
 class Untouched(nn.BatchNorm2d):
-    """Has BatchNorm's hooks and statistics, and none of its cost."""
+    """A BatchNorm layer with its hooks and statistics but without its cost."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Layers(nn.Module):
-    """BatchNorm layers side by side, each with an input of its own."""
+    """Independent BatchNorm layers, each with an input of its own."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ from clusterq_finetune.export import describe_student
 from clusterq_finetune.student import load_student
 
 BATCH = 250
-# Every so many images are also compared in other arithmetic, which is slow.
+# Every STEP-th image is also compared in other arithmetic, which is slow.
 STEP = 20
 ZOO = [
     "resnet20_cifar10",
@@ -140,7 +140,7 @@ def _measure(folder: Path, val: Path, count: int | None, batches: list[int], rep
         f"student: top-1 {_top1(expected, labels):.2f} on {len(images)}; integer arithmetic: logits at most {tolerance:.2g} apart"
     )
     for way, model in models.items():
-        # Without optimisations both ways compute the same.
+        # Without optimisations, both ways compute the same.
         for optimise in (False, True) if way == "packed" else (True,):
             _agreement(way, model, student, images, labels, expected, optimise=optimise)
     _latency({"float": plain, **models}, images, batches, repeats)
@@ -176,7 +176,7 @@ def _agreement(
 
 
 def _bias_rounding(model: onnx.ModelProto, found: Tensor, images: Tensor) -> None:
-    """Whether rounded biases are all that the optimiser changed."""
+    """Print whether rounded biases explain all of the optimiser's changes."""
     session = OnnxModel(with_rounded_biases(model).SerializeToString(), optimise=False, threads=1)
     rounded = torch.cat([session(batch) for batch in images.split(BATCH)])
     same, apart = (rounded.argmax(1) == found.argmax(1)).float(), (rounded - found).abs().amax(1)
@@ -209,7 +209,7 @@ def _latency(models: dict[str, onnx.ModelProto], images: Tensor, batches: list[i
 
 
 def _kernels(model: onnx.ModelProto) -> str:
-    """Convolutions and matrix products in the graph that ONNX Runtime really runs."""
+    """Return the convolutions and matrix products in the graph that ONNX Runtime executes."""
     with TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = f"{folder}/optimised.onnx"

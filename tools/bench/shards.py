@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def pictures(size: int, count: int, seed: int = 0) -> list[Array]:
-    """Colour images about as hard to compress as a generator's: smooth shapes with some noise on them."""
+    """Return colour images about as hard to compress as a generator's: smooth shapes with some noise."""
     random = np.random.default_rng(seed)
     coarse = random.uniform(0, 255, (count, 8, 8, 3)).astype(np.uint8)
     made = []
@@ -78,7 +78,7 @@ def pictures(size: int, count: int, seed: int = 0) -> list[Array]:
 
 
 def samples(images: list[Array]) -> Iterator[Sample]:
-    """Encoded one by one, as emission does it."""
+    """Yield samples encoded one by one, as emission does."""
     logits = np.zeros(CLASSES, np.float16)
     for number, image in enumerate(images):
         label = number % CLASSES
@@ -87,7 +87,7 @@ def samples(images: list[Array]) -> Iterator[Sample]:
 
 
 def write_set(folder: Path, size: int, count: int) -> None:
-    """A whole set, images drawn shard by shard."""
+    """Write a whole set, with images drawn shard by shard."""
     spec = InputSpec(size=size, channels=3, num_classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3)
     per_shard = samples_per_shard(spec)
     written = Written.nothing(CLASSES)
@@ -121,7 +121,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def speed(size: int, count: int, repeats: int) -> None:
-    """Writing and reading against the bare codec."""
+    """Time writing and reading against the bare codec."""
     images = pictures(size, count)
     labels = [number % CLASSES for number in range(count)]
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -168,7 +168,7 @@ def speed(size: int, count: int, repeats: int) -> None:
 
 
 def encodings(path: Path, count: int) -> None:
-    """Lossless encodings of a real set's images."""
+    """Compare lossless encodings of a real set's images."""
     reader = ShardSet.open(path).split("train")
     images = [reader.read(number)[0] for number in range(min(count, len(reader)))]
     raw = sum(image.nbytes for image in images)
@@ -209,7 +209,7 @@ def encodings(path: Path, count: int) -> None:
 
 
 def memory(size: int) -> None:
-    """Peak resident memory of a process that writes few or many samples."""
+    """Print the peak resident memory of a process that writes few or many samples."""
     for count in (256, 1024, 4096):
         command = [sys.executable, __file__, "memory-child", "--size", str(size), "--images", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -217,7 +217,7 @@ def memory(size: int) -> None:
 
 
 def million(folder: Path, count: int) -> None:
-    """A set of very many tiny images."""
+    """Time work on a set of very many tiny images."""
     print(
         f"write:  {timed(lambda: write_set(folder, 8, count)):8.1f} s, {sum(p.stat().st_size for p in folder.glob('*.tar')) / 1e9:.2f} GB"
     )

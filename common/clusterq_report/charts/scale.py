@@ -111,7 +111,10 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def logarithmic(values: Iterable[float | None], start: float, end: float) -> Scale:
-    """Return a scale over the values above zero, slightly widened; ticks at powers of ten, over few decades at 1, 2, 5 times them."""
+    """Return a slightly widened scale over the values above zero.
+
+    Its ticks are powers of ten, and over few decades also 2 and 5 times them.
+    """
     found = [value for value in usable(values) if 1 / LARGEST_RATIO < value < LARGEST_RATIO]
     low, high = (min(found), max(found)) if found else (0.1, 1.0)
     if high / low <= 1 + CLOSEST:

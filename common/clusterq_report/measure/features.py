@@ -48,7 +48,7 @@ class BatchNormDistances:
 
 
 class Scatter:
-    """Accumulator of each image's channel means at every BatchNorm input, to split their variance into between and within classes."""
+    """Accumulator of each image's channel means at every BatchNorm input, for the variance between and within classes."""
 
     def __init__(self, labels: Tensor) -> None:
         self._labels = labels

@@ -33,8 +33,8 @@ class Diversity(Settings):
     """Similarity of images in one space. Distances are Euclidean; all but `typical` are in units of it.
 
     Attributes:
-        typical: root mean square distance between two images of different classes; for pixels in levels of 255 (root mean square over
-            values), for features in the teacher's own units.
+        typical: root mean square distance between two images of different classes; for pixels in levels of 255 (root mean square
+            over values), for features in the teacher's own units.
         within: the same for two images of one class, mean over classes; None where no class has two.
         nearest: median over images of the distance to the nearest other image of the class.
         nearest_other: the same among equally many images drawn from other classes.
@@ -150,14 +150,15 @@ class Quality(Settings):
     """All results of a quality report.
 
     Attributes:
-        shards, split, of_images: digest of the set, its split and the number of images in it. `dropped` says whether the set was made
-            without images that the teacher assigns to another class; None where that is not known.
+        shards, split, of_images: digest of the set, its split and the number of images in it. `dropped` says whether the set was
+            made without images that the teacher assigns to another class; None where that is not known.
         seed: seed of the draws.
         teacher, teacher_digest, other, other_digest: the measuring networks.
         names: names of the classes, or None; `missing`: classes of the split without an image.
         sources: "set" and "noise", and "real" where there are real images.
         per_class: figures of the set by class, in order of the labels.
-        pairs: the closest pairs, each image in one at most; contradicted: images whose label the teacher contradicts, by confidence.
+        pairs: the closest pairs, each image in one at most; contradicted: images whose label the teacher contradicts, by
+            confidence.
     """
 
     shards: str

@@ -45,15 +45,15 @@ class Gaussian:
 
 
 def squared_frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """Return d^2 = ||mu_a - mu_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Dowson and Landau, 1982), in squared units of the features.
+    """Return d^2 = ||mu_a - mu_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Dowson and Landau, 1982), in squared feature units.
 
     With C = R^T R, the eigenvalues of C_a C_b are the squared singular values of R_a R_b^T, so the trace of the root is the sum of
     the singular values. No root of an asymmetric matrix is taken, and nothing is inverted, so fewer samples than dimensions do not
     harm the numerics. They do bias the estimate: two samples of one distribution have a distance, too, which grows as they get
     smaller. So compare at equal counts.
 
-    This is the formula of the FID, but on the features of the present teacher, not of Inception. Its values are not FIDs and are not
-    comparable with them, nor with values on another teacher's features.
+    This is the formula of the FID, but on the features of the present teacher, not of Inception. Its values are not FIDs and are
+    not comparable with them, nor with values on another teacher's features.
     """
     shared = float(torch.linalg.svdvals(a.root @ b.root.T).sum())
     found = float((a.mean - b.mean).square().sum()) + a.variance + b.variance - 2 * shared
