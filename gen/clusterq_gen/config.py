@@ -200,7 +200,7 @@ class TrainConfig(Settings):
 
 
 class EmitConfig(Settings):
-    """Which images go into the shards."""
+    """Selection and storage of the images in the shards."""
 
     per_class: int = Field(512, ge=1, description="training images wanted for each class")
     images: int | None = Field(

@@ -1,7 +1,7 @@
 """Plain versions of the steps, as the field's released code writes them, for comparison. Correct, and slow on purpose.
 
-Class-wise losses in a Python loop over samples and layers, statistics by hooks that reduce each BatchNorm input anew,
-fake-quantization as separate differentiable operations, upsampling before convolution, contiguous memory, float32.
+They have class-wise losses in a Python loop over samples and layers, statistics by hooks that reduce each BatchNorm input again,
+fake-quantization as separate differentiable operations, upsampling before convolution, contiguous memory and float32.
 """
 
 import copy

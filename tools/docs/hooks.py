@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages generated with the site, so that nothing is written twice or becomes outdated.
 
-The front page is README.md; CONTRIBUTING.md and CHANGELOG.md are pages; each program has one, made from its command line, and the library
-one, made from its docstrings.
+The front page is README.md. CONTRIBUTING.md and CHANGELOG.md are pages. Each program has a page made from its command line, and the
+library has one made from its docstrings.
 """
 
 import re

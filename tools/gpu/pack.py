@@ -3,9 +3,10 @@
     python tools/gpu/pack.py --out .gpu
     bash .gpu/run.sh python3 tools/gpu/prove.py --pack .gpu --out proof     # there
 
-wheels/: clusterq and what the machine lacks, torch never among it. images/: CIFAR-10's test images and photographs with ImageNet's labels,
-as webdataset tars. models/: trained classifiers. pack.json: size and SHA-256 of every file, and what each classifier reaches on the images,
-on this machine's CPU. Real data and models are looked for in the folder that CLUSTERQ_DATA names (default: shared/ beside the checkout).
+wheels/: clusterq and the packages that the machine lacks, but never torch. images/: CIFAR-10's test images and photographs with
+ImageNet's labels, as webdataset tars. models/: trained classifiers. pack.json: size and SHA-256 of every file, and the accuracy
+of each classifier on the images, on this machine's CPU. Real data and models are looked for in the folder that CLUSTERQ_DATA
+names (default: shared/ beside the checkout).
 """
 
 import os

@@ -3,10 +3,10 @@
     python tools/gpu/prove.py --pack .gpu --out proof --seconds 520
     python tools/gpu/prove.py --pack .gpu --out proof --rehearse
 
-Stages run in the order of their worth, each in a process of its own and within its share of the time: what one leaves goes to the next, one
-that fails or runs over is ended and the next one begins. --out receives STAGE.json after each figure, proof.log, and at the end
-proof.json and table.md, which is printed, too. `pack.py` makes the pack. --rehearse runs every stage at about a hundredth of its
-budget, on a CPU where there is no GPU: its figures show that the stages work, and mean nothing else.
+Stages run by importance, each in its own process and within its share of the time. Unused time goes to the next stage. A stage
+that fails or exceeds its time is ended, and the next one begins. --out receives STAGE.json after each figure, proof.log, and at
+the end proof.json and table.md, which is also printed. `pack.py` makes the pack. --rehearse runs every stage at about a hundredth
+of its budget, on a CPU where there is no GPU. Its figures only show that the stages work.
 """
 
 import json

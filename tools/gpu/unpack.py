@@ -1,9 +1,9 @@
-"""Check a pack, unpack its images, and install what this Python lacks; prints the folder of what was installed.
+"""Check a pack, unpack its images, and install the packages that this Python lacks. Prints the folder of the installed packages.
 
     python3 unpack.py
 
-A copy of this file lies in every pack, where run.sh calls it, so it needs nothing but Python. Unpacked files go into PACK.unpacked beside the
-pack, which stays as it is, or into the folder that CLUSTERQ_UNPACKED names. What is there already is not made again.
+Every pack has a copy of this file, which run.sh calls, so it needs only Python. Unpacked files go into PACK.unpacked beside the
+unchanged pack, or into the folder that CLUSTERQ_UNPACKED names. Existing files are not made again.
 """
 
 import hashlib

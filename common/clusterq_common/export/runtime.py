@@ -22,7 +22,9 @@ class OnnxModel(nn.Module):
     def __init__(
         self, source: Path | bytes, *, optimise: bool = True, threads: int | None = None, name: str = "--onnx"
     ) -> None:
-        """Args:
+        """Load an exported file.
+
+        Args:
             source: a file, or a file's bytes.
             optimise: allow ONNX Runtime to rewrite the graph, which is required for integer kernels.
             threads: threads within a layer; ONNX Runtime's default if left out.

@@ -19,8 +19,8 @@ class Neighbours:
         within: (N,) float64, distance to the nearest other point of the same class; infinite where a class has one point.
         twin: (N,) int64, index of that neighbour; -1 where there is none.
         between: (N,) float64, distance to the nearest of equally many points drawn from other classes, or of all of these where
-            they are fewer. The number is equal because a nearest neighbour among few is farther than among many. Infinite where there
-            is none.
+            they are fewer. The number is equal because a nearest neighbour among few is farther than among many. Infinite where
+            there is none.
     """
 
     within: Tensor

@@ -18,9 +18,10 @@ class ClassificationLoss:
     - HAST (Li et al., CVPR 2023): each image weighs `(1 - p)^gamma`, so that images which the teacher already classifies well count
       less. The gradient runs through the weight, as its equation is written. The mean is over images, not over weights. For a mixed
       image p is the mean under its shares.
-    - IntraQ's soft inception loss (Zhong et al., CVPR 2022, Eq. 8): p aims at t drawn from U(epsilon, 1), afresh for each image and
-      step, instead of 1. The paper writes `(p - t)^2`, whose gradient vanishes for a generator that knows no class yet; here it is
-      `-t log p - (1 - t) log(1 - p)`, least at the same p = t, and the plain cross-entropy where t = 1. Mixed images keep t = 1.
+    - IntraQ's soft inception loss (Zhong et al., CVPR 2022, Eq. 8): the target of p is t instead of 1. t is drawn from
+      U(epsilon, 1) for each image and step. The paper writes `(p - t)^2`, whose gradient vanishes for a generator that knows no
+      class yet. Here the loss is `-t log p - (1 - t) log(1 - p)`. It is smallest at the same p = t, and is the plain cross-entropy
+      where t = 1. Mixed images keep t = 1.
 
     Args:
         hard_gamma: HAST's gamma; 0: all images weigh the same.
