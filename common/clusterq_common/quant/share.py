@@ -1,10 +1,10 @@
-"""How much of a network's arithmetic is quantized."""
+"""Share of a network's arithmetic that is quantized."""
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Below this share of the multiply-adds, what is left out is named.
+# Below this share of the multiply-adds, the unquantized modules are named.
 LEAST_SHARE = 0.9
 NAMES_SHOWN = 5
 
@@ -18,8 +18,8 @@ def quantized_share(model: nn.Module, layers: list[str], example: Tensor) -> tup
         example: (N, C, H, W).
 
     Returns:
-        Their share of all multiply-adds, and where the others are, largest first, as `module (share %)`. Functional convolutions and
-        matrix products count for the module whose forward calls them.
+        Their share of all multiply-adds, and the modules with the others, largest first, as `module (share %)`. Functional
+            convolutions and matrix products count for the module whose forward calls them.
     """
     counter = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -35,7 +35,7 @@ def quantized_share(model: nn.Module, layers: list[str], example: Tensor) -> tup
     whole = own.pop("Global", 0.0) or 1.0
     names = {f"{root}.{name}" for name in layers}
     inside = sum(count for name, count in own.items() if name in names)
-    # What a module's children do is counted for the module, too: only what no child does is its own.
+    # The count of a module includes its children's; the difference is its own.
     left = {}
     for name, count in own.items():
         children = sum(other for child, other in own.items() if child.rpartition(".")[0] == name)
