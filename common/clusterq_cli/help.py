@@ -33,13 +33,13 @@ def examples(*commands: str) -> str:
 
 def version_line(program: str) -> str:
     """Return the text of `--version`: the versions of the program and of torch, without importing either."""
-    found = {}
+    versions = {}
     for package in ("clusterq", "torch"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return f"{program} {found['clusterq']} (torch {found['torch']}, Python {platform.python_version()})"
+            versions[package] = "not installed"
+    return f"{program} {versions['clusterq']} (torch {versions['torch']}, Python {platform.python_version()})"
 
 
 # Each `super()` below is a command class that a type checker cannot know; hence `misc`.
@@ -69,10 +69,10 @@ class Readable:
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Return the possible completions. Descriptions are cut to one line, because shells take a second line for another name."""
-        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
-        for item in found:
+        completions: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for item in completions:
             item.help = shorten(item.help, COMPLETION_WIDTH, placeholder="...") if item.help else item.help
-        return found
+        return completions
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and add a hint to the error if there is one."""

@@ -197,13 +197,13 @@ def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 def stored_statistics(model: nn.Module) -> dict[str, StoredStatistics]:
     """Return the running statistics of each BatchNorm layer, float32."""
-    found = {}
+    statistics = {}
     for name, layer in batchnorm_layers(model).items():
         assert layer.running_mean is not None
         assert layer.running_var is not None
         mean, var = at_least_float32(layer.running_mean), at_least_float32(layer.running_var)
-        found[name] = StoredStatistics(mean, var, torch.full_like(var, layer.eps))
-    return found
+        statistics[name] = StoredStatistics(mean, var, torch.full_like(var, layer.eps))
+    return statistics
 
 
 def _moments_of(name: str, layer: _BatchNorm, x: Tensor) -> Moments:

@@ -164,8 +164,8 @@ class Source:
             with zipfile.ZipFile(path) as packed:
                 if sum(member.file_size for member in packed.infolist()) > LARGEST_FILE:
                     raise ValueError("it unpacks to more than any evaluation writes")
-            with np.load(path, allow_pickle=False) as found:
-                arrays = {name: found[name] for name in found.files}
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
             lengths = {array.shape for array in arrays.values()}
             kinds = {name: array.dtype.kind for name, array in arrays.items()}
             if len(lengths) != 1 or len(next(iter(lengths))) != 1 or kinds.get("label") != "i" or kinds.get("name") != "U":
@@ -207,10 +207,10 @@ def real(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        number = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def reals(value: Any) -> list[float | None]:
@@ -220,7 +220,7 @@ def reals(value: Any) -> list[float | None]:
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
     """Return the records by key: (record[at], value) of each record that has both; None where a value was not finite."""
-    found: dict[str, Points] = {}
+    by_key: dict[str, Points] = {}
     for record in records:
         x = real(record.get(at))
         if x is None:
@@ -228,8 +228,8 @@ def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
         for key, value in record.items():
             y = real(value)
             if y is not None or value is None:
-                found.setdefault(key, []).append((x, y))
-    return found
+                by_key.setdefault(key, []).append((x, y))
+    return by_key
 
 
 def word(value: Any, otherwise: str = "–") -> str:
@@ -239,8 +239,8 @@ def word(value: Any, otherwise: str = "–") -> str:
 
 def pair(value: Any) -> tuple[float, float] | None:
     """Return two numbers, such as an interval's ends, or None."""
-    found = reals(value)
-    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+    numbers = reals(value)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
 
 
 def _refuse_large(path: Path, most: int = LARGEST_FILE) -> None:

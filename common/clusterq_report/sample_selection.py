@@ -43,13 +43,13 @@ def first_of_classes(
     Raises:
         ClusterqError: a label is invalid.
     """
-    found: dict[int, list[int]] = {label: [] for label in classes}
+    by_class: dict[int, list[int]] = {label: [] for label in classes}
     missing = len(classes)
     for number in range(min(len(reader), among)):
         if not missing:
             break
-        own = found.get(reader.label(number))
+        own = by_class.get(reader.label(number))
         if own is not None and len(own) < most:
             own.append(number)
             missing -= len(own) == most
-    return found
+    return by_class

@@ -39,5 +39,5 @@ def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, devic
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder / PREDICTIONS)
     # Written last, since its presence marks the evaluation as finished. The student saw no stored images.
-    said = {"student": {"bits": config.quant.bits}, "shards": {"training_images": 0}}
-    atomic_write(folder / RESULT, json.dumps(said) + "\n")
+    result = {"student": {"bits": config.quant.bits}, "shards": {"training_images": 0}}
+    atomic_write(folder / RESULT, json.dumps(result) + "\n")

@@ -20,16 +20,16 @@ WEIGHT_SUFFIX = ".weight_quantizer"
 
 def integer_weights(student: nn.Module) -> dict[str, IntegerWeight]:
     """Return the integer weights (`to_int()`) of each weight quantizer, by its name."""
-    found = {}
+    weights = {}
     for name, quantizer in quantizers(student).items():
         layer = student.get_submodule(name.rpartition(".")[0])
         if name.endswith(WEIGHT_SUFFIX) and isinstance(layer, QuantConv2d | QuantLinear):
             integers, scale, zero_point, _ = quantizer.to_int(layer.weight)
             grid = quantizer.grid
-            found[name] = IntegerWeight(
+            weights[name] = IntegerWeight(
                 integers.cpu().numpy(), scale.cpu().numpy(), zero_point.cpu().numpy(), grid.low, grid.high, grid.bits
             )
-    return found
+    return weights
 
 
 def quantizer_sites(graph: Graph) -> dict[str, str]:

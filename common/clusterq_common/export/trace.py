@@ -113,7 +113,7 @@ def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> str
     while cause is not None:
         reasons.append(str(cause))
         cause = cause.__cause__
-    named = next((found[1] for text in reasons if (found := re.search(r"node %(\w+)", text))), None)
+    named = next((match[1] for text in reasons if (match := re.search(r"node %(\w+)", text))), None)
     # The exporter first decomposes operators, and names the parts after them: bessel_j0 of special_bessel_j0.
     nodes = [node for node in program.graph.nodes if named is not None and "nn_module_stack" in node.meta]
     for node in sorted(nodes, key=lambda node: node.name != named):

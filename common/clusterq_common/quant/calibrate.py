@@ -66,10 +66,10 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
     if not seen:
         raise ClusterqError("calibration saw no image; give at least one synthetic image (a shard set with samples).")
     for name, quantizer in sites.items():
-        found = observers[name].range(quantizer.bits, config)
-        if not bool(torch.isfinite(torch.cat([found.low, found.high])).all()):
+        value_range = observers[name].range(quantizer.bits, config)
+        if not bool(torch.isfinite(torch.cat([value_range.low, value_range.high])).all()):
             raise ClusterqError(f"calibration: the values at {name} are not finite; check the weights and the shards.")
-        quantizer.set_range(*found)
+        quantizer.set_range(*value_range)
 
 
 @contextmanager

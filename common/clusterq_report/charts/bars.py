@@ -64,8 +64,8 @@ def bar_chart(
                 continue
             y = top + index * THICK
             zero, tip = sorted((scale(0), scale(value)))
-            said = tag("title", escaped(f"{group.label}, {names[index]}: {number(value, 4)}"))
-            marks.append(tag("rect", said, x=zero, y=y, width=tip - zero, height=THICK - 2.0, class_=f"bar s{index % 6}"))
+            tooltip = tag("title", escaped(f"{group.label}, {names[index]}: {number(value, 4)}"))
+            marks.append(tag("rect", tooltip, x=zero, y=y, width=tip - zero, height=THICK - 2.0, class_=f"bar s{index % 6}"))
             interval = group.intervals[index] if index < len(group.intervals) else None
             after = tip
             if interval is not None and len(usable(interval)) == 2:

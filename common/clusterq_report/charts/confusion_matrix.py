@@ -43,16 +43,16 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
         for m, share in enumerate(shares[n]):
             count = counts[n][m]
             x, y = left + m * cell, top + n * cell
-            said = tag("title", escaped(f"{names[n]} named {names[m]}: {count} of {totals[n]} ({100 * share:.1f} %)"))
+            tooltip = tag("title", escaped(f"{names[n]} named {names[m]}: {count} of {totals[n]} ({100 * share:.1f} %)"))
             strength = share if n == m else share / worst if worst else 0.0
             kind = "right" if n == m else "wrong"
             place = {"x": float(x), "y": float(y), "width": cell - 1, "height": cell - 1}
-            marks.append(tag("rect", said, **place, class_="cell"))
+            marks.append(tag("rect", tooltip, **place, class_="cell"))
             if strength:
-                marks.append(tag("rect", said, **place, fill_opacity=max(0.04, 0.85 * strength), class_=f"cell {kind}"))
+                marks.append(tag("rect", tooltip, **place, fill_opacity=max(0.04, 0.85 * strength), class_=f"cell {kind}"))
             if count and len(names) <= MOST_WITH_NUMBERS:
                 marks.append(
-                    tag("text", said, escaped(count), x=x + cell / 2 - 0.5, y=y + cell / 2 + 3.5, class_="count middle")
+                    tag("text", tooltip, escaped(count), x=x + cell / 2 - 0.5, y=y + cell / 2 + 3.5, class_="count middle")
                 )
     marks.append(
         tag(

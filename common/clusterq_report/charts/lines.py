@@ -82,12 +82,12 @@ def _draw(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
         return bool(usable([y])) and (not y_scale.log or (y or 0) > 0)
 
     colour = f"s{index % 6}"
-    found = []
+    marks = []
     band = [(x, low, high) for x, low, high in line.band if shown(low) and shown(high)]
     if band:
         there = [f"{x_scale(x):.1f},{y_scale(high):.1f}" for x, _, high in band]
         back = [f"{x_scale(x):.1f},{y_scale(low):.1f}" for x, low, _ in reversed(band)]
-        found.append(tag("path", d=f"M{'L'.join(there)}L{'L'.join(back)}Z", class_=f"band {colour}"))
+        marks.append(tag("path", d=f"M{'L'.join(there)}L{'L'.join(back)}Z", class_=f"band {colour}"))
     if line.joined:
         path, pen_down = [], False
         for x, y in line.points:
@@ -96,10 +96,10 @@ def _draw(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
                 continue
             path.append(f"{'L' if pen_down else 'M'}{x_scale(x):.1f},{y_scale(float(y or 0)):.1f}")
             pen_down = True
-        found.append(tag("path", d="".join(path), class_=f"line {colour} d{index // 6}"))
+        marks.append(tag("path", d="".join(path), class_=f"line {colour} d{index // 6}"))
     points = [(x, float(y or 0)) for x, y in line.points if shown(y)]
     if len(points) <= MOST_MARKED or not line.joined:
         for x, y in points:
-            said = tag("title", escaped(f"{line.name}: {number(y, 4)} at {number(x, 6)}"))
-            found.append(tag("circle", said, cx=x_scale(x), cy=y_scale(y), r=2.5, class_=f"dot {colour}"))
-    return "".join(found)
+            tooltip = tag("title", escaped(f"{line.name}: {number(y, 4)} at {number(x, 6)}"))
+            marks.append(tag("circle", tooltip, cx=x_scale(x), cy=y_scale(y), r=2.5, class_=f"dot {colour}"))
+    return "".join(marks)

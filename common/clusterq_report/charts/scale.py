@@ -77,8 +77,8 @@ def linear(
     if fixed is not None:
         low, high = fixed
     else:
-        found = usable(values) + ([0.0] if zero else [])
-        low, high = (min(found), max(found)) if found else (0.0, 1.0)
+        finite = usable(values) + ([0.0] if zero else [])
+        low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
         size = max(abs(low), abs(high))
         if high - low <= max(size * CLOSEST, 1 / LARGEST):  # one value, or as good as the same one over and over
             half = size / 10 if size > 1 / LARGEST else 0.5
@@ -115,8 +115,8 @@ def logarithmic(values: Iterable[float | None], start: float, end: float) -> Sca
 
     Its ticks are powers of ten, and over few decades also 2 and 5 times them.
     """
-    found = [value for value in usable(values) if 1 / LARGEST_RATIO < value < LARGEST_RATIO]
-    low, high = (min(found), max(found)) if found else (0.1, 1.0)
+    positive = [value for value in usable(values) if 1 / LARGEST_RATIO < value < LARGEST_RATIO]
+    low, high = (min(positive), max(positive)) if positive else (0.1, 1.0)
     if high / low <= 1 + CLOSEST:
         low, high = low / 2, high * 2
     margin = (high / low) ** 0.03

@@ -62,10 +62,12 @@ def curves(
         log = min(values) > 0 and max(values) / min(values) > WIDE
         lines = [thinned(name, points) for name, points in group.items()]
         gaps = sum(y is None for points in group.values() for _, y in points)
-        said = caption + (" Bands: least and largest value of neighbouring steps." if any(line.band for line in lines) else "")
-        said += f" {gaps} values were not finite: gaps." if gaps else ""
+        full_caption = caption + (
+            " Bands: least and largest value of neighbouring steps." if any(line.band for line in lines) else ""
+        )
+        full_caption += f" {gaps} values were not finite: gaps." if gaps else ""
         drawn = line_chart(lines, title=title, x_label=x_label, y_label=y_label, log=log, x_range=_extent(group), notes=notes)
-        drawings.append(figure(title, drawn, said))
+        drawings.append(figure(title, drawn, full_caption))
     return "".join(drawings)
 
 

@@ -38,9 +38,9 @@ def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[floa
     y_scale = logarithmic(values, bottom, TOP) if log else linear(values, bottom, TOP, zero=True)
     x_scale = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - RIGHT, ())
     drawn = [_small(line, x_scale, y_scale, [x for x in notes if x_scale.low <= x <= x_scale.high], title) for line in lines]
-    said = "One axis for all" + (", logarithmic." if log else ", from zero.")
-    said += f" {len(names)} of {len(found)}." if len(names) < len(found) else ""
-    return tag("div", *drawn, class_="smalls"), said
+    axes_text = "One axis for all" + (", logarithmic." if log else ", from zero.")
+    axes_text += f" {len(names)} of {len(found)}." if len(names) < len(found) else ""
+    return tag("div", *drawn, class_="smalls"), axes_text
 
 
 def _small(line: Line, x_scale: Scale, y_scale: Scale, notes: Sequence[float], title: str) -> str:
@@ -59,8 +59,8 @@ def _small(line: Line, x_scale: Scale, y_scale: Scale, notes: Sequence[float], t
         path.append(f"{'L' if pen_down else 'M'}{x_scale(x):.1f},{y_scale(y):.1f}")
         pen_down = True
     shown = usable(y for _, y in line.points)
-    said = f"{line.name}: {number(shown[0])} at first, {number(shown[-1])} at last" if shown else line.name
-    marks.append(tag("path", tag("title", escaped(said)), d="".join(path), class_="line s0"))
+    tooltip = f"{line.name}: {number(shown[0])} at first, {number(shown[-1])} at last" if shown else line.name
+    marks.append(tag("path", tag("title", escaped(tooltip)), d="".join(path), class_="line s0"))
     for x, kind in ((x_scale.low, "tick"), (x_scale.high, "tick end")):
         marks.append(tag("text", escaped(number(x)), x=x_scale(x), y=HEIGHT - 4, class_=kind))
     caption = tag("div", escaped(line.name), class_="tick")

@@ -47,19 +47,19 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     per_class = manifest.splits[split].per_class
     classes = spread_classes(per_class, CLASSES)
     reader = first_shards(shards, split)
-    found = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
-    side = side_shown(spec, COLUMNS * len(found))
+    by_class = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
+    side = side_shown(spec, COLUMNS * len(by_class))
     cells = []
-    for label, numbers in found.items():
+    for label, numbers in by_class.items():
         name = f"{label} {names[label]}" if names else str(label)
         cells.append(tag("span", escaped(name)))
         cells.append(strip(reader, numbers, spec, side, f"{len(numbers)} stored images of class {name}"))
     present = sum(count > 0 for count in per_class)
-    of = f"{len(found)} of {present} classes, evenly spread" if len(found) < present else "every class"
-    of += f" that has any ({len(per_class) - present} have none)" if len(found) == present < len(per_class) else ""
+    of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
+    of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
     shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
-    said = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
-    return tag("div", *cells, class_="images") + paragraph(said)
+    explanation = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
+    return tag("div", *cells, class_="images") + paragraph(explanation)
 
 
 def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:

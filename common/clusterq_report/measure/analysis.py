@@ -39,10 +39,10 @@ def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, sh
     Raises:
         ClusterqError: the shards cannot be read.
     """
-    found = analyse(teacher, student, shards, device)
+    analysis = analyse(teacher, student, shards, device)
     if student is not None:
-        found["student"] = sha256_file(folder / STUDENT)
-    atomic_write(folder / ANALYSIS, json.dumps(_rounded(found)) + "\n")
+        analysis["student"] = sha256_file(folder / STUDENT)
+    atomic_write(folder / ANALYSIS, json.dumps(_rounded(analysis)) + "\n")
 
 
 @torch.no_grad()

@@ -37,14 +37,14 @@ class BatchNormDistances:
         `mean` is the root mean square over channels of (mean - running mean) / scale. `std` is the mean over channels of
         |std / scale - 1|.
         """
-        found = []
+        layers = []
         for name, sums in self._sums.items():
             first, second = sums / self._count[name]
             # The moments are already relative to the running mean.
             std = torch.sqrt((second - first.square()).clamp_min(0) + self._layers[name].eps)
             mean = (first / self.scales[name]).square().mean().sqrt()
-            found.append({"layer": name, "mean": float(mean), "std": float((std / self.scales[name] - 1).abs().mean())})
-        return found
+            layers.append({"layer": name, "mean": float(mean), "std": float((std / self.scales[name] - 1).abs().mean())})
+        return layers
 
 
 class Scatter:
@@ -74,12 +74,12 @@ class Scatter:
             return []
         # Effective number of images of a class for classes of unequal size (Searle, 1971).
         each = (images - float(count.double().square().sum()) / images) / (classes - 1)
-        found = []
+        layers = []
         for name, batches in self._rows.items():
             values = torch.cat(batches) / scales[name]
             means = values.new_zeros(classes, values.shape[1]).index_add(0, group, values) / count[:, None]
             within = (values - means[group]).square().sum(0) / (images - classes)
             between = (count[:, None] * (means - values.mean(0)).square()).sum(0) / (classes - 1)
             between = ((between - within) / each).clamp_min(0)
-            found.append({"layer": name, "between": float(between.mean()), "within": float(within.mean())})
-        return found
+            layers.append({"layer": name, "between": float(between.mean()), "within": float(within.mean())})
+        return layers

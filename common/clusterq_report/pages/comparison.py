@@ -69,11 +69,11 @@ def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -
 def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
     remarks = [] if found else [Remark("warning", "The table has no row.")]
     if repeats and min(repeats) < FEW_SEEDS:
-        said = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
-        remarks.append(Remark("warning", f"{said} three or more tell."))
+        sentence = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
+        remarks.append(Remark("warning", f"{sentence} three or more tell."))
     if any("first set minus this" in row for row in found):
-        said = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
-        remarks.append(Remark("plain", said))
+        sentence = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
+        remarks.append(Remark("plain", sentence))
     return remarks
 
 
@@ -122,8 +122,8 @@ def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
     names = ["after calibration", "after fine-tuning"]
     drawn = bar_chart(groups, names, title="Top-1", x_label="top-1, percent", high=100.0, decimals=2)
     teacher = next((value for row in found if (value := _figure(row, TEACHER))), None)
-    said = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
-    return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{said}")
+    teacher_text = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
+    return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{teacher_text}")
 
 
 def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
@@ -133,8 +133,8 @@ def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
     title = "Points below the teacher"
     groups = [_bars(label, [value]) for label, value in pairs]
     drawn = bar_chart(groups, ["below teacher"], title=title, x_label="points below the teacher: shorter is better", decimals=2)
-    said = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
-    return figure(title, drawn, said)
+    caption = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
+    return figure(title, drawn, caption)
 
 
 def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:

@@ -13,11 +13,11 @@ MISSING = "Not measured: {name} is missing; `report --analyse` measures it, give
 
 def analysis_of(source: Source) -> dict[str, object]:
     """Return analysis.json if it matches the present student and shards, else an empty dictionary."""
-    found, result = source.analysis, source.result
+    analysis, result = source.analysis, source.result
     student = section(result.get("student")).get("sha256")
     shards = source.manifest.digest if source.manifest else section(result.get("shards")).get("digest")
-    same = student in (None, found.get("student")) and shards in (None, found.get("shards"))
-    return found if same else {}
+    same = student in (None, analysis.get("student")) and shards in (None, analysis.get("shards"))
+    return analysis if same else {}
 
 
 def features(source: Source) -> str:
@@ -39,7 +39,7 @@ def features(source: Source) -> str:
         f"On {images} stored images, in units of each channel's running std. 0: exactly as in training; look for layers that "
         "stand out."
     )
-    found = figure(title, drawn, caption)
+    markup = figure(title, drawn, caption)
     if scatter:
         classes = (
             f"{number(real(analysis.get('scatter_classes')))} classes, {number(real(analysis.get('scatter_images')))} images"
@@ -49,7 +49,7 @@ def features(source: Source) -> str:
         drawn = line_chart(
             lines, title="Scatter of classes", x_label="BatchNorm layer, in order of execution", y_label="variance", log=log
         )
-        found += figure(
+        markup += figure(
             "Scatter of classes",
             drawn,
             f"Variance of images' features between and within classes ({classes}), in squared running stds. In deep layers between should "
@@ -70,7 +70,7 @@ def features(source: Source) -> str:
             percent(share, 1),
         ]
         listed.append([word(layer.get("layer")), *figures])
-    return found + folded("Every layer", table(heads, listed))
+    return markup + folded("Every layer", table(heads, listed))
 
 
 def quantization(source: Source) -> str:
@@ -108,8 +108,8 @@ def quantization(source: Source) -> str:
 
 def _ranges(sites: list[dict[str, object]]) -> str:
     """Return a figure of each activation's grid range and observed range."""
-    found = [[real(row.get(key)) for key in ("low", "high", "seen_low", "seen_high")] for row in sites]
-    known = [(n, *(value for value in ends if value is not None)) for n, ends in enumerate(found) if None not in ends]
+    ranges = [[real(row.get(key)) for key in ("low", "high", "seen_low", "seen_high")] for row in sites]
+    known = [(n, *(value for value in ends if value is not None)) for n, ends in enumerate(ranges) if None not in ends]
     if not known:
         return ""
     covered = [(float(n), low, high) for n, low, high, _, _ in known]
@@ -121,9 +121,9 @@ def _ranges(sites: list[dict[str, object]]) -> str:
     title = "Ranges of activations"
     drawn = line_chart(lines, title=title, x_label="quantized activation, in order of execution", y_label="value")
     worst = max(((real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in sites), default=(0.0, ""))
-    said = "The band is what the grid covers; what was seen beyond it is clipped. A band far wider than what was seen wastes steps of the grid."
+    caption = "The band is what the grid covers; what was seen beyond it is clipped. A band far wider than what was seen wastes steps of the grid."
     beyond = f" Most beyond: {percent(100 * worst[0])} of what flows into {worst[1]}." if worst[0] else " Nothing was beyond."
-    return figure(title, drawn, said + beyond)
+    return figure(title, drawn, caption + beyond)
 
 
 def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], weights: list[dict[str, object]]) -> str:
@@ -165,9 +165,9 @@ def _histograms(weights: list[dict[str, object]]) -> str:
         drawings.append(grid_histogram(word(row.get("layer")), low, high, zero, student, teacher))
     if not drawings:
         return ""
-    said = "Weights against their grid: the student's filled, the teacher's as a line, in steps of each channel's grid; thin lines are grid points."
-    said += "" if len(chosen) == len(weights) else f" {len(chosen)} of {len(weights)} layers."
-    return tag("h3", "Weights") + paragraph(said) + tag("div", *drawings, class_="smalls")
+    explanation = "Weights against their grid: the student's filled, the teacher's as a line, in steps of each channel's grid; thin lines are grid points."
+    explanation += "" if len(chosen) == len(weights) else f" {len(chosen)} of {len(weights)} layers."
+    return tag("h3", "Weights") + paragraph(explanation) + tag("div", *drawings, class_="smalls")
 
 
 def reconstruction(source: Source) -> str:

@@ -45,17 +45,17 @@ def again(source: Source) -> str:
         return paragraph("As it was started; the same --out goes on with what is there:") + code(started) + paragraph(SAID)
     if not lines:
         return ""
-    found = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
+    markup = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
     if source.kind == "fine-tuning" and source.result:
-        found += paragraph("The second one also says whether the same student came out.")
+        markup += paragraph("The second one also says whether the same student came out.")
     if started:
-        found += paragraph("As it was started:") + code(started)
-    return found + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
+        markup += paragraph("As it was started:") + code(started)
+    return markup + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
 
 
 def _command(source: Source) -> list[str]:
-    found = source.environment.get("command")
-    return [word(one) for one in found] if isinstance(found, list) else []
+    command = source.environment.get("command")
+    return [word(one) for one in command] if isinstance(command, list) else []
 
 
 def _started(source: Source) -> str:
@@ -82,7 +82,7 @@ def _value_of(flag: str, source: Source) -> str | None:
 
 def settings(source: Source) -> str:
     """Return all settings of config.yaml, as one table for each section."""
-    found = []
+    tables = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
     for name, values in {
         "": plain,
@@ -90,8 +90,8 @@ def settings(source: Source) -> str:
     }.items():
         if values:
             listed = [[str(key), _shown(value, source.folder)] for key, value in values.items()]
-            found.append(folded(str(name) or "run", table(["setting", "value"], listed, words=2)))
-    return "".join(found)
+            tables.append(folded(str(name) or "run", table(["setting", "value"], listed, words=2)))
+    return "".join(tables)
 
 
 def origins(source: Source) -> str:

@@ -76,7 +76,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
     distances = BatchNormDistances(teacher.model.eval())
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
     digests: list[bytes] = []
-    found: dict[str, list[Tensor]] = {}
+    collected: dict[str, list[Tensor]] = {}
     with (
         torch.autocast(device.type, enabled=False),
         batchnorm_taps(teacher.model) as taps,
@@ -100,10 +100,10 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
             if other is not None:
                 kept["other"] = other.model(_normalised(pixels, other)).argmax(1)
             for name, values in kept.items():
-                found.setdefault(name, []).append(values.cpu())
+                collected.setdefault(name, []).append(values.cpu())
             digests += [hashlib.blake2b(one.numpy().tobytes(), digest_size=16).digest() for one in stored.contiguous()]
             advance(len(labels))
-    joined = {name: torch.cat(values) for name, values in found.items()}
+    joined = {name: torch.cat(values) for name, values in collected.items()}
     return Collected(
         other=joined.pop("other", None), digests=digests, batchnorm=[_plain(row) for row in distances.result()], **joined
     )

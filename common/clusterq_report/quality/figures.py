@@ -44,18 +44,18 @@ class Measured:
 
     def summary(self) -> ImageFigures:
         """Return the figures over all images."""
-        found = self.collected
-        per_value = found.small.shape[1] ** 0.5
+        collected = self.collected
+        per_value = collected.small.shape[1] ** 0.5
         return ImageFigures(
-            images=len(found.labels),
-            classes=len(found.labels.unique()),
+            images=len(collected.labels),
+            classes=len(collected.labels.unique()),
             agreement=_mean(self.right),
-            confidence=_distribution(found.confidence),
+            confidence=_distribution(collected.confidence),
             entropy=_distribution(self.entropy),
-            clipped=_mean(found.clipped),
-            other=None if found.other is None else _mean(found.other == found.labels),
-            other_teacher=None if found.other is None else _mean(found.other == found.top1),
-            batchnorm=[LayerDistance(**row) for row in found.batchnorm],
+            clipped=_mean(collected.clipped),
+            other=None if collected.other is None else _mean(collected.other == collected.labels),
+            other_teacher=None if collected.other is None else _mean(collected.other == collected.top1),
+            batchnorm=[LayerDistance(**row) for row in collected.batchnorm],
             pixels=_diversity(*self.pixels, per_value),
             features=_diversity(*self.features, 1.0),
             exact=int(self.copied.sum()),
@@ -64,21 +64,21 @@ class Measured:
 
     def by_class(self) -> list[ClassFigures]:
         """Return the figures of each class that has images."""
-        found, made = self.collected, []
+        collected, made = self.collected, []
         (pixel_scale, pixels), (feature_scale, features) = self.pixels, self.features
-        for label in found.labels.unique().tolist():
-            own = found.labels == label
-            taken = found.top1[own & ~self.right]
+        for label in collected.labels.unique().tolist():
+            own = collected.labels == label
+            taken = collected.top1[own & ~self.right]
             made.append(
                 ClassFigures(
                     label=label,
                     images=int(own.sum()),
                     agreement=_mean(self.right[own]),
                     taken_for=int(taken.mode().values) if len(taken) else None,
-                    confidence=_mean(found.confidence[own]),
+                    confidence=_mean(collected.confidence[own]),
                     entropy=_mean(self.entropy[own]),
-                    clipped=_mean(found.clipped[own]),
-                    other=None if found.other is None else _mean(found.other[own] == label),
+                    clipped=_mean(collected.clipped[own]),
+                    other=None if collected.other is None else _mean(collected.other[own] == label),
                     exact=int(self.copied[own].sum()),
                     near=_mean(self.near[own]),
                     pixels_nearest=_median(pixels.within[own], pixel_scale.between),
@@ -99,7 +99,7 @@ class Measured:
         """
         scale, neighbours = self.pixels
         order = neighbours.within.argsort(stable=True).tolist()
-        found: list[Pair] = []
+        candidates: list[Pair] = []
         used: set[int] = set()
         seen: Counter[int] = Counter()
         for first in order:
@@ -108,9 +108,9 @@ class Measured:
                 continue
             used |= {first, second}
             distance = _ratio(float(neighbours.within[first]), scale.between)
-            found.append(Pair(first=numbers[first], second=numbers[second], label=label, distance=distance or 0.0))
+            candidates.append(Pair(first=numbers[first], second=numbers[second], label=label, distance=distance or 0.0))
         turn = []
-        for pair in found:
+        for pair in candidates:
             turn.append((seen[pair.label], pair.distance, pair))
             seen[pair.label] += 1
         return [pair for _, _, pair in sorted(turn, key=lambda one: one[:2])[:MOST_PAIRS]]
@@ -120,20 +120,20 @@ class Measured:
 
         One image of each class comes before a second one of any class. `numbers` as for `pairs`.
         """
-        found, wrong = self.collected, (~self.right).nonzero()[:, 0]
-        order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)].tolist()
+        collected, wrong = self.collected, (~self.right).nonzero()[:, 0]
+        order = wrong[collected.confidence[wrong].argsort(descending=True, stable=True)].tolist()
         seen: Counter[int] = Counter()
         turn = []
         for at in order:
-            label = int(found.labels[at])
+            label = int(collected.labels[at])
             turn.append((seen[label], at))
             seen[label] += 1
         return [
             Contradiction(
                 number=numbers[at],
-                label=int(found.labels[at]),
-                named=int(found.top1[at]),
-                confidence=min(1.0, float(found.confidence[at])),
+                label=int(collected.labels[at]),
+                named=int(collected.top1[at]),
+                confidence=min(1.0, float(collected.confidence[at])),
             )
             for _, at in sorted(turn, key=lambda one: one[0])[:most]
         ]

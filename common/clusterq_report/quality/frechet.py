@@ -56,5 +56,5 @@ def squared_frechet_distance(a: Gaussian, b: Gaussian) -> float:
     not comparable with them, nor with values on another teacher's features.
     """
     shared = float(torch.linalg.svdvals(a.root @ b.root.T).sum())
-    found = float((a.mean - b.mean).square().sum()) + a.variance + b.variance - 2 * shared
-    return max(0.0, found)
+    squared = float((a.mean - b.mean).square().sum()) + a.variance + b.variance - 2 * shared
+    return max(0.0, squared)

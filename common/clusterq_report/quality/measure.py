@@ -72,7 +72,7 @@ def measure(
     if real is not None:
         sources["real"] = Measured(collect(real.batches, networks, advance), spec.num_classes, config.seed)
 
-    found = {name: source.summary() for name, source in sources.items()}
+    figures = {name: source.summary() for name, source in sources.items()}
     if real is not None:
         whole = Gaussian.of(sources["real"].collected.features)
         for name, source in sources.items():
@@ -81,7 +81,7 @@ def measure(
                 if name == "real"
                 else _frechet(Gaussian.of(source.collected.features), whole, whole)
             )
-            found[name] = found[name].model_copy(update={"frechet": apart})
+            figures[name] = figures[name].model_copy(update={"frechet": apart})
 
     made, listed = manifest.generation, numbers.tolist()
     other = networks.other
@@ -97,8 +97,8 @@ def measure(
         other_digest=None if other is None else other.digest,
         names=manifest.class_names,
         missing=[label for label, count in enumerate(split.per_class) if not count],
-        real=None if real is None else _about(real, found["real"].images),
-        sources=found,
+        real=None if real is None else _about(real, figures["real"].images),
+        sources=figures,
         per_class=of_set.by_class(),
         pairs=of_set.pairs(listed),
         contradicted=of_set.contradicted(listed, SHOWN_CONTRADICTED),

@@ -17,9 +17,9 @@ class Features:
 
     def take(self) -> Tensor:
         """Return the features, (N, D) float32, once for each forward pass."""
-        found, self.latest = self.latest, None
-        assert found is not None, "the model has not run"
-        return found
+        features, self.latest = self.latest, None
+        assert features is not None, "the model has not run"
+        return features
 
 
 @contextmanager
@@ -38,8 +38,8 @@ def penultimate(model: nn.Module, example: Tensor) -> Iterator[Features]:
     features = Features()
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found = args[0].detach().float()
-        features.latest = found.flatten(2).mean(2) if found.dim() > 2 else found
+        values = args[0].detach().float()
+        features.latest = values.flatten(2).mean(2) if values.dim() > 2 else values
 
     handle = model.get_submodule(quantizable_layers(model, example)[-1]).register_forward_pre_hook(keep)
     try:

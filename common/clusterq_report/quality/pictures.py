@@ -25,8 +25,8 @@ def closest_pairs(found: Quality, shards: ShardSet) -> str:
         name = found.class_name(pair.label)
         picture = strip(reader, [pair.first, pair.second], spec, side, f"the closest two images of class {name}")
         cells.append(_captioned(picture, f"{name}: {number(pair.distance)}"))
-    said = "The closest pairs, with their distance in pixels as a part of the typical one: one of each class first, then second ones. Look whether they are one picture."
-    return tag("h3", "The closest pairs") + paragraph(said) + tag("div", *cells, class_="smalls")
+    explanation = "The closest pairs, with their distance in pixels as a part of the typical one: one of each class first, then second ones. Look whether they are one picture."
+    return tag("h3", "The closest pairs") + paragraph(explanation) + tag("div", *cells, class_="smalls")
 
 
 def contradicted(found: Quality, shards: ShardSet) -> str:
@@ -44,8 +44,8 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
         label, named = found.class_name(one.label), found.class_name(one.named)
         picture = strip(reader, [one.number], spec, side, f"an image labelled {label}")
         cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * one.confidence, 0)})"))
-    said = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
-    return tag("h3", "Labels contradicted") + paragraph(said) + tag("div", *cells, class_="smalls")
+    explanation = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
+    return tag("h3", "Labels contradicted") + paragraph(explanation) + tag("div", *cells, class_="smalls")
 
 
 def _captioned(picture: str, caption: str) -> str:

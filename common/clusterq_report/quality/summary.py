@@ -14,7 +14,7 @@ def summary_rows(found: Quality) -> tuple[list[str], list[list[str]]]:
     """Return the heads and a row for each figure: its name and its value for each source. Rows without any value are left out."""
     sources = {name: found.sources[name] for name in COLUMNS if name in found.sources}
     heads = ["", *(COLUMNS[name] for name in sources)]
-    rows = [[said, *(shown(source) for source in sources.values())] for said, shown in _figures(found).items()]
+    rows = [[figure_name, *(shown(source) for source in sources.values())] for figure_name, shown in _figures(found).items()]
     return heads, [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 

@@ -179,7 +179,7 @@ def evaluate_models(
                     predictions.add(batch.names, batch.labels, named)
             if progress is not None:
                 # The timing has already synchronised with the device.
-                so_far = {name: found.top1() for name, found in counts.items()} if count else {}
+                so_far = {name: model_counts.top1() for name, model_counts in counts.items()} if count else {}
                 progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images), so_far)
             mark = time.monotonic()
     for name, model in models.items():
@@ -192,10 +192,10 @@ def evaluate_models(
             "image files; check the folder."
         )
     return {
-        name: found.result(
+        name: model_counts.result(
             agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, unreadable=unreadable
         )
-        for name, found in counts.items()
+        for name, model_counts in counts.items()
     }
 
 

@@ -84,7 +84,7 @@ def evaluate_saved(
             models["onnx"] = Twin(student, exported)
     images = open_validation(val, spec, classes=classes, geometry=evaluation.override_with(geometry))
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
-        found = evaluate_models(
+        evaluations = evaluate_models(
             models,
             images,
             device=device,
@@ -95,7 +95,7 @@ def evaluate_saved(
         for name, model in models.items():
             if isinstance(model, Twin):
                 result[name] = result.get(name, {}) | model.comparison()
-    add_evaluation(result, found, images, spec)
+    add_evaluation(result, evaluations, images, spec)
     return result
 
 

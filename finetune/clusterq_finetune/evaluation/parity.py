@@ -26,11 +26,11 @@ class Twin(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         expected: Tensor = self.student(x)
-        found = self._compute(x)
+        logits = self._compute(x)
         self._images += len(x)
-        self._agreed += int((found.argmax(1) == expected.argmax(1)).sum())
-        self._apart = max(self._apart, float((found - expected).abs().max()))
-        return found
+        self._agreed += int((logits.argmax(1) == expected.argmax(1)).sum())
+        self._apart = max(self._apart, float((logits - expected).abs().max()))
+        return logits
 
     def comparison(self) -> dict[str, float]:
         """Return the percentage of images with the student's class, and the largest difference of a logit.
@@ -47,7 +47,7 @@ def integer_twin(student: nn.Module) -> Twin:
 
     def compute(x: Tensor) -> Tensor:
         with integer_arithmetic(student):
-            found: Tensor = student(x)
-        return found
+            logits: Tensor = student(x)
+        return logits
 
     return Twin(student, compute)

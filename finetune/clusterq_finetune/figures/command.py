@@ -60,12 +60,14 @@ def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: R
     from clusterq_finetune.figures.draw import write
     from clusterq_finetune.figures.features import draw_features
 
-    found = _measured(flags, runs, val, images, config, runtime)
-    with progress("projecting", len(found.layers)) as ticker:
-        drawing = draw_features(found.sources, found.values, found.layers, found.order, found.class_names, config, files)
-        ticker.advance(len(found.layers))
+    measured = _measured(flags, runs, val, images, config, runtime)
+    with progress("projecting", len(measured.layers)) as ticker:
+        drawing = draw_features(
+            measured.sources, measured.values, measured.layers, measured.order, measured.class_names, config, files
+        )
+        ticker.advance(len(measured.layers))
     write(drawing, where, files)
-    return _result(drawing.caption, where, found)
+    return _result(drawing.caption, where, measured)
 
 
 def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -79,17 +81,19 @@ def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: 
     from clusterq_finetune.figures.diversity import draw_diversity
     from clusterq_finetune.figures.draw import write
 
-    found = _measured(flags, runs, val, images, config, runtime)
-    known = list(found.class_names)
+    measured = _measured(flags, runs, val, images, config, runtime)
+    known = list(measured.class_names)
     shown = list(config.shown_classes) if config.shown_classes is not None else known[:2]
     for label in shown:
         if label not in known:
             raise ClusterqError(
                 f"--shown-classes: found {label}, expected some of {known}; add it to --classes, or choose another."
             )
-    drawing = draw_diversity(found.sources, found.values, found.layers, found.order, found.class_names, shown, config, files)
+    drawing = draw_diversity(
+        measured.sources, measured.values, measured.layers, measured.order, measured.class_names, shown, config, files
+    )
     write(drawing, where, files)
-    return _result(drawing.caption, where, found)
+    return _result(drawing.caption, where, measured)
 
 
 def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, Any]:
@@ -181,16 +185,16 @@ def _sources(
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
         flag = "--val-classes" if val.classes is not None else "--crop-share or --interpolation"
         raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
-    found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
+    sources = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
-        found.insert(0, real(open_validation(val.path, spec, classes=val.classes, geometry=geometry), classes, per_class))
-    for source in found:
+        sources.insert(0, real(open_validation(val.path, spec, classes=val.classes, geometry=geometry), classes, per_class))
+    for source in sources:
         few = len(source.labels) < per_class * len(classes)
         if few:
             info(f"Note: {source.name} has {len(source.labels)} images of these classes, fewer than {per_class} of each.")
-    return found
+    return sources
 
 
 def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.device) -> Teacher:

@@ -12,10 +12,10 @@ FORMATS = ("png", "svg", "pdf", "csv")
 
 def _formats(value: Any) -> Any:
     """Convert `"png,svg"` to a tuple of known formats without duplicates."""
-    found = tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
-    if not found or not set(found) <= set(FORMATS):
+    formats = tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
+    if not formats or not set(formats) <= set(FORMATS):
         raise ValueError(f"expected some of {', '.join(FORMATS)} with commas between")
-    return found
+    return formats
 
 
 def _words(value: Any) -> Any:

@@ -119,14 +119,14 @@ def _boxes(
     names = [PIXELS, *layers]
     numbers = []
     for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        found = []
+        percentiles = []
         for source, by_layer, pixels in zip(sources, values, flat, strict=True):
             distances = within_class_distances(pixels if name == PIXELS else by_layer[name], source.labels)
-            found.append(np.percentile(distances, (LOW, 25, 50, 75, HIGH)))
-            numbers.append(_number("within-class distance", name, source, *found[-1][1:4]))
-        _draw_boxes(axes, found, looks)
-        said = "pixels" if name == PIXELS else short_layer(name, order).replace(" (", "\n(")
-        axes.set_title(said, size=SMALL)
+            percentiles.append(np.percentile(distances, (LOW, 25, 50, 75, HIGH)))
+            numbers.append(_number("within-class distance", name, source, *percentiles[-1][1:4]))
+        _draw_boxes(axes, percentiles, looks)
+        panel_title = "pixels" if name == PIXELS else short_layer(name, order).replace(" (", "\n(")
+        axes.set_title(panel_title, size=SMALL)
         if place < 2:
             axes.set_ylabel("distance, grey levels" if name == PIXELS else "distance, running stds", size=SMALL)
         axes.set_xticks(range(1, len(sources) + 1), [s.name for s in sources], rotation=30, ha="right", rotation_mode="anchor")

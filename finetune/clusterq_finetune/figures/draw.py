@@ -146,10 +146,10 @@ def files_of(out: Path, files: FileConfig, given: Collection[str]) -> dict[str, 
         raise ClusterqError(
             f"--out: {out} has an ending, and --format asks for {', '.join(files.format)}, expected one of both; leave one out."
         )
-    found = {ending: out} if ending in FORMATS else {kind: out.with_name(f"{out.name}.{kind}") for kind in files.format}
-    if "dpi" in given and "png" not in found:
-        raise ClusterqError(f"--dpi: no png is written, only {', '.join(found)}, expected one that has dots; leave --dpi out.")
-    return found
+    paths = {ending: out} if ending in FORMATS else {kind: out.with_name(f"{out.name}.{kind}") for kind in files.format}
+    if "dpi" in given and "png" not in paths:
+        raise ClusterqError(f"--dpi: no png is written, only {', '.join(paths)}, expected one that has dots; leave --dpi out.")
+    return paths
 
 
 def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:

@@ -60,8 +60,8 @@ def draw_features(
                 axes = panels[row, column]
                 _panel(axes, flat, points, source.labels, class_names, gid=f"points-{row + 1}-{column + 1}")
                 axes.set_title(f"{source.name}, n = {len(points)}" if row == 0 else "", size=SMALL + 1)
-                said = _nearest(sources, own, column)
-                axes.set_xlabel("\n".join([*([flat.axes[0]] if flat.axes[0] else []), *said]), size=SMALL)
+                nearness = _nearest(sources, own, column)
+                axes.set_xlabel("\n".join([*([flat.axes[0]] if flat.axes[0] else []), *nearness]), size=SMALL)
                 numbers += [
                     {"layer": layer, "source": source.name, "class": int(label), "x": float(x), "y": float(y)}
                     for label, (x, y) in zip(source.labels, points, strict=True)
@@ -103,11 +103,11 @@ def _nearest(sources: Sequence[Source], own: Sequence[Array], column: int) -> li
     """Return the lines below a panel: shares of images nearest to their own class's mean, in all channels."""
     labels = [source.labels for source in sources]
     themselves = nearest_own_class(own[column], labels[column], own[column], labels[column])
-    said = [f"nearest to own class: {themselves:.0f} %"]
+    lines = [f"nearest to own class: {themselves:.0f} %"]
     if sources[0].real and column:
         across = nearest_own_class(own[0], labels[0], own[column], labels[column])
-        said.append(f"real ones to their class here: {across:.0f} %")
-    return said
+        lines.append(f"real ones to their class here: {across:.0f} %")
+    return lines
 
 
 def _caption(sources: Sequence[Source], config: FeaturesConfig) -> str:

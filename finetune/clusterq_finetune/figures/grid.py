@@ -60,6 +60,6 @@ def _in_columns(source: Source, class_names: dict[int, Any], per_class: int) -> 
 def _caption(sources: Sequence[Source], per_class: int) -> str:
     many = "The first image" if per_class == 1 else f"The first {per_class} images"
     shards = [source for source in sources if not source.real]
-    said = f"{many} of each class in each set of shards, chosen by nobody; columns: the class asked of the generator"
-    said += ", of real images their label, the first by name" if len(shards) < len(sources) else ""
-    return f"{said}. Shown: {'; '.join(source.about for source in sources)}."
+    caption = f"{many} of each class in each set of shards, chosen by nobody; columns: the class asked of the generator"
+    caption += ", of real images their label, the first by name" if len(shards) < len(sources) else ""
+    return f"{caption}. Shown: {'; '.join(source.about for source in sources)}."

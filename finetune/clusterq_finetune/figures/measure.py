@@ -82,8 +82,8 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
                 f"--layers: found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
                 f"layers ({shown}); choose among them."
             )
-    found = {known[word] for word in wanted}
-    return [name for name in order if name in found]
+    chosen = {known[word] for word in wanted}
+    return [name for name in order if name in chosen]
 
 
 def short_layer(name: str, order: Sequence[str]) -> str:

@@ -33,9 +33,9 @@ def project(values: Array, config: FeaturesConfig, layer: str) -> Projection:
     """
     # Several threads add in another order, which would give another picture.
     with threadpool_limits(1):
-        found = _pca(values, layer) if config.projection == "pca" else _tsne(values, config, layer)
+        projection = _pca(values, layer) if config.projection == "pca" else _tsne(values, config, layer)
     # The last digits depend on memory addresses.
-    return Projection(found.points.round(6), found.axes)
+    return Projection(projection.points.round(6), projection.axes)
 
 
 def _pca(values: Array, layer: str) -> Projection:

@@ -127,10 +127,10 @@ def _caption(curves: Sequence[Curve]) -> str:
     rows = [row for curve in curves for row in curve.rows]
     seeds = sorted({row.seeds for row in rows})
     count = ", ".join(map(str, seeds))
-    said = f"Above: top-1 on real images, mean over {count} seed{'s' if seeds[-1] > 1 else ''} of generator and student"
-    said += "; bars: one standard deviation over seeds" if seeds[-1] > 1 else ""
-    said += "; dashes: single seeds" if any(row.single for row in rows) else ""
-    said += ". The axis does not start at 0. Below: points above the first setting (white diamond: "
-    said += ", ".join(dict.fromkeys(curve.first for curve in curves))
-    said += "), paired by image, with 95 % intervals over images: where one leaves out 0, other images would hardly have turned it round, but other "
-    return said + "seeds might. Nothing was measured between the points."
+    caption = f"Above: top-1 on real images, mean over {count} seed{'s' if seeds[-1] > 1 else ''} of generator and student"
+    caption += "; bars: one standard deviation over seeds" if seeds[-1] > 1 else ""
+    caption += "; dashes: single seeds" if any(row.single for row in rows) else ""
+    caption += ". The axis does not start at 0. Below: points above the first setting (white diamond: "
+    caption += ", ".join(dict.fromkeys(curve.first for curve in curves))
+    caption += "), paired by image, with 95 % intervals over images: where one leaves out 0, other images would hardly have turned it round, but other "
+    return caption + "seeds might. Nothing was measured between the points."

@@ -90,12 +90,12 @@ def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, mo
     counts = [one.manifest.splits["train"].per_class for one in sets.values()]
     least = [min(each) for each in zip(*counts, strict=True)]
     if wanted is None:
-        found = spread_classes(least, most)
-        if not found:
+        chosen = spread_classes(least, most)
+        if not chosen:
             raise ClusterqError(
                 "figures: the runs have no class in common, expected one at least that all have images of; compare others."
             )
-        return found
+        return chosen
     if len(wanted) > most:
         raise ClusterqError(
             f"--classes: found {len(wanted)}, expected at most {most}, as many as can be told apart; choose fewer."
@@ -115,9 +115,9 @@ def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) 
     """
     reader = shards.split("train")
     numbers = first_of_classes(reader, list(classes), per_class, len(reader))
-    found = [reader.read(number)[0] for own in numbers.values() for number in own]
+    images = [reader.read(number)[0] for own in numbers.values() for number in own]
     labels = np.array([label for label, own in numbers.items() for _ in own], dtype=np.int64)
-    pixels = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return Source(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
 
 
@@ -131,7 +131,7 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> So
     for index, label in enumerate(images.labels):
         if label in by_class:
             by_class[label].append(index)
-    found, labels = [], []
+    read, labels = [], []
     with progress("reading real images", len(classes)) as ticker:
         for label, indices in by_class.items():
             own: list[Tensor] = []
@@ -145,10 +145,10 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> So
                     f"--val: {images.root} holds no readable image of class {label}, expected some of every class shown; choose "
                     "others with --classes."
                 )
-            found += own
+            read += own
             labels += [label] * len(own)
             ticker.advance()
-    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(found), np.array(labels, dtype=np.int64))
+    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), np.array(labels, dtype=np.int64))
 
 
 def _name_of(path: Path) -> str:

@@ -36,17 +36,17 @@ def nearest_own_class(values: Array, labels: Ints, centres: Array, centre_labels
 
 def within_class_spread(values: Array, labels: Ints) -> Array:
     """Return, by class, (classes,): the root of the unbiased within-class variance, mean over channels; NaN for a single image."""
-    found = []
+    spreads = []
     for label in np.unique(labels):
         own = values[labels == label]
-        found.append(float(np.sqrt(own.var(0, ddof=1).mean())) if len(own) > 1 else float("nan"))
-    return np.array(found)
+        spreads.append(float(np.sqrt(own.var(0, ddof=1).mean())) if len(own) > 1 else float("nan"))
+    return np.array(spreads)
 
 
 def within_class_distances(values: Array, labels: Ints) -> Array:
     """Return the distances between all pairs of each class: root mean square over the columns of `values`, (pairs,)."""
-    found = []
+    distances = []
     for label in np.unique(labels):
         own = values[labels == label]
-        found += [np.sqrt(np.square(own[place + 1 :] - own[place]).mean(1)) for place in range(len(own) - 1)]
-    return np.concatenate(found) if found else np.zeros(0)
+        distances += [np.sqrt(np.square(own[place + 1 :] - own[place]).mean(1)) for place in range(len(own) - 1)]
+    return np.concatenate(distances) if distances else np.zeros(0)

@@ -113,13 +113,13 @@ def _curve(folder: Path, kind: str, table: Sequence[dict[str, Any]]) -> Curve:
 
 
 def _row(folder: Path, row: dict[str, Any], value: float | None, *, first: bool) -> Row:
-    found, seeds = written(row.get(STUDENT)), row.get("seeds")
-    if found is None or not isinstance(seeds, int):
+    accuracy, seeds = written(row.get(STUDENT)), row.get("seeds")
+    if accuracy is None or not isinstance(seeds, int):
         raise ClusterqError(
             f"{folder / TABLE}: a row has {row.get(STUDENT)!r} as student and {seeds!r} as seeds, expected such as '91.17 ± 0.01' and 3, as "
             "tools/analyses.py writes them; run it again."
         )
-    top1, around = found
+    top1, around = accuracy
     apart = written(row.get(AGAINST))
     gain = None
     if not first and apart is not None and apart[1] is not None:
@@ -144,7 +144,7 @@ def _single(folder: Path, row: dict[str, Any], mean: float, seeds: int) -> tuple
         for one in sorted((folder / "students").glob("*"))
         if one.name.rpartition("-")[0] == name and (one / RESULT).is_file()
     ]
-    found = [read_result(one)["student"].get("top1") for one in students]
-    top1 = tuple(float(one) for one in found if isinstance(one, int | float))
+    values = [read_result(one)["student"].get("top1") for one in students]
+    top1 = tuple(float(one) for one in values if isinstance(one, int | float))
     same = len(top1) == seeds and abs(sum(top1) / seeds - mean) < 0.006
     return top1 if same else ()

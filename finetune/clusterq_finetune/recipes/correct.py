@@ -109,10 +109,10 @@ class _Site(ABC):
         """
         if len(self.wanted) != 1:
             return False
-        found = torch.cat([self.wanted[0], given])
-        self.sums += found * self.images
+        moments = torch.cat([self.wanted[0], given])
+        self.sums += moments * self.images
         self.seen += self.images
-        self.correct(found)
+        self.correct(moments)
         return True
 
     @abstractmethod
@@ -187,13 +187,13 @@ class _Bias(_Site):
 def _with_bias(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]]:
     """Return the convolutions and linear layers that have a bias, as pairs of the student's and the teacher's."""
     own = dict(student.named_modules())
-    found = []
+    pairs = []
     for name, layer in teacher.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
             twin = own[name]
             assert isinstance(twin, nn.Conv2d | nn.Linear)
-            found.append((twin, layer))
-    return found
+            pairs.append((twin, layer))
+    return pairs
 
 
 def _mean_and_variance(x: Tensor) -> Tensor:

@@ -27,17 +27,17 @@ def feature_modules(teacher: nn.Module, example: Tensor) -> tuple[str, ...]:
 @contextmanager
 def outputs_of(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
     """Record the outputs of the named modules in the model's latest forward pass, by name, within the block."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str, result: Tensor) -> None:
-        found[name] = result
+        outputs[name] = result
 
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _module, _args, result, name=name: keep(name, result))
         for name in names
     ]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -47,11 +47,11 @@ def measure_heldout(
         images = view(batch.pixels.to(device), teacher.spec, config.recipe.low_pass)
         own = batch.logits is None or config.recipe.low_pass > 0
         wanted = teacher.model(images).float() if own else batch.logits.to(device).float()
-        found = student(images)
-        top1, teacher_top1, labels = found.argmax(1), wanted.argmax(1), batch.labels.to(device)
+        logits = student(images)
+        top1, teacher_top1, labels = logits.argmax(1), wanted.argmax(1), batch.labels.to(device)
         for place, same in enumerate((top1 == teacher_top1, top1 == labels, teacher_top1 == labels)):
             sums[place] += same.sum()
-        sums[3] += distillation_kl(wanted, found, config.recipe.temperature).double() * len(images)
+        sums[3] += distillation_kl(wanted, logits, config.recipe.temperature).double() * len(images)
     figures = (sum_across(sums) / len(heldout)).tolist()
     return dict(zip(MEASURED, figures, strict=True))
 

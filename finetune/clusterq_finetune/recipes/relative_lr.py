@@ -42,17 +42,17 @@ class RelativeSteps:
 
 
 def _sizes(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    found: list[tuple[Tensor, Tensor]] = []
+    sizes: list[tuple[Tensor, Tensor]] = []
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             rows = module.weight.detach().flatten(1)
             size = rows.square().mean(1).sqrt()
-            found.append((module.weight, size.view(-1, *[1] * (module.weight.dim() - 1))))
+            sizes.append((module.weight, size.view(-1, *[1] * (module.weight.dim() - 1))))
             if module.bias is not None:
-                found.append((module.bias, size * rows.shape[1] ** 0.5))
+                sizes.append((module.bias, size * rows.shape[1] ** 0.5))
         elif isinstance(module, _BatchNorm) and module.affine:
             size = module.weight.detach().square().mean().sqrt()
-            found += [(module.weight, size), (module.bias, size)]
+            sizes += [(module.weight, size), (module.bias, size)]
         elif isinstance(module, FakeQuantizer) and isinstance(module.scale, nn.Parameter):
-            found.append((module.scale, module.scale.detach().clone()))
-    return found
+            sizes.append((module.scale, module.scale.detach().clone()))
+    return sizes

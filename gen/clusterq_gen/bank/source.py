@@ -96,8 +96,8 @@ class BankSource:
             number, row = self._places[label][attempt]
             wanted.setdefault(number, []).append((place, row))
         pixels = torch.empty(len(tries), self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
-        for number, found in wanted.items():
-            pixels[[place for place, _ in found]] = read_pixels(self.paths[number], [row for _, row in found])
+        for number, places in wanted.items():
+            pixels[[place for place, _ in places]] = read_pixels(self.paths[number], [row for _, row in places])
         return normalise(pixels.to(self.device), self.spec)
 
     def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:

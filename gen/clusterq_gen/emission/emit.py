@@ -93,10 +93,10 @@ def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:
 
 
 def _made(journal: Journal, block: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
-    found = journal.finished(block)
-    if found is None:
+    entry = journal.finished(block)
+    if entry is None:
         raise RuntimeError(f"{journal.folder / block.name} was written and is not there")
-    return block, *found
+    return block, *entry
 
 
 @contextmanager

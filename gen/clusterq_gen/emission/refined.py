@@ -63,9 +63,9 @@ class RefinedCandidates:
             batch, row = self._batches.find(*one)
             wanted.setdefault(batch, []).append((place, row))
         pixels = torch.empty(len(tries), spec.channels, spec.size, spec.size, dtype=torch.uint8)
-        for batch, found in wanted.items():
+        for batch, places in wanted.items():
             path = self._finished(*batch)
-            pixels[[place for place, _ in found]] = read_pixels(path, [row for _, row in found])
+            pixels[[place for place, _ in places]] = read_pixels(path, [row for _, row in places])
         return normalise(pixels.to(self._optimiser.device), spec)
 
     def _finished(self, group: int, turn: int) -> Path:

@@ -50,11 +50,11 @@ class SemanticLayers:
 
     def statistics(self, taps: BatchNormTaps, groups: ClassGroups, keep: Tensor) -> "ClassFeatures":
         """Return the class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
-        found = Moments.joined(taps.moments[-len(self.names) :]).by_class(groups, keep)
-        mean, std = found.mean, torch.sqrt(found.var + self.eps)
+        by_class = Moments.joined(taps.moments[-len(self.names) :]).by_class(groups, keep)
+        mean, std = by_class.mean, torch.sqrt(by_class.var + self.eps)
         if self.unit is not None:
             mean, std = mean / self.unit, std / self.unit
-        return ClassFeatures(groups.classes, mean, std, found.count)
+        return ClassFeatures(groups.classes, mean, std, by_class.count)
 
     def layer_mean(self, values: Tensor) -> Tensor:
         """Return the mean over each layer's channels, then over layers: (K, D) -> (K,). A layer's width has no influence."""
