@@ -215,7 +215,7 @@ def real(value: Any) -> float | None:
 
 def reals(value: Any) -> list[float | None]:
     """Return a list of numbers, with None for missing ones; empty where it is no list."""
-    return [real(one) for one in value] if isinstance(value, list) else []
+    return [real(item) for item in value] if isinstance(value, list) else []
 
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:

@@ -95,9 +95,9 @@ def _actions(classes: int, batch: int) -> dict[str, Callable[[], None]]:
         centroids.update(features, method.ema_rate)
 
     def by_sample() -> None:
-        with batchnorm_inputs(model) as found:
+        with batchnorm_inputs(model) as inputs_by_layer:
             model(inputs)
-            named = {name: found[name] for name in layers.names}
+            named = {name: inputs_by_layer[name] for name in layers.names}
             plain_class_losses(named, labels, keep, centroids, method, random).backward()
 
     return {"by class": by_class, "by sample, plain": by_sample}

@@ -40,9 +40,9 @@ def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> t
     sites, expected = _observe(student, images)
     starts = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert len(starts) == len(sites), f"{len(starts)} QuantizeLinear nodes for {len(sites)} quantizers"
-    logits, found = _run(model, starts, images)
+    logits, dequantized = _run(model, starts, images)
     flips: list[Flip | None] = [None] * len(images)
-    for (name, quantizer, values), real in zip(sites, found, strict=True):
+    for (name, quantizer, values), real in zip(sites, dequantized, strict=True):
         ours = quantizer.to_int(values).integers
         scale, zero_point = quantizer.step().detach(), quantizer.zero_point
         theirs = (torch.from_numpy(real) / scale).round().int() + zero_point

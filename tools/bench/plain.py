@@ -69,13 +69,13 @@ def plain_generator(generator: nn.Module) -> nn.Module:
 @contextmanager
 def batchnorm_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Record the inputs of all BatchNorm layers in the latest forward pass, within the block."""
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     handles = [
-        layer.register_forward_pre_hook(lambda _module, args, name=name: found.__setitem__(name, args[0]))
+        layer.register_forward_pre_hook(lambda _module, args, name=name: inputs.__setitem__(name, args[0]))
         for name, layer in batchnorm_layers(model).items()
     ]
     try:
-        yield found
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()

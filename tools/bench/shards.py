@@ -148,17 +148,19 @@ def speed(size: int, count: int, repeats: int) -> None:
         def write(made: Iterator[Sample]) -> None:
             write_shard(folder, "synth-train-000000.tar", made, start_key=0, num_classes=CLASSES)
 
-        found: dict[str, list[float]] = {}
+        seconds_by_action: dict[str, list[float]] = {}
         for _ in range(repeats):
-            found.setdefault("encode", []).append(timed(lambda: [png.encode(image) for image in images]))
-            found.setdefault("write", []).append(timed(lambda: write(samples(images))))
-            found.setdefault("encode in two processes", []).append(
+            seconds_by_action.setdefault("encode", []).append(timed(lambda: [png.encode(image) for image in images]))
+            seconds_by_action.setdefault("write", []).append(timed(lambda: write(samples(images))))
+            seconds_by_action.setdefault("encode in two processes", []).append(
                 timed(lambda: list(pool.map(png.encode, images, chunksize=64)))
             )
-            found.setdefault("write with two", []).append(timed(lambda: write(pooled())))
-            found.setdefault("plain read", []).append(timed(plain_read))
-            found.setdefault("read", []).append(timed(lambda: [reader.read(number) for number in range(len(reader))]))
-    middle = {key: median(values) for key, values in found.items()}
+            seconds_by_action.setdefault("write with two", []).append(timed(lambda: write(pooled())))
+            seconds_by_action.setdefault("plain read", []).append(timed(plain_read))
+            seconds_by_action.setdefault("read", []).append(
+                timed(lambda: [reader.read(number) for number in range(len(reader))])
+            )
+    middle = {key: median(values) for key, values in seconds_by_action.items()}
     for key, seconds in middle.items():
         print(f"{key:<26} {count / seconds:9.0f} images/s")
     print(f"write / encode: {middle['encode'] / middle['write']:.2f}")

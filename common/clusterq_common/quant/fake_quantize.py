@@ -104,7 +104,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum of products, a scalar. On a CPU no tensor of products is made, which would cost an allocation each time."""
     if a.device.type != "cpu" or a.stride() != b.stride() or not lies_dense(a):
         return torch.sum(a * b)
-    rows = [one.as_strided((one.numel(),), (1,)).split(PIECE) for one in (a, b)]
+    rows = [tensor.as_strided((tensor.numel(),), (1,)).split(PIECE) for tensor in (a, b)]
     # A sum of short sums is more exact than one long sum in float32.
     return torch.stack([torch.dot(left, right) for left, right in zip(*rows, strict=True)]).sum()
 
@@ -135,7 +135,7 @@ def _piece_by_piece(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) ->
     y, inverse = torch.empty_like(x), 1.0 / scale
     # Python numbers as limits are several times as fast as tensors.
     zero = int(zero_point)
-    rows = [one.as_strided((one.numel(),), (1,)).split(PIECE * torch.get_num_threads()) for one in (x, y)]
+    rows = [tensor.as_strided((tensor.numel(),), (1,)).split(PIECE * torch.get_num_threads()) for tensor in (x, y)]
     for given, made in zip(*rows, strict=True):
         torch.mul(given, inverse, out=made)
         made.round_().clamp_(grid.low - zero, grid.high - zero).mul_(scale)

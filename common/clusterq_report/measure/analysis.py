@@ -96,7 +96,7 @@ def _batches(reader: SplitReader, numbers: list[int], spec: InputSpec, device: t
 def _rounded(value: Any) -> Any:
     """Return a value rounded to six significant digits, which keeps the file small."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -108,8 +108,12 @@ def losses(source: Source) -> list[Loss]:
     lost = []
     for label, (before, after) in enumerate(zip(teacher, student, strict=True)):
         if before is not None and after is not None:
-            one, other = (_interval(value, int(counts[label])) for value in (before, after))
-            clear = one is not None and other is not None and (one[0] > other[1] or other[0] > one[1])
+            before_interval, after_interval = (_interval(value, int(counts[label])) for value in (before, after))
+            clear = (
+                before_interval is not None
+                and after_interval is not None
+                and (before_interval[0] > after_interval[1] or after_interval[0] > before_interval[1])
+            )
             lost.append(Loss(label, before, after, int(counts[label]), clear))
     return sorted(lost, key=lambda loss: (-loss.points * max(1, loss.images), loss.label))
 

@@ -108,7 +108,7 @@ def written(value: Any) -> Figure | None:
 
 def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
     """Return the text that distinguishes this row from the others."""
-    telling = [name for name in WORDS if len({word(one.get(name)) for one in found}) > 1 and name in row]
+    telling = [name for name in WORDS if len({word(other.get(name)) for other in found}) > 1 and name in row]
     return ", ".join(word(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
 
 

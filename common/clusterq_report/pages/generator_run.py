@@ -202,12 +202,12 @@ def _emission(source: Source) -> str:
 
 
 def _remarks(source: Source, *, bank: bool) -> list[Remark]:
-    remarks = []
+    notes = []
     manifest, total = source.manifest, _total_steps(source)
     steps = source.steps_done
     if manifest is None:
         where = f"{steps:,} of {total:,} steps" if total and not bank else f"{steps:,} records"
-        remarks.append(
+        notes.append(
             Remark(
                 "warning",
                 f"The run is not finished: {where} are on record, and there is no complete set of shards. --resume goes on.",
@@ -215,39 +215,35 @@ def _remarks(source: Source, *, bank: bool) -> list[Remark]:
         )
     missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
     if missing:
-        remarks.append(
-            Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr.")
-        )
+        notes.append(Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr."))
     seen = _late(series(source.steps, "teacher/accuracy").get("", []))
     if seen is not None and not bank:
         level: Level = "warning" if seen < 100 * FEW_AGREE else "good"
-        remarks.append(
+        notes.append(
             Remark(level, f"At the end of training the teacher sees the class asked for in {seen:.1f} % of the images.")
         )
     if manifest is not None:
         counts = manifest.splits["train"].per_class
         empty = [label for label, count in enumerate(counts) if not count]
         if empty:
-            remarks.append(
-                Remark("warning", f"{len(empty)} classes have no training image: {', '.join(map(str, empty[:10]))}.")
-            )
+            notes.append(Remark("warning", f"{len(empty)} classes have no training image: {', '.join(map(str, empty[:10]))}."))
         elif min(counts) < max(counts):
-            remarks.append(Remark("plain", f"Classes have {min(counts):,} to {max(counts):,} training images."))
+            notes.append(Remark("plain", f"Classes have {min(counts):,} to {max(counts):,} training images."))
         else:
-            remarks.append(Remark("good", f"Every class has {counts[0]:,} training images."))
+            notes.append(Remark("good", f"Every class has {counts[0]:,} training images."))
         if manifest.generation is not None and manifest.generation.keep_misclassified:
-            remarks.append(Remark("plain", "Images that the teacher takes for another class were kept."))
+            notes.append(Remark("plain", "Images that the teacher takes for another class were kept."))
         if manifest.pixels.clipped > MANY_CLIPPED:
             share = percent(100 * manifest.pixels.clipped, 1)
-            remarks.append(Remark("plain", f"{share} of the pixel values lie at an end of the range; of photographs few do."))
+            notes.append(Remark("plain", f"{share} of the pixel values lie at an end of the range; of photographs few do."))
         if "heldout" not in manifest.splits:
-            remarks.append(
+            notes.append(
                 Remark("plain", "There are no held-out images, so fine-tuning cannot be watched on images it has not seen.")
             )
-        remarks.append(
+        notes.append(
             Remark(
                 "plain",
                 "How good the shards are shows after fine-tuning, on real images: agreement on synthetic images is no accuracy.",
             )
         )
-    return remarks
+    return notes

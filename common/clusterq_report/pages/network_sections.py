@@ -134,7 +134,8 @@ def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], we
         weight = by_layer.get(word(row.get("layer")), {})
         beyond = real(weight.get("clipped"))
         figures = [
-            number(real(one)) for one in (weight.get("bits"), row.get("sqnr"), weight.get("sqnr_teacher"), weight.get("sqnr"))
+            number(real(value))
+            for value in (weight.get("bits"), row.get("sqnr"), weight.get("sqnr_teacher"), weight.get("sqnr"))
         ]
         listed.append([word(row.get("layer")), *figures, percent(None if beyond is None else 100 * beyond)])
     ranges = []

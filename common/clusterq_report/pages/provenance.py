@@ -55,7 +55,7 @@ def again(source: Source) -> str:
 
 def _command(source: Source) -> list[str]:
     command = source.environment.get("command")
-    return [word(one) for one in command] if isinstance(command, list) else []
+    return [word(part) for part in command] if isinstance(command, list) else []
 
 
 def _started(source: Source) -> str:
@@ -67,16 +67,16 @@ def _started(source: Source) -> str:
     name = PROGRAMS.get(program.parent.name if program.stem == "__main__" else program.name)
     if name is None:
         return ""
-    return " ".join([name, *(shlex.quote(shown_path(one, source.folder)) for one in words[1:] if one not in ABOUT_FOLDER)])
+    return " ".join([name, *(shlex.quote(shown_path(part, source.folder)) for part in words[1:] if part not in ABOUT_FOLDER)])
 
 
 def _value_of(flag: str, source: Source) -> str | None:
     words = _command(source)
-    for place, one in enumerate(words):
-        if one == flag and place + 1 < len(words):
+    for place, part in enumerate(words):
+        if part == flag and place + 1 < len(words):
             return words[place + 1]
-        if one.startswith(f"{flag}="):
-            return one.partition("=")[2]
+        if part.startswith(f"{flag}="):
+            return part.partition("=")[2]
     return None
 
 
@@ -131,7 +131,7 @@ def _shown(value: Any, folder: Path, depth: int = 0) -> str:
     if depth == DEEPEST:
         return "..."
     if isinstance(value, dict):
-        parts = [f"{name} {_shown(one, folder, depth + 1)}" for name, one in islice(value.items(), LONGEST_LIST)]
+        parts = [f"{name} {_shown(item, folder, depth + 1)}" for name, item in islice(value.items(), LONGEST_LIST)]
     else:
-        parts = [_shown(one, folder, depth + 1) for one in value[:LONGEST_LIST]]
+        parts = [_shown(item, folder, depth + 1) for item in value[:LONGEST_LIST]]
     return ", ".join(parts) + (f", ... ({len(value)} in all)" if len(value) > LONGEST_LIST else "")

@@ -101,7 +101,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
                 kept["other"] = other.model(_normalised(pixels, other)).argmax(1)
             for name, values in kept.items():
                 collected.setdefault(name, []).append(values.cpu())
-            digests += [hashlib.blake2b(one.numpy().tobytes(), digest_size=16).digest() for one in stored.contiguous()]
+            digests += [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in stored.contiguous()]
             advance(len(labels))
     joined = {name: torch.cat(values) for name, values in collected.items()}
     return Collected(

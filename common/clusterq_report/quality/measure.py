@@ -118,5 +118,5 @@ def _halves(real: Measured, seed: int, whole: Gaussian) -> Frechet | None:
     """Return the Frechet distance between two halves of the real images; None for fewer than four."""
     features = real.collected.features
     order = torch.randperm(len(features), generator=stream(seed, "quality halves"))
-    one, other = order.chunk(2)
-    return _frechet(Gaussian.of(features[one]), Gaussian.of(features[other]), whole) if len(features) >= 4 else None
+    first, second = order.chunk(2)
+    return _frechet(Gaussian.of(features[first]), Gaussian.of(features[second]), whole) if len(features) >= 4 else None

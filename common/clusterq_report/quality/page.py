@@ -177,13 +177,15 @@ def _classes(found: Quality) -> str:
     heads += [f"{found.other} names it"] if found.other else []
     heads += ["copies", "near-duplicates", "nearest, pixels", "nearest, features", "others, features"]
     rows = []
-    for one in by_trouble(found.per_class)[:MOST_ROWS]:
-        shares = [percent(100 * value, 1) for value in (one.confidence, one.entropy, one.clipped)]
-        shares += [] if one.other is None else [percent(100 * one.other, 1)]
-        near = [f"{one.exact:,}", percent(100 * one.near, 1)]
-        distances = [number(value) for value in (one.pixels_nearest, one.features_nearest, one.features_nearest_other)]
-        taken = "–" if one.taken_for is None else found.class_name(one.taken_for)
-        seen = [found.class_name(one.label), f"{one.images:,}", percent(100 * one.agreement, 1), taken]
+    for figures in by_trouble(found.per_class)[:MOST_ROWS]:
+        shares = [percent(100 * value, 1) for value in (figures.confidence, figures.entropy, figures.clipped)]
+        shares += [] if figures.other is None else [percent(100 * figures.other, 1)]
+        near = [f"{figures.exact:,}", percent(100 * figures.near, 1)]
+        distances = [
+            number(value) for value in (figures.pixels_nearest, figures.features_nearest, figures.features_nearest_other)
+        ]
+        taken = "–" if figures.taken_for is None else found.class_name(figures.taken_for)
+        seen = [found.class_name(figures.label), f"{figures.images:,}", percent(100 * figures.agreement, 1), taken]
         rows.append([*seen, *shares, *near, *distances])
     explanation = "Those with the most near-duplicates and contradicted labels first."
     explanation += f" {MOST_ROWS} of {len(found.per_class)}." if len(found.per_class) > MOST_ROWS else ""

@@ -40,10 +40,10 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
     side = side_shown(spec, len(found.contradicted), BUDGET)
     cells = []
-    for one in found.contradicted:
-        label, named = found.class_name(one.label), found.class_name(one.named)
-        picture = strip(reader, [one.number], spec, side, f"an image labelled {label}")
-        cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * one.confidence, 0)})"))
+    for image in found.contradicted:
+        label, named = found.class_name(image.label), found.class_name(image.named)
+        picture = strip(reader, [image.number], spec, side, f"an image labelled {label}")
+        cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * image.confidence, 0)})"))
     explanation = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
     return tag("h3", "Labels contradicted") + paragraph(explanation) + tag("div", *cells, class_="smalls")
 

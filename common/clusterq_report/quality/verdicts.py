@@ -143,8 +143,8 @@ def _batchnorm(found: Quality) -> Iterator[Remark]:
 
 def _certainty(found: Quality) -> Iterator[Remark]:
     def of(name: str) -> str:
-        one = found.sources[name]
-        return f"{_percent(one.confidence.mean, 1)} and {_percent(one.entropy.mean, 1)}"
+        figures = found.sources[name]
+        return f"{_percent(figures.confidence.mean, 1)} and {_percent(figures.entropy.mean, 1)}"
 
     beside = f"pure noise: {of('noise')}" + (f"; real images: {of('real')}" if "real" in found.sources else "")
     sentence = f"The teacher's mean confidence and the entropy of its answers, of the most possible, are {of('set')} ({beside})"

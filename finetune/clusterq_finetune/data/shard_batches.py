@@ -45,7 +45,7 @@ class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):
             empty = torch.zeros(0, self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
             return ShardBatch(empty, torch.zeros(0, dtype=torch.long), None)
         pixels, labels, logits = zip(*samples, strict=True)
-        stored = None if logits[0] is None else torch.stack([one for one in logits if one is not None])
+        stored = None if logits[0] is None else torch.stack([row for row in logits if row is not None])
         batch = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
         if get_worker_info() is not None:
             batch.share_memory_()  # as in evaluation: building batches in shared memory keeps a worker's memory from growing

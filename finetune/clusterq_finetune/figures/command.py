@@ -203,13 +203,13 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
     Raises:
         ClusterqError: no teacher is given, or a set was made for another one.
     """
-    run = next((folder for one in sets if (folder := run_folder_of(one)) is not None), None)
+    run = next((folder for shards in sets if (folder := run_folder_of(shards)) is not None), None)
     first = sets[0].manifest
     teacher = load_checked_teacher(find_teacher(flags, run, first), first, device)
-    for one in sets[1:]:
-        if one.manifest.teacher.digest != teacher.digest:
+    for shards in sets[1:]:
+        if shards.manifest.teacher.digest != teacher.digest:
             raise ClusterqError(
-                f"{one.folder}: made for a teacher with digest {one.manifest.teacher.digest[:19]}, the first run for one with "
+                f"{shards.folder}: made for a teacher with digest {shards.manifest.teacher.digest[:19]}, the first run for one with "
                 f"{teacher.digest[:19]}, expected the same for all; draw them one by one."
             )
     return teacher
@@ -217,7 +217,7 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
 
 def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
     """Return each class's label text: its number, and its name where a set knows it."""
-    names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
+    names = next((shards.manifest.class_names for shards in sets if shards.manifest.class_names), None)
     return {label: f"{label} {names[label]}" if names else str(label) for label in classes}
 
 

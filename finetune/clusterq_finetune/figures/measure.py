@@ -95,7 +95,7 @@ def short_layer(name: str, order: Sequence[str]) -> str:
     place = f"({order.index(name) + 1} of {len(order)})"
     prefix = re.match(r"(?:[^.]+\.)*", name)
     shared = prefix.group() if prefix else ""
-    while shared and not all(one.startswith(shared) for one in order):
+    while shared and not all(other.startswith(shared) for other in order):
         shared = shared.rstrip(".").rpartition(".")[0]
         shared += "." if shared else ""
     return f"{name.removeprefix(shared)} {place}"

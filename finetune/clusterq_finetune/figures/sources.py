@@ -70,7 +70,7 @@ def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, S
             "with --names."
         )
     sets = {name: ShardSet.open(path) for name, path in zip(chosen, paths, strict=True)}
-    specs = [one.manifest.teacher.spec for one in sets.values()]
+    specs = [shards.manifest.teacher.spec for shards in sets.values()]
     for path, spec in zip(paths, specs, strict=True):
         if spec != specs[0]:
             raise ClusterqError(
@@ -87,7 +87,7 @@ def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, mo
     Raises:
         ClusterqError: there are too many classes, an unknown one, or one without an image in some set.
     """
-    counts = [one.manifest.splits["train"].per_class for one in sets.values()]
+    counts = [shards.manifest.splits["train"].per_class for shards in sets.values()]
     least = [min(each) for each in zip(*counts, strict=True)]
     if wanted is None:
         chosen = spread_classes(least, most)

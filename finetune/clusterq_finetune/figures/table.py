@@ -76,7 +76,7 @@ def read_curves(path: Path) -> list[Curve]:
     """
     folder = path.parent if path.name == TABLE else path
     if not (folder / TABLE).is_file():
-        inside = sorted(one.parent.name for one in folder.glob(f"*/{TABLE}")) if folder.is_dir() else []
+        inside = sorted(path_inside.parent.name for path_inside in folder.glob(f"*/{TABLE}")) if folder.is_dir() else []
         hint = f"name one of {', '.join(inside)} in it" if inside else "run tools/analyses.py, or name its folder"
         raise ClusterqError(
             f"{path}: there is no {TABLE}, expected the folder of one analysis of tools/analyses.py or of a comparison; {hint}."

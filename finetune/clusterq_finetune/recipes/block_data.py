@@ -53,10 +53,10 @@ class BlockData:
         self.teacher, self.student, self.block = teacher, student, block
         self.pixels, self.spec, self.device, self.low_pass = pixels, spec, device, low_pass
         self.held: BlockBatch | None = None
-        one = self._compute(pixels[:1])
-        self.bytes = len(pixels) * BYTES * sum(tensor.numel() for tensor in one)
+        example = self._compute(pixels[:1])
+        self.bytes = len(pixels) * BYTES * sum(tensor.numel() for tensor in example)
         if self.bytes <= limit:
-            whole = BlockBatch(*(_empty(len(pixels), tensor) for tensor in one))
+            whole = BlockBatch(*(_empty(len(pixels), tensor) for tensor in example))
             for start in range(0, len(pixels), IMAGES_AT_ONCE):
                 part = slice(start, start + IMAGES_AT_ONCE)
                 for rows, computed in zip(whole, self._compute(pixels[part]), strict=True):

@@ -126,7 +126,7 @@ class Distillation:
             torch.stack(list(terms.values())).sum().backward()
             own_top1, teacher_top1 = student_logits.detach().argmax(1), teacher_logits.argmax(1)
             same = (own_top1 == teacher_top1, own_top1 == batch.labels, teacher_top1 == batch.labels)
-            shares = {name: weight * one.float().mean() for name, one in zip(SHARES, same, strict=True)}
+            shares = {name: weight * hits.float().mean() for name, hits in zip(SHARES, same, strict=True)}
         average_gradients(self.student.parameters())
         self.optimizer.step()
         return {**{f"loss/{name}": term.detach() for name, term in terms.items()}, **shares}

@@ -56,7 +56,7 @@ def statistics_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) 
         moments: moments of each BatchNorm layer's input, in the order of execution.
         targets: one for each of them, in the same order.
     """
-    return torch.stack([target.distance(one.own()) for one, target in zip(moments, targets, strict=True)]).mean()
+    return torch.stack([target.distance(layer.own()) for layer, target in zip(moments, targets, strict=True)]).mean()
 
 
 def emphasis_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) -> Tensor:
@@ -69,9 +69,9 @@ def emphasis_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) ->
     """
     layers = len(targets)
     apart = moments[0].first.new_zeros(())
-    for number, (one, target) in enumerate(zip(moments, targets, strict=True)):
+    for number, (layer, target) in enumerate(zip(moments, targets, strict=True)):
         rows = slice(number, None, layers)
-        mine = Moments(one.name, one.first[rows], one.second[rows], one.shift)
+        mine = Moments(layer.name, layer.first[rows], layer.second[rows], layer.shift)
         apart = apart + target.distance(mine.by_sample()).sum()
     return apart / (len(moments[0].first) * layers)
 

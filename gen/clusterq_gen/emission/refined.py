@@ -59,8 +59,8 @@ class RefinedCandidates:
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
         spec = self._optimiser.teacher.spec
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for place, one in enumerate(tries):
-            batch, row = self._batches.find(*one)
+        for place, candidate in enumerate(tries):
+            batch, row = self._batches.find(*candidate)
             wanted.setdefault(batch, []).append((place, row))
         pixels = torch.empty(len(tries), spec.channels, spec.size, spec.size, dtype=torch.uint8)
         for batch, places in wanted.items():

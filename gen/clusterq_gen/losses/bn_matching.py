@@ -26,10 +26,13 @@ class BatchNormMatchingLoss:
         channels = [layer.first.shape[1] for layer in layers]
         stored = [batch.stored[layer.name] for layer in layers]
         seen = Moments.joined(layers).batch()
-        off = seen.mean - torch.cat([one.mean for one in stored])
+        off = seen.mean - torch.cat([statistics.mean for statistics in stored])
         if self.units == "raw":
-            squares = off.square() + (seen.var - torch.cat([one.var for one in stored])).square()
+            squares = off.square() + (seen.var - torch.cat([statistics.var for statistics in stored])).square()
         else:
-            std, unit = torch.sqrt(seen.var + torch.cat([one.eps for one in stored])), torch.cat([one.std for one in stored])
+            std, unit = (
+                torch.sqrt(seen.var + torch.cat([statistics.eps for statistics in stored])),
+                torch.cat([statistics.std for statistics in stored]),
+            )
             squares = (off / unit).square() + (std / unit - 1).square()
         return torch.stack([part.mean() for part in squares.split(channels)]).mean()

@@ -91,11 +91,8 @@ def train_step(
     """Take one step of the generator and, after warm-up, one of the student.
 
     For ClusterQ these are Eq. 7 in warm-up, then Eq. 8 and Eq. 9. One teacher forward serves both. The student runs in the
-    generator's step only if the method uses its logits. With `graphs`, recorded steps are replayed.
-
-    Returns:
-        The values for metrics.jsonl, as scalars still on the device. On a mixed image the teacher is correct if it names one of
-        its classes.
+    generator's step only if the method uses its logits. With `graphs`, recorded steps are replayed. Returns the values for
+    metrics.jsonl, as scalars still on the device. On a mixed image the teacher is correct if it names one of its classes.
     """
     run.draws.begin(run.step)
     in_detail = run.step % run.config.train.gradient_norm_every == 0

@@ -27,7 +27,7 @@ def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> N
     classes = min(spec.num_classes, MOST_CLASSES)
     labels = torch.arange(classes).repeat_interleave(COLUMNS)
     tries = [(label, attempt) for label in range(classes) for attempt in range(COLUMNS)]
-    z = torch.stack([candidate_noise(seed, *one, latent_size=generator.latent_size) for one in tries])
+    z = torch.stack([candidate_noise(seed, *candidate, latent_size=generator.latent_size) for candidate in tries])
     training = generator.training
     generator.eval()
     with torch.no_grad():
