@@ -48,7 +48,7 @@ def images(spec: InputSpec, count: int = 4) -> Tensor:
 
 def row(kind: str) -> str:
     """What the page says of a kind, found by doing it: load, convert to W8A8, and stay near the network."""
-    spec, remarks = spec_of(kind), []
+    spec = spec_of(kind)
     model = built(kind)
     try:
         from clusterq_common.teacher.load import _prepare
@@ -65,7 +65,7 @@ def row(kind: str) -> str:
     assert logits.shape == (4, spec.num_classes)
     assert float((logits - low).abs().max()) < 0.1 * float(logits.abs().max()), kind
     share = next(line.strip() for line in log if "multiply-adds" in line)
-    return f"| {kind} | works | {'; '.join([*remarks, share]).replace('|', '/')} |"
+    return f"| {kind} | works | {'; '.join([*(remark.text for remark in remarks), share]).replace('|', '/')} |"
 
 
 def test_the_page_says_what_happens() -> None:

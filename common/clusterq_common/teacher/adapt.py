@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,14 @@ FOLD_TOLERANCE = 1e-3
 NAMES_SHOWN = 3
 
 
-def adapt(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
+class Remark(NamedTuple):
+    """A change to a classifier in words, and whether it rests on a guess."""
+
+    text: str
+    guess: bool = False
+
+
+def adapt(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
     """Change a classifier in place until it takes (N, C, S, S) float32 and returns logits (N, classes).
 
     Does what is needed of: float32 weights, weight norm and other parametrizations folded, contiguous memory where channels_last fails,
@@ -33,21 +40,21 @@ def adapt(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
     Raises:
         ClusterqError: the model does not run on such an image, or its output holds no logits.
     """
-    remarks = []
+    remarks: list[Remark] = []
     narrow = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
     if narrow:
         model.float()
-        remarks.append(f"weights in {', '.join(sorted(narrow))} are computed with in float32")
+        remarks.append(Remark(f"weights in {', '.join(sorted(narrow))} are computed with in float32"))
     folded = _fold(model, spec, arch)
     if folded:
         more = f" and {len(folded) - NAMES_SHOWN} more" if len(folded) > NAMES_SHOWN else ""
-        remarks.append(f"parametrized weights are folded: {', '.join(folded[:NAMES_SHOWN])}{more}")
+        remarks.append(Remark(f"parametrized weights are folded: {', '.join(folded[:NAMES_SHOWN])}{more}"))
     take, how = _logits_of(_run(model, spec, arch), spec, arch)
     contiguous = _needs_contiguous(model, spec)
     if contiguous:
-        remarks.append(f"memory stays contiguous: {contiguous}")
+        remarks.append(Remark(f"memory stays contiguous: {contiguous}"))
     if how:
-        remarks.append(how)
+        remarks.append(Remark(how, guess=True))
     if take is not None or contiguous:
         _override_forward(model, take, contiguous=bool(contiguous))
     return remarks

@@ -1,5 +1,6 @@
 """From a name and weights to a frozen teacher."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, warn
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_layers
-from clusterq_common.teacher.adapt import adapt
+from clusterq_common.teacher.adapt import Remark, adapt
 from clusterq_common.teacher.checks import check_answers, untrained_statistics
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.families import build_pytorchcv
-from clusterq_common.teacher.spec import InputSpec, TeacherConfig, absolute_factory, is_factory
-from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_weights
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig, absolute_factory, for_whole_pixels, is_factory
+from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -
         if config.weights is None and is_factory(config.arch):
             raise ClusterqError("--weights is missing: a factory's weights cannot be downloaded; pass --weights FILE.")
         path = Path(config.weights) if config.weights is not None else download_weights(config.arch)
-        load_weights(model, read_weights(path), str(path))
+        for choice in load_weights(model, read_checkpoint(path), str(path), config.weights_key):
+            warn(f"teacher: {choice}")  # a guess, so --quiet does not hide it
     model.eval().requires_grad_(False)
     for remark in _prepare(model, spec, config.arch):
-        info(f"teacher: {remark}")
+        (warn if remark.guess else info)(f"teacher: {remark.text}")
     untrained = untrained_statistics(model) if config.weights != RANDOM else []
     if untrained:
         layers = len(batchnorm_layers(model))
@@ -157,6 +159,11 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
             f"{', '.join(missing)} missing: not known for {config.arch}, expected the image size, channels, classes and "
             "normalisation that it was trained with; pass them."
         )
+    if values["mean"] and values["std"] and for_whole_pixels(values["mean"], values["std"]):
+        raise ClusterqError(
+            f"--mean {_numbers(values['mean'])} --std {_numbers(values['std'])}: found values for pixels in 0..255, expected them for pixels in "
+            f"[0, 1]; divide both by 255: --mean {_numbers(v / 255 for v in values['mean'])} --std {_numbers(v / 255 for v in values['std'])}."
+        )
     return InputSpec.validated(
         {
             "size": values["input_size"],
@@ -168,7 +175,11 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
     )
 
 
-def _prepare(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
+def _numbers(values: Iterable[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def _prepare(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
     """Adapt a model in place, and refuse what clusterq can do nothing with. Returns a sentence for each change made."""
     if not batchnorm_layers(model):
         raise ClusterqError(

@@ -22,6 +22,11 @@ Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
 
+def for_whole_pixels(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Return whether a normalisation is one for pixels in 0..255 rather than in [0, 1]."""
+    return max(map(abs, mean)) > MOST_MEAN or max(std) > MOST_STD
+
+
 class InputSpec(Settings):
     """The images a classifier takes: square, `channels` x `size` x `size`, pixels in [0, 1] normalised per channel.
 
@@ -45,7 +50,7 @@ class InputSpec(Settings):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
-        if max(map(abs, self.mean)) > MOST_MEAN or max(self.std) > MOST_STD:
+        if for_whole_pixels(self.mean, self.std):
             raise ValueError(
                 f"mean {self.mean} and std {self.std} are for pixels in 0..255, but clusterq's pixels lie in [0, 1]: divide both by 255"
             )
@@ -82,6 +87,9 @@ class TeacherConfig(Settings):
 
     arch: str = Field(description="pytorchcv model name (resnet18, ...) or your own factory, path/to/file.py:function")
     weights: str | None = Field(None, description="safetensors or PyTorch state dict; pytorchcv's own download if left out")
+    weights_key: str | None = Field(
+        None, description="where the weights lie in the file, e.g. state_dict_ema; looked for if left out"
+    )
     input_size: int | None = Field(None, ge=1, description="side of the square input image in pixels")
     in_channels: int | None = Field(None, ge=1, description="channels of the input image")
     num_classes: int | None = Field(None, ge=2, description="number of classes")
