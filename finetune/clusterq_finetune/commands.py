@@ -94,7 +94,12 @@ def _finetune(
     config = config.model_copy(update={"teacher": teacher.config})
     folder = out or _default_folder(run, config)
     geometry = config.evaluation.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
-    images = None if val is None else open_validation(val, teacher.spec, classes=classes, geometry=geometry)
+    black_and_white = config.evaluation.black_and_white
+    images = (
+        None
+        if val is None
+        else open_validation(val, teacher.spec, classes=classes, geometry=geometry, pixel_range=black_and_white)
+    )
 
     spec = teacher.spec
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)

@@ -9,18 +9,23 @@ from torch import Tensor
 
 from clusterq_common.png import MODES
 from clusterq_common.teacher.spec import Geometry, InputSpec
+from clusterq_finetune.data.pixels import PixelRange, eight_bits
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tensor:
+def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_range: PixelRange | None = None) -> Tensor:
     """A decoded image as (C, S, S) uint8.
 
     With a crop share: the shorter side resized to ceil(S / share) (256 for 224 at 0.875), antialiased, then the centre cropped;
     what torchvision's Resize and CenterCrop do to a PIL image, pixel by pixel. Without: the whole image, resized where its size
-    differs.
+    differs. Images of more than eight bits are scaled before that, by their depth or by `pixel_range`. EXIF's rotation is not
+    applied and an alpha channel is dropped, as where torchvision's ImageFolder reads.
+
+    Raises:
+        ClusterqError: an image of 32 bits or floats without a range.
     """
-    image = image.convert(MODES[spec.channels])
+    image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
     if geometry.crop_share is None:
         if image.size != (spec.size, spec.size):

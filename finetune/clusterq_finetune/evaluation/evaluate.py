@@ -1,11 +1,11 @@
 """Top-1 and top-5 on real images."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import sum_across
@@ -13,7 +13,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.settings import Settings
-from clusterq_finetune.data.real import ValidationImages
+from clusterq_finetune.data.real import Remark, ValidationBatch, ValidationImages
 from clusterq_finetune.evaluation.predictions import Predictions
 
 TOP = 5
@@ -45,6 +45,8 @@ class EvaluationResult(Settings):
         images_per_second: through the network alone.
         decode_seconds: waiting for images, shared by all models of one pass.
         unreadable: names of images that could not be decoded; they do not count.
+        modes: how many images there were of each of PIL's pixel modes, as `{"RGB": 49000, "I;16": 12}`; the most frequent first.
+        remarks: what was skipped, reordered or guessed on the way to the pixels.
     """
 
     images: int
@@ -58,6 +60,8 @@ class EvaluationResult(Settings):
     images_per_second: float
     decode_seconds: float
     unreadable: list[str]
+    modes: dict[str, int]
+    remarks: list[Remark]
 
 
 class _Counts:
@@ -95,7 +99,7 @@ class _Counts:
         self.agreed, self.bins = sum_across(self.agreed), sum_across(self.bins)
         self.seconds = max(ranks.gather(self.seconds))
 
-    def result(self, *, agreement: bool, decode_seconds: float, unreadable: list[str]) -> EvaluationResult:
+    def result(self, *, agreement: bool, decode_seconds: float, read: "_Read") -> EvaluationResult:
         confusion = self.confusion.cpu()
         of_class, right = confusion.sum(1), confusion.diagonal()
         count, hits = int(of_class.sum()), int(right.sum())
@@ -118,8 +122,40 @@ class _Counts:
             ],
             images_per_second=count / max(self.seconds, 1e-9),
             decode_seconds=decode_seconds,
-            unreadable=unreadable,
+            unreadable=read.unreadable,
+            modes=read.modes,
+            remarks=read.remarks,
         )
+
+
+class _Read:
+    """What was found while images were read: those that could not be, pixel modes, and remarks."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[str] = []
+        self.modes: dict[str, int] = {}
+        self.remarks: list[Remark] = []
+        self._remarked: list[tuple[str, str]] = []
+
+    def add(self, batch: ValidationBatch) -> None:
+        """Note a batch down."""
+        self.unreadable += batch.unreadable
+        self._remarked += batch.remarks
+        for mode in batch.modes:
+            self.modes[mode] = self.modes.get(mode, 0) + 1
+
+    def merge(self, ranks: Ranks, listed: list[Remark]) -> None:
+        """Add what the other processes found, and what was remarked when the images were listed. The order is that of one process."""
+        parts = ranks.gather((self.unreadable, self.modes, self._remarked))
+        self.unreadable = sorted(name for names, _, _ in parts for name in names)
+        counted = Counter[str]()
+        names_of: dict[str, list[str]] = {}
+        for _, modes, remarked in parts:
+            counted.update(modes)
+            for what, name in remarked:
+                names_of.setdefault(what, []).append(name)
+        self.modes = dict(sorted(counted.items(), key=lambda one: (-one[1], one[0])))
+        self.remarks = [*listed, *(Remark.of(what, sorted(names_of[what])) for what in sorted(names_of))]
 
 
 def evaluate_models(
@@ -146,20 +182,19 @@ def evaluate_models(
         predictions: where each image's predicted classes go, if anywhere.
 
     Raises:
-        ClusterqError: not one image can be read.
+        ClusterqError: not one image can be read, or one cannot be understood without a setting.
     """
     ranks = Ranks.current()
-    # Every world-th image: each is counted once, however many there are.
-    own = range(ranks.rank, len(images), ranks.world)
-    loader = DataLoader(images, batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=images.collate)
     modes = {name: model.training for name, model in models.items()}
     counts = {name: _Counts(images.spec.num_classes, device) for name in models}
-    unreadable: list[str] = []
+    read = _Read()
     count, decode_seconds = 0, 0.0
     mark = time.monotonic()
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        for batch in loader:
-            unreadable += batch.unreadable
+        for batch in images.batches(batch_size, workers, ranks):
+            if batch.refused:
+                raise ClusterqError(batch.refused)
+            read.add(batch)
             count += len(batch.labels)
             decode_seconds += time.monotonic() - mark
             if len(batch.labels):
@@ -178,21 +213,19 @@ def evaluate_models(
             if progress is not None:
                 # Timing has waited for the device already.
                 so_far = {name: found.top1() for name, found in counts.items()} if count else {}
-                progress(min(len(images), (count + len(unreadable)) * ranks.world), len(images), so_far)
+                progress(min(len(images), (count + len(read.unreadable)) * ranks.world), len(images), so_far)
             mark = time.monotonic()
     for name, model in models.items():
         model.train(modes[name])
         counts[name].merge(ranks)
-    unreadable = sorted(name for names in ranks.gather(unreadable) for name in names)
-    if len(unreadable) == len(images):
+    read.merge(ranks, images.remarks)
+    if len(read.unreadable) == len(images):
         raise ClusterqError(
-            f"--val: none of the {len(unreadable)} images in {images.root} can be read (the first is {unreadable[0]}), expected "
+            f"--val: none of the {len(images)} images in {images.root} can be read (the first is {read.unreadable[0]}), expected "
             "image files; check the folder."
         )
     return {
-        name: found.result(
-            agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, unreadable=unreadable
-        )
+        name: found.result(agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, read=read)
         for name, found in counts.items()
     }
 

@@ -56,9 +56,11 @@ def evaluate_saved(
     device = prepare_device(runtime)
     models: dict[str, nn.Module] = {}
     result: dict[str, Any] = {}
+    saved_range = None
     if student_folder is not None:
         student, spec, config = load_student(student_folder, device)
         geometry = config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch))
+        saved_range = config.evaluation.black_and_white
         models["student"] = student
         result["student"] = {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}
         if integer:
@@ -82,7 +84,10 @@ def evaluate_saved(
                     f"{result['student']['sha256'][:16]}, expected the same; export again, or leave --student out."
                 )
             models["onnx"] = Twin(student, exported)
-    images = open_validation(val, spec, classes=classes, geometry=evaluation.override_with(geometry))
+    geometry = evaluation.override_with(geometry)
+    images = open_validation(
+        val, spec, classes=classes, geometry=geometry, pixel_range=evaluation.black_and_white or saved_range
+    )
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
         found = evaluate_models(
             models,

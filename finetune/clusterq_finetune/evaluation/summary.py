@@ -4,10 +4,14 @@ from typing import Any
 
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.preprocess import describe_preprocessing
-from clusterq_finetune.data.real import ValidationImages
+from clusterq_finetune.data.real import Remark, ValidationImages
 from clusterq_finetune.evaluation.evaluate import EvaluationResult
 
 NAMES_SHOWN = 10
+# What an evaluation says of the images, not of a model.
+ABOUT_IMAGES = {"modes", "remarks"}
+# The modes that a classifier's images have as a rule; others are worth a line.
+USUAL_MODES = [["RGB"], ["L"]]
 
 
 def add_evaluation(
@@ -15,13 +19,15 @@ def add_evaluation(
 ) -> None:
     """Put what was measured into the sections of the models it is about, and on what and how beside them."""
     for name, evaluation in found.items():
-        result[name] |= evaluation.model_dump()
-    result["evaluated_on"] = {"layout": images.layout, "images": len(images)}
+        result[name] |= evaluation.model_dump(exclude=ABOUT_IMAGES)
+    # Every model saw the same images.
+    about = next(iter(found.values())).model_dump(include=ABOUT_IMAGES)
+    result["evaluated_on"] = {"layout": images.layout, "images": len(images), **about}
     result["preprocessing"] = describe_preprocessing(spec, images.geometry)
 
 
 def summary_lines(result: dict[str, Any]) -> list[str]:
-    """The accuracies of a result as lines for a person, and the images that could not be read."""
+    """The accuracies of a result as lines for a person, the images that could not be read, and what else is to be known of them."""
     measured = {name: part for name, part in result.items() if isinstance(part, dict) and "top1" in part}
     lines = [
         f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
@@ -35,7 +41,11 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     if unreadable:
         shown = ", ".join(unreadable[:NAMES_SHOWN]) + (" ..." if len(unreadable) > NAMES_SHOWN else "")
         lines.append(f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}: {shown}")
-    return lines
+    about = result.get("evaluated_on", {})
+    modes = about.get("modes", {})
+    if modes and list(modes) not in USUAL_MODES:
+        lines.append("pixel modes: " + ", ".join(f"{mode} {count}" for mode, count in modes.items()))
+    return lines + [Remark.model_validate(one).line() for one in about.get("remarks", [])]
 
 
 def top1_so_far(top1: dict[str, float]) -> str:

@@ -179,13 +179,14 @@ def _sources(
     """Real images first, if any are asked for, then the sets in their order."""
     evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
-        flag = "--val-classes" if val.classes is not None else "--crop-share or --interpolation"
+        flag = "--val-classes" if val.classes is not None else "--crop-share, --interpolation or --pixel-range"
         raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
     found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
-        found.insert(0, real(open_validation(val.path, spec, classes=val.classes, geometry=geometry), classes, per_class))
+        images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=evaluation.black_and_white)
+        found.insert(0, real(images, classes, per_class))
     for source in found:
         few = len(source.labels) < per_class * len(classes)
         if few:

@@ -5,6 +5,7 @@ from pathlib import Path
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.data.pixels import PixelRange
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.cifar import cifar_batch, open_cifar
 from clusterq_finetune.data.real.files import kaggle_solution, open_class_folders, open_kaggle
@@ -14,7 +15,12 @@ IMAGENET_TAR = "ILSVRC2012_img_val.tar"
 
 
 def open_validation(
-    path: Path, spec: InputSpec, *, classes: Path | None = None, geometry: Geometry | None = None
+    path: Path,
+    spec: InputSpec,
+    *,
+    classes: Path | None = None,
+    geometry: Geometry | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> ValidationImages:
     """List the images of a place, whatever its layout; none is decoded yet.
 
@@ -23,13 +29,16 @@ def open_validation(
         spec: what the teacher takes.
         classes: file with one class folder name a line in index order, for class folders whose order cannot be known.
         geometry: how images are resized and cropped; if left out, as is usual for the teacher's size.
+        pixel_range: the values that are black and white in images of more than eight bits; if left out, by their depth.
 
     Raises:
-        ClusterqError: nothing there, no known layout, or labels that do not fit the teacher.
+        ClusterqError: nothing there, no known layout, labels that do not fit the teacher, or images that need a pixel range.
     """
     images = _open(path, spec, classes)
+    images.pixel_range = pixel_range
     if geometry is not None:
         images.geometry = geometry
+    images.probe()
     return images
 
 
