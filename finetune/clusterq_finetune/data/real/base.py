@@ -78,6 +78,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         geometry: how they are resized and cropped; unless it is set, as is usual for images of the teacher's size.
         pixel_range: the values that are black and white in images of more than eight bits; by their depth unless it is set.
         remarks: what was skipped, reordered or guessed when the place was listed.
+        class_names: in index order, where the place has names for classes.
     """
 
     def __init__(self, root: Path, layout: str, labels: list[int], spec: InputSpec) -> None:
@@ -88,6 +89,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         self.geometry = known_geometry(spec.size)
         self.pixel_range: PixelRange | None = None
         self.remarks: list[Remark] = []
+        self.class_names: list[str] = []
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,6 +9,7 @@ from clusterq_finetune.data.pixels import PixelRange
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.cifar import cifar_batch, open_cifar
 from clusterq_finetune.data.real.files import kaggle_solution, open_class_folders, open_kaggle
+from clusterq_finetune.data.real.remarks import Remark
 from clusterq_finetune.data.real.tars import open_imagenet_tar, open_webdataset
 
 IMAGENET_TAR = "ILSVRC2012_img_val.tar"
@@ -39,6 +40,10 @@ def open_validation(
     if geometry is not None:
         images.geometry = geometry
     images.probe()
+    present = set(images.labels)
+    names = images.class_names or [str(number) for number in range(spec.num_classes)]
+    if absent := [name for number, name in enumerate(names) if number not in present]:
+        images.remarks.append(Remark.of("classes without images, left out of averages over classes", absent))
     return images
 
 
