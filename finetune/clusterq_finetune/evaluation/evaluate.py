@@ -14,6 +14,7 @@ from clusterq_common.images import normalise
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.settings import Settings
 from clusterq_finetune.data.real import Remark, ValidationBatch, ValidationImages
+from clusterq_finetune.evaluation.binary import BinaryResult, binary_result
 from clusterq_finetune.evaluation.predictions import Predictions
 
 TOP = 5
@@ -37,6 +38,8 @@ class EvaluationResult(Settings):
         images: readable images, on which the figures are.
         top1, top5: percent; top5 over fewer classes than five is over all of them.
         top1_interval: 95 % confidence interval of top1 for that many images (Wilson, 1927), percent.
+        balanced_accuracy: mean of the classes' top-1 over the classes that have images, percent.
+        binary: AUROC, sensitivity and specificity; None for more than two classes.
         agreement: percent of images on which the model and the teacher name the same class; None where there is no teacher.
         calibration_error: expected calibration error, percent: the gap between confidence and accuracy, in 15 bins of confidence,
             weighed by their images (Guo et al., 2017).
@@ -53,6 +56,8 @@ class EvaluationResult(Settings):
     top1: float
     top5: float
     top1_interval: tuple[float, float]
+    balanced_accuracy: float
+    binary: BinaryResult | None
     agreement: float | None
     calibration_error: float
     per_class: list[float | None]
@@ -73,6 +78,8 @@ class _Counts:
         self.agreed = torch.zeros((), dtype=torch.long, device=device)
         # By bin of confidence: images, right ones, summed confidence.
         self.bins = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
+        # Of two classes, by image: how much it speaks for class 1, and its label.
+        self.scores: list[Tensor] = []
         self.seconds = 0.0
 
     def add(self, logits: Tensor, labels: Tensor, teacher_top1: Tensor | None) -> Tensor:
@@ -86,6 +93,8 @@ class _Counts:
             self.agreed += (predicted == teacher_top1).sum()
         right = (predicted == labels).double()
         rows = torch.stack([torch.ones_like(right), right, confidence.double()], dim=1)
+        if logits.shape[1] == 2:
+            self.scores.append(torch.stack([(logits[:, 1] - logits[:, 0]).double(), labels.double()]))
         self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
         return predicted
 
@@ -98,6 +107,8 @@ class _Counts:
         self.confusion, self.top5 = sum_across(self.confusion), sum_across(self.top5)
         self.agreed, self.bins = sum_across(self.agreed), sum_across(self.bins)
         self.seconds = max(ranks.gather(self.seconds))
+        own = torch.cat(self.scores, dim=1).cpu() if self.scores else torch.zeros(2, 0, dtype=torch.float64)
+        self.scores = ranks.gather(own)
 
     def result(self, *, agreement: bool, decode_seconds: float, read: "_Read") -> EvaluationResult:
         confusion = self.confusion.cpu()
@@ -107,14 +118,19 @@ class _Counts:
         wrong = confusion - torch.diag(right)
         order = wrong.flatten().argsort(descending=True, stable=True)[:WORST_PAIRS].tolist()
         classes = len(confusion)
+        per_class = [100 * int(r) / int(n) if n else None for r, n in zip(right, of_class, strict=True)]
+        present = [value for value in per_class if value is not None]
+        scores, labels = torch.cat(self.scores, dim=1).numpy()
         return EvaluationResult(
             images=count,
             top1=100 * hits / count,
             top5=100 * int(self.top5) / count,
             top1_interval=wilson_interval(hits, count),
+            balanced_accuracy=sum(present) / len(present),
+            binary=binary_result(confusion.tolist(), scores, labels) if classes == 2 else None,
             agreement=100 * int(self.agreed) / count if agreement else None,
             calibration_error=100 * float((confidence - correct).abs().sum()) / count,
-            per_class=[100 * int(r) / int(n) if n else None for r, n in zip(right, of_class, strict=True)],
+            per_class=per_class,
             worst_pairs=[
                 Confusion(label=at // classes, predicted=at % classes, images=int(wrong.flatten()[at]))
                 for at in order
@@ -179,7 +195,7 @@ def evaluate_models(
         workers: decoding processes.
         progress: called after each batch with the images seen so far, their total, and each model's top-1 so far in percent (of this
             process's images).
-        predictions: where each image's predicted classes go, if anywhere.
+        predictions: where each image's predictions go, if anywhere.
 
     Raises:
         ClusterqError: not one image can be read, or one cannot be understood without a setting.
@@ -201,15 +217,17 @@ def evaluate_models(
                 pixels, labels = batch.pixels.to(device), batch.labels.to(device)
                 inputs = normalise(pixels, images.spec).contiguous(memory_format=torch.channels_last)
                 teacher_top1 = None
-                named: dict[str, Tensor] = {}
+                said: dict[str, Tensor] = {}
                 for name, model in models.items():
                     begin = _now(device)
                     logits = model.eval()(inputs)
                     counts[name].seconds += _now(device) - begin
-                    named[name] = counts[name].add(logits, labels, teacher_top1)
-                    teacher_top1 = named[name] if name == TEACHER else teacher_top1
+                    named = counts[name].add(logits, labels, teacher_top1)
+                    teacher_top1 = named if name == TEACHER else teacher_top1
+                    if predictions is not None:
+                        said[name] = logits
                 if predictions is not None:
-                    predictions.add(batch.names, batch.labels, named)
+                    predictions.add(batch.names, batch.labels, said)
             if progress is not None:
                 # Timing has waited for the device already.
                 so_far = {name: found.top1() for name, found in counts.items()} if count else {}

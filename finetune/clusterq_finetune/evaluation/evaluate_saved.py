@@ -20,6 +20,7 @@ from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.evaluation.parity import Twin, integer_twin
+from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.student import load_student
 
@@ -36,6 +37,7 @@ def evaluate_saved(
     workers: int,
     integer: bool = False,
     optimise: bool = True,
+    keep: KeptPredictions = NOTHING_MORE,
 ) -> dict[str, Any]:
     """Top-1 and top-5 on real images, resized and cropped as `evaluation` says, else as when the student was tuned.
 
@@ -48,10 +50,17 @@ def evaluate_saved(
         workers: decoding processes.
         integer: also the student in integer arithmetic, and how far the two are apart.
         optimise: let ONNX Runtime rewrite the graph.
+        keep: what is written of each image.
 
     Raises:
         ClusterqError: see `load_student`, `OnnxModel`, `open_validation`; or flags that do not belong together.
     """
+    keep.need(val)
+    if keep.probabilities and keep.npz is None:
+        raise ClusterqError(
+            "--probabilities: there is no --predictions, expected a file that they go to; pass --predictions FILE."
+        )
+    wanted = keep.npz is not None or keep.csv is not None
     _refuse_flags(student_folder, onnx, runtime, integer=integer, optimise=optimise)
     device = prepare_device(runtime)
     models: dict[str, nn.Module] = {}
@@ -89,14 +98,18 @@ def evaluate_saved(
         val, spec, classes=classes, geometry=geometry, pixel_range=evaluation.black_and_white or saved_range
     )
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
+        predictions = keep.collector() if wanted else None
         found = evaluate_models(
             models,
             images,
             device=device,
             batch_size=batch_size,
             workers=workers,
+            predictions=predictions,
             progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
         )
+        if predictions is not None:
+            keep.save(predictions, keep.npz)
         for name, model in models.items():
             if isinstance(model, Twin):
                 result[name] = result.get(name, {}) | model.comparison()

@@ -32,11 +32,13 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{name:>10}: top-1 {part['top1']:.2f} % ({part['top1_interval'][0]:.2f} to {part['top1_interval'][1]:.2f}), "
         f"top-5 {part['top5']:.2f} % on {part['images']} images"
+        + (f", balanced {part['balanced_accuracy']:.2f} %" if "balanced_accuracy" in part else "")
         + ("" if part["agreement"] is None else f", agrees with the teacher on {part['agreement']:.2f} %")
         + _apart(part)
         + f" ({part['images_per_second']:.0f} images/s)"
         for name, part in measured.items()
     ]
+    lines += [_binary(name, part["binary"]) for name, part in measured.items() if part.get("binary")]
     unreadable = next(iter(measured.values()))["unreadable"] if measured else []
     if unreadable:
         shown = ", ".join(unreadable[:NAMES_SHOWN]) + (" ..." if len(unreadable) > NAMES_SHOWN else "")
@@ -51,6 +53,22 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
 def top1_so_far(top1: dict[str, float]) -> str:
     """The progress line's numbers: each model's top-1 on the images seen so far."""
     return "top-1 " + ", ".join(f"{name} {value:.2f} %" for name, value in top1.items()) if top1 else ""
+
+
+def _binary(name: str, found: dict[str, Any]) -> str:
+    """The figures of a classifier with two classes."""
+
+    def said(what: str, decimals: int, unit: str) -> str:
+        value, ends = found[what], found[f"{what}_interval"]
+        if value is None:
+            return "unknown"
+        interval = f" ({ends[0]:.{decimals}f} to {ends[1]:.{decimals}f})" if ends is not None else ""
+        return f"{value:.{decimals}f}{unit}{interval}"
+
+    return (
+        f"{name:>10}: AUROC {said('auroc', 4, '')}, sensitivity {said('sensitivity', 2, ' %')}, "
+        f"specificity {said('specificity', 2, ' %')}; class 1 is the positive one"
+    )
 
 
 def _apart(part: dict[str, Any]) -> str:

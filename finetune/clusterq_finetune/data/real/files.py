@@ -56,9 +56,9 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
         found += [(image, index[folder.name]) for image in images]
         skipped += others
     if not found:
-        others = f" ({len(skipped)} other files, the first is {skipped[0].name})" if skipped else ""
+        instead = f" ({len(skipped)} other files, the first is {skipped[0].name})" if skipped else ""
         raise ClusterqError(
-            f"--val: no images in the {len(folders)} class folders of {path}{others}, expected files such as .JPEG or .png; check the path."
+            f"--val: no images in the {len(folders)} class folders of {path}{instead}, expected files such as .JPEG or .png; check the path."
         )
     hidden = [entry for entry in path.iterdir() if entry.is_dir() and entry not in set(folders)]
     outside = [*path.iterdir(), *(entry for folder in hidden for entry in folder.rglob("*"))]
