@@ -88,7 +88,8 @@ def open_images(
     """Real images with labels, whatever the layout; none is decoded yet.
 
     Args:
-        path: class folders, ImageNet's validation set as a tar or as Kaggle ships it, webdataset tars, or CIFAR's batches.
+        path: class folders, ImageNet's validation set as a tar or as Kaggle ships it, webdataset tars, CIFAR's batches, or
+            `path/to/file.py:function`, a function that returns an iterable of (image, label) and is run.
         spec: what the network takes.
         arch: pytorchcv's name, where its family has a crop of its own.
         classes: a file with one class folder's name a line in index order, where their sorted order is not it.
@@ -108,4 +109,6 @@ def open_images(
         evaluation = EvaluationConfig.validated(given)
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
         names = None if classes is None else Path(classes)
-        return open_validation(Path(path), spec, classes=names, geometry=geometry, pixel_range=evaluation.black_and_white)
+        return open_validation(
+            Path(path), spec, classes=names, geometry=geometry, pixel_range=evaluation.black_and_white, own=True
+        )

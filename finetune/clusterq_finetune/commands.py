@@ -103,7 +103,7 @@ def _finetune(
     images = (
         None
         if val is None
-        else open_validation(val, teacher.spec, classes=classes, geometry=geometry, pixel_range=black_and_white)
+        else open_validation(val, teacher.spec, classes=classes, geometry=geometry, pixel_range=black_and_white, own=True)
     )
 
     spec = teacher.spec

@@ -18,7 +18,7 @@ from clusterq_common.settings import merged, read_yaml
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.figures import app as figures_app
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
-from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
 EXAMPLES = examples(
     "clusterq-finetune --shards out/ --bits w4a4 --val imagenet/val",
@@ -57,7 +57,7 @@ def finetune(
         Path | None, typer.Option("--out", help="Folder of the student.", show_default="finetune-BITS beside the shards")
     ] = None,
     val: Annotated[
-        Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS}.")
+        Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
     ] = None,
     classes: Classes = None,
     probabilities: Probabilities = False,
@@ -104,7 +104,7 @@ def finetune(
 @with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
     flags: dict[str, dict[str, Any]],
-    val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
+    val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS_OR_OWN}.")],
     student: Annotated[Path | None, typer.Option("--student", help=STUDENT_HELP)] = None,
     onnx: Annotated[
         Path | None,

@@ -21,6 +21,7 @@ TOP = 5
 BINS = 15
 WORST_PAIRS = 10
 TEACHER = "teacher"
+ABSENT = "classes without images, left out of averages over classes"
 
 
 class Confusion(Settings):
@@ -160,8 +161,14 @@ class _Read:
         for mode in batch.modes:
             self.modes[mode] = self.modes.get(mode, 0) + 1
 
-    def merge(self, ranks: Ranks, listed: list[Remark]) -> None:
-        """Add what the other processes found, and what was remarked when the images were listed. The order is that of one process."""
+    def merge(self, ranks: Ranks, images: ValidationImages, of_class: list[int]) -> None:
+        """Add what the other processes found, and what was remarked when the images were listed. The order is that of one process.
+
+        Args:
+            ranks: all processes.
+            images: those that were read.
+            of_class: readable images of each class, of all processes.
+        """
         parts = ranks.gather((self.unreadable, self.modes, self._remarked))
         self.unreadable = sorted(name for names, _, _ in parts for name in names)
         counted = Counter[str]()
@@ -171,7 +178,10 @@ class _Read:
             for what, name in remarked:
                 names_of.setdefault(what, []).append(name)
         self.modes = dict(sorted(counted.items(), key=lambda one: (-one[1], one[0])))
-        self.remarks = [*listed, *(Remark.of(what, sorted(names_of[what])) for what in sorted(names_of))]
+        named = images.class_names or [str(number) for number in range(len(of_class))]
+        absent = [name for name, count in zip(named, of_class, strict=True) if not count]
+        self.remarks = [*images.remarks, *([Remark.of(ABSENT, absent)] if absent else [])]
+        self.remarks += [Remark.of(what, sorted(names_of[what])) for what in sorted(names_of)]
 
 
 def evaluate_models(
@@ -236,10 +246,11 @@ def evaluate_models(
     for name, model in models.items():
         model.train(modes[name])
         counts[name].merge(ranks)
-    read.merge(ranks, images.remarks)
-    if len(read.unreadable) == len(images):
+    read.merge(ranks, images, next(iter(counts.values())).confusion.sum(1).tolist())
+    if not sum(ranks.gather(count)):
+        first = f" (the first is {read.unreadable[0]})" if read.unreadable else ""
         raise ClusterqError(
-            f"--val: none of the {len(images)} images in {images.root} can be read (the first is {read.unreadable[0]}), expected "
+            f"--val: none of the {len(read.unreadable)} images in {images.root} can be read{first}, expected "
             "image files; check the folder."
         )
     return {

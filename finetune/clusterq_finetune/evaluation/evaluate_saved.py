@@ -95,7 +95,7 @@ def evaluate_saved(
             models["onnx"] = Twin(student, exported)
     geometry = evaluation.override_with(geometry)
     images = open_validation(
-        val, spec, classes=classes, geometry=geometry, pixel_range=evaluation.black_and_white or saved_range
+        val, spec, classes=classes, geometry=geometry, pixel_range=evaluation.black_and_white or saved_range, own=True
     )
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
         predictions = keep.collector() if wanted else None

@@ -21,8 +21,9 @@ def add_evaluation(
     for name, evaluation in found.items():
         result[name] |= evaluation.model_dump(exclude=ABOUT_IMAGES)
     # Every model saw the same images.
-    about = next(iter(found.values())).model_dump(include=ABOUT_IMAGES)
-    result["evaluated_on"] = {"layout": images.layout, "images": len(images), **about}
+    first = next(iter(found.values()))
+    about = {"layout": images.layout, "images": first.images + len(first.unreadable)}
+    result["evaluated_on"] = about | first.model_dump(include=ABOUT_IMAGES)
     result["preprocessing"] = describe_preprocessing(spec, images.geometry)
 
 
