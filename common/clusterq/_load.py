@@ -83,16 +83,20 @@ def open_images(
     classes: Path | str | None = None,
     crop_share: float | None = None,
     interpolation: Interpolation | None = None,
+    pixel_range: Sequence[float] | None = None,
 ) -> ValidationImages:
     """Real images with labels, whatever the layout; none is decoded yet.
 
     Args:
-        path: class folders, ImageNet's validation set as a tar or as Kaggle ships it, webdataset tars, or CIFAR's batches.
+        path: class folders, ImageNet's validation set as a tar or as Kaggle ships it, webdataset tars, CIFAR's batches, or
+            `path/to/file.py:function`, a function that returns an iterable of (image, label) and is run.
         spec: what the network takes.
         arch: pytorchcv's name, where its family has a crop of its own.
         classes: a file with one class folder's name a line in index order, where their sorted order is not it.
         crop_share: side of the centre crop over the resized image's shorter side; as known for the architecture if left out.
         interpolation: of that resizing, likewise.
+        pixel_range: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if left
+            out, 32 bits and floats need it.
 
     Returns:
         A torch data set of (pixels (C, S, S) uint8 or None, label, name).
@@ -101,7 +105,10 @@ def open_images(
         ClusterqError: nothing there, no known layout, or labels that do not fit the network.
     """
     with called():
-        evaluation = EvaluationConfig.validated({"crop_share": crop_share, "interpolation": interpolation})
+        given = {"crop_share": crop_share, "interpolation": interpolation, "pixel_range": pixel_range}
+        evaluation = EvaluationConfig.validated(given)
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
         names = None if classes is None else Path(classes)
-        return open_validation(Path(path), spec, classes=names, geometry=geometry)
+        return open_validation(
+            Path(path), spec, classes=names, geometry=geometry, pixel_range=evaluation.black_and_white, own=True
+        )

@@ -74,7 +74,8 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _sentence(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
-    name = str(first["loc"][-1]) if first["loc"] else "settings"
+    # Of a list's element, the list's name.
+    name = next((part for part in reversed(first["loc"]) if isinstance(part, str)), "settings")
     place = ".".join(str(part) for part in first["loc"])
     where = f"{source}: {place}" if source else f"--{name.replace('_', '-')}"
     reason = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Careful reading of a run folder, which may be unfinished, old, broken or from an untrusted source. Free of torch."""
+"""What a run folder says of itself, read with care: the folder may be unfinished, old, broken or a stranger's. Free of torch."""
 
 import json
 import math
@@ -16,22 +16,24 @@ from clusterq_common.run.run_folder import ANALYSIS, CONFIG, ENVIRONMENT, METRIC
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 
-# Far above what any run writes; a larger file may be an attempt to exhaust the memory.
+# Far above what any run writes: a file beyond it was made to fill the memory.
 LARGEST_FILE = 1 << 28
+# Arrays of predictions.npz with several values an image.
+PROBABILITIES = ("_top5_classes", "_probabilities")
 LARGEST_CONFIG = 1 << 20
 Kind = Literal["generator", "fine-tuning", "comparison"]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-# (x, y); y is None where the value was not finite.
+# (x, y), y None where it was not finite.
 Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder and its files; each file is read on first use.
+    """A folder, and what is found in it; each part is read when it is asked for.
 
     Attributes:
-        folder: folder of the run.
-        kind: kind of run that wrote it.
+        folder: the run's.
+        kind: what wrote it.
         config: its config.yaml; empty for a comparison.
     """
 
@@ -41,10 +43,10 @@ class Source:
 
     @classmethod
     def open(cls, folder: Path) -> "Source":
-        """Open a folder and determine its kind.
+        """Find out what a folder is.
 
         Raises:
-            ClusterqError: the folder is of none of the three kinds.
+            ClusterqError: it is none of the three.
         """
         if not folder.is_dir():
             raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
@@ -67,30 +69,30 @@ class Source:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """Contents of result.json; empty where the run is not finished."""
+        """result.json; empty where the run is not finished."""
         return section(self._json(RESULT))
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """Contents of environment.json."""
+        """environment.json."""
         return section(self._json(ENVIRONMENT))
 
     @cached_property
     def analysis(self) -> dict[str, Any]:
-        """Contents of analysis.json; empty where nothing was measured."""
+        """analysis.json; empty where nothing was measured."""
         return section(self._json(ANALYSIS))
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
-        """Rows of a comparison, from table.json."""
+        """table.json: the rows of a comparison."""
         return rows(self._json(TABLE))
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Records of metrics.jsonl that have a step.
+        """The records of metrics.jsonl that have a step.
 
         Raises:
-            ClusterqError: a line is not valid JSON.
+            ClusterqError: a line is no JSON.
         """
         path = self.folder / METRICS
         if not path.is_file():
@@ -106,10 +108,10 @@ class Source:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """Manifest of the shards that the run made or learned from; None where they are missing or have changed.
+        """Of the run's own shards, or of those that it learned from, where they still are what they were.
 
         Raises:
-            ClusterqError: the manifest is invalid.
+            ClusterqError: a manifest that is none.
         """
         if not (self.shards / MANIFEST).is_file():
             return None
@@ -119,22 +121,22 @@ class Source:
 
     @cached_property
     def steps(self) -> dict[str, Points]:
-        """Values of each step in metrics.jsonl, by name."""
+        """What metrics.jsonl records of each step, by name."""
         return columns([record for record in self.metrics if "epoch" not in record], "step")
 
     @cached_property
     def epochs(self) -> dict[str, Points]:
-        """Values of each epoch in metrics.jsonl, by name."""
+        """And of each epoch."""
         return columns([record for record in self.metrics if "epoch" in record], "epoch")
 
     @cached_property
     def steps_done(self) -> int:
-        """Number of recorded steps."""
+        """How many steps are on record."""
         return len({record["step"] for record in self.metrics})
 
     @property
     def shards(self) -> Path:
-        """Folder of the shards that the run made or learned from."""
+        """The folder of shards that the run made, or learned from."""
         if self.kind == "generator":
             return self.folder / SHARDS
         named = self.config.get("shards")
@@ -142,16 +144,16 @@ class Source:
 
     @cached_property
     def predictions(self) -> dict[str, Ints]:
-        """Classes by image for each model and for `label`, (N,) int64; empty where no real image was evaluated.
+        """Classes by image and model, (N,) int64, `label` among them; empty where no real image was looked at.
 
         Raises:
-            ClusterqError: predictions.npz was not written by an evaluation.
+            ClusterqError: predictions.npz is not what an evaluation writes.
         """
         return {name: array for name, array in self._arrays.items() if array.dtype.kind == "i"}
 
     @cached_property
     def image_names(self) -> list[str]:
-        """Names of the images in `predictions`."""
+        """Names of the images that `predictions` is about."""
         names = self._arrays.get("name")
         return [] if names is None else [str(name) for name in names]
 
@@ -162,15 +164,18 @@ class Source:
             return {}
         try:
             with zipfile.ZipFile(path) as packed:
-                if sum(member.file_size for member in packed.infolist()) > LARGEST_FILE:
-                    raise ValueError("it unpacks to more than any evaluation writes")
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+                sizes = {member.filename.removesuffix(".npy"): member.file_size for member in packed.infolist()}
+            # Probabilities are many, and no page shows them: they are left where they lie.
+            wanted = [name for name in sizes if not name.endswith(PROBABILITIES)]
+            if sum(sizes[name] for name in wanted) > LARGEST_FILE:
+                raise ValueError("it unpacks to more than any evaluation writes")
+            with np.load(path, allow_pickle=False) as found:
+                arrays = {name: found[name] for name in wanted}
             lengths = {array.shape for array in arrays.values()}
             kinds = {name: array.dtype.kind for name, array in arrays.items()}
             if len(lengths) != 1 or len(next(iter(lengths))) != 1 or kinds.get("label") != "i" or kinds.get("name") != "U":
                 raise ValueError("expected arrays of one length, name and label among them")
-        # zipfile raises NotImplementedError for an unknown compression method.
+        # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise ClusterqError(
                 f"{path} is not what an evaluation writes ({error}), expected arrays name and label and one a model; evaluate again."
@@ -191,36 +196,36 @@ class Source:
 
 
 def section(value: Any, *keys: str) -> dict[str, Any]:
-    """Return a nested dictionary; empty where there is none."""
+    """A dictionary inside dictionaries; empty where there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """Return the dictionaries in a list; empty where it is no list."""
+    """The dictionaries of a list."""
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def real(value: Any) -> float | None:
-    """Return a value as a finite number, or None."""
+    """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        number = float(value)
+        found = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return found if math.isfinite(found) else None
 
 
 def reals(value: Any) -> list[float | None]:
-    """Return a list of numbers, with None for missing ones; empty where it is no list."""
-    return [real(item) for item in value] if isinstance(value, list) else []
+    """A list of numbers, None where one is missing; empty where it is no list."""
+    return [real(one) for one in value] if isinstance(value, list) else []
 
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
-    """Return the records by key: (record[at], value) of each record that has both; None where a value was not finite."""
-    by_key: dict[str, Points] = {}
+    """Records by key: (record[at], value) of each that has both; None where a value was not finite."""
+    found: dict[str, Points] = {}
     for record in records:
         x = real(record.get(at))
         if x is None:
@@ -228,19 +233,19 @@ def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
         for key, value in record.items():
             y = real(value)
             if y is not None or value is None:
-                by_key.setdefault(key, []).append((x, y))
-    return by_key
+                found.setdefault(key, []).append((x, y))
+    return found
 
 
 def word(value: Any, otherwise: str = "–") -> str:
-    """Return a name, a number or a flag as text, else `otherwise`: YAML can expand a few lines to gigabytes of nested lists."""
+    """A name, a number or a flag as text. Of anything else not: YAML can fold gigabytes of nested lists into a few lines."""
     return str(value) if isinstance(value, str | int | float | bool) else otherwise
 
 
 def pair(value: Any) -> tuple[float, float] | None:
-    """Return two numbers, such as an interval's ends, or None."""
-    numbers = reals(value)
-    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
+    """Two numbers, as an interval has them."""
+    found = reals(value)
+    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
 
 
 def _refuse_large(path: Path, most: int = LARGEST_FILE) -> None:

@@ -30,7 +30,7 @@ from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.data.shard_batches import EpochBatches
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.evaluation.predictions import Predictions
+from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill
@@ -54,17 +54,20 @@ def finetune(
     resume: bool,
     overwrite: bool,
     dry_run: bool,
+    keep: KeptPredictions = NOTHING_MORE,
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
     Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
-    first one writes, and has the result.
+    first one writes, and has the result. `keep` says what is kept of each image beyond the usual.
 
     Raises:
         ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
     with process_group() as ranks:
-        result = _finetune(flags, shards_path, out, val, classes, ranks, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        result = _finetune(
+            flags, shards_path, out, val, classes, keep, ranks, resume=resume, overwrite=overwrite, dry_run=dry_run
+        )
     return result if ranks.first else {}
 
 
@@ -74,6 +77,7 @@ def _finetune(
     out: Path | None,
     val: Path | None,
     classes: Path | None,
+    keep: KeptPredictions,
     ranks: Ranks,
     *,
     resume: bool,
@@ -81,6 +85,7 @@ def _finetune(
     dry_run: bool,
 ) -> dict[str, Any]:
     begin = time.monotonic()
+    keep.need(val)
     if flags.get("output", {}).get("tensorboard"):
         need_tensorboard()
     shards = ShardSet.open(shards_path)
@@ -94,7 +99,12 @@ def _finetune(
     config = config.model_copy(update={"teacher": teacher.config})
     folder = out or _default_folder(run, config)
     geometry = config.evaluation.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
-    images = None if val is None else open_validation(val, teacher.spec, classes=classes, geometry=geometry)
+    black_and_white = config.evaluation.black_and_white
+    images = (
+        None
+        if val is None
+        else open_validation(val, teacher.spec, classes=classes, geometry=geometry, pixel_range=black_and_white, own=True)
+    )
 
     spec = teacher.spec
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
@@ -134,7 +144,7 @@ def _finetune(
     seconds = time.monotonic() - begin
 
     models = {"teacher": teacher.model, "calibrated": calibrated, "student": student}
-    evaluated = None if images is None else _evaluate(models, images, config, device, folder)
+    evaluated = None if images is None else _evaluate(models, images, config, device, folder, keep)
     if not ranks.first:
         return {}
     result: dict[str, Any] = {
@@ -172,9 +182,14 @@ def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
 
 
 def _evaluate(
-    models: dict[str, nn.Module], images: ValidationImages, config: FinetuneConfig, device: torch.device, folder: Path
+    models: dict[str, nn.Module],
+    images: ValidationImages,
+    config: FinetuneConfig,
+    device: torch.device,
+    folder: Path,
+    keep: KeptPredictions,
 ) -> dict[str, EvaluationResult]:
-    predictions = Predictions()
+    predictions = keep.collector()
     with progress("evaluating", len(images), images=1) as ticker:
         found = evaluate_models(
             models,
@@ -184,7 +199,7 @@ def _evaluate(
             progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
             predictions=predictions,
         )
-    predictions.save(folder / PREDICTIONS)
+    keep.save(predictions, folder / PREDICTIONS)
     return found
 
 

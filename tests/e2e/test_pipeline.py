@@ -275,9 +275,13 @@ def test_help_is_quick_and_states_defaults() -> None:
 
 def test_predictions_are_kept_image_by_image(tuned: dict[str, Any]) -> None:
     with np.load(Path(tuned["out"]) / "predictions.npz", allow_pickle=False) as found:
-        assert set(found) == {"name", "label", "teacher", "calibrated", "student"}
+        models = ("teacher", "calibrated", "student")
+        best = {f"{model}_top5_{what}" for model in models for what in ("classes", "probabilities")}
+        assert set(found) == {"name", "label", *models, *best}
         assert len(set(found["name"].tolist())) == tuned["student"]["images"]
-        for model in ("teacher", "calibrated", "student"):
+        for model in models:
+            assert np.array_equal(found[f"{model}_top5_classes"][:, 0], found[model])
+            assert (np.diff(found[f"{model}_top5_probabilities"]) <= 0).all()
             assert 100 * (found[model] == found["label"]).mean() == pytest.approx(tuned[model]["top1"])
         agreement = 100 * (found["student"] == found["teacher"]).mean()
         assert agreement == pytest.approx(tuned["student"]["agreement"])

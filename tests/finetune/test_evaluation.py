@@ -21,6 +21,7 @@ from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import Geometry, InputSpec, TeacherConfig
 from clusterq_finetune.data.preprocess import describe_preprocessing, preprocess, resized, shorter_side
 from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.data.real.base import Sample
 from clusterq_finetune.data.real.files import ImageFiles
 from clusterq_finetune.data.real.labels import imagenet_wnids
 from clusterq_finetune.evaluation.evaluate import evaluate_models
@@ -148,11 +149,11 @@ def test_a_workers_batch_lies_in_shared_memory_before_it_is_sent(tmp_path: Path)
     images = open_validation(tmp_path, SMALL)
     seen: list[bool] = []
 
-    def collate(samples: list[tuple[Tensor | None, int, str]]) -> bool:
+    def collate(samples: list[Sample]) -> bool:
         return images.collate(samples).pixels.is_shared()
 
     for workers in (0, 1):
-        seen += DataLoader(images, batch_size=12, num_workers=workers, collate_fn=collate)
+        seen += DataLoader(images.samples(), batch_size=12, num_workers=workers, collate_fn=collate)
     assert seen == [False, True]
 
 

@@ -139,6 +139,16 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     refused(tmp_path, "has label b'865', expected a number below 10", CIFAR)
 
 
+def test_webdataset_keys_with_dots_are_named(tmp_path: Path) -> None:
+    data = next(iter(photographs().values()))
+    members = {"a.jpg": data, "a.cls": b"3", "a.json": b"{}", "b.v2.jpg": data, "b.v2.cls": b"4", "a.mask.PNG": data}
+    tar_of(tmp_path / "val.tar", members)
+    images = open_validation(tmp_path, IMAGENET)
+    assert len(images) == 1
+    assert images.remarks[0].count == 3
+    assert images.remarks[0].names == ["val.tar/b.v2.jpg", "val.tar/b.v2.cls", "val.tar/a.mask.PNG"]
+
+
 def test_webdataset_tars_that_are_refused(tmp_path: Path) -> None:
     tar = tmp_path / "val.tar"
     tar_of(tar, {"a.jpg": b"x"})

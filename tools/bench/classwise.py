@@ -22,7 +22,7 @@ from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.training.centroids import Centroids, SemanticLayers
-from clusterq_gen.training.step_random import HostDraws
+from clusterq_gen.training.step_random import StepRandom
 
 # Channels and side of the inputs of the deep half.
 SHAPES = [(32, 16)] * 4 + [(64, 8)] * 6
@@ -90,7 +90,7 @@ def _actions(classes: int, batch: int) -> dict[str, Callable[[], None]]:
         with batchnorm_taps(model) as taps:
             model(inputs)
             features = layers.statistics(taps, groups, keep)
-            step = StepBatch(HostDraws(labels.device), labels, inputs[0], taps, {}, features, centroids)
+            step = StepBatch(StepRandom(labels.device), inputs[0], labels, groups, labels, taps, {}, features, centroids)
             torch.stack([weight * loss(step) for weight, loss in losses]).sum().backward()
         centroids.update(features, method.ema_rate)
 

@@ -99,7 +99,7 @@ def stream_child(folder: Path, count: int, workers: int) -> None:
     """One measurement of `stream`, as JSON on stdout."""
     images = open_validation(folder, IMAGENET)
     spread = torch.linspace(0, len(images) - 1, count).long().tolist()
-    loader = DataLoader(Subset(images, spread), batch_size=BATCH, num_workers=workers, collate_fn=images.collate)
+    loader = DataLoader(Subset(images.samples(), spread), batch_size=BATCH, num_workers=workers, collate_fn=images.collate)
     seen = unreadable = 0
     peaks: list[list[float]] = []
     begin = time.perf_counter()
@@ -138,9 +138,9 @@ def speed(
         images = open_validation(val, teacher.spec)
         some = Part(images, count)
         ready = [
-            normalise(some.collate([some[n] for n in range(at, min(at + BATCH, len(some)))]).pixels, teacher.spec).contiguous(
-                memory_format=torch.channels_last
-            )
+            normalise(
+                some.collate([some.sample(n) for n in range(at, min(at + BATCH, len(some)))]).pixels, teacher.spec
+            ).contiguous(memory_format=torch.channels_last)
             for at in range(0, len(some), BATCH)
         ]
         config = QuantConfig(bits=bits)

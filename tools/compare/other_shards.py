@@ -48,7 +48,7 @@ def write_real(folder: Path, teacher: Teacher, images: Path, per_class: int, see
 
     def batches() -> Iterator[tuple[Tensor, list[int]]]:
         for start in range(0, len(chosen), BATCH):
-            batch = source.collate([source[index] for index in chosen[start : start + BATCH]])
+            batch = source.collate([source.sample(index) for index in chosen[start : start + BATCH]])
             if len(batch.labels):
                 yield batch.pixels, batch.labels.tolist()
 

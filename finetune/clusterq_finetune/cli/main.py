@@ -18,7 +18,7 @@ from clusterq_common.settings import merged, read_yaml
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.figures import app as figures_app
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
-from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
 EXAMPLES = examples(
     "clusterq-finetune --shards out/ --bits w4a4 --val imagenet/val",
@@ -33,6 +33,13 @@ app = App(help="Turn a classifier into a low-bit one from synthetic shards, and 
 app.add_typer(shards_cli.app, name="shards")
 app.add_typer(figures_app, name="figures")
 
+Probabilities = Annotated[
+    bool, typer.Option("--probabilities", help="Keep the probability of every class in the .npz, not of the five best alone.")
+]
+PredictionsCsv = Annotated[
+    Path | None,
+    typer.Option("--predictions-csv", help="Write a table with a line an image: name, label, predicted class, confidence."),
+]
 STUDENT_HELP = "Folder of a finished fine-tuning, or of a generator's run: its in-loop student."
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
@@ -50,9 +57,11 @@ def finetune(
         Path | None, typer.Option("--out", help="Folder of the student.", show_default="finetune-BITS beside the shards")
     ] = None,
     val: Annotated[
-        Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS}.")
+        Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
     ] = None,
     classes: Classes = None,
+    probabilities: Probabilities = False,
+    predictions_csv: PredictionsCsv = None,
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
@@ -73,9 +82,13 @@ def finetune(
         if path is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
         from clusterq_finetune import commands
+        from clusterq_finetune.evaluation.predictions import KeptPredictions
         from clusterq_finetune.evaluation.summary import summary_lines
 
-        result = commands.finetune(values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        keep = KeptPredictions(probabilities, predictions_csv)
+        result = commands.finetune(
+            values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run, keep=keep
+        )
         _print(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM, "--resume"))
@@ -91,7 +104,7 @@ def finetune(
 @with_flags({"evaluation": EvaluationConfig}, typer.Option)
 def evaluate(
     flags: dict[str, dict[str, Any]],
-    val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS}.")],
+    val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS_OR_OWN}.")],
     student: Annotated[Path | None, typer.Option("--student", help=STUDENT_HELP)] = None,
     onnx: Annotated[
         Path | None,
@@ -109,6 +122,11 @@ def evaluate(
     integer: Annotated[
         bool, typer.Option("--integer", help="Also in integer arithmetic, as hardware computes it: simulated, slow.")
     ] = False,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write each image's predictions as an .npz, as a fine-tuning does.")
+    ] = None,
+    probabilities: Probabilities = False,
+    predictions_csv: PredictionsCsv = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
     device: Annotated[Device, typer.Option("--device", metavar="<name>", help="auto, cpu or cuda.")] = "auto",
@@ -121,6 +139,7 @@ def evaluate(
 
     def run() -> None:
         from clusterq_finetune.evaluation.evaluate_saved import evaluate_saved
+        from clusterq_finetune.evaluation.predictions import KeptPredictions
         from clusterq_finetune.evaluation.summary import summary_lines
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
@@ -136,6 +155,7 @@ def evaluate(
             workers=workers,
             integer=integer,
             optimise=optimise,
+            keep=KeptPredictions(probabilities, predictions_csv, predictions),
         )
         _print(summary_lines(result), result, as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""Preprocessing of a real image for the teacher, as published accuracies were measured."""
+"""A real image as its teacher wants it, as published accuracies were measured."""
 
 import math
 
@@ -9,25 +9,30 @@ from torch import Tensor
 
 from clusterq_common.png import MODES
 from clusterq_common.teacher.spec import Geometry, InputSpec
+from clusterq_finetune.data.pixels import PixelRange, eight_bits
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tensor:
-    """Convert a decoded image to (C, S, S) uint8.
+def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_range: PixelRange | None = None) -> Tensor:
+    """A decoded image as (C, S, S) uint8.
 
-    With a crop share, the shorter side is resized to ceil(S / share) (256 for 224 at 0.875), antialiased, and then the centre is
-    cropped. This equals torchvision's Resize and CenterCrop on a PIL image, pixel by pixel. Without a crop share, the whole image
-    is used, resized where its size differs.
+    With a crop share: the shorter side resized to ceil(S / share) (256 for 224 at 0.875), antialiased, then the centre cropped;
+    what torchvision's Resize and CenterCrop do to a PIL image, pixel by pixel. Without: the whole image, resized where its size
+    differs. Images of more than eight bits are scaled before that, by their depth or by `pixel_range`. EXIF's rotation is not
+    applied and an alpha channel is dropped, as where torchvision's ImageFolder reads.
+
+    Raises:
+        ClusterqError: an image of 32 bits or floats without a range.
     """
-    image = image.convert(MODES[spec.channels])
+    image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
     if geometry.crop_share is None:
         if image.size != (spec.size, spec.size):
             image = image.resize((spec.size, spec.size), resampling)
     else:
         image = image.resize(resized(image.size, shorter_side(spec.size, geometry.crop_share)), resampling)
-        # Rounded to the nearest, halves to even, as torchvision does where both sides cannot be cropped equally.
+        # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
         left, top = (round((side - spec.size) / 2) for side in image.size)
         image = image.crop((left, top, left + spec.size, top + spec.size))
     array = np.array(image).reshape(spec.size, spec.size, spec.channels)
@@ -35,21 +40,18 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tenso
 
 
 def shorter_side(size: int, crop_share: float) -> int:
-    """Return the shorter side of the resized image, in pixels.
-
-    A share that divides the size evenly must not give one pixel more by rounding.
-    """
+    """Of the resized image, in pixels. A share that divides the size evenly must not be one pixel more by rounding."""
     return math.ceil(size / crop_share - 1e-9)
 
 
 def resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Return width and height for a shorter side of `shorter`; the longer one keeps the proportions, rounded down."""
+    """Width and height with the shorter one at `shorter`; the longer one keeps the proportions, cut off to a whole number."""
     width, height = size
     return (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
 
 
 def describe_preprocessing(spec: InputSpec, geometry: Geometry) -> str:
-    """Return the preprocessing in words, for the result."""
+    """The same in words, for the result."""
     if geometry.crop_share is None:
         words = f"whole image at {spec.size}x{spec.size} ({geometry.interpolation}, antialiased, where its size differs)"
     else:

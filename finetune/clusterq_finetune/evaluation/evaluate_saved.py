@@ -1,4 +1,4 @@
-"""`clusterq-finetune evaluate`: evaluation of a saved student, an exported file, or both, on real images."""
+"""`clusterq-finetune evaluate`: a saved student, a file it was exported to, or both, on real images."""
 
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.evaluation.parity import Twin, integer_twin
+from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.student import load_student
 
@@ -36,29 +37,39 @@ def evaluate_saved(
     workers: int,
     integer: bool = False,
     optimise: bool = True,
+    keep: KeptPredictions = NOTHING_MORE,
 ) -> dict[str, Any]:
-    """Return top-1 and top-5 on real images, resized and cropped as `evaluation` says, else as in the student's fine-tuning.
+    """Top-1 and top-5 on real images, resized and cropped as `evaluation` says, else as when the student was tuned.
 
     Args:
         student_folder: a saved student.
-        onnx: an exported file, run in ONNX Runtime on the CPU. With a student, the two are also compared.
+        onnx: an exported file, for ONNX Runtime on the CPU; with a student also how far the two are apart.
         val, classes: see `open_validation`.
         evaluation, runtime: settings.
         batch_size: images in a batch.
         workers: decoding processes.
-        integer: also evaluate the student in integer arithmetic, and compare the two.
-        optimise: allow ONNX Runtime to rewrite the graph.
+        integer: also the student in integer arithmetic, and how far the two are apart.
+        optimise: let ONNX Runtime rewrite the graph.
+        keep: what is written of each image.
 
     Raises:
-        ClusterqError: see `load_student`, `OnnxModel`, `open_validation`; or flags that exclude each other.
+        ClusterqError: see `load_student`, `OnnxModel`, `open_validation`; or flags that do not belong together.
     """
+    keep.need(val)
+    if keep.probabilities and keep.npz is None:
+        raise ClusterqError(
+            "--probabilities: there is no --predictions, expected a file that they go to; pass --predictions FILE."
+        )
+    wanted = keep.npz is not None or keep.csv is not None
     _refuse_flags(student_folder, onnx, runtime, integer=integer, optimise=optimise)
     device = prepare_device(runtime)
     models: dict[str, nn.Module] = {}
     result: dict[str, Any] = {}
+    saved_range = None
     if student_folder is not None:
         student, spec, config = load_student(student_folder, device)
         geometry = config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch))
+        saved_range = config.evaluation.black_and_white
         models["student"] = student
         result["student"] = {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}
         if integer:
@@ -82,20 +93,27 @@ def evaluate_saved(
                     f"{result['student']['sha256'][:16]}, expected the same; export again, or leave --student out."
                 )
             models["onnx"] = Twin(student, exported)
-    images = open_validation(val, spec, classes=classes, geometry=evaluation.override_with(geometry))
+    geometry = evaluation.override_with(geometry)
+    images = open_validation(
+        val, spec, classes=classes, geometry=geometry, pixel_range=evaluation.black_and_white or saved_range, own=True
+    )
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
-        evaluations = evaluate_models(
+        predictions = keep.collector() if wanted else None
+        found = evaluate_models(
             models,
             images,
             device=device,
             batch_size=batch_size,
             workers=workers,
+            predictions=predictions,
             progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
         )
+        if predictions is not None:
+            keep.save(predictions, keep.npz)
         for name, model in models.items():
             if isinstance(model, Twin):
                 result[name] = result.get(name, {}) | model.comparison()
-    add_evaluation(result, evaluations, images, spec)
+    add_evaluation(result, found, images, spec)
     return result
 
 

@@ -1,43 +1,155 @@
-"""Predicted class of each model for each real image, for paired comparisons."""
+"""Which class each model names for each real image, and how sure it is: what paired comparisons and spreadsheets need."""
 
+import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from clusterq_common.device.distributed import Ranks
+from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
+
+TOP = 5
+# A spreadsheet takes a cell that begins so for a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Predictions:
-    """Collector of labels and predicted classes by image, over the batches of an evaluation and over processes."""
+    """Collects labels and predictions image by image, over the batches of an evaluation and over processes.
 
-    def __init__(self) -> None:
+    Args:
+        probabilities: also keep the probability of every class.
+    """
+
+    def __init__(self, *, probabilities: bool = False) -> None:
+        self.probabilities = probabilities
         self.names: list[str] = []
-        self.classes: dict[str, list[int]] = {"label": []}
+        # By the names of the arrays that are written: parts of one batch each.
+        self._parts: dict[str, list[Array]] = {}
 
-    def add(self, names: list[str], labels: Tensor, predicted: dict[str, Tensor]) -> None:
-        """Add one batch: names, labels (N,), and the predicted classes (N,) by model."""
+    def add(self, names: list[str], labels: Tensor, logits: dict[str, Tensor]) -> None:
+        """Keep one batch: names, labels (N,), and by model the logits (N, classes)."""
         self.names += names
-        for model, values in {"label": labels, **predicted}.items():
-            self.classes.setdefault(model, []).extend(values.tolist())
+        self._keep("label", labels.to(torch.int32))
+        for model, given in logits.items():
+            values = given.float()
+            probabilities = values.softmax(1)
+            # The class named is argmax's, as in the figures: of equal logits topk may name another first.
+            self._keep(model, values.argmax(1).to(torch.int32))
+            classes = values.topk(min(TOP, values.shape[1]), dim=1).indices
+            self._keep(f"{model}_top5_classes", classes.to(torch.int32))
+            self._keep(f"{model}_top5_probabilities", probabilities.gather(1, classes))
+            if self.probabilities:
+                self._keep(f"{model}_probabilities", probabilities)
+
+    def merged(self) -> dict[str, Array]:
+        """All processes' arrays, `name` and `label` among them, sorted by name; every process has to call it."""
+        own = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        parts = Ranks.current().gather((self.names, own))
+        names = np.array([name for part, _ in parts for name in part])
+        order = np.argsort(names, kind="stable")
+        keys = sorted({key for _, arrays in parts for key in arrays})
+        joined = {key: np.concatenate([arrays[key] for _, arrays in parts if key in arrays])[order] for key in keys}
+        return {"name": names[order], **joined}
 
     def save(self, path: Path) -> None:
-        """Write all processes' predictions, sorted by name, as an .npz of `name`, `label` and one array a model.
+        """Write all processes' predictions as an .npz; every process has to call it."""
+        save_npz(path, self.merged())
 
-        Only the first process writes.
-        """
-        parts = Ranks.current().gather((self.names, self.classes))
-        if not Ranks.current().first:
-            return
-        names = np.array([name for own, _ in parts for name in own])
-        order = np.argsort(names, kind="stable")
-        models = {model for _, classes in parts for model in classes}
-        arrays: dict[str, Any] = {
-            m: np.array([c for _, classes in parts for c in classes.get(m, [])], np.int32)[order] for m in sorted(models)
-        }
+    def _keep(self, name: str, values: Tensor) -> None:
+        self._parts.setdefault(name, []).append(values.cpu().numpy())
+
+
+def save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    """Write an .npz: `name`, `label`, one array a model of the classes it names, and its probabilities; the first process does."""
+    if Ranks.current().first:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, name=names[order], **arrays)
+        np.savez_compressed(buffer, **arrays)
         atomic_write(path, buffer.getvalue())
+
+
+def save_csv(path: Path, arrays: dict[str, Array]) -> None:
+    """Write one line an image: name, label, and by model the predicted class and its probability; the first process does."""
+    if not Ranks.current().first:
+        return
+    models = [key for key in arrays if f"{key}_top5_probabilities" in arrays]
+    heads = ["name", "label"]
+    for model in models:
+        heads += [f"{model}_class", f"{model}_confidence"]
+    columns: list[list[str]] = [[plain_cell(name) for name in arrays["name"].tolist()], _texts(arrays["label"])]
+    for model in models:
+        confidence = [f"{value:.6f}" for value in arrays[f"{model}_top5_probabilities"][:, 0].tolist()]
+        columns += [_texts(arrays[model]), confidence]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(zip(*columns, strict=True))
+    atomic_write(path, buffer.getvalue())
+
+
+def plain_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: one that begins like it gets an apostrophe before it."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _texts(values: Array) -> list[str]:
+    return [str(value) for value in values.tolist()]
+
+
+@dataclass(frozen=True)
+class KeptPredictions:
+    """What a command keeps of each image.
+
+    Attributes:
+        probabilities: in the .npz also those of every class, not of the five best alone.
+        csv: a table to write; none if left out.
+        npz: the .npz of a command that has no run folder for it; none if left out.
+    """
+
+    probabilities: bool = False
+    csv: Path | None = None
+    npz: Path | None = None
+
+    def need(self, val: Path | None) -> None:
+        """Make sure, before any work, that there are images to predict and places to write to.
+
+        Raises:
+            ClusterqError: there is no `--val`, or a path cannot be written.
+        """
+        for flag, path in (("--predictions-csv", self.csv), ("--predictions", self.npz)):
+            need_place(flag, path)
+        if val is None and (self.probabilities or self.csv is not None):
+            flag = "--probabilities" if self.probabilities else "--predictions-csv"
+            raise ClusterqError(f"{flag}: there is no --val, expected real images to predict; pass --val, or leave it out.")
+
+    def collector(self) -> Predictions:
+        """What an evaluation fills."""
+        return Predictions(probabilities=self.probabilities)
+
+    def save(self, predictions: Predictions, npz: Path | None) -> None:
+        """Write what is asked for; every process has to call it."""
+        arrays = predictions.merged()
+        if npz is not None:
+            save_npz(npz, arrays)
+        if self.csv is not None:
+            save_csv(self.csv, arrays)
+
+
+NOTHING_MORE = KeptPredictions()
+
+
+def need_place(flag: str, path: Path | None) -> None:
+    """Make sure, before any work, that a file can be put where a flag says.
+
+    Raises:
+        ClusterqError: the path is a folder, or lies in none.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        found = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise ClusterqError(f"{flag}: {path} {found}, expected a file to write; name one in a folder that exists.")

@@ -1,4 +1,4 @@
-"""`clusterq-finetune figures ...`: the figures, from parsed flags."""
+"""`clusterq-finetune figures ...`: what its figures are made from, once the flags are known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from clusterq_finetune.figures.spread import Array
 from clusterq_finetune.figures.table import read_curves
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 
-# Largest number of columns of a grid, and of curves side by side in a sensitivity plot.
+# Of a grid and of a sensitivity plot, side by side.
 MOST_COLUMNS, MOST_CURVES = 20, 3
 
 Flags = dict[str, dict[str, Any]]
@@ -38,14 +38,14 @@ Flags = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Val:
-    """Real images shown for comparison: their path and the order of their classes; see `open_validation`."""
+    """Real images to show beside: where they are, and in which order their classes come; see `open_validation`."""
 
     path: Path | None
     classes: Path | None
 
 
 def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """Draw the figure of `draw_features` and write it. Returns the result for `--json`.
+    """Draw `draw_features`; returns what `--json` prints.
 
     Raises:
         ClusterqError: see `open_sets`, `chosen_classes`, `load_checked_teacher`, `open_validation`, `chosen_layers`, `draw_features`.
@@ -60,44 +60,40 @@ def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: R
     from clusterq_finetune.figures.draw import write
     from clusterq_finetune.figures.features import draw_features
 
-    measured = _measured(flags, runs, val, images, config, runtime)
-    with progress("projecting", len(measured.layers)) as ticker:
-        drawing = draw_features(
-            measured.sources, measured.values, measured.layers, measured.order, measured.class_names, config, files
-        )
-        ticker.advance(len(measured.layers))
+    found = _measured(flags, runs, val, images, config, runtime)
+    with progress("projecting", len(found.layers)) as ticker:
+        drawing = draw_features(found.sources, found.values, found.layers, found.order, found.class_names, config, files)
+        ticker.advance(len(found.layers))
     write(drawing, where, files)
-    return _result(drawing.caption, where, measured)
+    return _result(drawing.caption, where, found)
 
 
 def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """Draw the figure of `draw_diversity` and write it. Returns the result for `--json`.
+    """Draw `draw_diversity`; returns what `--json` prints.
 
     Raises:
-        ClusterqError: as `features`; or a class of --shown-classes is not among the figure's classes.
+        ClusterqError: as `features`; or a class to show that is not among the others.
     """
     files, where = _files(flags, out)
     config, images = DiversityConfig.validated(flags.get("figure", {})), ImagesConfig.validated(flags.get("images", {}))
     from clusterq_finetune.figures.diversity import draw_diversity
     from clusterq_finetune.figures.draw import write
 
-    measured = _measured(flags, runs, val, images, config, runtime)
-    known = list(measured.class_names)
+    found = _measured(flags, runs, val, images, config, runtime)
+    known = list(found.class_names)
     shown = list(config.shown_classes) if config.shown_classes is not None else known[:2]
     for label in shown:
         if label not in known:
             raise ClusterqError(
                 f"--shown-classes: found {label}, expected some of {known}; add it to --classes, or choose another."
             )
-    drawing = draw_diversity(
-        measured.sources, measured.values, measured.layers, measured.order, measured.class_names, shown, config, files
-    )
+    drawing = draw_diversity(found.sources, found.values, found.layers, found.order, found.class_names, shown, config, files)
     write(drawing, where, files)
-    return _result(drawing.caption, where, measured)
+    return _result(drawing.caption, where, found)
 
 
 def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, Any]:
-    """Draw the figure of `draw_grid` and write it, without running a network. Returns the result for `--json`.
+    """Draw `draw_grid`; returns what `--json` prints. No network is asked.
 
     Raises:
         ClusterqError: see `open_sets`, `chosen_classes`, `open_validation`.
@@ -122,10 +118,10 @@ def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, A
 
 
 def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Draw the figure of `draw_sensitivity` and write it. Returns the result for `--json`.
+    """Draw `draw_sensitivity`; returns what `--json` prints.
 
     Raises:
-        ClusterqError: see `read_curves`; or there are more curves than a page has room for.
+        ClusterqError: see `read_curves`; or more curves than a page has room for.
     """
     files, where = _files(flags, out)
     from clusterq_finetune.figures.draw import write
@@ -148,7 +144,7 @@ def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, An
 
 @dataclass(frozen=True)
 class _Measured:
-    """Images and their features in the teacher."""
+    """Images, and what they are inside the teacher."""
 
     sources: list[Source]
     values: list[dict[str, Array]]
@@ -180,44 +176,45 @@ def _measured(
 def _sources(
     flags: Flags, sets: dict[str, ShardSet], val: Val, classes: Sequence[int], per_class: int, arch: str
 ) -> list[Source]:
-    """Return the sources of images: real images first, if there are any, then the sets in their order."""
+    """Real images first, if any are asked for, then the sets in their order."""
     evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
-        flag = "--val-classes" if val.classes is not None else "--crop-share or --interpolation"
+        flag = "--val-classes" if val.classes is not None else "--crop-share, --interpolation or --pixel-range"
         raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
-    sources = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
+    found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
-        sources.insert(0, real(open_validation(val.path, spec, classes=val.classes, geometry=geometry), classes, per_class))
-    for source in sources:
+        images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=evaluation.black_and_white)
+        found.insert(0, real(images, classes, per_class))
+    for source in found:
         few = len(source.labels) < per_class * len(classes)
         if few:
             info(f"Note: {source.name} has {len(source.labels)} images of these classes, fewer than {per_class} of each.")
-    return sources
+    return found
 
 
 def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.device) -> Teacher:
-    """Load the common teacher of all sets.
+    """The one teacher of all sets.
 
     Raises:
-        ClusterqError: no teacher is given, or a set was made for another one.
+        ClusterqError: nothing names it, or a set was made for another.
     """
-    run = next((folder for shards in sets if (folder := run_folder_of(shards)) is not None), None)
+    run = next((folder for one in sets if (folder := run_folder_of(one)) is not None), None)
     first = sets[0].manifest
     teacher = load_checked_teacher(find_teacher(flags, run, first), first, device)
-    for shards in sets[1:]:
-        if shards.manifest.teacher.digest != teacher.digest:
+    for one in sets[1:]:
+        if one.manifest.teacher.digest != teacher.digest:
             raise ClusterqError(
-                f"{shards.folder}: made for a teacher with digest {shards.manifest.teacher.digest[:19]}, the first run for one with "
+                f"{one.folder}: made for a teacher with digest {one.manifest.teacher.digest[:19]}, the first run for one with "
                 f"{teacher.digest[:19]}, expected the same for all; draw them one by one."
             )
     return teacher
 
 
 def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
-    """Return each class's label text: its number, and its name where a set knows it."""
-    names = next((shards.manifest.class_names for shards in sets if shards.manifest.class_names), None)
+    """What to call each class: its number, and its name where a set knows it."""
+    names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
     return {label: f"{label} {names[label]}" if names else str(label) for label in classes}
 
 

@@ -112,7 +112,7 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
     """
     size, seen = batch_size(images.spec), 0
     for start in range(0, len(numbers), size):
-        batch = images.collate([images[int(number)] for number in numbers[start : start + size]])
+        batch = images.collate([images.sample(int(number)) for number in numbers[start : start + size]])
         seen += len(batch.labels)
         if len(batch.labels):
             yield batch.pixels, batch.labels

@@ -2,5 +2,6 @@
 
 from clusterq_finetune.data.real.base import ValidationBatch, ValidationImages
 from clusterq_finetune.data.real.open import open_validation
+from clusterq_finetune.data.real.remarks import Remark
 
-__all__ = ["ValidationBatch", "ValidationImages", "open_validation"]
+__all__ = ["Remark", "ValidationBatch", "ValidationImages", "open_validation"]

@@ -1,26 +1,68 @@
 """What every layout becomes: images by index, decoded and preprocessed where a loader asks for them."""
 
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from clusterq_common.device.distributed import Ranks
+from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.pixels import PixelRange, eight_bits, is_deep
 from clusterq_finetune.data.preprocess import preprocess
+from clusterq_finetune.data.real.remarks import Remark
+
+# What may be remarked of a single image.
+OUTSIDE = "values outside --pixel-range, clipped"
+FRAMES = "several frames, the first is taken"
+TURNED = "a rotation in EXIF, not applied (as in torchvision)"
+ORIENTATION = 0x0112
+# Images looked at before anything is decoded: enough to find a folder of floats before a training that ends with its evaluation.
+PROBED = 16
+
+
+class Sample(NamedTuple):
+    """One image as it was read.
+
+    Attributes:
+        pixels: (C, S, S) uint8; None for one that cannot be decoded.
+        label: its class.
+        name: what a person would find it by.
+        mode: PIL's mode of the file's pixels, as "RGB" or "I;16"; empty for one that cannot be decoded.
+        remarks: what there is to say of it.
+        refused: the sentence that ends the reading: the image cannot be understood without a setting.
+    """
+
+    pixels: Tensor | None
+    label: int
+    name: str
+    mode: str = ""
+    remarks: tuple[str, ...] = ()
+    refused: str = ""
 
 
 class ValidationBatch(NamedTuple):
-    """pixels (N, C, S, S) uint8, labels (N,) int64 and names of N images, and the names of those that could not be read."""
+    """pixels (N, C, S, S) uint8, labels (N,) int64 and names of N images, and the names of those that could not be read.
+
+    `modes` are the N images' pixel modes, `remarks` pairs of what is remarked and an image's name. `refused` is the sentence that ends
+    the reading, if there is one.
+    """
 
     pixels: Tensor
     labels: Tensor
     names: list[str]
     unreadable: list[str]
+    modes: list[str]
+    remarks: list[tuple[str, str]]
+    refused: str = ""
 
 
 class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
@@ -34,6 +76,9 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
 
     Attributes:
         geometry: how they are resized and cropped; unless it is set, as is usual for images of the teacher's size.
+        pixel_range: the values that are black and white in images of more than eight bits; by their depth unless it is set.
+        remarks: what was skipped, reordered or guessed when the place was listed.
+        class_names: in index order, where the place has names for classes.
     """
 
     def __init__(self, root: Path, layout: str, labels: list[int], spec: InputSpec) -> None:
@@ -42,6 +87,9 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         self.labels = labels
         self.spec = spec
         self.geometry = known_geometry(spec.size)
+        self.pixel_range: PixelRange | None = None
+        self.remarks: list[Remark] = []
+        self.class_names: list[str] = []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,18 +107,72 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        """Pixels (C, S, S) uint8, or None for an image that cannot be decoded; label; name."""
+        """Pixels (C, S, S) uint8, or None for an image that cannot be decoded; label; name.
+
+        Raises:
+            ClusterqError: an image that cannot be understood without a setting.
+        """
+        found = self.sample(index)
+        if found.refused:
+            raise ClusterqError(found.refused)
+        return found.pixels, found.label, found.name
+
+    def sample(self, index: int) -> Sample:
+        """The image, and what there is to say of it."""
         label, name = self.labels[index], self.name(index)
         try:
             with self.open(index) as image:
-                return preprocess(image, self.spec, self.geometry), label, name
+                return self._read(image, label, name)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             # Reported, not swallowed: the result counts and names every image that could not be read.
-            return None, label, name
+            return Sample(None, label, name)
+        except ClusterqError as error:
+            return Sample(None, label, name, refused=str(error))
 
-    def collate(self, samples: list[tuple[Tensor | None, int, str]]) -> ValidationBatch:
-        """Samples of a loader as one batch, unreadable ones apart."""
-        good = [(pixels, label) for pixels, label, _ in samples if pixels is not None]
+    def _read(self, image: Image.Image, label: int, name: str) -> Sample:
+        """Decode and preprocess an open image."""
+        mode = image.mode
+        shallow, outside = eight_bits(image, self.pixel_range, name)
+        pixels = preprocess(shallow, self.spec, self.geometry)
+        remarks = (*((OUTSIDE,) if outside else ()), *_remarks_of(image))
+        return Sample(pixels, label, name, mode, remarks)
+
+    def probe(self) -> None:
+        """Look at the headers of a few images, so that what cannot be understood without a setting is refused at once.
+
+        Raises:
+            ClusterqError: such an image.
+        """
+        if self.pixel_range is not None:
+            return
+        for index in range(0, len(self), max(1, len(self) // PROBED)):
+            try:
+                with self.open(index) as image:
+                    deep = is_deep(image)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                continue
+            if deep and (refused := self.sample(index).refused):
+                raise ClusterqError(refused)
+
+    def samples(self) -> "Samples":
+        """The same images for a loader that also wants to know what there is to say of each."""
+        return Samples(self)
+
+    def batches(self, batch_size: int, workers: int, ranks: Ranks) -> Iterator[ValidationBatch]:
+        """This process's share of the images: every world-th one, so that each is counted once, however many processes there are."""
+        own = range(ranks.rank, len(self), ranks.world)
+        yield from DataLoader(self.samples(), batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=self.collate)
+
+    def collate(self, samples: Sequence[Sample]) -> ValidationBatch:
+        """Samples of a loader as one batch, unreadable ones apart.
+
+        Raises:
+            ClusterqError: outside a loader's processes, whose errors would arrive as tracebacks: see `ValidationBatch.refused`.
+        """
+        refused = next((sample.refused for sample in samples if sample.refused), "")
+        if refused and get_worker_info() is None:
+            raise ClusterqError(refused)
+        good = [(sample.pixels, sample) for sample in samples if sample.pixels is not None]
         batch = torch.empty(len(good), self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
         if get_worker_info() is not None:
             # Where it must lie to be sent. Sending it would otherwise free it from another thread, at any time: the images decoded
@@ -78,6 +180,37 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
             batch.share_memory_()
         if good:
             torch.stack([pixels for pixels, _ in good], out=batch)
-        labels = torch.tensor([label for _, label in good], dtype=torch.long)
-        names = [name for pixels, _, name in samples if pixels is not None]
-        return ValidationBatch(batch, labels, names, [name for pixels, _, name in samples if pixels is None])
+        return ValidationBatch(
+            batch,
+            torch.tensor([sample.label for _, sample in good], dtype=torch.long),
+            [sample.name for _, sample in good],
+            [sample.name for sample in samples if sample.pixels is None],
+            [sample.mode for _, sample in good],
+            [(what, sample.name) for _, sample in good for what in sample.remarks],
+            refused,
+        )
+
+
+def _remarks_of(image: Image.Image) -> Iterator[str]:
+    """What a decoded file says of itself that its first picture's pixels do not show."""
+    # Pillow raises anything on broken metadata, which says nothing about the pixels.
+    with suppress(Exception):
+        if getattr(image, "is_animated", False):
+            yield FRAMES
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            yield TURNED
+
+
+class Samples(Dataset[Sample]):
+    """A set's images by index, each with what there is to say of it."""
+
+    def __init__(self, images: ValidationImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.images.sample(index)

@@ -1,25 +1,32 @@
 """Images that are files of their own: class folders, and ImageNet as Kaggle ships it."""
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import warn
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
-from clusterq_finetune.data.real.labels import class_index, imagenet_wnids
+from clusterq_finetune.data.real.labels import class_index, imagenet_wnids, order_remark
+from clusterq_finetune.data.real.remarks import Remark
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
 KAGGLE_SOLUTION = "LOC_val_solution.csv"
+SKIPPED = "no known image files, skipped"
 
 
 class ImageFiles(ValidationImages):
     """Paths and labels."""
 
-    def __init__(self, root: Path, layout: str, paths: list[Path], labels: list[int], spec: InputSpec) -> None:
+    def __init__(
+        self, root: Path, layout: str, paths: list[Path], labels: list[int], spec: InputSpec, remarks: Sequence[Remark] = ()
+    ) -> None:
         super().__init__(root, layout, labels, spec)
         self.paths = paths
+        self.remarks += remarks
 
     def name(self, index: int) -> str:
         return str(self.paths[index].relative_to(self.root))
@@ -42,16 +49,30 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
             "layouts that --help names; sort them so."
         )
     index = class_index([folder.name for folder in folders], f"{path} has", "class folders", spec, classes)
-    found = [
-        (image, index[folder.name])
-        for folder in folders
-        for image in sorted(entry for entry in folder.rglob("*") if _is_image(entry))
-    ]
+    found: list[tuple[Path, int]] = []
+    skipped: list[Path] = []
+    for folder in folders:
+        images, others = _sorted_out(folder.rglob("*"))
+        found += [(image, index[folder.name]) for image in images]
+        skipped += others
     if not found:
+        instead = f" ({len(skipped)} other files, the first is {skipped[0].name})" if skipped else ""
         raise ClusterqError(
-            f"--val: no images in the {len(folders)} class folders of {path}, expected files such as .JPEG or .png; check the path."
+            f"--val: no images in the {len(folders)} class folders of {path}{instead}, expected files such as .JPEG or .png; check the path."
         )
-    return ImageFiles(path, "class folders", [image for image, _ in found], [label for _, label in found], spec)
+    hidden = [entry for entry in path.iterdir() if entry.is_dir() and entry not in set(folders)]
+    outside = [*path.iterdir(), *(entry for folder in hidden for entry in folder.rglob("*"))]
+    remarks = [
+        *_remark(SKIPPED, path, skipped),
+        *_remark("files outside class folders, skipped", path, sorted(entry for entry in outside if entry.is_file())),
+    ]
+    if classes is None and (order := order_remark(list(index))) is not None:
+        # Said at once, too: whoever meant the other order need not wait for the figures.
+        warn(order.line())
+        remarks.append(order)
+    listed = ImageFiles(path, "class folders", [image for image, _ in found], [label for _, label in found], spec, remarks)
+    listed.class_names = list(index)
+    return listed
 
 
 def kaggle_solution(path: Path) -> Path | None:
@@ -76,14 +97,35 @@ def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
                     f"--val: line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again."
                 )
             labels_by_id[row["ImageId"]] = number[wnid]
-    paths = sorted(entry for entry in path.rglob("ILSVRC2012_val_*") if _is_image(entry))
+    paths, others = _sorted_out(path.rglob("ILSVRC2012_val_*"))
     if not paths:
         raise ClusterqError(f"--val: {path} holds no ILSVRC2012_val_*.JPEG to go with {solution}; point --val at the images.")
     unknown = next((image for image in paths if image.stem not in labels_by_id), None)
     if unknown is not None:
         raise ClusterqError(f"--val: {solution} has no line for {unknown.name}, expected one for each image; get it again.")
-    return ImageFiles(path, "flat folder with Kaggle's labels", paths, [labels_by_id[image.stem] for image in paths], spec)
+    labels = [labels_by_id[image.stem] for image in paths]
+    remarks = [
+        *_remark(SKIPPED, path, others),
+        *_remark(
+            f"lines of {KAGGLE_SOLUTION} without an image", path, sorted(labels_by_id.keys() - {one.stem for one in paths})
+        ),
+    ]
+    return ImageFiles(path, "flat folder with Kaggle's labels", paths, labels, spec, remarks)
 
 
 def _is_image(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def _sorted_out(entries: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The images among them, and all other files; both sorted."""
+    files = sorted(entry for entry in entries if entry.is_file())
+    images = [file for file in files if _is_image(file)]
+    known = set(images)
+    return images, [file for file in files if file not in known]
+
+
+def _remark(what: str, root: Path, about: Sequence[Path | str]) -> list[Remark]:
+    """A remark, where there is something to remark."""
+    names = [str(one.relative_to(root)) if isinstance(one, Path) else one for one in about]
+    return [Remark.of(what, names)] if names else []

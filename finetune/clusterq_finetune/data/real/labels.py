@@ -1,12 +1,15 @@
 """Which class a name stands for."""
 
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.real.remarks import Remark
 
+NUMBERS = re.compile(r"(\d+)")
 WNID = re.compile(r"n\d{8}")
 IMAGENET_CLASSES = 1000
 NAMES_SHOWN = 3
@@ -58,6 +61,18 @@ def class_index(names: list[str], having: str, what: str, spec: InputSpec, class
             f"{known[0]}; rename or remove them, or pass --classes FILE."
         )
     return index
+
+
+def order_remark(names: Sequence[str]) -> Remark | None:
+    """What there is to say where names sort otherwise by their numbers than letter by letter: 0, 1, 10, 2."""
+
+    def by_numbers(name: str) -> list[int | str]:
+        return [int(part) if part.isdecimal() else part for part in NUMBERS.split(name)]
+
+    if list(names) == sorted(names, key=by_numbers):
+        return None
+    what = "class folders taken in alphabetical order, as torchvision does, which is not the order of their numbers (see --classes)"
+    return Remark.of(what, [f"class {number}: {name}" for number, name in enumerate(names)])
 
 
 def _read_classes(path: Path, spec: InputSpec) -> list[str]:

@@ -5,31 +5,50 @@ from pathlib import Path
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.data.pixels import PixelRange
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.cifar import cifar_batch, open_cifar
 from clusterq_finetune.data.real.files import kaggle_solution, open_class_folders, open_kaggle
+from clusterq_finetune.data.real.own import is_own, open_own
 from clusterq_finetune.data.real.tars import open_imagenet_tar, open_webdataset
 
 IMAGENET_TAR = "ILSVRC2012_img_val.tar"
 
 
 def open_validation(
-    path: Path, spec: InputSpec, *, classes: Path | None = None, geometry: Geometry | None = None
+    path: Path,
+    spec: InputSpec,
+    *,
+    classes: Path | None = None,
+    geometry: Geometry | None = None,
+    pixel_range: PixelRange | None = None,
+    own: bool = False,
 ) -> ValidationImages:
     """List the images of a place, whatever its layout; none is decoded yet.
 
     Args:
-        path: a folder or a file; see `LAYOUTS`.
+        path: a folder or a file; see `LAYOUTS`. With `own` also a function of the user's, `path/to/file.py:function`.
         spec: what the teacher takes.
         classes: file with one class folder name a line in index order, for class folders whose order cannot be known.
         geometry: how images are resized and cropped; if left out, as is usual for the teacher's size.
+        pixel_range: the values that are black and white in images of more than eight bits; if left out, by their depth.
+        own: whether the path may name code, which then runs. True for what a person typed, never for what a file says.
 
     Raises:
-        ClusterqError: nothing there, no known layout, or labels that do not fit the teacher.
+        ClusterqError: nothing there, no known layout, labels that do not fit the teacher, or images that need a pixel range.
     """
-    images = _open(path, spec, classes)
+    if own and is_own(path):
+        if classes is not None:
+            raise ClusterqError(
+                f"--classes: {path.name} gives labels itself, expected a place with class folders; leave --classes out."
+            )
+        images: ValidationImages = open_own(path, spec)
+    else:
+        images = _open(path, spec, classes)
+    images.pixel_range = pixel_range
     if geometry is not None:
         images.geometry = geometry
+    images.probe()
     return images
 
 

@@ -12,6 +12,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.labels import imagenet_wnids
+from clusterq_finetune.data.real.remarks import Remark
 
 IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp"}
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -87,6 +88,7 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
     """
     spans: list[Span] = []
     labels: list[int] = []
+    skipped: list[str] = []
     for tar in tars:
         images: dict[str, Span] = {}
         classes: dict[str, Span] = {}
@@ -98,6 +100,8 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
                 images[f"{folder}/{key}"] = span
             elif member.isreg() and suffix == "cls":
                 classes[f"{folder}/{key}"] = span
+            elif member.isreg() and suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
+                skipped.append(f"{tar.name}/{member.name}")
         lonely = next(iter(images.keys() ^ classes.keys()), None)
         if lonely is not None:
             missing = "image" if lonely in classes else "label (.cls)"
@@ -113,7 +117,11 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
                 labels.append(int(text))
     if not spans:
         raise ClusterqError(f"--val: the {len(tars)} tars of {path} hold no sample with an image and a .cls; check the path.")
-    return ImagesInTars(path, "webdataset tars", spans, labels, spec)
+    images_in_tars = ImagesInTars(path, "webdataset tars", spans, labels, spec)
+    if skipped:
+        what = "members with dots in their keys, skipped (webdataset ends a key at its first dot)"
+        images_in_tars.remarks.append(Remark.of(what, skipped))
+    return images_in_tars
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:

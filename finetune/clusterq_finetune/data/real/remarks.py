@@ -1,0 +1,32 @@
+"""What a reader of images skipped, reordered or guessed: counted, and named as far as a person reads."""
+
+from collections.abc import Iterable
+
+from clusterq_common.settings import Settings
+
+NAMES_SHOWN = 10
+
+
+class Remark(Settings):
+    """One such thing.
+
+    Attributes:
+        what: in words, as "no known image file, skipped".
+        count: how many it is about.
+        names: the first of them, at most ten.
+    """
+
+    what: str
+    count: int
+    names: list[str]
+
+    @classmethod
+    def of(cls, what: str, names: Iterable[str]) -> "Remark":
+        """A remark on everything in `names`, in their order."""
+        listed = list(names)
+        return cls(what=what, count=len(listed), names=listed[:NAMES_SHOWN])
+
+    def line(self) -> str:
+        """The remark for a person."""
+        more = ", ..." if self.count > len(self.names) else ""
+        return f"{self.what}: {self.count} ({', '.join(self.names)}{more})"
