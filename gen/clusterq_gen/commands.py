@@ -12,7 +12,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.environment import write_environment
-from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -115,6 +115,8 @@ def emit(
     device = prepare_device(drawing)
     teacher = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, teacher, device)
+    if out is None:
+        refuse_links(run, "--run")
     folder = out or run / SHARDS
     with process_group() as ranks:
         source = refined(source, config.emit, drawing, teacher, folder, _recorder(config, device))

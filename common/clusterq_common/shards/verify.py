@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import PARTIAL_SUFFIX, sha256_file
+from clusterq_common.files import final_name, sha256_file
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
@@ -42,7 +42,7 @@ def verify_set(folder: Path, manifest: Manifest, *, advance: Callable[[int], Non
     problems = [
         Problem(path.name, None, "is not in the manifest; it belongs to no set or an unfinished one")
         for path in sorted(folder.iterdir())
-        if SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)) and path.name not in listed
+        if SHARD_NAME.fullmatch(final_name(path.name)) and path.name not in listed
     ]
     for name, split in manifest.splits.items():
         per_class = np.zeros(manifest.teacher.spec.num_classes, np.int64)
