@@ -13,6 +13,7 @@ from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
 from clusterq_common.shards.read import SplitReader, check_size
 from clusterq_common.shards.sample import Sample
+from clusterq_common.tar import BLOCK, TarHeaders
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _verify_shard(
     except ClusterqError as error:
         yield Problem(shard.file, None, _plain(error))
         return
+    if _data_behind(path):
+        yield Problem(shard.file, None, "it goes on behind the mark of its end; what lies there belongs to no sample")
     content = ContentDigest()
     whole = len(reader) == shard.samples
     if not whole:
@@ -118,6 +121,14 @@ def _verify_shard(
 def _reader(folder: Path, manifest: Manifest, shard: Shard) -> SplitReader:
     """A reader of one shard, straight from the tar: the cached index is of a file that was whole."""
     return SplitReader(folder, manifest, [shard], [index_tar(folder / shard.file, manifest)])
+
+
+def _data_behind(path: Path) -> bool:
+    with path.open("rb", buffering=BLOCK) as file:
+        headers = TarHeaders(file)
+        for _ in headers:
+            pass
+        return headers.has_data_behind()
 
 
 def _plain(error: ClusterqError) -> str:
