@@ -1,14 +1,14 @@
-"""Entry point of the programs: errors become one sentence and an exit code."""
+"""The edge between a program and its user: errors become one sentence and an exit code."""
 
 import errno
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import is_main_process, quietly
+from clusterq_common.escape import shell_command
+from clusterq_common.progress.console import is_main_process, quietly, say
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -17,15 +17,15 @@ INTERRUPTED = 130
 def run_guarded(
     action: Callable[[], None], *, debug: bool = False, quiet: bool = False, resume: Callable[[], str] | None = None
 ) -> None:
-    """Run a command. The exit code is 2 with one sentence for a user's mistake or a full disk, and 130 when interrupted.
+    """Run a command. Exit code 2 with one sentence for a user's mistake or a full disk, 130 when interrupted.
 
-    Any other exception is a defect of the program and is raised with its traceback.
+    Any other exception is a defect of the program and goes through with its traceback.
 
     Args:
         action: the command.
         debug: print the traceback before the sentence.
         quiet: no progress and no remarks, see `progress.quietly`.
-        resume: returns the command line that continues after an interruption, for commands that can be resumed.
+        resume: gives the command line that goes on after an interruption, for commands that can.
     """
     try:
         with quietly(quiet):
@@ -45,24 +45,24 @@ def run_guarded(
 
 
 def same_command(program: str, *more: str) -> str:
-    """Return the command line of this process, as a person types it.
+    """The command line of this process, as a person types it.
 
     Args:
-        program: name of the program.
-        more: flags to add where they are missing. `--overwrite` is left out, because it would delete finished work.
+        program: its name.
+        more: flags to add where they are not given. `--overwrite` is left out: it would delete what is finished.
     """
     words = [word for word in sys.argv[1:] if word not in {"--overwrite", *more}]
     started = program
     if os.environ.get("WORLD_SIZE", "1") != "1":
         started = f"torchrun ... -m {program.replace('-', '_')} --"
-    return " ".join([started, shlex.join([*words, *more])])
+    return f"{started} {shell_command(*words, *more)}"
 
 
 def run_to_end(app: Callable[[], object]) -> None:
     """Run a console script's command line, which ends in SystemExit.
 
-    Under torchrun the process then exits at once. In the interpreter's teardown, native threads of the collectives have sometimes
-    aborted (exit code -6) after all work was done and written, and torchrun treats that as a failed job.
+    A process that torchrun started then ends at once: in the interpreter's teardown, native threads of the collectives have aborted
+    now and then (exit code -6), after everything was done and written, and torchrun takes that for a failed job.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         app()
@@ -79,8 +79,10 @@ def run_to_end(app: Callable[[], object]) -> None:
 
 def _leave(sentence: str, code: int, *, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
-    # An interruption reaches all of torchrun's processes; an error may concern one process only.
+        for line in traceback.format_exc().splitlines():
+            say(line)
+    # An interruption reaches all of torchrun's processes alike; an error may be one's own.
     if code == USER_ERROR or is_main_process():
-        print(f"Error: {sentence}" if code == USER_ERROR else sentence, file=sys.stderr)
+        for line in (f"Error: {sentence}" if code == USER_ERROR else sentence).splitlines():
+            say(line)
     raise SystemExit(code)

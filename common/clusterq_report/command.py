@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import info, warn
+from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.run_folder import ANALYSIS
 from clusterq_report.pages.draw import draw_report
 from clusterq_report.run_data import Source
@@ -38,7 +38,7 @@ def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
         info(
             f"Note: without {ANALYSIS} the figures of single layers are left out; --analyse measures them, given the teacher's weights."
         )
-    print(f"report: {path}")
+    print_result(f"report: {path}")
 
 
 def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, device: "torch.device | None" = None) -> None:

@@ -1,10 +1,11 @@
-"""Output of a running program: progress bars on a terminal, occasional lines elsewhere. It is on stderr; stdout is for results.
+"""What a program says while it works: bars on a terminal, a line now and then elsewhere. All of it on stderr; stdout is for results.
 
-With `--quiet` (`quietly`) only warnings, errors and results remain. Within `heard_by`, output goes to the caller's functions
-instead of the terminal.
+`--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
 """
 
+import errno
 import io
+import json
 import os
 import sys
 import time
@@ -12,16 +13,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from clusterq_common.escape import encodable, one_line
 from clusterq_common.progress.meter import Meter, memory
 
-# The interval between lines grows with the length of a run: a day of training prints about 1,500 lines.
+# Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
 LEAST_SECONDS_BETWEEN_LINES = 10.0
 MOST_SECONDS_BETWEEN_LINES = 60.0
 LINES_TO_SLOW_DOWN = 20
 
-# Called with the description of the work, the units done, and the total.
+# Called with what is being done, how many units of it are done, and how many there are.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -36,7 +38,7 @@ _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> Iterator[None]:
-    """Send lines and warnings to `log` and counts to `progress` within the block; where one is None, they are dropped."""
+    """Within this, lines and warnings go to `log` and counts to `progress`; to nobody where these are None."""
     token = _listener.set(_Listener(log or _to_nobody, progress))
     try:
         yield
@@ -45,17 +47,17 @@ def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> 
 
 
 def _to_nobody(_: str) -> None:
-    """Drop a line that no caller listens to."""
+    """Nobody asked."""
 
 
 def remarks() -> TextIO:
-    """Return the stream for other packages' remarks: stderr, or one that is dropped within `heard_by`."""
+    """The stream for what other packages print on their way: stderr, or nothing within `heard_by`."""
     return sys.stderr if _listener.get() is None else io.StringIO()
 
 
 @contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
-    """Hide lines and bars within the block, if `quiet`."""
+    """Around a command: with `quiet` neither lines nor bars are shown."""
     global _quiet
     before, _quiet = _quiet, quiet
     try:
@@ -65,56 +67,78 @@ def quietly(quiet: bool) -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Return whether this process prints output: the first one of those that torchrun starts."""
+    """Whether this process talks to the person watching: of those that torchrun starts, the first."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def info(line: str) -> None:
-    """Print one line of information."""
+    """One line for the person watching; what it quotes may be anyone's, see `escape.one_line`, as in all of these."""
     if (listener := _listener.get()) is not None:
-        listener.log(line)
+        listener.log(one_line(line))
     elif is_main_process() and not _quiet:
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 def warn(sentence: str) -> None:
-    """Print a warning, also with --quiet."""
+    """A reason to look closer: said with --quiet, too."""
     if (listener := _listener.get()) is not None:
-        listener.log(f"Warning: {sentence}")
+        listener.log(one_line(f"Warning: {sentence}"))
     elif is_main_process():
-        print(f"Warning: {sentence}", file=sys.stderr, flush=True)
+        say(f"Warning: {sentence}")
 
 
 def print_result(line: str) -> None:
-    """Print one line of a command's result on stdout, also with --quiet."""
+    """One line of what a command was asked for: on stdout, with --quiet, too."""
     if is_main_process():
-        print(line, flush=True)
+        _write(sys.stdout, one_line(line))
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout, for a program to read."""
+    if is_main_process():
+        # The one control character that json leaves as it is.
+        _write(sys.stdout, json.dumps(value).replace("\x7f", "\\u007f"))
+
+
+def say(line: str) -> None:
+    """Put one line on stderr, whoever this process is."""
+    try:
+        _write(sys.stderr, one_line(line))
+    except OSError as error:
+        # The terminal was closed: nobody is left to tell, and the work is worth more than the remark.
+        if error.errno not in {errno.EPIPE, errno.EIO, errno.EBADF}:
+            raise
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    if stream is not None and not stream.closed:  # neither has a process that was started without
+        print(encodable(line, stream.encoding), file=stream, flush=True)
 
 
 class Ticker(ABC):
-    """Counter of finished units of work. It shows the count, the speed and the latest note."""
+    """Counts finished units of work and shows the count, how fast it grows, and the latest note."""
 
     def __init__(self, description: str, meter: Meter) -> None:
         self.description, self.meter, self.note = description, meter, ""
 
     @property
     def done(self) -> int:
-        """Number of units done so far."""
+        """Units done so far."""
         return self.meter.done
 
     def finish(self) -> None:
-        """Mark the work as finished, even if some units were not needed."""
+        """The work is over, whether or not every unit of it was needed."""
         self.show()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more units as done. A note stays until the next one."""
+        """`count` more units are done; a note stays until the next one."""
         self.meter.advance(count)
-        self.note = note or self.note
+        self.note = one_line(note) or self.note
         self.show()
 
     @abstractmethod
     def show(self) -> None:
-        """Update the display."""
+        """Bring what is shown up to date."""
 
 
 class _Silence(Ticker):
@@ -159,9 +183,9 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
     """Show the progress of a block of work.
 
     Args:
-        description: name of the work, such as "training".
-        total: number of units of work.
-        done: number of units already done before.
+        description: what is being done, as "training".
+        total: units of work.
+        done: units that are behind it already.
         images: images in a unit, for the speed; 0 where units are not images.
     """
     meter = Meter(total, done, images)
@@ -172,7 +196,7 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
     if listener is not None or _quiet or not is_main_process():
         yield _Silence(description, meter)
         return
-    # rich treats a file as a terminal under FORCE_COLOR. Bars need a real one that can move its cursor (TERM=dumb cannot).
+    # FORCE_COLOR makes rich take a file for a terminal; bars are for what really is one, and can move its cursor (TERM=dumb cannot).
     if not sys.stderr.isatty() or os.environ.get("TERM", "") in {"dumb", "unknown"}:
         lines = _Lines(description, meter)
         yield lines

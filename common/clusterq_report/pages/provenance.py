@@ -1,18 +1,18 @@
-"""Page sections on provenance: settings, versions, digests, and the command that repeats the run."""
+"""Parts of a page about where things come from: settings, versions, digests, and the command that makes them again."""
 
-import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from clusterq_common.escape import shell_command
 from clusterq_common.run.run_folder import CONFIG, RESULT
 from clusterq_report.html.page import code, folded, paragraph, table
 from clusterq_report.html.redact_paths import SAID, shown_path
 from clusterq_report.html.text import number
 from clusterq_report.run_data import Source, real, section, word
 
-# Known programs, by the name of the program's file or of its package. A folder from elsewhere could name any other program for
-# its reader to copy and run.
+# What a command line may start with, by the name of the program's file or of its package. A received folder could name any other
+# program for its reader to copy and run.
 PROGRAMS = {
     "clusterq-gen": "clusterq-gen",
     "clusterq_gen": "clusterq-gen",
@@ -21,21 +21,21 @@ PROGRAMS = {
     "compare_methods.py": "python tools/compare_methods.py",
     "analyses.py": "python tools/analyses.py",
 }
-# Flags on existing folders, which are not part of the run's settings.
+# Flags that say what to do with a folder that exists: no part of what was done.
 ABOUT_FOLDER = {"--resume", "--overwrite"}
 LONGEST_LIST = 24
 DEEPEST = 3
 
 
 def again(source: Source) -> str:
-    """Return the commands that repeat the run, and the one that started it."""
+    """Commands that repeat the run, and the one that started it."""
     lines = []
     if source.kind == "generator":
         lines.append(f"clusterq-gen train --config {CONFIG} --out ../again")
         flags = "--weights (and --arch, for a file of your own)"
     elif source.kind == "fine-tuning":
         val = _value_of("--val", source)
-        real_images = "" if val is None else f" --val {shlex.quote(shown_path(val, source.folder))}"
+        real_images = "" if val is None else f" {shell_command('--val', shown_path(val, source.folder))}"
         lines.append(f"clusterq-finetune --config {CONFIG} --out ../again{real_images}")
         if source.result:
             lines.append(f"clusterq-finetune reproduce {RESULT} --out ../again")
@@ -45,21 +45,21 @@ def again(source: Source) -> str:
         return paragraph("As it was started; the same --out goes on with what is there:") + code(started) + paragraph(SAID)
     if not lines:
         return ""
-    markup = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
+    found = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
     if source.kind == "fine-tuning" and source.result:
-        markup += paragraph("The second one also says whether the same student came out.")
+        found += paragraph("The second one also says whether the same student came out.")
     if started:
-        markup += paragraph("As it was started:") + code(started)
-    return markup + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
+        found += paragraph("As it was started:") + code(started)
+    return found + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
 
 
 def _command(source: Source) -> list[str]:
-    command = source.environment.get("command")
-    return [word(part) for part in command] if isinstance(command, list) else []
+    found = source.environment.get("command")
+    return [word(one) for one in found] if isinstance(found, list) else []
 
 
 def _started(source: Source) -> str:
-    """Return the command line as a person types it, with the program's name instead of its path; empty for an unknown program."""
+    """The command line as a person types it: the program's name instead of where it was installed; empty for an unknown program."""
     words = _command(source)
     if not words:
         return ""
@@ -67,22 +67,22 @@ def _started(source: Source) -> str:
     name = PROGRAMS.get(program.parent.name if program.stem == "__main__" else program.name)
     if name is None:
         return ""
-    return " ".join([name, *(shlex.quote(shown_path(part, source.folder)) for part in words[1:] if part not in ABOUT_FOLDER)])
+    return f"{name} {shell_command(*(shown_path(one, source.folder) for one in words[1:] if one not in ABOUT_FOLDER))}"
 
 
 def _value_of(flag: str, source: Source) -> str | None:
     words = _command(source)
-    for place, part in enumerate(words):
-        if part == flag and place + 1 < len(words):
+    for place, one in enumerate(words):
+        if one == flag and place + 1 < len(words):
             return words[place + 1]
-        if part.startswith(f"{flag}="):
-            return part.partition("=")[2]
+        if one.startswith(f"{flag}="):
+            return one.partition("=")[2]
     return None
 
 
 def settings(source: Source) -> str:
-    """Return all settings of config.yaml, as one table for each section."""
-    tables = []
+    """Everything in config.yaml, a table for each section."""
+    found = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
     for name, values in {
         "": plain,
@@ -90,12 +90,12 @@ def settings(source: Source) -> str:
     }.items():
         if values:
             listed = [[str(key), _shown(value, source.folder)] for key, value in values.items()]
-            tables.append(folded(str(name) or "run", table(["setting", "value"], listed, words=2)))
-    return "".join(tables)
+            found.append(folded(str(name) or "run", table(["setting", "value"], listed, words=2)))
+    return "".join(found)
 
 
 def origins(source: Source) -> str:
-    """Return a table of digests, versions and machine, which must agree for two runs to be the same."""
+    """Digests, versions and machine: what must agree for two runs to be the same."""
     manifest, result, environment = source.manifest, source.result, source.environment
     facts: list[tuple[str, Any]] = [
         ("teacher", section(result.get("teacher")).get("digest") or (manifest and manifest.teacher.digest)),
@@ -121,7 +121,7 @@ def origins(source: Source) -> str:
 
 
 def seed(source: Source) -> str:
-    """Return the run's seed."""
+    """The run's seed."""
     return number(real(section(source.config.get("runtime")).get("seed")))
 
 
@@ -131,7 +131,7 @@ def _shown(value: Any, folder: Path, depth: int = 0) -> str:
     if depth == DEEPEST:
         return "..."
     if isinstance(value, dict):
-        parts = [f"{name} {_shown(item, folder, depth + 1)}" for name, item in islice(value.items(), LONGEST_LIST)]
+        parts = [f"{name} {_shown(one, folder, depth + 1)}" for name, one in islice(value.items(), LONGEST_LIST)]
     else:
-        parts = [_shown(item, folder, depth + 1) for item in value[:LONGEST_LIST]]
+        parts = [_shown(one, folder, depth + 1) for one in value[:LONGEST_LIST]]
     return ", ".join(parts) + (f", ... ({len(value)} in all)" if len(value) > LONGEST_LIST else "")

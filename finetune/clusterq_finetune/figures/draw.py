@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import csv_cell
 from clusterq_common.files import atomic_write
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
@@ -221,5 +222,5 @@ def _table(numbers: Sequence[dict[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(numbers[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in numbers)
+    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else csv_cell(v) for name, v in row.items()} for row in numbers)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import atomic_write, make_folder, sha256_file
 from clusterq_common.run.run_folder import BANK
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.layout import BankLayout
@@ -19,12 +19,12 @@ NOTE = "clusterq"
 
 
 def batch_path(run: Path, number: int) -> Path:
-    """Return the path of a batch's file: `bank/000000.safetensors` in a run's folder."""
+    """`bank/000000.safetensors` in a run's folder."""
     return run / BANK / f"{number:06d}.safetensors"
 
 
 def made_of(config: GenConfig, teacher: Teacher) -> str:
-    """Return the SHA-256 of everything that a batch depends on, apart from its number."""
+    """SHA-256 of everything that a batch depends on, apart from its number."""
     what = {
         "method": config.method.method,
         "bank": config.bank.model_dump(mode="json"),
@@ -37,16 +37,16 @@ def made_of(config: GenConfig, teacher: Teacher) -> str:
 
 
 def write_batch(path: Path, batch: BankBatch, made: str) -> None:
-    """Write a batch's pixels, labels, teacher top-1 and losses to one file, atomically. The same batch gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # safetensors refuses tensors that share memory; without classes, `top1` and `labels` are the same tensor.
+    """Pixels, labels, the teacher's answers and the losses, in one file written whole; the same batch gives the same bytes."""
+    make_folder(path.parent)
+    # safetensors refuses tensors that share memory, as answers that are the labels do.
     tensors = {"pixels": batch.pixels, "labels": batch.labels, "top1": batch.top1.clone()}
-    # One metadata key, because safetensors writes several in arbitrary order.
+    # One key: safetensors writes several in any order.
     atomic_write(path, save(tensors, {NOTE: json.dumps({"made_of": made, "losses": batch.losses})}))
 
 
 def is_finished(path: Path, made: str) -> bool:
-    """Return whether the file holds a complete batch with the digest `made`."""
+    """Whether a batch of that making lies there, whole."""
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get(NOTE, "{}")).get("made_of") == made
@@ -55,25 +55,25 @@ def is_finished(path: Path, made: str) -> bool:
 
 
 def read_losses(path: Path) -> dict[str, float]:
-    """Return the losses that `write_batch` stored."""
+    """The losses that `write_batch` noted."""
     with safe_open(path, "pt") as file:
         losses: dict[str, float] = json.loads(file.metadata()[NOTE])["losses"]
     return losses
 
 
 def read_answers(path: Path) -> tuple[list[int], list[int]]:
-    """Return the labels and the teacher's top-1 of a batch."""
+    """Labels and the teacher's top-1 of a batch."""
     with safe_open(path, "pt") as file:
         return file.get_tensor("labels").tolist(), file.get_tensor("top1").tolist()
 
 
 def read_pixels(path: Path, rows: list[int]) -> torch.Tensor:
-    """Read some images of a batch, (len(rows), C, S, S) uint8, without reading the others."""
+    """Some images of a batch, (len(rows), C, S, S) uint8; the others are not read."""
     with safe_open(path, "pt") as file:
         part = file.get_slice("pixels")
         return torch.stack([part[row] for row in rows])
 
 
 def bank_digest(paths: list[Path]) -> str:
-    """Return `sha256:<hex>` over the files' hashes, in order."""
+    """`sha256:<hex>` over the files' hashes, in order."""
     return "sha256:" + hashlib.sha256("\n".join(sha256_file(path) for path in paths).encode()).hexdigest()

@@ -9,7 +9,7 @@ import torch
 from clusterq_common.device.cuda_graph import Recorder, cuda_recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_write
+from clusterq_common.files import atomic_write, make_folder
 from clusterq_common.progress.console import progress
 from clusterq_common.run.run_folder import METRICS, SAMPLES, TENSORBOARD
 from clusterq_common.run.seeding import stream
@@ -84,7 +84,7 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
         paths = [batch_path(folder, number) for number in range(layout.batches)]
         records = [_record(folder, number) for number in range(layout.batches)]
         atomic_write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in records))
-        (folder / SAMPLES).mkdir(exist_ok=True)
+        make_folder(folder / SAMPLES)
         drawn = _save_grid(folder / SAMPLES / "bank.png", paths, layout.num_classes)
         if events is not None:
             events.add(record for record in records if record["step"] not in mine)  # what other processes made

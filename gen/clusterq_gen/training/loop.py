@@ -11,6 +11,7 @@ from torch import Tensor
 from clusterq_common.device.cuda_graph import GraphedStep, Recorder, cuda_recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import average_gradients, broadcast, sum_across
+from clusterq_common.files import make_folder
 from clusterq_common.progress.console import progress
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
 from clusterq_common.run.metrics import MetricsLog
@@ -243,7 +244,7 @@ def _grid(folder: Path, epoch: int) -> Path:
 def _maybe_grid(run: Training, folder: Path, log: MetricsLog) -> None:
     epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
     if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
-        (folder / SAMPLES).mkdir(exist_ok=True)
+        make_folder(folder / SAMPLES)
         save_grid(_grid(folder, epoch), run.generator, run.teacher.spec, run.config.runtime.seed)
         if log.events is not None:
             log.events.add_picture(SAMPLES, _grid(folder, epoch), run.step - 1)
