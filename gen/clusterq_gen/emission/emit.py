@@ -1,7 +1,6 @@
 """From a source of candidate images to a folder of class-labelled shards."""
 
 import multiprocessing
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.progress.console import Ticker, info, progress
+from clusterq_common.run.child_process import end_with_parent
 from clusterq_common.run.environment import versions
 from clusterq_common.shards.manifest import Manifest, read_manifest
 from clusterq_common.shards.write import Written, write_manifest, write_shard
@@ -110,9 +110,7 @@ def _encoders(workers: int) -> Iterator[Executor | None]:
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C is this process's to answer.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=end_with_parent,
     )
     try:
         yield pool
