@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from clusterq_common.files import atomic_write
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_gen.config import GenConfig
+from clusterq_gen.commands import config_of_run
 from clusterq_gen.emission.candidate_source import GeneratorSource
 
 VARIANTS = {
@@ -74,7 +74,7 @@ def spread(values: list[float]) -> str:
 @torch.no_grad()
 def measure(run: Path, candidates: int) -> dict[str, float]:
     """The four measures of a finished run."""
-    config = GenConfig.from_yaml(run / "config.yaml")
+    config = config_of_run(run, {})
     teacher = load_teacher(config.teacher)
     source = GeneratorSource.load(run, config, teacher.spec, config.runtime.seed, torch.device("cpu"))
     features, pixels, labels, agreed = [], [], [], 0

@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from clusterq_common.teacher.load import Teacher
 
 
-def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
+def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, str] | None = None) -> None:
     """Draw a run or a comparison; torch is imported only to measure.
 
     Args:
         folder: the run's or the comparison's.
         out: the file; report.html in the folder when None.
         analyse: load teacher and student first and measure them (analysis.json).
+        teacher: fields of the teacher's settings that the command line gives, instead of the run's.
 
     Raises:
         ClusterqError: see `draw_report` and `analyse_folder`.
     """
     if out is not None and not out.parent.is_dir():
         raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or leave --out out.")
+    if teacher and not analyse:
+        raise ClusterqError(
+            f"--{next(iter(teacher))}: a report without --analyse asks no network, expected it beside --analyse; leave it out."
+        )
     if analyse:
         from clusterq_report.measure.reload import analyse_folder
 
-        analyse_folder(folder)
+        analyse_folder(folder, teacher or {})
     path = draw_report(folder, out)
     source = Source.open(folder)
     if source.kind != "comparison" and not (folder / ANALYSIS).is_file():
