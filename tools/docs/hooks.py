@@ -1,6 +1,6 @@
 """Hooks of mkdocs: pages that are made when the site is built and lie nowhere, so that nothing is said twice or goes stale.
 
-The front page is README.md; CONTRIBUTING.md and CHANGELOG.md are pages; each program has one, made from its command line, and the library
+The front page is README.md; CONTRIBUTING.md, SECURITY.md and CHANGELOG.md are pages; each program has one, made from its command line, and the library
 one, made from its docstrings.
 """
 
@@ -16,7 +16,12 @@ from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+}
 BLOCKS = {"list", "table", "fence"}
 PROGRAMS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 
