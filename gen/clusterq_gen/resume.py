@@ -16,7 +16,6 @@ from clusterq_gen.emission.journal import JOURNAL, Journal
 from clusterq_gen.emission.shard_plan import ShardPlan, plan_blocks
 
 REFINE = "refine"
-OTHER_FILES = (MANIFEST, "README.md", "_info.json", "wids-train.json", "wids-heldout.json")
 
 
 def set_to_extend(
@@ -32,7 +31,7 @@ def set_to_extend(
         if overwrite:
             Journal(folder, {}).close()
             for path in folder.iterdir():
-                if path.name in OTHER_FILES or SHARD_NAME.fullmatch(final_name(path.name)):
+                if path.name in INDEX_FILES or SHARD_NAME.fullmatch(final_name(path.name)):
                     path.unlink()
         strangers = [path for path in folder.iterdir() if not _ours(path)]
         if before is None and strangers:
@@ -49,7 +48,7 @@ def set_to_extend(
 
 def _ours(path: Path) -> bool:
     name = final_name(path.name)
-    return name in OTHER_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
+    return name in INDEX_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
 
 
 def _refuse_another(

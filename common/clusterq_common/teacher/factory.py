@@ -1,4 +1,4 @@
-"""A user's own function, `path/to/file.py:function`: a model, or a method. Only ever taken from the command line or a local run's config."""
+"""A user's own function, `path/to/file.py:function`: a model, or a method. `trust` says which may be run."""
 
 import importlib.util
 from collections.abc import Callable
@@ -8,25 +8,8 @@ from typing import Any
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.teacher.spec import is_factory
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
-
-
-def refuse_code_of_folder(arch: str, folder: Path, flag: str = "--arch") -> None:
-    """Make sure that a folder's own config does not have its own code loaded: the folder may be somebody else's.
-
-    A run of one's own names a factory by its absolute path, outside the run.
-
-    Raises:
-        ClusterqError: it names a relative path, or one inside the folder.
-    """
-    file = Path(arch.rpartition(":")[0])
-    if is_factory(arch) and (not file.is_absolute() or file.resolve().is_relative_to(folder.resolve())):
-        raise ClusterqError(
-            f"{flag}: the config in {folder} names the factory {arch}, which may have come with the folder and is code; expected the "
-            "absolute path of a file elsewhere; look at it, keep a copy outside the folder, and pass or write that path."
-        )
 
 
 def build_factory(arch: str) -> nn.Module:
