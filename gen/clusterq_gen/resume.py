@@ -7,6 +7,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import PARTIAL_SUFFIX, final_name, sha256_file
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
+from clusterq_common.shards.write import INDEX_FILES
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.bank.config import SHARED, is_bank
