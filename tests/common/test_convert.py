@@ -118,7 +118,7 @@ def test_relu_sites_quantize_relu_outputs_only() -> None:
 
 def test_branch_outputs_are_what_feeds_the_additions() -> None:
     model = get_model("resnet20_cifar10").eval()
-    branches = residual_branches(model)
+    branches = residual_branches(model, torch.zeros(1, 3, 32, 32))
     assert "features.stage1.unit1.body.conv2.bn" in branches
     assert "features.stage2.unit1.identity_conv.bn" in branches
     assert len(branches) == 9 + 2
@@ -128,6 +128,54 @@ def test_branch_outputs_are_what_feeds_the_additions() -> None:
     calibrate(student, [torch.randn(2, 3, 32, 32)], config)
     assert torch.isfinite(student(torch.randn(2, 3, 32, 32))).all()
     assert not [name for name in bits(converted(model)) if "output_quantizer" in name], "off by default"
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def __init__(self, channels: int, *, act: bool) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(super().forward(x))
+
+
+class OddUnit(nn.Module):
+    """Two branches, code that torch.fx cannot trace, and an activation in place on one of them."""
+
+    def __init__(self, *, act: bool, inplace: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, 1, 1), NormWithActivation(4, act=act)
+        self.short, self.short_norm, self.inplace = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] % 2:
+            x = nn.functional.pad(x, (0, 1, 0, 1))
+        short = self.short_norm(self.short(x))
+        if self.inplace:
+            short = short.relu_()
+        return self.norm(self.conv(x)) + short + 1.0
+
+
+@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_branches_are_found_by_what_flows(act: bool, inplace: bool) -> None:
+    model = nn.Sequential(OddUnit(act=act, inplace=inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    x = torch.randn(2, 4, 7, 7)
+    branches = residual_branches(model, x)
+    assert branches == (["0.norm"] if inplace else ["0.norm", "0.short_norm"])
+    student = convert(model, QuantConfig(bits="w8a8", branch_outputs=True), x)
+    calibrate(student, [x], QuantConfig(bits="w8a8"))
+    # The layer's own forward, activation included, still runs.
+    assert torch.allclose(student(x), model(x), atol=0.05 * float(model(x).abs().max()))
+    assert student.get_submodule("0.norm.output_quantizer") is not None
+    assert list(copy.deepcopy(student).state_dict()) == list(student.state_dict())
+
+
+def test_no_branch_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    convert(OddOrder().eval(), QuantConfig(branch_outputs=True), torch.zeros(1, 2, 12, 12), print)
+    assert "no residual-branch outputs" in capsys.readouterr().out
 
 
 def test_summary_says_what_was_quantized_and_what_not(capsys: pytest.CaptureFixture[str]) -> None:

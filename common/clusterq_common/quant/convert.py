@@ -12,7 +12,7 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.layer_bits import bits_of, matches, refuse_unused_patterns
-from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, from_float
+from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, from_float, quantized_output
 from clusterq_common.quant.ranges import weight_range
 from clusterq_common.quant.share import LEAST_SHARE, NAMES_SHOWN, quantized_share
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
@@ -60,8 +60,7 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     order = quantizable_layers(student, example)
     ends = {order[0], order[-1]}
     activations = _activations(student) if config.activation_sites == "relu" else []
-    # Traced on the float model, because torch.fx cannot trace quantizers.
-    branches = residual_branches(model) if config.branch_outputs else []
+    branches = residual_branches(model, example) if config.branch_outputs else []
     refuse_unused_patterns(config, [*order, *activations, *branches])
     for name in order:
         _quantize_layer(student, name, config, bits_of(name, config, end=name in ends), is_first=name == order[0])
@@ -157,7 +156,7 @@ def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig
             continue
         quantizer = _activation_quantizer(bits, config)
         if isinstance(layer, nn.BatchNorm2d):
-            _replace(student, name, from_float(layer, QuantOutputBatchNorm2d, output_quantizer=quantizer))
+            _replace(student, name, from_float(layer, quantized_output(type(layer)), output_quantizer=quantizer))  # type: ignore[arg-type]  # classes are hashable
         else:
             layer.register_module("output_quantizer", quantizer)
 
@@ -196,6 +195,8 @@ def _summary(
         lines.append(f"  {len(activations)} ReLU outputs at {config.widths.activations} bits")
     if branches:
         lines.append(f"  {len(branches)} residual-branch outputs at {config.widths.activations} bits")
+    elif config.branch_outputs:
+        lines.append("  no residual-branch outputs: no BatchNorm or convolution feeds an addition directly")
     # QuantConv2d and QuantLinear have a forward of their own, so they are listed here too.
     left = [entry for entry in float_layers(student) if "(Quant" not in entry]
     if left:

@@ -1,5 +1,7 @@
 """Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer that it replaces."""
 
+from functools import cache
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,13 +37,20 @@ class QuantLinear(nn.Linear):
         return _quantized(self.output_quantizer, result)
 
 
-class QuantOutputBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose output, a branch of a residual addition, is fake-quantized."""
+class _QuantOutput(nn.Module):
+    """A layer whose output, a branch of a residual addition, is fake-quantized. Stands before the layer's own class."""
 
     output_quantizer: FakeQuantizer | None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _quantized(self.output_quantizer, super().forward(x))
+        result: Tensor = super().forward(x)
+        return _quantized(self.output_quantizer, result)
+
+
+@cache
+def quantized_output(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of layers of this kind, subclasses with a forward of their own included, whose output is fake-quantized."""
+    return type(f"QuantOutput{kind.__name__}", (_QuantOutput, kind), {"__module__": __name__})
 
 
 class QuantActivation(nn.Module):

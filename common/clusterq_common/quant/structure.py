@@ -1,12 +1,15 @@
 """Structure of a model for quantization: the order of its layers, and the inputs of its additions."""
 
-import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clusterq_common.errors import ClusterqError
 
+ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 QUANTIZABLE: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)
 
@@ -49,25 +52,45 @@ def float_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def residual_branches(model: nn.Module) -> list[str]:
-    """Return the names of the BatchNorm and convolution layers whose output feeds an addition directly.
+@torch.no_grad()
+def residual_branches(model: nn.Module, example: Tensor) -> list[str]:
+    """Names of the BatchNorm and convolution layers whose output feeds an addition of two activations directly.
 
-    Raises:
-        ClusterqError: the model's forward cannot be traced by torch.fx.
+    Found by what flows: one forward pass on `example` (N, C, H, W), whatever branches or subclasses the model's code has.
     """
-    try:
-        graph = fx.symbolic_trace(model).graph
-    except Exception as error:  # torch.fx documents no narrower type
-        raise ClusterqError(
-            f"branch outputs: torch.fx cannot trace this model ({type(error).__name__}: {error}); leave branch_outputs off."
-        ) from error
-    modules = dict(model.named_modules())
-    additions = {operator.add, operator.iadd, torch.add, "add", "add_"}
-    return [
-        str(source.target)
-        for node in graph.nodes
-        if node.op in {"call_function", "call_method"} and node.target in additions
-        for source in node.args
-        if isinstance(source, fx.Node) and source.op == "call_module"
-        if isinstance(modules[str(source.target)], nn.BatchNorm2d | nn.Conv2d)
+    constants = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    # Output -> its layer and the output's version: who changes it in place afterwards takes it over. Kept, so that no id is used twice.
+    made: dict[int, tuple[Tensor, str, int]] = {}
+    branches: list[str] = []
+
+    class Additions(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            operands = [arg for arg in args[:2] if isinstance(arg, Tensor) and id(arg) not in constants]
+            if getattr(func, "__name__", "") in ADDITIONS and len(operands) == 2:
+                for operand in operands:
+                    layer = made.get(id(operand))
+                    if layer is not None and layer[2] == operand._version:
+                        branches.append(layer[1])
+            return func(*args, **(kwargs or {}))
+
+    def note(name: str, result: Any) -> None:
+        if isinstance(result, Tensor):
+            made[id(result)] = (result, name, result._version)
+
+    handles = [
+        module.register_forward_hook(lambda _module, _args, result, name=name: note(name, result))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d | nn.Conv2d)
     ]
+    training = model.training
+    try:
+        model.eval()
+        with Additions():
+            model(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(branches))
