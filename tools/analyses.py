@@ -1,4 +1,4 @@
-"""The papers' analyses, one command each: what a setting of the generator's training changes in the student.
+"""The papers' analyses, one command each: effect of a setting of the generator's training on the student.
 
     python tools/analyses.py de-and-ema --arch resnet20_cifar10 --weights resnet20.safetensors --val cifar10/test --out analyses/
 
@@ -41,7 +41,7 @@ def _values(flag: str, values: list[str]) -> dict[str, list[str]]:
     return {f"{flag.removeprefix('--')}-{value}": [flag, value] for value in values}
 
 
-# Analysis -> set's name -> flags of clusterq-gen train (of emit in ONE_GENERATOR). The first one is what the others are compared with.
+# Analysis -> set's name -> flags of clusterq-gen train (of emit in ONE_GENERATOR). The others are compared with the first set.
 ANALYSES: dict[str, dict[str, list[str]]] = {
     "de-and-ema": {
         "full": [],

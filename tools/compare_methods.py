@@ -1,10 +1,10 @@
-"""Methods compared fairly: one teacher, quantizer, budget and evaluation; several seeds; nothing chosen by real labels.
+"""Fair comparison of methods: one teacher, quantizer, budget and evaluation; several seeds; no selection by real labels.
 
     python tools/compare_methods.py --arch resnet20_cifar10 --weights resnet20.safetensors --val cifar10/test --out compare/ \\
         --methods clusterq,gdfq,adadfq,noise --bits w4a4,w3a3 --recipes fast,best --seeds 0,1,2
 
-One set of shards for each method and seed serves all bits, recipes and protocols. Whatever is finished is kept: the same command goes on after an
-interruption, and a longer list adds to the table. Writes table.md, table.json and report.html into --out.
+One set of shards for each method and seed is used for all bits, recipes and protocols. Finished work is kept: the same command
+continues after an interruption, and a longer list adds to the table. It writes table.md, table.json and report.html into --out.
 
 Methods are those of `clusterq-gen train --method`, and `noise` (standard normal images) and `real` (--real-upper-bound, real images that are not
 evaluated on). Every student is evaluated once, at the end of its training, on all images; `even` and `odd` are halves of these: every

@@ -19,7 +19,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 OLDEST = (3, 11)
 COVERAGE_FLOOR = 90
-WORKERS = 4  # processes of the whole suite, at most
+WORKERS = 4  # largest number of processes for the whole suite
 
 # An environment with the extra on the left also serves a command that asks for one on the right.
 COVERS = {"demo": {"demo"}, "dev": {"demo", "dev"}}
@@ -57,14 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def demo(arguments: list[str]) -> None:
-    """Teacher, generator, shards and low-bit student on scikit-learn's digits."""
+    """Run the offline demo: teacher, generator, shards and low-bit student on scikit-learn's digits."""
     run("running the offline demo", BIN / "python", ROOT / "tools" / "demo" / "digits.py", *arguments)
 
 
 def test(arguments: list[str]) -> None:
-    """The whole suite with the coverage floor, or what the pytest arguments select without it."""
-    # Whole files to one process: what a file's tests share is made once. The networks are tiny: more threads only wait.
-    # In the order of collection, which begins with the longest.
+    """Run the whole suite with the coverage floor, or the tests that the pytest arguments select without it."""
+    # Each file runs in one process, because its tests share fixtures. The networks are tiny, so more threads would only wait.
+    # Files keep the order of collection, which begins with the longest tests.
     whole = ["--numprocesses", str(min(os.cpu_count() or 1, WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
     whole += ["--durations=15", "--cov", "--cov-report=term", f"--cov-fail-under={COVERAGE_FLOOR}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,8 +72,8 @@ def test(arguments: list[str]) -> None:
 
 
 def lint(_: list[str]) -> None:
-    """All four checks, so that one call shows everything there is to mend; then the first failure, if any."""
-    # Through python, not through the scripts in .venv/bin: those name the folder they were installed in.
+    """Run all four checks, so that one call shows all problems; then raise the first failure, if any."""
+    # Run with python -m, because scripts in .venv/bin contain the path of the folder they were installed in.
     checks = {
         "checking style": ("-m", "ruff", "check", "."),
         "checking format": ("-m", "ruff", "format", "--check", "."),
@@ -91,15 +91,15 @@ def lint(_: list[str]) -> None:
 
 
 def docs(_: list[str]) -> None:
-    """The site, in site/; any warning, such as a link to nowhere, is a failure."""
-    os.environ["NO_MKDOCS_2_WARNING"] = "1"  # a notice of the theme's makers about their next program, at each build
-    # Not --quiet: mkdocs then counts no warnings, and strict means nothing.
+    """Build the site in site/. Any warning, such as a broken link, is a failure."""
+    os.environ["NO_MKDOCS_2_WARNING"] = "1"  # hides an announcement of the theme's authors
+    # Not --quiet, with which mkdocs counts no warnings and strict has no effect.
     run("building the documentation", BIN / "python", "-m", "mkdocs", "build", "--strict", "--clean")
     info(f"open {ROOT / 'site' / 'index.html'}")
 
 
 def python_too_old(version: tuple[int, ...]) -> str | None:
-    """The sentence for a Python that cannot run the project, or None for one that can."""
+    """Return an error message for a Python that cannot run the project, or None for one that can."""
     if version >= OLDEST:
         return None
     found, wanted = (".".join(map(str, part)) for part in (version, OLDEST))
@@ -116,7 +116,7 @@ def ensure_environment(extra: str) -> None:
     if usable and any(extra in COVERS[name] and stamp(name) == wanted for name in COVERS):
         return
     if not usable:
-        # --clear: what lies there is no environment, or its Python is gone or too old.
+        # --clear, because the folder is no environment, or its Python is missing or too old.
         run(f"making {VENV.name} with Python {sys.version.split()[0]}", sys.executable, "-m", "venv", "--clear", VENV)
     for name in COVERS:  # an interrupted install must not look finished
         stamp_path(name).unlink(missing_ok=True)
@@ -130,14 +130,14 @@ def ensure_environment(extra: str) -> None:
         "-c",
         "constraints.txt",
     ]
-    # torch alone first: the pinned build is settled before any other package can ask for one of its own choice.
+    # torch first, so that the pinned build is installed before another package requests one of its own choice.
     run("installing torch (the large one)", *pip, "torch")
     run(f"installing clusterq with the {extra} extra", *pip, "-e", f".[{extra}]")
     stamp_path(extra).write_text(wanted + "\n", encoding="ascii")
 
 
 def fingerprint() -> str:
-    """sha256 over what decides the environment's contents; a moved checkout needs its console scripts written anew."""
+    """Return a SHA-256 of everything that determines the environment. A moved checkout needs new console scripts."""
     digest = hashlib.sha256(str(ROOT).encode())
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update(hashlib.sha256((ROOT / name).read_bytes()).digest())
@@ -149,13 +149,13 @@ def stamp_path(extra: str) -> Path:
 
 
 def stamp(extra: str) -> str | None:
-    """The fingerprint that `.venv` was installed from with this extra, None where it was not."""
+    """Return the fingerprint with which this extra was installed in `.venv`, or None."""
     path = stamp_path(extra)
     return path.read_text(encoding="ascii").strip() if path.is_file() else None
 
 
 def python_runs() -> bool:
-    """Whether `.venv` has a Python that starts, is new enough, and can install packages."""
+    """Return whether `.venv` has a Python that starts, is new enough, and can install packages."""
     probe = f"import sys, pip; sys.exit(sys.version_info < {OLDEST})"
     try:
         return subprocess.run([BIN / "python", "-c", probe], capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
@@ -164,14 +164,14 @@ def python_runs() -> bool:
 
 
 def run(what: str, *command: str | Path) -> None:
-    """Say what comes, run it in the project root with nothing on stdin; CalledProcessError when it fails."""
+    """Print a description, and run a command in the project root with empty stdin. Raises CalledProcessError when it fails."""
     info(what)
     info(f"  {shown(command)}")
     subprocess.run([str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
 
 
 def shown(command: tuple[str | Path, ...] | list[str]) -> str:
-    """A command as one would type it in the project root."""
+    """Return a command as typed in the project root."""
     return shlex.join(str(part).removeprefix(f"{ROOT}{os.sep}") for part in command)
 
 

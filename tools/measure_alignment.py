@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Return mean and standard deviation over seeds as text."""
     return f"{mean(values):.4g} ± {stdev(values) if len(values) > 1 else 0:.2g}"
 
 
 @torch.no_grad()
 def measure(run: Path, candidates: int) -> dict[str, float]:
-    """The four measures of a finished run."""
+    """Return the four measures of a finished run."""
     config = GenConfig.from_yaml(run / "config.yaml")
     teacher = load_teacher(config.teacher)
     source = GeneratorSource.load(run, config, teacher.spec, config.runtime.seed, torch.device("cpu"))
@@ -101,7 +101,7 @@ def measure(run: Path, candidates: int) -> dict[str, float]:
 
 
 def scatter(x: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Traces of the between-class and within-class scatter of x (N, D), classes weighed equally."""
+    """Return the traces of the between-class and within-class scatter of x (N, D), with classes weighted equally."""
     groups = [x[labels == label] for label in labels.unique()]
     centres = torch.stack([group.mean(0) for group in groups])
     between = (centres - centres.mean(0)).square().sum(1).mean()
@@ -110,7 +110,7 @@ def scatter(x: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def last_features(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and what enters the teacher's last linear layer or convolution, (N, D)."""
+    """Return the logits, and the input of the teacher's last linear layer or convolution, (N, D)."""
     last = [module for module in teacher.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     caught: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].flatten(1)))

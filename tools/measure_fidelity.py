@@ -35,7 +35,7 @@ CHUNK = 100
 
 
 class InMemory(ShardSet):
-    """Images that are no shards: pixel values as floats in [0, 255], rounded or not, with the teacher's logits on them."""
+    """Images in memory in place of shards: pixel values as floats in [0, 255], rounded or not, with the teacher's logits."""
 
     def __init__(self, like: ShardSet, values: Tensor, labels: list[int], logits: Tensor) -> None:
         super().__init__(like.folder, like.manifest.model_copy(update={"splits": {"train": like.manifest.splits["train"]}}))
@@ -53,7 +53,7 @@ class InMemory(ShardSet):
 
 @torch.no_grad()
 def draw(run: Path, teacher: Teacher, config: GenConfig, per_class: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Normalised images (N, C, S, S) and the teacher's logits on them, those that it agrees with."""
+    """Return normalised images (N, C, S, S) that the teacher agrees with, its logits on them, and their labels."""
     source = GeneratorSource.load(run, config, teacher.spec, config.runtime.seed, CPU)
     images, logits, labels = [], [], []
     for label in range(teacher.spec.num_classes):
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def calibration(data: InMemory, teacher: Teacher, count: int, seed: int) -> Iterator[Tensor]:
-    """The images that the ranges come from, chosen as the fine-tuner does."""
+    """Yield the images for calibration, chosen as the fine-tuner does."""
     order = EpochBatches(len(data), count, seed)
     order.epoch = -1
     chosen = next(iter(order))

@@ -1,1 +1,4 @@
-"""The command line that both programs share: options from settings, help, errors as sentences. The only package with typer besides the programs' own command modules."""
+"""The command line that both programs share: options from settings, help, and errors as sentences.
+
+Besides the programs' own command modules, only this package uses typer.
+"""

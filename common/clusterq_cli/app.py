@@ -1,4 +1,4 @@
-"""A typer application whose commands read well on a terminal, and the options that every command has."""
+"""A typer application with readable help, and the options that every command has."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -10,15 +10,15 @@ from clusterq_cli.help import Readable, version_line
 
 
 class Command(Readable, TyperCommand):
-    """A command."""
+    """A command with readable help."""
 
 
 class Group(Readable, TyperGroup):
-    """A command with commands of its own."""
+    """A command group with readable help."""
 
 
 class App(typer.Typer):
-    """An application of such commands."""
+    """A typer application made of these commands."""
 
     def __init__(self, **about: Any) -> None:
         super().__init__(cls=Group, **about)

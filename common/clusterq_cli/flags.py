@@ -1,6 +1,6 @@
 """Command-line options made from settings models, so that names, help and defaults are stated once.
 
-Free of any command-line library: the caller hands in what makes an option.
+It does not depend on a command-line library: the caller passes the function that makes an option.
 """
 
 import functools
@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from clusterq_common.settings import Settings
 
 Sections = Mapping[str, type[Settings]]
-# Section and field -> how the default differs by preset, e.g. {"train": {"lr": "0.001; quick 0.002"}}.
+# Section and field -> text on how the default differs by preset, e.g. {"train": {"lr": "0.001; quick 0.002"}}.
 Notes = Mapping[str, Mapping[str, str]]
 
 
@@ -26,13 +26,13 @@ def with_flags(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for each field of `sections`.
 
-    The command's first parameter receives the values that were really given, as section -> field -> value. Options have no
-    default of their own, so that a preset or a file can stand between the model's default and the flag.
+    The command's first parameter receives the values that the user gave, as section -> field -> value. Options have no default of
+    their own, so that a preset or a file can override the model's default and the flag can override both.
 
     Args:
         sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
-        option: makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`, where names are offered
-            for a text also with `autocompletion=`, a function from its beginning to them.
+        option: function that makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`.
+            For a text with suggested names also `autocompletion=`, a function from the beginning of a name to the matching names.
         notes: replaces the default shown for a field.
     """
     notes = notes or {}
@@ -61,7 +61,7 @@ def with_flags(
         hints = typing.get_type_hints(command, include_extras=True)
         kept = [p.replace(annotation=hints.get(p.name, Any), kind=p.KEYWORD_ONLY) for p in kept]
         signature = inspect.Signature([*parameters, *kept], return_annotation=None)
-        # What `inspect.signature` reads of a function that has one set; annotations of functions do not know it.
+        # `inspect.signature` reads this attribute; the annotations of functions do not declare it.
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
         # The wrapped command's own signature must not be found through the wrapper.
@@ -82,7 +82,7 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
     text = f"{field.description} ({'; '.join(remarks)})" if remarks else field.description
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     spelling = str(extra.get("flag", flag))
-    # A list of names in place of the type would leave the description a narrow column.
+    # A list of names in place of the type would make the description's column too narrow.
     metavar = "<name>" if choices else None
     about: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": section.capitalize(), "metavar": metavar}
     if choices and kind is str:
@@ -92,7 +92,7 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """The names that a field takes: those of its type, or those that it lists beside something else (a file of one's own)."""
+    """Return the names that a field accepts: those of its type, or those that it lists beside other values (a user's file)."""
     kind = _plain_type(field.annotation)
     if typing.get_origin(kind) is typing.Literal:
         return typing.get_args(kind)
@@ -102,7 +102,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """What a command line can parse: tuples arrive as text, optional types as their base."""
+    """Return a type that a command line can parse: text for tuples, the base type for optional ones."""
     if typing.get_origin(annotation) is typing.Annotated:
         return _plain_type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
@@ -112,7 +112,7 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default as text; empty where the description says what happens without a value."""
+    """Return the default as text; empty where the description states what happens without a value."""
     if field.default is PydanticUndefined or field.default is None:
         return ""
     if isinstance(field.default, bool):

@@ -1,6 +1,6 @@
-"""What both command lines have in common on a terminal: examples, exit codes, versions, and hints for mistyped names.
+"""Help on the terminal for both command lines: examples, exit codes, versions, and hints for mistyped names.
 
-Free of any command-line library: `Readable` is mixed into its classes by the programs.
+It does not depend on a command-line library: the programs mix `Readable` into its classes.
 """
 
 import platform
@@ -16,12 +16,12 @@ EXIT_CODES = (
     "docs/terminal.md has the rest: progress, --quiet, environment variables, completion."
 )
 COMPLETION_WIDTH = 60
-# As both pydantic and click say it.
+# Wording of both pydantic and click.
 CHOICES = re.compile(r"(?:Value error, )?'(?P<found>.*)' is not one of (?P<choices>'.+')\.?", re.DOTALL)
 
 
 def examples(*commands: str) -> str:
-    """The end of a command's help: command lines to copy.
+    """Return the end of a command's help: command lines to copy.
 
     >>> print(examples("clusterq-gen doctor"))
     Examples:
@@ -32,22 +32,22 @@ def examples(*commands: str) -> str:
 
 
 def version_line(program: str) -> str:
-    """What `--version` prints: the program's version, and that of what its results depend on most. Imports none of it."""
-    found = {}
+    """Return the text of `--version`: the versions of the program and of torch, without importing either."""
+    versions = {}
     for package in ("clusterq", "torch"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return f"{program} {found['clusterq']} (torch {found['torch']}, Python {platform.python_version()})"
+            versions[package] = "not installed"
+    return f"{program} {versions['clusterq']} (torch {versions['torch']}, Python {platform.python_version()})"
 
 
-# Each `super()` below is the command that this is mixed into, which a type checker cannot know: hence `misc`.
+# Each `super()` below is a command class that a type checker cannot know; hence `misc`.
 class Readable:
-    """A command whose flags are shown as flags, and whose errors name what was probably meant."""
+    """Mixin for commands: flags are shown without a value, and errors suggest the nearest name."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters; a flag takes no value, so none is shown."""
+        """Return the parameters. No value is shown for flags, since they take none."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
@@ -55,7 +55,7 @@ class Readable:
         return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help. A flag's opposite is named in its description: a column for the few that have one would narrow all others."""
+        """Print the help. A flag's opposite is named in its description, because a separate column would narrow all others."""
         paired = [param for param in self.get_params(ctx) if getattr(param, "is_flag", False) and param.secondary_opts]
         kept = [(param.help, param.secondary_opts) for param in paired]
         for param in paired:
@@ -68,14 +68,14 @@ class Readable:
                 param.help, param.secondary_opts = text, opposites
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """What may come next. Shells show a line of each description, and take a second one for another name."""
-        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
-        for item in found:
+        """Return the possible completions. Descriptions are cut to one line, because shells take a second line for another name."""
+        completions: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for item in completions:
             item.help = shorten(item.help, COMPLETION_WIDTH, placeholder="...") if item.help else item.help
-        return found
+        return completions
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, and complete the error if there is one."""
+        """Parse the arguments, and add a hint to the error if there is one."""
         try:
             rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
         except Exception as error:
@@ -85,7 +85,7 @@ class Readable:
 
 
 def add_hint(error: Any) -> None:
-    """Name the nearest option or choice in a usage error, in place; any other exception is left as it is."""
+    """Add the nearest option or choice to a usage error, in place. Other exceptions are left unchanged."""
     if not isinstance(getattr(error, "message", None), str):
         return
     if getattr(error, "possibilities", None):

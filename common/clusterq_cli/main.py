@@ -2,13 +2,13 @@
 
 import errno
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import is_main_process, quietly
+from clusterq_common.escape import shell_command
+from clusterq_common.progress.console import is_main_process, quietly, say
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -55,7 +55,7 @@ def same_command(program: str, *more: str) -> str:
     started = program
     if os.environ.get("WORLD_SIZE", "1") != "1":
         started = f"torchrun ... -m {program.replace('-', '_')} --"
-    return " ".join([started, shlex.join([*words, *more])])
+    return f"{started} {shell_command(*words, *more)}"
 
 
 def run_to_end(app: Callable[[], object]) -> None:
@@ -79,8 +79,10 @@ def run_to_end(app: Callable[[], object]) -> None:
 
 def _leave(sentence: str, code: int, *, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            say(line)
     # An interruption reaches all of torchrun's processes alike; an error may be one's own.
     if code == USER_ERROR or is_main_process():
-        print(f"Error: {sentence}" if code == USER_ERROR else sentence, file=sys.stderr)
+        for line in (f"Error: {sentence}" if code == USER_ERROR else sentence).splitlines():
+            say(line)
     raise SystemExit(code)

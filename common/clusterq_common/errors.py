@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from clusterq_common.escape import one_line
+
 
 class ClusterqError(Exception):
     """A mistake outside the program: a flag, a file, a full disk.
 
     The message is one sentence that names the flag or file, what was found, what was expected and the next thing to try.
     The command lines print it and leave with exit code 2; any other exception is a defect and keeps its traceback.
+    What the sentence quotes may come from a stranger: it is one line, and nothing in it steers a terminal.
     """
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(one_line(sentence))
 
 
 def did_you_mean(found: str, known: Sequence[str]) -> str:

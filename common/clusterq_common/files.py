@@ -1,24 +1,39 @@
-"""Files that are either whole or absent: write beside, fsync, rename."""
+"""Files that are either whole or absent: write beside, fsync, rename. Nothing is written through a link that someone planted."""
 
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
+from typing import TextIO
+
+from clusterq_common.errors import ClusterqError
 
 PARTIAL_SUFFIX = ".partial"
+# NAME.partial is what earlier versions wrote.
+_PARTIAL = re.compile(r"(?P<name>.+?)(\.[0-9a-f]{16})?\.partial")
+# Windows knows no such links, and would change the ends of lines without O_BINARY.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is synced and renamed to `path`, else removed.
+def atomic_file(path: Path) -> Iterator[BufferedRandom]:
+    """Open a new file beside `path` to write to and read from; on success it is synced and renamed to `path`, else removed.
+
+    Its name cannot be guessed and it must not exist, so that neither a link nor what a killed writer left is in the way. Where `path`
+    itself is a link, the link is replaced and what it points to stays as it was.
 
     Raises:
         OSError: as the file system says; `path` is then as it was before.
     """
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
     try:
-        yield partial
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -34,8 +49,39 @@ def publish(partial: Path, path: Path) -> None:
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) so that `path` holds all of it or is unchanged."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Open a text file to write at its end, in UTF-8; it is made where it is missing.
+
+    Raises:
+        OSError: as the file system says, and where `path` is a link (ELOOP).
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
+    return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of a run, and those above it, where it is missing.
+
+    Raises:
+        ClusterqError: it is a link, which would take what is written into it elsewhere.
+    """
+    if path.is_symlink():
+        raise ClusterqError(f"{path} is a link, expected a folder of its own; put a folder in its place.")
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def final_name(name: str) -> str:
+    """The name that an unfinished file was to get; any other name as it is.
+
+    >>> final_name("a.tar.0123456789abcdef.partial"), final_name("a.tar.partial"), final_name("a.tar")
+    ('a.tar', 'a.tar', 'a.tar')
+    """
+    unfinished = _PARTIAL.fullmatch(name)
+    return unfinished["name"] if unfinished else name
 
 
 def sha256_file(path: Path) -> str:

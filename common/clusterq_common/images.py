@@ -1,4 +1,4 @@
-"""Pixels and tensors: eight-bit images as they are stored, normalised images as a teacher sees them."""
+"""Conversion between stored eight-bit images and normalised images for a teacher."""
 
 from functools import lru_cache
 
@@ -11,42 +11,42 @@ from clusterq_common.teacher.spec import InputSpec
 
 
 def normalise(pixels: Tensor, spec: InputSpec) -> Tensor:
-    """(N, C, H, W) uint8 -> float32, `(pixels / 255 - mean) / std` per channel."""
+    """Convert (N, C, H, W) uint8 to float32, `(pixels / 255 - mean) / std` per channel."""
     mean, std = _statistics(spec, pixels.device)
     return (pixels.float() / 255 - mean) / std
 
 
 def to_pixels(images: Tensor, spec: InputSpec) -> Tensor:
-    """Normalised (N, C, H, W) float32 -> uint8: rounded to the nearest of 256 levels, cut off at both ends."""
+    """Convert normalised (N, C, H, W) float32 to uint8, rounded to the nearest of 256 levels and clamped at both ends."""
     mean, std = _statistics(spec, images.device)
     return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def clipped_fraction(images: Tensor, spec: InputSpec) -> float:
-    """Share of values that lie more than half a level outside what a pixel can hold."""
+    """Return the share of values that lie more than half a level outside the range of a pixel."""
     mean, std = _statistics(spec, images.device)
     levels = (images.float() * std + mean) * 255
     return float(((levels < -0.5) | (levels > 255.5)).float().mean())
 
 
 def pixel_bounds(spec: InputSpec) -> tuple[Tensor, Tensor]:
-    """The normalised values of pixel 0 and pixel 255, each (1, C, 1, 1) float32."""
+    """Return the normalised values of pixel 0 and pixel 255, each (1, C, 1, 1) float32."""
     mean, std = _statistics(spec, torch.device("cpu"))
     return -mean / std, (1 - mean) / std
 
 
 def to_array(pixels: Tensor) -> Array:
-    """(C, S, S) uint8 tensor -> (S, S, C) array, as `png.encode` takes it."""
+    """Convert a (C, S, S) uint8 tensor to an (S, S, C) array for `png.encode`."""
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def encode_png(pixels: Tensor) -> bytes:
-    """One image (C, S, S) uint8, one or three channels, as PNG: the same bytes each time."""
+    """Encode one image (C, S, S) uint8, one or three channels, as PNG; the same bytes each time."""
     return png.encode(to_array(pixels))
 
 
 def decode_png(data: bytes, spec: InputSpec) -> Tensor:
-    """PNG bytes as (C, S, S) uint8.
+    """Decode PNG bytes to (C, S, S) uint8.
 
     Raises:
         ClusterqError: see `png.decode`.
@@ -58,9 +58,9 @@ def _statistics(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     return _on_device(tuple(spec.mean), tuple(spec.std), device)
 
 
-# Once for each device: a copy from the host waits for all work queued there, and a CUDA graph cannot record it.
+# Cached for each device: a copy from the host waits for all work queued there, and a CUDA graph cannot record it.
 @lru_cache(maxsize=16)
 def _on_device(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # whoever asks first, gradients may flow past them later
+    with torch.inference_mode(False):  # the cached tensors may later be used with gradients
         values = torch.tensor([mean, std], device=device).view(2, 1, -1, 1, 1)
     return values[0], values[1]

@@ -1,4 +1,4 @@
-"""How sure one can be of an accuracy, and of a difference of two. Free of torch."""
+"""Confidence intervals of an accuracy and of a difference of two accuracies. Free of torch."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Interval:
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion, in percent (Wilson, 1927)."""
+    """Return the 95 % confidence interval of a proportion, in percent (Wilson, 1927)."""
     share, spread = hits / count, Z * Z / count
     middle = share + spread / 2
     half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
@@ -32,9 +32,9 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
 
 
 def paired(first: Bools, second: Bools) -> Interval:
-    """First minus second, (seeds, images) each, in points: over images of the difference of the seeds' means.
+    """Return first minus second, (seeds, images) each, in points: the mean over images of the difference of the seeds' means.
 
-    The interval speaks of the images that might have been drawn instead; the spread over seeds is stated beside it.
+    The interval covers the choice of images only. The spread over seeds is reported separately.
     """
     apart = 100 * (first.mean(0) - second.mean(0))
     half = Z * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")

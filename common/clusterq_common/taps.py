@@ -1,8 +1,8 @@
-"""BatchNorm taps: what flows into every BatchNorm layer, as differentiable per-sample moments.
+"""BatchNorm taps: the inputs of all BatchNorm layers, as differentiable per-sample moments.
 
-The hooks live only inside the `with` block. Each layer's input is read once (sum and sum of squares per sample and
-channel); whole-batch and class-wise statistics are reductions of those small (N, C) tables, so that class-wise
-statistics cost next to nothing, however many classes the teacher knows.
+The hooks exist only inside the `with` block. Each layer's input is read once (sum and sum of squares per sample and channel).
+Whole-batch and class-wise statistics are reductions of those small (N, C) tables. So class-wise statistics cost almost
+nothing, for any number of classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,13 +28,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class StoredStatistics(Statistics):
-    """What a BatchNorm layer remembers of its training data; `eps` is the layer's own, as often as it has channels, (C,)."""
+    """Running statistics of a BatchNorm layer; `eps` is the layer's own, repeated for each channel, (C,)."""
 
     eps: Tensor
 
     @property
     def std(self) -> Tensor:
-        """What the layer divides by, sqrt(running var + eps), (C,): above 0 in dead channels, too."""
+        """Divisor of the layer, sqrt(running var + eps), (C,); above 0 also in dead channels."""
         return torch.sqrt(self.var + self.eps)
 
 
@@ -52,7 +52,10 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class ClassGroups:
-    """The samples of a batch by class: `classes` (K,) int64, the distinct labels; `row` (N,) int64, each sample's place among them."""
+    """The samples of a batch by class.
+
+    `classes` (K,) int64 are the distinct labels; `row` (N,) int64 is each sample's index among them.
+    """
 
     classes: Tensor
     row: Tensor
@@ -72,7 +75,7 @@ class Moments:
         name: the layer's name in the model.
         first: (N, C) float32, mean over positions.
         second: (N, C) float32, mean square over positions.
-        shift: (C,) float32; taking a typical value off first keeps the variance exact where |mean| >> std.
+        shift: (C,) float32; subtracting a typical value first keeps the variance exact where |mean| >> std.
     """
 
     name: str
@@ -82,7 +85,7 @@ class Moments:
 
     @classmethod
     def joined(cls, moments: Sequence["Moments"]) -> "Moments":
-        """Several layers side by side, as if they were one with all their channels: one reduction then serves all."""
+        """Concatenate several layers along the channels, so that one reduction serves all."""
         return cls(
             ",".join(one.name for one in moments),
             torch.cat([one.first for one in moments], dim=1),
@@ -91,15 +94,15 @@ class Moments:
         )
 
     def batch(self) -> Statistics:
-        """Statistics over the whole batch, of all processes."""
+        """Return the statistics over the whole batch, of all processes."""
         return self._statistics(mean_across(torch.stack([self.first.mean(0), self.second.mean(0)])))
 
     def own(self) -> Statistics:
-        """Statistics over this process's images alone, where each process has batches of its own."""
+        """Return the statistics over this process's images alone, where each process has batches of its own."""
         return self._statistics(torch.stack([self.first.mean(0), self.second.mean(0)]))
 
     def by_sample(self) -> Statistics:
-        """Statistics of each sample over its positions, (N, C) both."""
+        """Return the statistics of each sample over its positions, (N, C) both."""
         return self._statistics((self.first, self.second))
 
     def _statistics(self, moments: Tensor | tuple[Tensor, Tensor]) -> Statistics:
@@ -107,7 +110,7 @@ class Moments:
         return Statistics(first + self.shift, (second - first.square()).clamp_min(0))
 
     def by_class(self, groups: ClassGroups, keep: Tensor | None = None) -> ClassStatistics:
-        """Statistics of each class present, over the samples for which `keep` ((N,) bool) holds; all when None.
+        """Return the statistics of each class present, over the samples for which `keep` ((N,) bool) holds; all when None.
 
         `groups.classes` is the same in every process; `groups.row` and `keep` belong to a process's own samples.
         """
@@ -124,7 +127,7 @@ class Moments:
 
 
 class BatchNormTaps:
-    """The moments seen by the BatchNorm layers in the model's latest forward pass, in the order of execution."""
+    """Moments at the BatchNorm layers in the model's latest forward pass, in the order of execution."""
 
     def __init__(self) -> None:
         self.moments: list[Moments] = []
@@ -135,10 +138,10 @@ class BatchNormTaps:
 
 @contextmanager
 def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
-    """Tap every BatchNorm layer of `model` for the length of the block; the hooks are gone after it, whatever happens.
+    """Record the moments at every BatchNorm layer of `model` within the block. The hooks are removed after it, also after an error.
 
-    A new forward pass of `model` replaces the moments of the one before. A layer called twice in one pass appears twice. A copy of
-    the model made inside the block is not tapped.
+    A new forward pass of `model` replaces the moments of the previous one. A layer called twice in one pass appears twice. A copy
+    of the model made inside the block is not recorded.
 
     Returns:
         The layers in the order in which they ran. Each has a `name`; `batch()`, `by_sample()` and `by_class(groups)` give `mean` and `var` of each
@@ -162,7 +165,7 @@ def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
         raise ValueError("the model has no BatchNorm layer to tap")
     taps = BatchNormTaps()
 
-    # Whoever deep-copies the model copies its hooks: they act for the model itself alone.
+    # A deep copy of the model has its hooks, too, so they act for the model itself only.
     def begin(module: nn.Module, _: Any) -> None:
         if module is model:
             taps.moments.clear()
@@ -184,7 +187,7 @@ def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """BatchNorm layers that keep running statistics, by name, in module order."""
+    """Return the BatchNorm layers that keep running statistics, by name, in module order."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -193,20 +196,20 @@ def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def stored_statistics(model: nn.Module) -> dict[str, StoredStatistics]:
-    """The running statistics each BatchNorm layer was trained with, float32."""
-    found = {}
+    """Return the running statistics of each BatchNorm layer, float32."""
+    statistics = {}
     for name, layer in batchnorm_layers(model).items():
         assert layer.running_mean is not None
         assert layer.running_var is not None
         mean, var = at_least_float32(layer.running_mean), at_least_float32(layer.running_var)
-        found[name] = StoredStatistics(mean, var, torch.full_like(var, layer.eps))
-    return found
+        statistics[name] = StoredStatistics(mean, var, torch.full_like(var, layer.eps))
+    return statistics
 
 
 def _moments_of(name: str, layer: _BatchNorm, x: Tensor) -> Moments:
     assert layer.running_mean is not None
     shift = at_least_float32(layer.running_mean.detach())
-    # Squares of bf16 values keep three digits: leave autocast before taking them.
+    # Squares of bf16 values have about three digits, so autocast is off before squaring.
     with torch.autocast(x.device.type, enabled=False):
         if x.dim() == 2:
             centred = at_least_float32(x) - shift
@@ -216,10 +219,10 @@ def _moments_of(name: str, layer: _BatchNorm, x: Tensor) -> Moments:
 
 
 class _ShiftedMoments(torch.autograd.Function):
-    """Mean and mean square over positions of `x - shift`; x (N, C, ...), results (N, C).
+    """Autograd function for mean and mean square over positions of `x - shift`; x (N, C, ...), results (N, C).
 
-    Written by hand because autograd would keep and walk several full-size intermediates for each layer; this keeps
-    none but the layer's input, which BatchNorm keeps anyway.
+    It is written by hand because autograd would keep and read several full-size intermediates for each layer. This one keeps only
+    the layer's input, which BatchNorm keeps anyway.
     """
 
     @staticmethod
@@ -229,7 +232,7 @@ class _ShiftedMoments(torch.autograd.Function):
         ctx.save_for_backward(x, shift)
         ctx.positions = x[0, 0].numel()
         first = centred.mean(positions)
-        # torch's norms and variances over positions take several times as long on a CPU.
+        # torch's own norms and variances over positions take several times as long on a CPU.
         second = centred.square_().mean(positions)
         return first, second
 

@@ -1,1 +1,1 @@
-"""Run folders and shard sets as self-contained HTML pages."""
+"""Reports on run folders and shard sets, as self-contained HTML pages."""

@@ -1,10 +1,10 @@
-"""`report`, as both programs have it, and the report at the end of a run."""
+"""The command `report` of both programs, and the report at the end of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import info, warn
+from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.run_folder import ANALYSIS
 from clusterq_report.pages.draw import draw_report
 from clusterq_report.run_data import Source
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
-    """Draw a run or a comparison; torch is imported only to measure.
+    """Draw the report of a run or a comparison. torch is imported only to measure.
 
     Args:
-        folder: the run's or the comparison's.
-        out: the file; report.html in the folder when None.
-        analyse: load teacher and student first and measure them (analysis.json).
+        folder: folder of the run or the comparison.
+        out: file to write; report.html in the folder when None.
+        analyse: first load teacher and student and measure them (analysis.json).
 
     Raises:
         ClusterqError: see `draw_report` and `analyse_folder`.
@@ -38,16 +38,17 @@ def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
         info(
             f"Note: without {ANALYSIS} the figures of single layers are left out; --analyse measures them, given the teacher's weights."
         )
-    print(f"report: {path}")
+    print_result(f"report: {path}")
 
 
 def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, device: "torch.device | None" = None) -> None:
-    """Measure and draw when everything else of a run is written, in its first process; what goes wrong is said in a line and loses
-    nothing.
+    """Measure and draw after the rest of a run is written, in its first process.
+
+    An error becomes a one-line warning, and nothing of the run is lost.
 
     Args:
-        folder: of the run, or of a comparison.
-        again: the command that tries once more.
+        folder: folder of the run, or of a comparison.
+        again: command that tries again.
         teacher, device: the run's teacher, on that device; nothing is measured without them.
     """
     try:
@@ -56,6 +57,6 @@ def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, de
 
             measure(Source.open(folder), teacher, device)
         info(f"report: {draw_report(folder)}")
-    except Exception as error:  # the run is finished and whole, whatever happens to its picture
+    except Exception as error:  # the run is complete even if its report fails
         what = " ".join(f"{type(error).__name__}: {error}".split())
         warn(f"the run is complete, but its report is not ({what}); try `{again} --debug`.")

@@ -1,18 +1,18 @@
-"""Which stored images are looked at: never chosen by how they look. Free of torch."""
+"""Selection of stored images, independent of their appearance. Free of torch."""
 
 from clusterq_common.shards.index import shard_index
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet, SplitReader, check_size
 
-# Classes take turns within a shard, so the first ones hold all of them; indexing a whole large set would take minutes.
+# Classes take turns within a shard, so the first samples cover all of them. Indexing a whole large set would take minutes.
 SAMPLES_LOOKED_THROUGH = 1 << 14
 
 
 def first_shards(shards: ShardSet, split: SplitName = "train") -> SplitReader:
-    """A reader over as many shards as make 16,384 samples, spread evenly over the split.
+    """Return a reader over as many shards as make 16,384 samples, spread evenly over the split.
 
     Raises:
-        ClusterqError: a shard is missing or holds what none of clusterq holds.
+        ClusterqError: a shard is missing or has contents that clusterq does not write.
     """
     listed = shards.manifest.splits[split].shards
     wanted = max(1, min(len(listed), SAMPLES_LOOKED_THROUGH // max(1, max(shard.samples for shard in listed))))
@@ -24,7 +24,7 @@ def first_shards(shards: ShardSet, split: SplitName = "train") -> SplitReader:
 
 
 def spread_classes(per_class: list[int], most: int) -> list[int]:
-    """All classes that have images, or `most` of them, evenly spread over the class indices.
+    """Return all classes that have images, or `most` of them, evenly spread over the class indices.
 
     >>> spread_classes([5, 0, 5, 5, 5, 5, 5], 3)
     [0, 3, 5]
@@ -38,18 +38,18 @@ def spread_classes(per_class: list[int], most: int) -> list[int]:
 def first_of_classes(
     reader: SplitReader, classes: list[int], most: int, among: int = SAMPLES_LOOKED_THROUGH
 ) -> dict[int, list[int]]:
-    """Numbers of the first `most` samples of each class, in the order of the shards, among the first `among`.
+    """Return the numbers of the first `most` samples of each class, in the order of the shards, among the first `among`.
 
     Raises:
-        ClusterqError: a label is none.
+        ClusterqError: a label is invalid.
     """
-    found: dict[int, list[int]] = {label: [] for label in classes}
+    by_class: dict[int, list[int]] = {label: [] for label in classes}
     missing = len(classes)
     for number in range(min(len(reader), among)):
         if not missing:
             break
-        own = found.get(reader.label(number))
+        own = by_class.get(reader.label(number))
         if own is not None and len(own) < most:
             own.append(number)
             missing -= len(own) == most
-    return found
+    return by_class

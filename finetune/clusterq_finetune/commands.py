@@ -15,6 +15,7 @@ from clusterq_common.device.cuda_graph import need_cuda_graphs
 from clusterq_common.device.distributed import Ranks, process_group
 from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import shell_command
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result, progress
 from clusterq_common.quant.convert import convert
@@ -171,7 +172,7 @@ def _finetune(
     atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
     print_result(f"student: {folder / STUDENT}")
     if config.output.report:
-        report_at_end(folder, f"clusterq-finetune report {folder} --analyse", teacher, device)
+        report_at_end(folder, shell_command("clusterq-finetune", "report", folder, "--analyse"), teacher, device)
     return result
 
 

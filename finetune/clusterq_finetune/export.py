@@ -26,6 +26,8 @@ from clusterq_finetune.student import load_student
 
 # Random pixels on which a file is compared with the student.
 IMAGES = 16
+# A file that names another class more often than this, and whose logits are further apart than this share of the largest one, is wrong.
+LEAST_AGREEMENT, MOST_APART = 75.0, 0.1
 
 
 def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, over
     student, spec, saved = load_student(folder, torch.device("cpu"))
     description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
     data, description, twin = _FORMATS[kind](student, spec, description, config)
-    compared = {} if twin is None else _compare(student, twin, spec)
+    compared = {} if twin is None else _compare(student, twin, spec, kind)
     _write(out, data)
     return {
         "out": str(out),
@@ -123,19 +125,26 @@ _FORMATS = {"onnx": _onnx, "safetensors-int": _packed, "pt2": _program}
 
 
 @torch.no_grad()
-def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec) -> dict[str, Any]:
-    """How the file's logits compare with the student's on images of random pixels, one by one and all at once."""
+def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec, kind: Format) -> dict[str, Any]:
+    """Compare the file's logits with the student's on images of random pixels, one by one and all at once.
+
+    Raises:
+        ClusterqError: the file is another network.
+    """
     shape = (IMAGES, spec.channels, spec.size, spec.size)
     images = normalise(torch.randint(256, shape, generator=stream(0, "export"), dtype=torch.uint8), spec)
     expected: Tensor = student(images)
     found = torch.cat([twin(images[:1]), twin(images[1:])])
     if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
         raise RuntimeError(f"the exported model gives logits of shape {tuple(found.shape)}, or some that are not finite")
-    return {
-        "compared_on": IMAGES,
-        "agreement_with_student": 100 * float((found.argmax(1) == expected.argmax(1)).float().mean()),
-        "largest_logit_difference": float((found - expected).abs().max()),
-    }
+    agreement = 100 * float((found.argmax(1) == expected.argmax(1)).float().mean())
+    apart = float((found - expected).abs().max())
+    if agreement < LEAST_AGREEMENT and apart > MOST_APART * float(expected.abs().max()):
+        raise ClusterqError(
+            f"--format {kind}: the file names the student's class on {agreement:.0f} % of {IMAGES} images of random pixels and its logits are up to "
+            f"{apart:.2g} apart, expected at least {LEAST_AGREEMENT:.0f} %; no file was written: please report this network."
+        )
+    return {"compared_on": IMAGES, "agreement_with_student": agreement, "largest_logit_difference": apart}
 
 
 def _teacher_of(folder: Path) -> str:

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import csv_cell, markdown
 from clusterq_common.run.run_folder import RESULT
 from clusterq_report.pages.comparison import rows_report
 
@@ -112,7 +113,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A table for a README."""
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join("" if row[name] is None else str(row[name]) for name in names) + " |" for row in rows]
+    lines += ["| " + " | ".join("" if row[name] is None else markdown(row[name]) for name in names) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -121,7 +122,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 

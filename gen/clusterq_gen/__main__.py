@@ -1,4 +1,4 @@
-"""`python -m clusterq_gen` is the same as the console script."""
+"""Entry point of `python -m clusterq_gen`, the same as the console script."""
 
 from clusterq_gen.cli import main
 

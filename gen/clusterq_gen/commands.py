@@ -10,9 +10,10 @@ from clusterq_common.device.cuda_graph import Recorder, can_use_cuda_graphs, cud
 from clusterq_common.device.distributed import process_group
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import shell_command
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.environment import write_environment
-from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder
+from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -77,8 +78,9 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     print_result(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
-        report_at_end(out, f"clusterq-gen report {out} --analyse", teacher, device)
-    info(f"next: clusterq-finetune --shards {out} --bits {config.quant.bits} --val PATH_TO_REAL_IMAGES")
+        report_at_end(out, shell_command("clusterq-gen", "report", out, "--analyse"), teacher, device)
+    command = shell_command("clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES")
+    info(f"next: {command}")
 
 
 def emit(
@@ -115,6 +117,8 @@ def emit(
     device = prepare_device(drawing)
     teacher = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, teacher, device)
+    if out is None:
+        refuse_links(run, "--run")
     folder = out or run / SHARDS
     with process_group() as ranks:
         source = refined(source, config.emit, drawing, teacher, folder, _recorder(config, device))
@@ -124,7 +128,7 @@ def emit(
         print_result(f"shards: {folder} ({counts})")
         wanted = config.output.report if report is None else report
         if out is None and wanted:  # the run's own shards: its page shows them
-            report_at_end(run, f"clusterq-gen report {run} --analyse", teacher, device)
+            report_at_end(run, shell_command("clusterq-gen", "report", run, "--analyse"), teacher, device)
 
 
 def _recorder(config: GenConfig, device: torch.device) -> Recorder | None:

@@ -18,12 +18,12 @@ Preset = Literal["auto", "paper-cifar", "paper-imagenet", "quick"]
 Units = Literal["raw", "std"]
 
 
-# `generator` of configurations saved before `conditioning` was a setting.
+# Values of the setting `generator` in configurations saved before `conditioning` replaced it.
 FORMER_GENERATORS = {"auto": "paper", "embedding": "product", "conditional-bn": "batchnorm"}
 
 
 class MethodConfig(Settings):
-    """Which losses, and how much of each (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
+    """Losses and their weights (ClusterQ Eq. 4-9, AdaDFQ, Qimera, HAST, IntraQ)."""
 
     method: str = Field(
         "clusterq",
@@ -117,7 +117,7 @@ class MethodConfig(Settings):
 
     @property
     def mixing(self) -> float:
-        """The probability that an image mixes classes."""
+        """Probability that an image mixes classes."""
         return (0.4 if self.method == "qimera" else 0.0) if self.mix_probability is None else self.mix_probability
 
     @field_validator("method")
@@ -126,7 +126,7 @@ class MethodConfig(Settings):
         names = (*GENERATOR_METHODS, *BANK_METHODS)
         if method not in names and not is_factory(method):
             raise ValueError(f"must be one of {', '.join(names)}, or path/to/file.py:function{did_you_mean(method, names)}")
-        # The saved configuration is read again from other folders.
+        # Absolute, because the saved configuration is read from other folders, too.
         return absolute_factory(method) if is_factory(method) else method
 
     @model_validator(mode="after")
@@ -137,7 +137,7 @@ class MethodConfig(Settings):
 
 
 class GeneratorConfig(Settings):
-    """The generator's shape."""
+    """Architecture of the generator."""
 
     conditioning: Literal["paper", "product", "concat", "sum", "batchnorm"] = Field(
         "paper",
@@ -200,7 +200,7 @@ class TrainConfig(Settings):
 
 
 class EmitConfig(Settings):
-    """Which images go into the shards."""
+    """Selection and storage of the images in the shards."""
 
     per_class: int = Field(512, ge=1, description="training images wanted for each class")
     images: int | None = Field(
@@ -261,14 +261,14 @@ class EmitConfig(Settings):
     @field_validator("class_names")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
-        # The saved configuration is read again from other folders.
+        # Absolute, because the saved configuration is read from other folders, too.
         return None if path is None else str(Path(path).resolve())
 
     @property
     def refinement(self) -> BankConfig | None:
-        """How images are refined; None where they are not.
+        """Settings of the refinement; None where images are not refined.
 
-        ZeroQ's wish that the images' own mean be 0 and deviation 1 is left out: not every normalisation is that of the training data.
+        ZeroQ's term for the images' own mean 0 and deviation 1 is left out: not every normalisation is that of the training data.
         """
         if not self.refine_steps:
             return None
@@ -281,12 +281,12 @@ class EmitConfig(Settings):
 
     @property
     def labelling(self) -> Literal["asked", "teacher"]:
-        """Whose labels a generator's images get."""
+        """Source of the labels of a generator's images: the requested classes or the teacher's top-1."""
         classless = self.refine_steps > 0 and not self.refine_class_weight and not self.keep_misclassified
         return self.labels or ("teacher" if classless else "asked")
 
     def wanted(self, num_classes: int) -> dict[SplitName, int]:
-        """Images of each class, by split."""
+        """Return the number of images wanted of each class, by split."""
         train = self.per_class if self.images is None else min(self.per_class, max(1, self.images // num_classes))
         return {"train": train, "heldout": max(1, train // 10) if self.heldout_per_class is None else self.heldout_per_class}
 

@@ -1,4 +1,4 @@
-"""`clusterq-gen doctor`: is this installation able to do the work?"""
+"""`clusterq-gen doctor`: check of the installation."""
 
 import time
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
+from clusterq_common.progress.console import print_result
 from clusterq_common.run.environment import environment
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
@@ -24,19 +25,20 @@ def examine() -> None:
     facts = environment(device)
     versions = facts["versions"]
     assert isinstance(versions, dict)
-    print("versions:      ", ", ".join(f"{name} {version}" for name, version in versions.items()))
-    print("device:        ", facts["device"], f"(CUDA {torch.version.cuda})" if device.type == "cuda" else "(no CUDA device)")
-    print("threads:       ", f"{facts['threads']} of {facts['cores']} cores")
+    print_result(f"versions:       {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    cuda = f"CUDA {torch.version.cuda}" if device.type == "cuda" else "no CUDA device"
+    print_result(f"device:         {facts['device']} ({cuda})")
+    print_result(f"threads:        {facts['threads']} of {facts['cores']} cores")
     cache = weights_cache()
     files = sorted(cache.glob("*.pth")) if cache.is_dir() else []
-    print("weights cache: ", cache, f"({len(files)} files)" if cache.is_dir() else "(not there yet)")
+    print_result(f"weights cache:  {cache} ({f'{len(files)} files' if cache.is_dir() else 'not there yet'})")
     begin = time.monotonic()
     metrics = smoke_step(device)
-    print("smoke run:     ", f"one step in {time.monotonic() - begin:.2f} s, losses finite ({', '.join(sorted(metrics))})")
+    print_result(f"smoke run:      one step in {time.monotonic() - begin:.2f} s, losses finite ({', '.join(sorted(metrics))})")
 
 
 def smoke_step(device: torch.device) -> dict[str, float]:
-    """Losses of one generator and student step on a tiny random classifier.
+    """Run one generator and student step on a tiny random classifier, and return its losses.
 
     Raises:
         RuntimeError: a loss is not finite.

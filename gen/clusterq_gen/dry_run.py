@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, said before anything is written."""
+"""`--dry-run`: description of a run before anything is written."""
 
 import torch
 
@@ -13,7 +13,7 @@ from clusterq_gen.training.latent import classes_in_batch
 
 
 def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
-    """Shapes, layers quantized, steps and disk, a line each; runs one image through generator and teacher."""
+    """Return the plan, one line each for shapes, quantized layers, steps and disk. Runs one image through generator and teacher."""
     first = f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
     lines = _bank_lines(config, teacher, device) if is_bank(config.method.method) else _generator_lines(config, teacher, device)
     return [first, *lines]
@@ -41,7 +41,7 @@ def _shards(config: GenConfig, teacher: Teacher) -> str:
 
 
 def _candidates(config: GenConfig, teacher: Teacher) -> int:
-    """Images wanted; more, where the teacher rejects some."""
+    """Return the number of images wanted. More are drawn where the teacher rejects some."""
     return sum(config.emit.wanted(teacher.spec.num_classes).values()) * teacher.spec.num_classes
 
 

@@ -1,4 +1,4 @@
-"""Presets of generator training, and how defaults, presets and flags become one configuration. Free of torch."""
+"""Presets of generator training, and the merging of defaults, presets and flags into a configuration. Free of torch."""
 
 from typing import Any
 
@@ -7,22 +7,22 @@ from clusterq_common.settings import merged
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, is_bank, method_of, refuse_meaningless
 from clusterq_gen.config import SECTIONS, GenConfig, Preset, TrainConfig
 
-# What each preset changes in the settings' defaults, which are those of the paper for CIFAR.
+# Each preset's changes to the settings' defaults, which are the paper's for CIFAR.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper-cifar": {},
     "paper-imagenet": {"train": {"batch_size": 16, "student_lr": 1e-6}, "emit": {"per_class": 200}},
-    # The paper's weights leave BatchNorm statistics and alignment to chance on a short run: see docs/results.md.
+    # On a short run, the paper's weights are too small for BatchNorm statistics and alignment: see docs/results.md.
     "quick": {
         "method": {"alpha_bns": 10.0, "alpha_fda": 9.0, "alpha_de": 6.0, "alpha_spread": 5.0},
         # The paper's generator needs thousands of steps before the teacher sees the class asked for.
         "generator": {"conditioning": "concat", "width": 64},
         "train": {"epochs": 16, "steps_per_epoch": 50, "warmup_epochs": 4, "batch_size": 100, "schedule": "cosine"},
-        # What so short a run leaves to be wished for; few images do, they cost more than a generator's: docs/results.md.
+        # Refinement makes up for the short training. Few images suffice, and each costs more than a generator's: docs/results.md.
         "emit": {"per_class": 128, "images": 2560, "refine_steps": 50},
     },
 }
 
-# What a method changes on top, by preset, as released. Left out: AdaDFQ's later drop of the learning rates on ImageNet, and Qimera's
+# A method's changes on top, by preset, as released. Left out: AdaDFQ's later drop of the learning rates on ImageNet, and Qimera's
 # latent sizes, which are those of the teachers' last layers.
 METHOD_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "adadfq": {
@@ -34,12 +34,14 @@ METHOD_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 
 
 def preset_values(preset: str, method: str) -> dict[str, dict[str, Any]]:
-    """What a preset changes in the defaults for a method: section -> field -> value."""
+    """Return a preset's changes to the defaults for a method: section -> field -> value."""
     return merged(PRESETS[preset], METHOD_PRESETS.get(method, {}).get(preset, {}))
 
 
 def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> GenConfig:
-    """Defaults, then the preset and what the method changes in it (one that trains no generator has its own), then the flags that were given.
+    """Merge the defaults, the preset, the method's changes to it and the given flags into a configuration.
+
+    A method that trains no generator has its own presets.
 
     Args:
         flags: section -> field -> value.
@@ -47,7 +49,7 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
         imagenet_sized: whether the teacher's input has more than 64 pixels a side.
 
     Raises:
-        ClusterqError: a value that does not fit, or a flag that the method does not look at.
+        ClusterqError: a value is invalid, or the method ignores a given flag.
     """
     chosen = ("paper-imagenet" if imagenet_sized else "paper-cifar") if preset == "auto" else preset
     method = method_of(flags)
@@ -68,18 +70,18 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
 
 
 def lift_limit(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """Forget a limit on all images together where images of each class were asked for and no limit was.
+    """Remove the limit on all images together where only the number of images of each class was given.
 
     Args:
         values: section -> field -> value; its emission is changed in place.
-        given: the emission's settings that were asked for.
+        given: the emission's settings that the user gave.
     """
     if "per_class" in given and "images" not in given and isinstance(values.get("emit"), dict):
         values["emit"] = {**values["emit"], "images": None}
 
 
 def preset_notes() -> dict[str, dict[str, str]]:
-    """How each preset, and each method without a generator, differs from a field's default, for the help: section -> field -> text."""
+    """Return texts for the help on how presets and bank methods change a field's default: section -> field -> text."""
     notes: dict[str, dict[str, str]] = {}
     sources = [*PRESETS.items(), *BANK_METHODS.items()]
     sources += [(preset, {"bank": sections["bank"]}) for preset, sections in BANK_PRESETS.items() if "bank" in sections]

@@ -5,7 +5,7 @@ from typing import Any
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import PARTIAL_SUFFIX, sha256_file
+from clusterq_common.files import PARTIAL_SUFFIX, final_name, sha256_file
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
@@ -32,7 +32,7 @@ def set_to_extend(
         if overwrite:
             Journal(folder, {}).close()
             for path in folder.iterdir():
-                if path.name in OTHER_FILES or SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)):
+                if path.name in OTHER_FILES or SHARD_NAME.fullmatch(final_name(path.name)):
                     path.unlink()
         strangers = [path for path in folder.iterdir() if not _ours(path)]
         if before is None and strangers:
@@ -41,13 +41,14 @@ def set_to_extend(
                 "choose another folder."
             )
         for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-            path.unlink()
+            if path.is_symlink() or path.is_file():
+                path.unlink()
     ranks.wait()
     return before
 
 
 def _ours(path: Path) -> bool:
-    name = path.name.removesuffix(PARTIAL_SUFFIX)
+    name = final_name(path.name)
     return name in OTHER_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
 
 

@@ -18,7 +18,7 @@ from clusterq_common.device import setup as device
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_cuda, prepare_device, training_autocast
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_path, atomic_write
+from clusterq_common.files import atomic_file, atomic_write
 from clusterq_common.progress.console import info, print_result, progress, quietly, warn
 from clusterq_common.progress.meter import Meter, memory
 from clusterq_common.quant.bits import Bits
@@ -36,8 +36,8 @@ CPU = torch.device("cpu")
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     atomic_write(path, "old")
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as partial:
-        partial.write_text("half of the new")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(b"half of the new")
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -136,7 +136,7 @@ def test_index_comes_from_the_cache_and_only_if_it_fits(tmp_path: Path, monkeypa
     monkeypatch.setenv("CLUSTERQ_CACHE", str(tmp_path / "cache"))
     write_set(tmp_path / "set")
     first = contents(ShardSet.open(tmp_path / "set"))
-    assert len(list((tmp_path / "cache" / "index").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "headers").iterdir())) == 3
 
     def no_second_time(*_: object) -> None:
         raise AssertionError("indexed again")
@@ -145,7 +145,7 @@ def test_index_comes_from_the_cache_and_only_if_it_fits(tmp_path: Path, monkeypa
     assert contents(ShardSet.open(tmp_path / "set")) == first
     monkeypatch.undo()
     monkeypatch.setenv("CLUSTERQ_CACHE", str(tmp_path / "cache"))
-    for number, kept in enumerate(sorted((tmp_path / "cache" / "index").iterdir())):
+    for number, kept in enumerate(sorted((tmp_path / "cache" / "headers").iterdir())):
         wrong = [b"junk", b"", np.load(kept).tobytes()][number]
         kept.write_bytes(wrong)
     assert contents(ShardSet.open(tmp_path / "set")) == first

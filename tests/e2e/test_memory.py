@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clusterq_finetune.recipes.distillation import Distillation
-from clusterq_gen.training.state import loop
+from clusterq_gen.training import loop
 from tests.conftest import Cli, DigitsTeacher
 
 STEPS, SETTLED = 500, 150

@@ -264,8 +264,8 @@ def test_doctor(gen: Cli) -> None:
 
 def test_help_is_quick_and_states_defaults() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
-    code = "import sys; sys.argv = ['x', '--help']\ntry:\n    from clusterq_{0}.cli import main; main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    for program in ("gen", "finetune"):
+    code = "import sys; sys.argv = ['x', '--help']\ntry:\n    from clusterq_{0} import main; main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    for program in ("gen.cli", "finetune.cli.main"):
         subprocess.run([sys.executable, "-c", code.format(program)], env=environment, check=True, capture_output=True)
     shown = subprocess.run(
         [sys.executable, "-m", "clusterq_gen", "train", "--help"], env=environment, check=True, capture_output=True, text=True

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clusterq_finetune.recipes import kept
-from clusterq_gen.training.state import loop
+from clusterq_gen.training import loop
 from tests.conftest import Cli, DigitsTeacher
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="an extra of its own")

@@ -233,3 +233,35 @@ def test_cifar_batches_that_are_refused(
 def test_unknown_files(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_bytes(b"")
     refused(tmp_path / "images.zip", "a file of no known kind, expected class folders")
+
+
+@pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_webdataset_tars_of_any_archiver(tmp_path: Path, format_: int) -> None:
+    folder = "f" * 80 + "/" + "g" * 60
+    with tarfile.open(tmp_path / "val.tar", "w", format=format_) as tar:
+        parent = tarfile.TarInfo("f" * 80)
+        parent.type = tarfile.DIRTYPE
+        tar.addfile(parent)
+        for (name, data), label in zip(photographs().items(), LABELS, strict=True):
+            for suffix, content in ((".jpg", data), (".cls", str(label).encode())):
+                info = tarfile.TarInfo(f"{folder}/{name.replace('.JPEG', suffix)}")
+                info.size, info.mtime = len(content), 1.5 if format_ == tarfile.PAX_FORMAT else 1
+                tar.addfile(info, io.BytesIO(content))
+    check(open_validation(tmp_path / "val.tar", IMAGENET), "webdataset")
+
+
+def test_odd_tars_of_real_images_are_refused(tmp_path: Path) -> None:
+    tar = tmp_path / "val.tar"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"comment": "1" * 100_000}
+        file.addfile(info)
+    refused(tar, "a header in it has .* bytes, expected at most")
+    with tarfile.open(tar, "w") as file:
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(info)
+    refused(tar, "'a.jpg' in it is no plain file")
+    tar_of(tmp_path / "ILSVRC2012_img_val.tar", photographs())
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"junk")
+    refused(tmp_path / "ILSVRC2012_img_val.tar", "no readable devkit")

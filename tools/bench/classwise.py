@@ -1,4 +1,4 @@
-"""What the class-wise part of a ClusterQ step costs alone: moments, class statistics, FDA, DE, backward, and the centroids' update.
+"""Time of the class-wise part of a ClusterQ step alone: moments, class statistics, FDA, DE, backward, and the centroids' update.
 
     python tools/bench/classwise.py
 
@@ -22,21 +22,21 @@ from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.diversity import DiversityLoss
 from clusterq_gen.losses.fda import FeatureAlignmentLoss
 from clusterq_gen.training.centroids import Centroids, SemanticLayers
-from clusterq_gen.training.step_random import HostDraws
+from clusterq_gen.training.step_random import StepRandom
 
-# Channels and side of what enters the deep half.
+# Channels and side of the inputs of the deep half.
 SHAPES = [(32, 16)] * 4 + [(64, 8)] * 6
 
 
 class Untouched(nn.BatchNorm2d):
-    """Has BatchNorm's hooks and statistics, and none of its cost."""
+    """A BatchNorm layer with its hooks and statistics but without its cost."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Layers(nn.Module):
-    """BatchNorm layers side by side, each with an input of its own."""
+    """Independent BatchNorm layers, each with an input of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,14 +90,14 @@ def _actions(classes: int, batch: int) -> dict[str, Callable[[], None]]:
         with batchnorm_taps(model) as taps:
             model(inputs)
             features = layers.statistics(taps, groups, keep)
-            step = StepBatch(HostDraws(labels.device), labels, inputs[0], taps, {}, features, centroids)
+            step = StepBatch(StepRandom(labels.device), inputs[0], labels, groups, labels, taps, {}, features, centroids)
             torch.stack([weight * loss(step) for weight, loss in losses]).sum().backward()
         centroids.update(features, method.ema_rate)
 
     def by_sample() -> None:
-        with batchnorm_inputs(model) as found:
+        with batchnorm_inputs(model) as inputs_by_layer:
             model(inputs)
-            named = {name: found[name] for name in layers.names}
+            named = {name: inputs_by_layer[name] for name in layers.names}
             plain_class_losses(named, labels, keep, centroids, method, random).backward()
 
     return {"by class": by_class, "by sample, plain": by_sample}

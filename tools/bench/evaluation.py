@@ -39,7 +39,7 @@ from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 
 IMAGENET = InputSpec(size=224, channels=3, num_classes=1000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-# Memory at the start is that after so many images: by then every buffer is in use.
+# Number of images after which the memory at the start is read; by then every buffer is in use.
 WARM = 1000
 BATCH = 64
 
@@ -76,7 +76,7 @@ def stream(
 
 
 def link(images: Path, folder: Path, total: int) -> int:
-    """Fill `folder` with `total` hard links, in turn to each photograph; returns how many of those there are."""
+    """Fill `folder` with `total` hard links to the photographs in turn. Returns the number of photographs."""
     sources = sorted(path for path in images.glob("*/*") if path.is_file())
     if not sources:
         raise ClusterqError(f"--images: {images} holds no class folders with images, expected wnid folders; check the path.")
@@ -107,7 +107,7 @@ def stream_child(folder: Path, count: int, workers: int) -> None:
         seen += len(batch.labels) + len(batch.unreadable)
         unreadable += len(batch.unreadable)
         if seen == count or (not peaks and seen >= WARM):
-            # The loader's processes live until the loop asks for the batch after the last.
+            # The loader's processes run until the loop requests a batch after the last one.
             peaks.append([peak(os.getpid()), *(peak(child.pid) for child in active_children() if child.pid)])
     seconds = time.perf_counter() - begin
     main, children = zip(*((values[0], values[1:]) for values in peaks), strict=True)
@@ -115,7 +115,7 @@ def stream_child(folder: Path, count: int, workers: int) -> None:
 
 
 def peak(process: int) -> float:
-    """Peak resident memory of a process, MiB."""
+    """Return the peak resident memory of a process, MiB."""
     [line] = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 

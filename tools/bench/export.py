@@ -48,7 +48,7 @@ from clusterq_finetune.export import describe_student
 from clusterq_finetune.student import load_student
 
 BATCH = 250
-# Every so many images are also compared in other arithmetic, which is slow.
+# Every STEP-th image is also compared in other arithmetic, which is slow.
 STEP = 20
 ZOO = [
     "resnet20_cifar10",
@@ -140,7 +140,7 @@ def _measure(folder: Path, val: Path, count: int | None, batches: list[int], rep
         f"student: top-1 {_top1(expected, labels):.2f} on {len(images)}; integer arithmetic: logits at most {tolerance:.2g} apart"
     )
     for way, model in models.items():
-        # Without optimisations both ways compute the same.
+        # Without optimisations, both ways compute the same.
         for optimise in (False, True) if way == "packed" else (True,):
             _agreement(way, model, student, images, labels, expected, optimise=optimise)
     _latency({"float": plain, **models}, images, batches, repeats)
@@ -150,12 +150,12 @@ def _agreement(
     way: str, model: onnx.ModelProto, student: nn.Module, images: Tensor, labels: Tensor, expected: Tensor, *, optimise: bool
 ) -> None:
     session = OnnxModel(model.SerializeToString(), optimise=optimise, threads=1)
-    found = torch.cat([session(batch) for batch in images.split(BATCH)])
-    differs = (found.argmax(1) != expected.argmax(1)).nonzero().flatten()
-    apart = (found - expected).abs().amax(1)
+    logits = torch.cat([session(batch) for batch in images.split(BATCH)])
+    differs = (logits.argmax(1) != expected.argmax(1)).nonzero().flatten()
+    apart = (logits - expected).abs().amax(1)
     top = expected.topk(2).values
     print(
-        f"{way}, optimisations {'on' if optimise else 'off'}: top-1 {_top1(found, labels):.2f}, same class on "
+        f"{way}, optimisations {'on' if optimise else 'off'}: top-1 {_top1(logits, labels):.2f}, same class on "
         f"{100 * (1 - len(differs) / len(images)):.2f} % ({len(differs)} differ), logits at most {float(apart.max()):.2g} apart, median "
         f"{float(apart.median()):.1g}, images with logits more than 1e-3 apart {100 * float((apart > 1e-3).float().mean()):.2f} %",
         flush=True,
@@ -165,7 +165,7 @@ def _agreement(
     margins = (top[:, 0] - top[:, 1])[differs]
     print(f"  where the class differs the student's first two logits are at most {float(margins.max()):.2g} apart")
     if optimise:
-        _bias_rounding(model, found[::STEP], images[::STEP])
+        _bias_rounding(model, logits[::STEP], images[::STEP])
         return
     flips = [flip for part in differs.split(50) for flip in first_flips(student, model, images[part])[0]]
     known = [flip for flip in flips if flip is not None]
@@ -176,7 +176,7 @@ def _agreement(
 
 
 def _bias_rounding(model: onnx.ModelProto, found: Tensor, images: Tensor) -> None:
-    """Whether rounded biases are all that the optimiser changed."""
+    """Print whether rounded biases explain all of the optimiser's changes."""
     session = OnnxModel(with_rounded_biases(model).SerializeToString(), optimise=False, threads=1)
     rounded = torch.cat([session(batch) for batch in images.split(BATCH)])
     same, apart = (rounded.argmax(1) == found.argmax(1)).float(), (rounded - found).abs().amax(1)
@@ -209,7 +209,7 @@ def _latency(models: dict[str, onnx.ModelProto], images: Tensor, batches: list[i
 
 
 def _kernels(model: onnx.ModelProto) -> str:
-    """Convolutions and matrix products in the graph that ONNX Runtime really runs."""
+    """Return the convolutions and matrix products in the graph that ONNX Runtime executes."""
     with TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = f"{folder}/optimised.onnx"
@@ -255,8 +255,8 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
         print(f"{name}: {error}", flush=True)
         return
     seconds = time.monotonic() - begin
-    flips, expected, found = first_flips(student, model, images)
-    apart, of = (found - expected).abs().amax(1), float(expected.abs().max())
+    flips, expected, logits = first_flips(student, model, images)
+    apart, of = (logits - expected).abs().amax(1), float(expected.abs().max())
     same = [float(one) for one, flip in zip(apart, flips, strict=True) if flip is None]
     words: list[Any] = [f"{flip.steps} step from {flip.distance:.1g}" for flip in flips if flip is not None]
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in student.modules())

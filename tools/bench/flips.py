@@ -1,4 +1,4 @@
-"""Why an exported model and its student differ: the first activation, in the order of execution, that one rounds up and the other down."""
+"""Search for the cause of differences between an exported model and its student: the first activation that rounds differently."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 @dataclass(frozen=True)
 class Flip:
-    """Where one image's integers first differ.
+    """First activation at which one image's integers differ.
 
     Attributes:
-        site: the quantizer's name.
-        values: how many integers differ there.
-        steps: the largest difference of two integers.
-        distance: how far the student's values there lie from the boundary between two integers, at most, in steps.
+        site: name of the quantizer.
+        values: number of integers that differ there.
+        steps: largest difference of two integers.
+        distance: largest distance of the student's values there from the boundary between two integers, in steps.
     """
 
     site: str
@@ -30,23 +30,23 @@ class Flip:
 
 
 def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> tuple[list[Flip | None], Tensor, Tensor]:
-    """For each image the first activation whose integers differ, or None; and both logits, (N, classes) each.
+    """Return, for each image, the first activation whose integers differ, or None; and both logits, (N, classes) each.
 
     Args:
         student: in eval mode; each activation quantizer runs once, in the order of the model's QuantizeLinear nodes.
-        model: exported from it; runs as it is, without optimisations.
+        model: exported from it; it runs without optimisations.
         images: (N, C, S, S) float32, normalised.
     """
     sites, expected = _observe(student, images)
     starts = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert len(starts) == len(sites), f"{len(starts)} QuantizeLinear nodes for {len(sites)} quantizers"
-    logits, found = _run(model, starts, images)
+    logits, dequantized = _run(model, starts, images)
     flips: list[Flip | None] = [None] * len(images)
-    for (name, quantizer, values), real in zip(sites, found, strict=True):
+    for (name, quantizer, values), real in zip(sites, dequantized, strict=True):
         ours = quantizer.to_int(values).integers
         scale, zero_point = quantizer.step().detach(), quantizer.zero_point
         theirs = (torch.from_numpy(real) / scale).round().int() + zero_point
-        # In steps from the middle between two integers, where rounding goes either way.
+        # In steps from the middle between two integers, where rounding may go either way.
         distance = ((values.double() / scale.double()).remainder(1) - 0.5).abs()
         apart = (ours - theirs).abs()
         for image in range(len(images)):
@@ -58,7 +58,7 @@ def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> t
 
 @torch.no_grad()
 def _observe(student: nn.Module, images: Tensor) -> tuple[list[tuple[str, FakeQuantizer, Tensor]], Tensor]:
-    """Each activation quantizer with what it was given, in the order of execution, and the logits."""
+    """Return each activation quantizer with its input, in the order of execution, and the logits."""
     seen: list[tuple[str, FakeQuantizer, Tensor]] = []
     handles = [
         quantizer.register_forward_pre_hook(lambda module, args, name=name: seen.append((name, module, args[0].clone())))
@@ -72,7 +72,7 @@ def _observe(student: nn.Module, images: Tensor) -> tuple[list[tuple[str, FakeQu
 
 
 def _run(model: onnx.ModelProto, starts: list[str], images: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Logits, and what comes out of the DequantizeLinear behind each QuantizeLinear."""
+    """Return the logits, and the output of the DequantizeLinear after each QuantizeLinear."""
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     follows = {node.input[0]: node for node in model.graph.node if node.op_type in {"Clip", "DequantizeLinear"}}

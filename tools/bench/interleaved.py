@@ -1,4 +1,4 @@
-"""Timing on a noisy machine: what is compared takes turns, and only ratios within a turn count."""
+"""Timing on a noisy machine: the compared actions take turns, and only ratios within a turn are used."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import torch
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], repeats: int, *, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each action in each of `repeats` turns, after `warm` turns that do not count. A GPU's work is waited for."""
+    """Return the seconds of each action in each of `repeats` turns, after `warm` turns that do not count. It synchronises a GPU."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(warm + repeats):
         for name, action in actions.items():
@@ -22,12 +22,12 @@ def interleaved(actions: Mapping[str, Callable[[], object]], repeats: int, *, wa
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """Median of the ratios within a turn."""
+    """Return the median of the ratios within a turn."""
     return median(one / two for one, two in zip(above, below, strict=True))
 
 
 def table(seconds: Mapping[str, list[float]], reference: str) -> str:
-    """A line for each action: its median time, and how many times that of the reference it takes."""
+    """Return a line for each action: its median time, and its ratio to that of the reference."""
     lines = [
         f"{name:<28} {1e3 * median(values):10.2f} ms  {ratio(values, seconds[reference]):6.2f} x {reference}"
         for name, values in seconds.items()

@@ -1,4 +1,4 @@
-"""What this machine can do at most: the ceilings that a step's time is compared with.
+"""Ceilings of this machine, for comparison with a step's time.
 
     python tools/bench/machine.py
 

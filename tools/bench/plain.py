@@ -1,7 +1,7 @@
-"""The steps as the field's released code writes them: what the benchmarks compare with. Correct, and slow on purpose.
+"""Plain versions of the steps, as the field's released code writes them, for comparison. Correct, and slow on purpose.
 
-Class-wise losses in a Python loop over samples and layers, statistics by hooks that reduce each BatchNorm input anew,
-fake-quantization as separate differentiable operations, upsampling before convolution, contiguous memory, float32.
+They have class-wise losses in a Python loop over samples and layers, statistics by hooks that reduce each BatchNorm input again,
+fake-quantization as separate differentiable operations, upsampling before convolution, contiguous memory and float32.
 """
 
 import copy
@@ -24,7 +24,7 @@ from clusterq_gen.training.state import Training
 
 
 class PlainFakeQuantizer(nn.Module):
-    """Divide, round, clamp, multiply, each on autograd's tape."""
+    """Fake-quantizer of separate operations: divide, round, clamp, multiply, each recorded by autograd."""
 
     def __init__(self, quantizer: FakeQuantizer) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PlainFakeQuantizer(nn.Module):
 
 
 def plain_student(student: nn.Module) -> nn.Module:
-    """A copy with plain fake-quantizers, contiguous."""
+    """Return a contiguous copy with plain fake-quantizers."""
     plain = copy.deepcopy(student)
     for module in list(plain.modules()):
         for name, child in list(module.named_children()):
@@ -51,14 +51,14 @@ def plain_student(student: nn.Module) -> nn.Module:
 
 
 class PlainUpsampledConv2d(nn.Conv2d):
-    """The larger image first, then the convolution."""
+    """Upsampling followed by a convolution, as two operations."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2))
 
 
 def plain_generator(generator: nn.Module) -> nn.Module:
-    """A copy that enlarges before it convolves, contiguous."""
+    """Return a contiguous copy that upsamples before it convolves."""
     plain = copy.deepcopy(generator)
     for module in plain.modules():
         if isinstance(module, UpsampledConv2d):
@@ -68,14 +68,14 @@ def plain_generator(generator: nn.Module) -> nn.Module:
 
 @contextmanager
 def batchnorm_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The inputs of all BatchNorm layers in the latest forward pass."""
-    found: dict[str, Tensor] = {}
+    """Record the inputs of all BatchNorm layers in the latest forward pass, within the block."""
+    inputs: dict[str, Tensor] = {}
     handles = [
-        layer.register_forward_pre_hook(lambda _module, args, name=name: found.__setitem__(name, args[0]))
+        layer.register_forward_pre_hook(lambda _module, args, name=name: inputs.__setitem__(name, args[0]))
         for name, layer in batchnorm_layers(model).items()
     ]
     try:
-        yield found
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
@@ -84,7 +84,7 @@ def batchnorm_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def plain_class_losses(
     inputs: dict[str, Tensor], labels: Tensor, keep: Tensor, centroids: Centroids, method: MethodConfig, random: torch.Generator
 ) -> Tensor:
-    """FDA and DE sample by sample and layer by layer, then the centroids' update, likewise."""
+    """Compute FDA and DE sample by sample and layer by layer, and update the centroids likewise."""
     fda, de = torch.zeros(()), torch.zeros(())
     names, channels = centroids.layers.names, centroids.layers.channels
     for sample in range(len(labels)):
@@ -111,7 +111,7 @@ def plain_class_losses(
 
 
 class PlainTraining:
-    """A training after warm-up whose step is written plainly. It has networks of its own."""
+    """A training after warm-up with a plain step and with networks of its own."""
 
     def __init__(self, run: Training) -> None:
         assert run.student is not None
@@ -132,7 +132,7 @@ class PlainTraining:
         return self.run.inputs()
 
     def step(self) -> None:
-        """One step of the generator and one of the student."""
+        """Take one step of the generator and one of the student."""
         method, latent = self.run.config.method, self._latent()
         with batchnorm_inputs(self.teacher) as inputs:
             images = self.generator(latent.z, latent.classes)

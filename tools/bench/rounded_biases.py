@@ -1,4 +1,4 @@
-"""What ONNX Runtime's optimiser does to biases, done to a file: so that its rounding can be told from anything else it does."""
+"""Rounding of biases in a file, as ONNX Runtime's optimiser does it, to separate its effect from the optimiser's other changes."""
 
 import numpy as np
 import onnx
@@ -6,7 +6,7 @@ from onnx import numpy_helper
 
 
 def with_rounded_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which the bias of each layer between quantizers is a multiple of scale(input) x scale(weight), halves to even."""
+    """Return a copy whose biases of layers between quantizers are multiples of scale(input) x scale(weight), halves to even."""
     rounded = onnx.ModelProto()
     rounded.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in rounded.graph.initializer}
@@ -31,7 +31,7 @@ def with_rounded_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantized_next(name: str, readers: dict[str, list[onnx.NodeProto]]) -> bool:
-    """Whether a tensor goes into one quantizer alone, directly or through one ReLU."""
+    """Return whether a tensor is read by one quantizer only, directly or through one ReLU."""
     after = readers.get(name, [])
     if len(after) == 1 and after[0].op_type == "Relu":
         after = readers.get(after[0].output[0], [])

@@ -1,4 +1,4 @@
-"""Networks with random weights, ready for the steps that benchmarks time: speed does not depend on the weights."""
+"""Networks with random weights and their steps, for benchmarks. Speed does not depend on the weights."""
 
 import copy
 from collections.abc import Callable
@@ -31,15 +31,15 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Setup:
-    """What is timed, on which batch and how.
+    """Network, batch and precision of a timed step.
 
     Attributes:
         arch: pytorchcv's name, or file.py:factory.
         batch_size: images in a batch.
         amp: auto, off or bf16, as for the programs.
-        threads: CPU threads; torch's own choice when None.
-        sizes: input_size, num_classes and so on, where they are not the architecture's own.
-        width: of the generator; the preset's when None.
+        threads: CPU threads; torch's default when None.
+        sizes: input_size, num_classes and so on, where they differ from the architecture's own.
+        width: width of the generator; the preset's when None.
     """
 
     arch: str
@@ -51,16 +51,16 @@ class Setup:
 
     @property
     def runtime(self) -> RuntimeConfig:
-        """The programs' settings of the same meaning."""
+        """The corresponding settings of the programs."""
         return RuntimeConfig.validated({"threads": self.threads, "amp": self.amp})
 
     def load(self) -> Teacher:
-        """Make the classifier, with random weights, on the GPU where there is one."""
+        """Build the classifier with random weights, on the GPU where there is one."""
         config = TeacherConfig.validated({"arch": self.arch, "weights": "random", **self.sizes})
         return load_teacher(config, device=prepare_device(self.runtime))
 
     def start(self, method: str, train: dict[str, Any] | None = None) -> Training:
-        """Begin a generator's training by a method; `train` goes on top of its settings."""
+        """Start a generator's training with a method; `train` overrides its settings."""
         device = prepare_device(self.runtime)
         teacher = self.load()
         flags: dict[str, dict[str, Any]] = {
@@ -74,8 +74,11 @@ class Setup:
         return Training.start(config, teacher, device)
 
     def warm_state(self, methods: list[str]) -> dict[str, Any]:
-        """What one run holds right after warm-up, for all of them: at 1000 classes of 224x224 that alone takes minutes on a CPU."""
-        # With one image a class all classes are seen in fewer batches. What is measured has the settings' own number.
+        """Return one run's state right after warm-up, shared by all methods.
+
+        At 1000 classes of 224x224 the warm-up alone takes minutes on a CPU.
+        """
+        # With one image a class, all classes are seen in fewer batches. The timed steps have the settings' own number.
         single = replace(self, amp="off")
         classes = min(self.batch_size, self.load().spec.num_classes)
         runs = [single.start(method, {"classes_per_batch": classes}) for method in methods]
@@ -85,7 +88,7 @@ class Setup:
         return run.state_dict()
 
     def training(self, method: str, warm: dict[str, Any], train: dict[str, Any] | None = None) -> Training:
-        """A run right after warm-up, with a copy of that state."""
+        """Return a run right after warm-up, with a copy of that state."""
         run = self.start(method, train)
         state = copy.deepcopy(warm)
         run.load_state_dict(state if run.method.needs_centroids else {**state, "centroids": None})
@@ -93,9 +96,9 @@ class Setup:
 
 
 class GeneratorStep:
-    """A generator's whole step, with its student's: call it for one; with `graphs` they are recorded and replayed.
+    """A whole step of generator and student, taken by a call; with `graphs` it is recorded and replayed.
 
-    `close` takes its hooks off the teacher.
+    `close` removes its hooks from the teacher.
     """
 
     def __init__(self, run: Training, *, graphs: bool = False) -> None:
@@ -114,7 +117,7 @@ class GeneratorStep:
 
 
 def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[str, Callable[[], None]]:
-    """A training step of the float network, one of distillation, and that with plain fake-quantization; or also compiled."""
+    """Return steps of float training, of distillation, and of distillation with plain fake-quantization; or also compiled."""
     device, teacher = prepare_device(setup.runtime), setup.load()
     images = torch.randn(setup.batch_size, teacher.spec.channels, teacher.spec.size, teacher.spec.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -162,7 +165,7 @@ def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[s
 
 
 def float_networks(setup: Setup) -> Callable[[], None]:
-    """Generator through teacher, then a float student on the same images: what a step needs without any method."""
+    """Return a step of generator and teacher, and then of a float student on the same images: the minimum for any method."""
     run = setup.start("gdfq")
     student = copy.deepcopy(run.teacher.model).requires_grad_(True)
     to_device(student, run.device)

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def pictures(size: int, count: int, seed: int = 0) -> list[Array]:
-    """Colour images about as hard to compress as a generator's: smooth shapes with some noise on them."""
+    """Return colour images about as hard to compress as a generator's: smooth shapes with some noise."""
     random = np.random.default_rng(seed)
     coarse = random.uniform(0, 255, (count, 8, 8, 3)).astype(np.uint8)
     made = []
@@ -78,7 +78,7 @@ def pictures(size: int, count: int, seed: int = 0) -> list[Array]:
 
 
 def samples(images: list[Array]) -> Iterator[Sample]:
-    """Encoded one by one, as emission does it."""
+    """Yield samples encoded one by one, as emission does."""
     logits = np.zeros(CLASSES, np.float16)
     for number, image in enumerate(images):
         label = number % CLASSES
@@ -87,7 +87,7 @@ def samples(images: list[Array]) -> Iterator[Sample]:
 
 
 def write_set(folder: Path, size: int, count: int) -> None:
-    """A whole set, images drawn shard by shard."""
+    """Write a whole set, with images drawn shard by shard."""
     spec = InputSpec(size=size, channels=3, num_classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3)
     per_shard = samples_per_shard(spec)
     written = Written.nothing(CLASSES)
@@ -121,7 +121,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def speed(size: int, count: int, repeats: int) -> None:
-    """Writing and reading against the bare codec."""
+    """Time writing and reading against the bare codec."""
     images = pictures(size, count)
     labels = [number % CLASSES for number in range(count)]
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -148,17 +148,19 @@ def speed(size: int, count: int, repeats: int) -> None:
         def write(made: Iterator[Sample]) -> None:
             write_shard(folder, "synth-train-000000.tar", made, start_key=0, num_classes=CLASSES)
 
-        found: dict[str, list[float]] = {}
+        seconds_by_action: dict[str, list[float]] = {}
         for _ in range(repeats):
-            found.setdefault("encode", []).append(timed(lambda: [png.encode(image) for image in images]))
-            found.setdefault("write", []).append(timed(lambda: write(samples(images))))
-            found.setdefault("encode in two processes", []).append(
+            seconds_by_action.setdefault("encode", []).append(timed(lambda: [png.encode(image) for image in images]))
+            seconds_by_action.setdefault("write", []).append(timed(lambda: write(samples(images))))
+            seconds_by_action.setdefault("encode in two processes", []).append(
                 timed(lambda: list(pool.map(png.encode, images, chunksize=64)))
             )
-            found.setdefault("write with two", []).append(timed(lambda: write(pooled())))
-            found.setdefault("plain read", []).append(timed(plain_read))
-            found.setdefault("read", []).append(timed(lambda: [reader.read(number) for number in range(len(reader))]))
-    middle = {key: median(values) for key, values in found.items()}
+            seconds_by_action.setdefault("write with two", []).append(timed(lambda: write(pooled())))
+            seconds_by_action.setdefault("plain read", []).append(timed(plain_read))
+            seconds_by_action.setdefault("read", []).append(
+                timed(lambda: [reader.read(number) for number in range(len(reader))])
+            )
+    middle = {key: median(values) for key, values in seconds_by_action.items()}
     for key, seconds in middle.items():
         print(f"{key:<26} {count / seconds:9.0f} images/s")
     print(f"write / encode: {middle['encode'] / middle['write']:.2f}")
@@ -168,7 +170,7 @@ def speed(size: int, count: int, repeats: int) -> None:
 
 
 def encodings(path: Path, count: int) -> None:
-    """Lossless encodings of a real set's images."""
+    """Compare lossless encodings of a real set's images."""
     reader = ShardSet.open(path).split("train")
     images = [reader.read(number)[0] for number in range(min(count, len(reader)))]
     raw = sum(image.nbytes for image in images)
@@ -209,7 +211,7 @@ def encodings(path: Path, count: int) -> None:
 
 
 def memory(size: int) -> None:
-    """Peak resident memory of a process that writes few or many samples."""
+    """Print the peak resident memory of a process that writes few or many samples."""
     for count in (256, 1024, 4096):
         command = [sys.executable, __file__, "memory-child", "--size", str(size), "--images", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -217,7 +219,7 @@ def memory(size: int) -> None:
 
 
 def million(folder: Path, count: int) -> None:
-    """A set of very many tiny images."""
+    """Time work on a set of very many tiny images."""
     print(
         f"write:  {timed(lambda: write_set(folder, 8, count)):8.1f} s, {sum(p.stat().st_size for p in folder.glob('*.tar')) / 1e9:.2f} GB"
     )

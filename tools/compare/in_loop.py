@@ -1,4 +1,4 @@
-"""The other way to a student: the one that was trained along with the generator, on images that nobody kept."""
+"""Evaluation of the in-loop student, which is trained along with the generator on images that are not stored."""
 
 import json
 from pathlib import Path
@@ -20,11 +20,11 @@ def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, devic
     """Write the predictions of a generator run's student and of its teacher, and a result.json, into `folder`.
 
     Args:
-        folder: of the results; made if need be.
-        run: of `clusterq-gen train`, finished.
+        folder: folder of the results; created if missing.
+        run: folder of a finished `clusterq-gen train`.
         val: real images.
-        teacher: the run's.
-        device: where networks run.
+        teacher: teacher of the run.
+        device: device of the networks.
     """
     student, spec, config = load_student(run, device)
     images, predictions = open_validation(val, spec), Predictions()
@@ -38,6 +38,6 @@ def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, devic
         )
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder / PREDICTIONS)
-    # Last, since its presence says that the evaluation is finished. It saw no stored images.
-    said = {"student": {"bits": config.quant.bits}, "shards": {"training_images": 0}}
-    atomic_write(folder / RESULT, json.dumps(said) + "\n")
+    # Written last, since its presence marks the evaluation as finished. The student saw no stored images.
+    result = {"student": {"bits": config.quant.bits}, "shards": {"training_images": 0}}
+    atomic_write(folder / RESULT, json.dumps(result) + "\n")

@@ -1,4 +1,4 @@
-"""Options that the comparing tools share."""
+"""Options shared by the comparison tools."""
 
 import shlex
 from pathlib import Path
@@ -27,7 +27,7 @@ def common_flags(
     finetune_flags: str,
     threads: int | None,
 ) -> dict[str, list[str]]:
-    """`teacher`, `train` and `finetune` of a `Comparison`."""
+    """Return `teacher`, `train` and `finetune` of a `Comparison`."""
     limit = [] if threads is None else ["--threads", str(threads)]
     return {
         "teacher": ["--arch", arch, *shlex.split(teacher_flags), *([] if weights is None else ["--weights", weights])],

@@ -1,4 +1,4 @@
-"""Shards that no generator made, for comparison: pure noise below, real images above."""
+"""Shards without a generator, for comparison: pure noise as lower and real images as upper bound."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.data.real import open_validation
 
 BATCH = 100
-# Every eleventh image: as large a held-out part as the generator's sets have.
+# Every eleventh image is held out, the same share as in the generator's sets.
 HELDOUT_EVERY = 11
 
 
 def write_noise(folder: Path, teacher: Teacher, count: int, seed: int) -> None:
-    """Standard normal noise in the teacher's normalisation; the label is the class that the teacher sees in it."""
+    """Write standard normal noise in the teacher's normalisation, labelled with the teacher's top-1."""
 
     def batches() -> Iterator[tuple[Tensor, None]]:
         low, high = pixel_bounds(teacher.spec)
@@ -37,7 +37,7 @@ def write_noise(folder: Path, teacher: Teacher, count: int, seed: int) -> None:
 
 
 def write_real(folder: Path, teacher: Teacher, images: Path, per_class: int, seed: int) -> None:
-    """Real images with their own labels, the first `per_class` of each class: an upper bound, not data-free."""
+    """Write real images with their own labels, the first `per_class` of each class: an upper bound that is not data-free."""
     source = open_validation(images, teacher.spec)
     seen = [0] * teacher.spec.num_classes
     chosen = []
@@ -80,7 +80,7 @@ def _samples(teacher: Teacher, batches: Iterable[tuple[Tensor, list[int] | None]
 def _write(folder: Path, teacher: Teacher, batches: Iterable[tuple[Tensor, list[int] | None]], method: str, seed: int) -> None:
     classes = teacher.spec.num_classes
     samples = list(_samples(teacher, batches, seed))
-    # Shuffled, so that both splits hold every class.
+    # Shuffled, so that both splits contain every class.
     order = torch.randperm(len(samples), generator=stream(seed, "split")).tolist()
     parts: dict[SplitName, list[Sample]] = {"train": [], "heldout": []}
     for place, index in enumerate(order):

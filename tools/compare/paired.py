@@ -17,8 +17,8 @@ class Repeats:
     """Several seeds of one setting, evaluated on the same images.
 
     Attributes:
-        names: of the images, sorted.
-        right: by model, (seeds, images): whether it named the class.
+        names: names of the images, sorted.
+        right: by model, (seeds, images): whether the prediction is correct.
     """
 
     names: list[str]
@@ -26,7 +26,7 @@ class Repeats:
 
     @classmethod
     def read(cls, files: Sequence[Path]) -> "Repeats":
-        """From the predictions.npz of runs that were evaluated on the same images.
+        """Read the predictions.npz of runs that were evaluated on the same images.
 
         Raises:
             ValueError: the images differ.
@@ -43,7 +43,7 @@ class Repeats:
         return cls(names, {model: np.stack(rows) for model, rows in right.items()})
 
     def only(self, keep: Callable[[str, int], bool]) -> "Repeats":
-        """The images for which `keep(name, position in its folder)` holds, positions counted from 0 in sorted order."""
+        """Return the images for which `keep(name, position in its folder)` holds, positions counted from 0 in sorted order."""
         seen: dict[str, int] = {}
         chosen = []
         for name in self.names:
@@ -56,14 +56,14 @@ class Repeats:
         )
 
     def top1(self, model: str) -> list[float]:
-        """Percent, by seed."""
+        """Return top-1 in percent, by seed."""
         return [float(value) for value in 100 * self.right[model].mean(1)]
 
     def below(self, model: str = "student", reference: str = "teacher") -> Interval:
-        """How many points `model` lies below `reference` on average over seeds, paired by image."""
+        """Return how many points `model` is below `reference` on average over seeds, paired by image."""
         return paired(self.right[reference], self.right[model])
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Return mean and standard deviation over seeds as text."""
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")

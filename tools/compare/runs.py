@@ -1,4 +1,4 @@
-"""Runs that a comparison needs, each made once, and the table that comes out of them."""
+"""Runs of a comparison, each made once, and the resulting table."""
 
 import json
 import os
@@ -26,20 +26,20 @@ from compare.in_loop import evaluate_in_loop
 from compare.other_shards import write_noise, write_real
 from compare.paired import Repeats, paired, spread
 
-# How else results are reported: never in one row with the others.
+# Other conventions for reported results; never in one row with the others.
 PROTOCOLS = {"all": [], "ends8": ["--first-last-bits", "8"], "relu": ["--activation-sites", "relu"]}
-# No recipe of clusterq-finetune, but what stands before each.
+# Not a recipe of clusterq-finetune, but the state before any training.
 CALIBRATE = ["--reconstruct", "none", "--epochs", "0"]
-# Sets that clusterq-gen does not make.
+# Sets that are not made by clusterq-gen.
 NOISE, REAL = "noise", "real"
 COST = "cost.json"
-# Not a recipe of clusterq-finetune: the student that was trained along with the generator, at the generator's bits.
+# Not a recipe of clusterq-finetune: the student trained along with the generator, at the generator's bits.
 IN_LOOP = "in-loop"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table: a set of shards by name, and what is made from it."""
+    """A row of the table: the name of a set of shards, and the settings of the student made from it."""
 
     name: str
     bits: str
@@ -49,17 +49,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that all rows have in common.
+    """Settings shared by all rows.
 
     Attributes:
         out: folder of all runs and of the table.
         val: real images, evaluated on at the end.
         teacher: flags that name the teacher.
         sets: flags of `clusterq-gen train` by the set's name.
-        seeds: of sets and students.
-        train: flags of `clusterq-gen train` for every set; `finetune`: of `clusterq-finetune` for every student.
+        seeds: seeds of sets and students.
+        train: flags of `clusterq-gen train` for every set; `finetune`: flags of `clusterq-finetune` for every student.
         images: training images for each class.
-        one_generator: sets differ in what is emitted alone: the later ones come from the first one's generator, and only that is their cost.
+        one_generator: sets differ in their emission only. The later ones use the first one's generator, and only the emission is
+            their cost.
         real: real images for the upper bound.
     """
 
@@ -75,10 +76,10 @@ class Comparison:
     real: Path | None = None
 
     def table(self, settings: list[Setting]) -> list[dict[str, Any]]:
-        """Make what is missing, then one row a setting; table.json, table.md and report.html are written to `out`.
+        """Make missing runs, and return one row a setting; table.json, table.md and report.html are written to `out`.
 
         Raises:
-            ClusterqError: a program failed; what is finished is kept.
+            ClusterqError: a program failed; finished runs are kept.
         """
         for name, flags in self.sets.items():
             for seed in self.seeds:
@@ -176,14 +177,14 @@ class Comparison:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """Return the rows as a Markdown table."""
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join([*lines, *("| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows)]) + "\n"
 
 
 def _once(folder: Path, command: list[str], last: str) -> None:
-    """Run a program that writes into a folder, unless its last file is there; what it cost is noted, interruptions included."""
+    """Run a program that writes into a folder, unless its last file exists. The cost is recorded, including interrupted runs."""
     if (folder / last).is_file():
         return
     info(f"== {' '.join(command)}")

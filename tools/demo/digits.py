@@ -41,14 +41,14 @@ class Digits(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; 0, or the exit code of the command line that failed."""
+    """Run the demo. Returns 0, or the exit code of the program that failed."""
     options = _options().parse_args(arguments)
     out: Path = options.out
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SUMMARY).is_file())):
         print(f"--out {out} holds something that is not an earlier demo; name a new or empty folder", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    # First of all, so that a demo cut short can be started again in the same folder.
+    # Written first, so that an interrupted demo can be started again in the same folder.
     (out / SUMMARY).write_text("{}\n", encoding="utf-8")
 
     info(f"1. a classifier learns real digits ({1 - TEST_PART:.0%} of them; the rest is held out)")
@@ -89,7 +89,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def load(seed: int) -> Digits:
-    """scikit-learn's 1797 digits, values 0..16 as pixels, split by class with a fixed share held out."""
+    """Load scikit-learn's 1797 digits, with values 0..16 as pixels, split by class with a fixed share held out."""
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
@@ -100,12 +100,12 @@ def load(seed: int) -> Digits:
 
 
 def to_images(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 (N, 8, 8) -> normalised float32 (N, 1, 8, 8), as the clusterq commands below are told to."""
+    """Convert uint8 (N, 8, 8) to normalised float32 (N, 1, 8, 8), as in the clusterq commands below."""
     return ((torch.from_numpy(pixels).float() / 255 - MEAN) / STD).unsqueeze(1)
 
 
 def train_classifier(digits: Digits, *, epochs: int, seed: int) -> nn.Module:
-    """`digits_net` after `epochs` over the training part, in eval mode: AdamW, cosine rate, shifts by one pixel."""
+    """Return `digits_net` after `epochs` over the training part, in eval mode: AdamW, cosine rate, shifts by one pixel."""
     torch.manual_seed(seed)
     model = digits_net()
     images, labels = to_images(digits.train_pixels), torch.from_numpy(digits.train_labels)
@@ -130,13 +130,13 @@ def train_classifier(digits: Digits, *, epochs: int, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-    """Top-1 in percent."""
+    """Return top-1 in percent."""
     hits = model(to_images(pixels)).argmax(1) == torch.from_numpy(labels)
     return 100 * hits.double().mean().item()
 
 
 def write_class_folders(folder: Path, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    """Grey PNGs `folder/<digit>/<number>.png`, numbered from 1 within each digit; what was there before goes."""
+    """Write grey PNGs `folder/<digit>/<number>.png`, numbered from 1 within each digit. Earlier contents are deleted."""
     shutil.rmtree(folder, ignore_errors=True)
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True)
@@ -145,7 +145,7 @@ def write_class_folders(folder: Path, pixels: NDArray[np.uint8], labels: NDArray
 
 
 def generator_arguments(options: argparse.Namespace, weights: Path, run: Path) -> list[str]:
-    """What `clusterq-gen` is told: the factory, its weights, the shape of its input; no image."""
+    """Return the arguments of `clusterq-gen`: the factory, its weights, the shape of its input; no image."""
     spec = ["--input-size", "8", "--in-channels", "1", "--num-classes", "10", "--mean", str(MEAN), "--std", str(STD)]
     chosen = _given("--epochs", options.epochs) + _given("--steps-per-epoch", options.steps_per_epoch)
     chosen += _given("--per-class", options.per_class)
@@ -168,7 +168,7 @@ def generator_arguments(options: argparse.Namespace, weights: Path, run: Path) -
 
 
 def finetune_arguments(options: argparse.Namespace, run: Path, val: Path) -> list[str]:
-    """What `clusterq-finetune` is told: the shards, the bits, and the held-out digits to measure on."""
+    """Return the arguments of `clusterq-finetune`: the shards, the bits, and the held-out digits for the evaluation."""
     chosen = ["--seed", str(options.seed), *_given("--epochs", options.finetune_epochs)]
     return ["--shards", str(run), "--bits", options.bits, "--val", str(val), *chosen, "--overwrite", "--json"]
 
@@ -178,9 +178,9 @@ def _given(flag: str, value: int | None) -> list[str]:
 
 
 def run_cli(program: str, *arguments: str, last_line_is_answer: bool = False) -> str:
-    """Run a console script of this environment, passing on what it prints; its last line, which as an answer is not printed.
+    """Run a console script of this environment, print its output, and return the last line, which is not printed as an answer.
 
-    Raises subprocess.CalledProcessError when it leaves with anything but 0.
+    Raises subprocess.CalledProcessError when its exit code is not 0.
     """
     command = [str(Path(sys.executable).with_name(program)), *arguments]
     info(f"   {shlex.join([program, *arguments])}")
@@ -199,7 +199,7 @@ def run_cli(program: str, *arguments: str, last_line_is_answer: bool = False) ->
 
 
 def report(result: dict[str, Any], bits: str, out: Path) -> None:
-    """The three accuracies on held-out real digits, and where to look."""
+    """Print the three accuracies on held-out real digits, and the paths of the results."""
     info("")
     info("top-1 on the held-out real digits")
     for name, what in (

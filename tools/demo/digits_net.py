@@ -4,7 +4,7 @@ from torch import nn
 
 
 def digits_net() -> nn.Module:
-    """A small BatchNorm network: (N, 1, 8, 8) normalised images -> (N, 10) logits, random weights."""
+    """Build a small BatchNorm network: (N, 1, 8, 8) normalised images -> (N, 10) logits, random weights."""
     return nn.Sequential(
         *_block(1, 16),
         *_block(16, 32),

@@ -1,4 +1,4 @@
-"""The page of the documentation that describes the library, for mkdocstrings to fill with docstrings and signatures.
+"""Python page of the documentation, for mkdocstrings to fill with docstrings and signatures.
 
 It has exactly the names that `import clusterq` has; settings are listed with the descriptions that `--help` shows.
 """
@@ -19,7 +19,7 @@ GROUPS = {
 }
 # Classes whose fields are settings that people choose.
 CHOSEN = ("QuantConfig", "Recipe")
-# Of other classes: what a program calls. mkdocstrings shows all that has a docstring otherwise.
+# Documented members of other classes. By default, mkdocstrings would show everything that has a docstring.
 MEMBERS = {
     "ShardSet": ["open", "split", "images", "as_webdataset"],
     "ShardWriter": ["add"],
@@ -30,7 +30,7 @@ MEMBERS = {
 
 
 def python_reference() -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     listed = [name for names in GROUPS.values() for name in names]
     if sorted(listed) != sorted(cq.__all__):
         raise ValueError(f"clusterq.__all__ and this page differ in {sorted(set(listed) ^ set(cq.__all__))}")
@@ -67,6 +67,6 @@ def _default(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """A description as Markdown that shows the same characters; options of the command line as the settings that they are."""
+    """Return a description as Markdown that shows the same characters, with command-line options as names of settings."""
     text = re.sub(r"--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
     return re.sub(r"[\\`*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", text)

@@ -1,6 +1,6 @@
-"""Pages of the documentation that describe the commands, written from the command lines themselves.
+"""Pages of the documentation that describe the commands, generated from the command lines.
 
-What `--help` says of an option is what its page says, in the same groups and the same order, so the two cannot differ.
+A page has the same text for each option as `--help`, in the same groups and order, so the two cannot differ.
 """
 
 import html
@@ -11,12 +11,12 @@ from typing import Any
 import typer
 
 OWN_PANEL = "The run"
-# How help names examples: in its last line, or as lines of the epilog after "Examples:".
+# Examples in help texts: in the last line, or as lines of the epilog after "Examples:".
 EXAMPLE = re.compile(r"\s*Example: |^\s*\$ ", re.MULTILINE)
 
 
 def reference(program: str, app: typer.Typer) -> str:
-    """One program as a Markdown page: a section a command, its options as definition lists under the panels of `--help`."""
+    """Return a program's Markdown page: a section a command, its options as definition lists under the panels of `--help`."""
     root = typer.main.get_command(app)
     parts = [f"# `{program}`"]
     for context in commands(program, root):
@@ -25,14 +25,14 @@ def reference(program: str, app: typer.Typer) -> str:
 
 
 def commands(program: str, root: Any) -> Iterator[Any]:
-    """A context for each command that can be called, depth first; `context.command_path` is how it is typed."""
+    """Yield a context for each command that can be called, depth first. `context.command_path` is its typed form."""
     context = root.context_class(root, info_name=program)
     yield context
     yield from _below(context)
 
 
 def options(context: Any) -> Iterator[Any]:
-    """The command's options and arguments that `--help` shows, `--help` itself last."""
+    """Yield the command's options and arguments that `--help` shows, with `--help` itself last."""
     for parameter in context.command.get_params(context):
         if not getattr(parameter, "hidden", False):
             yield parameter
@@ -47,7 +47,7 @@ def _below(context: Any) -> Iterator[Any]:
 
 
 def _command(context: Any, *, is_program: bool) -> list[str]:
-    """Heading, help, usage, options."""
+    """Return the parts of a command's section: heading, help, usage, options."""
     command = context.command
     text, examples = _parted(command.help or "")
     remarks, more = _parted(command.epilog or "")
@@ -71,7 +71,7 @@ def _command(context: Any, *, is_program: bool) -> list[str]:
 
 
 def _parted(text: str) -> tuple[str, list[str]]:
-    """A help text without its examples, and those, a command each."""
+    """Split a help text into the text without examples and the example commands."""
     examples = []
     prose = []
     for paragraph in text.split("\n\n"):
@@ -82,7 +82,7 @@ def _parted(text: str) -> tuple[str, list[str]]:
 
 
 def _panels(context: Any) -> dict[str, list[Any]]:
-    """Panel -> parameters; those without one first, as one reads them most."""
+    """Return the parameters by panel. Those without a panel come first, because they are read most."""
     panels: dict[str, list[Any]] = {OWN_PANEL: []}
     for parameter in options(context):
         panels.setdefault(getattr(parameter, "rich_help_panel", None) or OWN_PANEL, []).append(parameter)
@@ -92,7 +92,7 @@ def _panels(context: Any) -> dict[str, list[Any]]:
 def _definition(context: Any, parameter: Any) -> str:
     record = parameter.get_help_record(context)
     spelling, text = record if record else (parameter.make_metavar(context), "")
-    # A flag or an argument's name first, then what kind of value it takes.
+    # The name of a flag or an argument comes first, then the type of its value.
     words = re.split(r"(?<=[\w-])\s+(?=[^-\s])", spelling, maxsplit=1)
     kind = f' <span class="kind">{html.escape(words[1])}</span>' if len(words) > 1 else ""
     anchor = _anchor(context, parameter.name)
@@ -110,7 +110,7 @@ def _link(context: Any, name: str, command: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Help text as Markdown that shows the same characters; pages that it names are links."""
+    """Return a help text as Markdown that shows the same characters, with links for the pages that it names."""
     shown = re.sub(r"[\\`*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
     shown = re.sub(r"docs/([\w-]+)\.md", r"[\1](../\1.md)", shown)
     return re.sub(r"(?<![\w-])(--[a-z][a-z0-9-]*)", r"`\1`", shown)

@@ -1,11 +1,12 @@
-"""Make a folder with which a machine without network runs clusterq on real images, such as its proof on a GPU.
+"""Make a pack: a folder with which a machine without network runs clusterq on real images, such as its proof on a GPU.
 
     python tools/gpu/pack.py --out .gpu
     bash .gpu/run.sh python3 tools/gpu/prove.py --pack .gpu --out proof     # there
 
-wheels/: clusterq and what the machine lacks, torch never among it. images/: CIFAR-10's test images and photographs with ImageNet's labels,
-as webdataset tars. models/: trained classifiers. pack.json: size and SHA-256 of every file, and what each classifier reaches on the images,
-on this machine's CPU. Real data and models are looked for in the folder that CLUSTERQ_DATA names (default: shared/ beside the checkout).
+wheels/: clusterq and the packages that the machine lacks, but never torch. images/: CIFAR-10's test images and photographs with
+ImageNet's labels, as webdataset tars. models/: trained classifiers. pack.json: size and SHA-256 of every file, and the accuracy
+of each classifier on the images, on this machine's CPU. Real data and models are looked for in the folder that CLUSTERQ_DATA
+names (default: shared/ beside the checkout).
 """
 
 import os
@@ -39,7 +40,7 @@ CIFAR = {"input_size": 32, "in_channels": 3}
 IMAGENET = {"input_size": 224, "in_channels": 3, "num_classes": 1000, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 CIFAR10_SCALE = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 CIFAR100_SCALE = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
-# Name -> architecture, what its images are like, and which of the packed ones it is measured on. Its weights are a file of models/.
+# Name -> architecture, format of its images, and the packed images it is measured on. Its weights are a file of models/.
 TEACHERS = {
     "resnet20_cifar10": ("resnet20_cifar10", CIFAR | CIFAR10_SCALE | {"num_classes": 10}, CIFAR10),
     "resnet20_cifar100": ("resnet20_cifar100", CIFAR | CIFAR100_SCALE | {"num_classes": 100}, None),
@@ -116,7 +117,7 @@ def main(
 
 
 def data_folder() -> Path:
-    """Where real data and models are."""
+    """Return the folder of real data and models."""
     return Path(os.environ.get("CLUSTERQ_DATA", ROOT.parent / "shared"))
 
 
@@ -192,7 +193,7 @@ def _references(building: Path) -> dict[str, Reference]:
 
 
 def measure(config: TeacherConfig, tar: Path) -> Reference:
-    """What a teacher reaches on packed images, on the CPU."""
+    """Measure a teacher's accuracy on packed images, on the CPU."""
     teacher = load_teacher(config)
     images = open_validation(tar, teacher.spec)
     result = evaluate_models({"teacher": teacher.model}, images, device=torch.device("cpu"), batch_size=64)["teacher"]
@@ -204,10 +205,10 @@ def _write(facts: PackFacts, building: Path) -> None:
 
 
 def _sizes(building: Path, limit: int) -> str:
-    """Bytes of each part, in words.
+    """Return the bytes of each part as text.
 
     Raises:
-        ClusterqError: together they are more than the limit.
+        ClusterqError: the sum is above the limit.
     """
     parts: dict[str, int] = {}
     for path in building.rglob("*"):
@@ -225,7 +226,7 @@ def _sizes(building: Path, limit: int) -> str:
 
 
 def _publish(building: Path, out: Path) -> None:
-    """Give the finished folder its name; one that was there goes."""
+    """Rename the finished folder to `out`, and delete an earlier one."""
     if not out.exists():
         building.rename(out)
         return

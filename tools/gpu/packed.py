@@ -1,4 +1,4 @@
-"""Read a pack that pack.py made: its images, its teachers, and what they reached when it was made.
+"""Reading of a pack made by pack.py: its images, its teachers, and their reference accuracies.
 
 pack = Pack.open(Path(".gpu"))
 teacher = load_teacher(pack.teacher("resnet20_cifar10"))
@@ -27,7 +27,7 @@ class PackedFile(Settings):
 
 
 class PackedImages(Settings):
-    """A compressed webdataset tar of images with labels, and how they came."""
+    """A compressed webdataset tar of images with labels, and a description of its making."""
 
     file: str
     images: int
@@ -42,7 +42,7 @@ class PackedTeacher(Settings):
 
 
 class Reference(Settings):
-    """What a teacher reached, in float32 on a CPU, on its packed images: percent, and how many there were."""
+    """Reference accuracy of a teacher in float32 on a CPU, on its packed images: percent, and the number of images."""
 
     images: int
     top1: float
@@ -50,13 +50,13 @@ class Reference(Settings):
 
 
 class PackFacts(Settings):
-    """What pack.json holds.
+    """Contents of pack.json.
 
     Attributes:
-        commit: of the checkout that the pack was made from, with `+` for local changes.
-        python, platforms, packages: what the wheels are for; name -> version of each.
-        files: all others in the pack, by relative path.
-        images, teachers, reference: by name.
+        commit: commit of the checkout that made the pack, with `+` for local changes.
+        python, platforms, packages: targets of the wheels; name -> version of each.
+        files: all other files in the pack, by relative path.
+        images, teachers, reference: entries by name.
     """
 
     commit: str | None
@@ -75,7 +75,7 @@ class Pack:
 
     Attributes:
         folder: the pack.
-        facts: what its pack.json holds.
+        facts: contents of its pack.json.
         tars: the unpacked tars by name, each for `open_validation` or `--val`.
     """
 
@@ -85,14 +85,14 @@ class Pack:
 
     @classmethod
     def open(cls, folder: Path, *, unpacked: Path | None = None) -> Self:
-        """Check all files and unpack the images where that has not been done.
+        """Check all files, and unpack the images if that has not been done.
 
         Args:
-            folder: what pack.py made.
-            unpacked: where images go; as run.sh does it, if left out.
+            folder: folder made by pack.py.
+            unpacked: folder for the images; run.sh's default if left out.
 
         Raises:
-            ClusterqError: no pack, or one that is damaged or cannot be unpacked.
+            ClusterqError: the folder is no pack, or the pack is damaged or cannot be unpacked.
         """
         folder = folder.resolve()
         try:
@@ -104,21 +104,23 @@ class Pack:
 
     @property
     def cifar10(self) -> Path:
-        """The CIFAR-10 test images, lossless."""
+        """Path of the CIFAR-10 test images, lossless."""
         return self.tars[CIFAR10]
 
     @property
     def photographs(self) -> Path:
-        """Photographs with ImageNet's labels, resized so that evaluation as usual (resize 256, crop 224) only crops."""
+        """Path of photographs with ImageNet's labels, resized so that the usual evaluation (resize 256, crop 224) only crops."""
         return self.tars[PHOTOGRAPHS]
 
     @property
     def reference(self) -> dict[str, Reference]:
-        """What each teacher reached on its images; empty where the pack was made without."""
+        """Reference accuracy of each teacher on its images; empty where the pack was made without."""
         return self.facts.reference
 
     def teacher(self, name: str) -> TeacherConfig:
-        """Settings of a teacher for `load_teacher`: resnet20_cifar10, resnet20_cifar100, mobilenet_v1_x025, mobilenet_v1_x075.
+        """Return a teacher's settings for `load_teacher`.
+
+        The teachers are resnet20_cifar10, resnet20_cifar100, mobilenet_v1_x025 and mobilenet_v1_x075.
 
         Raises:
             ClusterqError: the pack has no teacher of that name.
@@ -132,6 +134,6 @@ class Pack:
         return settings.model_copy(update={"arch": arch, "weights": str(self.folder / str(settings.weights))})
 
     def images_of(self, name: str) -> Path | None:
-        """The tar of images that a teacher's accuracy is measured on; None where the pack has none for it."""
+        """Return the tar of images for a teacher's accuracy; None where the pack has none for it."""
         images = self.facts.teachers[name].images
         return None if images is None else self.tars[images]

@@ -1,4 +1,4 @@
-"""Real images as compressed webdataset tars: CIFAR-10's test set as it is, photographs at the size that evaluation crops from."""
+"""Real images as compressed webdataset tars: CIFAR-10's test set unchanged, photographs at the size from which evaluation crops."""
 
 import io
 import lzma
@@ -14,19 +14,19 @@ from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.preprocess import preprocess, shorter_side
 from clusterq_finetune.data.real import ValidationImages, open_validation
 
-# WebP without loss is a fifth smaller than PNG. More effort than this takes thirty times as long and gains nothing at 32 x 32.
+# Lossless WebP is a fifth smaller than PNG. More effort takes thirty times as long and gains nothing at 32 x 32.
 LOSSLESS = {"format": "WEBP", "lossless": True, "quality": 100, "method": 4}
-# JPEG with colours at half the resolution is a fifth smaller, and costs classifiers two points more.
+# JPEG with colours at half the resolution would be a fifth smaller, but costs classifiers two points more.
 FULL_COLOUR = {"format": "JPEG", "subsampling": 0, "optimize": True}
 # One image and its label: name without suffix, suffix, bytes, class.
 Sample = tuple[str, str, bytes, int]
 
 
 def open_folders(path: Path, spec: InputSpec) -> ValidationImages:
-    """Class folders of the data folder.
+    """Open class folders of the data folder.
 
     Raises:
-        ClusterqError: they are not there, or hold no images for this many classes.
+        ClusterqError: the folders are missing, or have no images for this many classes.
     """
     if not path.is_dir():
         raise ClusterqError(
@@ -36,7 +36,7 @@ def open_folders(path: Path, spec: InputSpec) -> ValidationImages:
 
 
 def lossless_samples(images: ValidationImages) -> Iterator[Sample]:
-    """Every image, pixel by pixel."""
+    """Yield every image as lossless WebP."""
     for index, label in enumerate(images.labels):
         with images.open(index) as image:
             pixels = image.convert("RGB")
@@ -48,7 +48,7 @@ def lossless_samples(images: ValidationImages) -> Iterator[Sample]:
 
 
 def even_half(images: ValidationImages, count: int) -> list[int]:
-    """Every second image of each class in sorted order, from the first; of these at most `count`, evenly spread."""
+    """Return every second image of each class in sorted order, from the first; at most `count` of these, evenly spread."""
     seen: dict[int, int] = {}
     even = []
     for index, label in enumerate(images.labels):
@@ -60,9 +60,9 @@ def even_half(images: ValidationImages, count: int) -> list[int]:
 
 
 def photograph_samples(images: ValidationImages, chosen: Iterable[int], quality: int) -> Iterator[Sample]:
-    """Photographs as JPEG, resized as evaluation does it, with the margin that evaluation crops away.
+    """Yield photographs as JPEG, resized as in evaluation, with the margin that evaluation crops away.
 
-    Evaluating these as usual resizes nothing more: the network sees the same crop of the same resized photograph, but for the JPEG.
+    Evaluation does not resize them again: the network sees the same crop of the same resized photograph, except for the JPEG.
     """
     margin, geometry = with_margin(images.spec.size), known_geometry(images.spec.size).model_copy(update={"crop_share": 1.0})
     spec = images.spec.model_copy(update={"size": margin})
@@ -75,15 +75,15 @@ def photograph_samples(images: ValidationImages, chosen: Iterable[int], quality:
 
 
 def with_margin(size: int) -> int:
-    """Side of the square that evaluation crops `size` pixels from: 256 for 224."""
+    """Return the side of the square from which evaluation crops `size` pixels: 256 for 224."""
     share = known_geometry(size).crop_share
     return size if share is None else shorter_side(size, share)
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> int:
-    """A webdataset tar, compressed as .xz: the same bytes for the same samples. Returns their number.
+    """Write a webdataset tar compressed as .xz, with the same bytes for the same samples. Returns the number of samples.
 
-    Headers and padding are most of a tar of small images, and compress to almost nothing.
+    Headers and padding make up most of a tar of small images, and compress to almost nothing.
     """
     count = 0
     with lzma.open(path, "wb", preset=6) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -97,6 +97,6 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def _key(name: str) -> str:
-    """class/name: readers end the key at the first dot."""
+    """Return class/name without dots in the name, because readers end the key at the first dot."""
     path = PurePosixPath(name)
     return f"{path.parent}/{path.stem.replace('.', '-')}"

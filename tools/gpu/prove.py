@@ -1,12 +1,12 @@
-"""Prove on a GPU, in one command and a bounded time, what clusterq says of GPUs; every claim becomes a figure.
+"""Verify clusterq's claims about GPUs on a GPU, in one command and a bounded time. Every claim becomes a figure.
 
     python tools/gpu/prove.py --pack .gpu --out proof --seconds 520
     python tools/gpu/prove.py --pack .gpu --out proof --rehearse
 
-Stages run in the order of their worth, each in a process of its own and within its share of the time: what one leaves goes to the next, one
-that fails or runs over is ended and the next one begins. --out receives STAGE.json after each figure, proof.log, and at the end
-proof.json and table.md, which is printed, too. `pack.py` makes the pack. --rehearse runs every stage at about a hundredth of its
-budget, on a CPU where there is no GPU: its figures show that the stages work, and mean nothing else.
+Stages run by importance, each in its own process and within its share of the time. Unused time goes to the next stage. A stage
+that fails or exceeds its time is ended, and the next one begins. --out receives STAGE.json after each figure, proof.log, and at
+the end proof.json and table.md, which is also printed. `pack.py` makes the pack. --rehearse runs every stage at about a hundredth
+of its budget, on a CPU where there is no GPU. Its figures only show that the stages work.
 """
 
 import json
@@ -33,9 +33,9 @@ from clusterq_common.run.environment import environment
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tools" / "bench"
 
-# Name -> seconds of 520. In the order of worth.
+# Name -> seconds of 520, most important first.
 STAGES = {"sound": 40, "steps": 90, "paper-cifar": 200, "imagenet": 180}
-# Between a stage's own end and the moment when it is killed.
+# Seconds between a stage's time limit and its termination.
 GRACE = 5.0
 REHEARSAL_SECONDS = 1200.0
 
@@ -91,7 +91,7 @@ def _chosen(stages: str) -> list[str]:
 
 
 def _stage(name: str, pack: Path, out: Path, work: Path, seconds: float, *, rehearse: bool) -> dict[str, Any]:
-    """Run a stage in a process group of its own, which ends with it. Returns its figures and how it ended."""
+    """Run a stage in its own process group, which ends with it. Returns its figures and its status."""
     command = [
         sys.executable,
         str(Path(__file__).with_name("run_stage.py")),
@@ -102,7 +102,7 @@ def _stage(name: str, pack: Path, out: Path, work: Path, seconds: float, *, rehe
         str(seconds),
     ]
     command += ["--rehearse"] if rehearse else []
-    # The benchmarks' modules beside the stages' own.
+    # The stages import the benchmarks' modules.
     paths = [str(BENCH), *(path for path in sys.path if path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     begin = time.monotonic()
@@ -116,7 +116,7 @@ def _stage(name: str, pack: Path, out: Path, work: Path, seconds: float, *, rehe
         except subprocess.TimeoutExpired:
             status = "ran over its time and was ended"
         finally:
-            # Whatever it started ends with it: the next stage must have the device alone.
+            # All its child processes end, too, because the next stage needs the device alone.
             _end(process)
     path = out / f"{name}.json"
     found = json.loads(path.read_text()) if path.is_file() else {"figures": [], "failures": {}}
@@ -136,7 +136,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def markdown(whole: dict[str, Any]) -> str:
-    """All figures as a table a stage, failures below it."""
+    """Return all figures as Markdown, a table for each stage with its failures below."""
     machine = whole["machine"]
     versions = machine["versions"]
     lines = [

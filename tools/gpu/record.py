@@ -1,4 +1,4 @@
-"""Figures of one stage, on disk after each of them, and the time that the stage has."""
+"""Record of one stage: its figures, written to disk one by one, and its remaining time."""
 
 import json
 import time
@@ -16,10 +16,10 @@ class Figure:
     """One measured value.
 
     Attributes:
-        name: what was measured.
+        name: name of the measurement.
         value: a number, a truth value or a word.
-        unit: of the value; empty where it has none.
-        note: what a reader must know beside it, such as a shortened budget.
+        unit: unit of the value; empty where it has none.
+        note: remark for the reader, such as a shortened budget.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Figure:
 
 @dataclass
 class Record:
-    """What a stage has found so far. Each figure is written at once: a stage that is stopped keeps what it has.
+    """Results of a stage so far. Each figure is written at once, so that a stopped stage keeps its figures.
 
     Attributes:
-        path: the stage's JSON file.
-        seconds: the stage's time.
-        rehearsal: whether this run only shows that the stage works; its figures mean nothing.
-        failures: name of a part -> why it gave no figure.
+        path: JSON file of the stage.
+        seconds: time of the stage.
+        rehearsal: whether this run only checks that the stage works; its figures have no meaning.
+        failures: name of a part -> reason why it gave no figure.
     """
 
     path: Path
@@ -51,20 +51,20 @@ class Record:
 
     @property
     def left(self) -> float:
-        """Seconds that the stage still has."""
+        """Remaining seconds of the stage."""
         return self.seconds - (time.monotonic() - self._begin)
 
     def add(self, name: str, value: float | bool | str, unit: str = "", note: str = "") -> None:
-        """Keep a figure."""
+        """Add a figure and save the record."""
         self.figures.append(Figure(name, value, unit, note))
         info(f"  {name}: {shown(value)} {unit}{f' ({note})' if note else ''}")
         self._save(finished=False)
 
     def part(self, name: str, action: Callable[[], object], *, needs: float = 0.0) -> None:
-        """Do one part of the stage; an error in it is kept under its name, and the stage goes on.
+        """Run one part of the stage. An error is recorded under its name, and the stage continues.
 
         Args:
-            needs: seconds; with less time left the part is not begun.
+            needs: required seconds; with less time left, the part is skipped.
         """
         if self.left < needs and not self.rehearsal:
             self.failures[name] = f"not begun: it needs {needs:.0f} s, and {max(self.left, 0):.0f} s were left"
@@ -73,14 +73,14 @@ class Record:
         begin = time.monotonic()
         try:
             action()
-        except Exception as error:  # whatever goes wrong in a part is written down, and the next one is measured all the same
+        except Exception as error:  # any error in a part is recorded, and the next part is still measured
             self.failures[name] = f"{type(error).__name__}: {str(error)[:500]}"
             traceback.print_exc()
         info(f"  {name}: {time.monotonic() - begin:.1f} s{', FAILED' if name in self.failures else ''}")
         self._save(finished=False)
 
     def finish(self) -> None:
-        """Say in the file that nothing more will come."""
+        """Mark the record in the file as finished."""
         self._save(finished=True)
 
     def _save(self, *, finished: bool) -> None:
@@ -95,7 +95,7 @@ class Record:
 
 
 def shown(value: float | bool | str) -> str:
-    """A value as a table has it."""
+    """Return a value as text for a table."""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

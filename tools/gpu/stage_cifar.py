@@ -1,4 +1,4 @@
-"""Stage "paper-cifar": CIFAR-10's ResNet-20 from the generator to students, on `quick`'s budget and on as much of the paper's as fits."""
+"""Stage "paper-cifar": CIFAR-10's ResNet-20 from the generator to students, on `quick`'s budget and on a share of the paper's."""
 
 import time
 from functools import partial
@@ -17,15 +17,15 @@ from clusterq_gen import commands as gen_commands
 from clusterq_gen.presets import resolve
 
 PAPER_EPOCHS, PAPER_STEPS = 400, 200
-# Of the stage's time, for the generator; the rest is for shards, students and evaluation.
+# Share of the stage's time for the generator; the rest is for shards, students and evaluation.
 TRAINING_SHARE = 0.6
 BITS = ("w4a4", "w3a3")
-# Images that a rehearsal evaluates on.
+# Number of images for evaluation in a rehearsal.
 FEW = 100
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
-    """Make a set and two students from it by the `quick` preset, then by the paper's; each is evaluated on the 10,000 test images."""
+    """Make a set and two students with the `quick` preset, then with the paper's. Each is evaluated on the 10,000 test images."""
     teacher = pack.teacher("resnet20_cifar10")
     device = prepare_device(Setup(teacher.arch, 200).runtime)
     graphs, small = device.type == "cuda", record.rehearsal
@@ -63,7 +63,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
 
 
 def _steps_that_fit(record: Record, arch: str) -> int:
-    """Steps an epoch, of the paper's 200, that the stage has time for."""
+    """Return the number of steps an epoch, of the paper's 200, for which the stage has time."""
     setup = Setup(arch, 200, "auto")
     device = prepare_device(setup.runtime)
     graphs = device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Stage "imagenet": real MobileNets at 224x224 and 1000 classes, from the generator to students, and what each part manages a second."""
+"""Stage "imagenet": real MobileNets at 224x224 and 1000 classes, from the generator to students, with the speed of each part."""
 
 import time
 from pathlib import Path
@@ -21,24 +21,24 @@ from clusterq_finetune.data.shard_batches import ShardDataset, batches
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.presets import resolve
 
-# The second is for reporting: nothing is chosen by it.
+# The second one is only reported; nothing is chosen by it.
 TEACHERS = ("mobilenet_v1_x025", "mobilenet_v1_x075")
-# As many of a class as a refinement makes at once.
+# As many images of a class as one refinement makes at once.
 PER_CLASS, REFINE_STEPS, GENERATOR_STEPS = 4, 60, 480
-# Reconstruction and epochs of each student: weights of eight bits are only calibrated.
+# Reconstruction and epochs of each student; students with eight-bit weights are only calibrated.
 CALIBRATED = {"reconstruct": "none", "epochs": 0}
 STUDENTS: dict[str, dict[str, Any]] = {"w8a8": CALIBRATED, "w4a4": {}, "w4a8": {}}
 DECODED = 512
-# One teacher's time at full size, as an H200 took it; with less than this in all only the first one is asked.
+# Time of one teacher at full size on an H200, and the total time below which only the first teacher is used.
 WHOLE_SECONDS, LEAST_FOR_TWO = 150.0, 130.0
-# Photographs that a rehearsal evaluates on.
+# Number of photographs for evaluation in a rehearsal.
 FEW = 8
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
-    """For each teacher a set and three students, in the order of what is worth most; evaluated on 500 photographs."""
+    """Make a set and three students for each teacher, most important first, and evaluate them on 500 photographs."""
     device = prepare_device(RuntimeConfig())
-    # What takes the stage's whole time at full size is cut to the time there is, and labelled with what it was.
+    # Work that takes the whole stage at full size is scaled to the available time, and labelled accordingly.
     teachers = TEACHERS[:1] if record.rehearsal or record.seconds < LEAST_FOR_TWO else TEACHERS
     scale = min(1.0, record.seconds / len(teachers) / WHOLE_SECONDS)
     images = thinned(pack.photographs, FEW, work) if record.rehearsal else pack.photographs
@@ -64,7 +64,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
 def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: float, device: torch.device) -> None:
     graphs, small = device.type == "cuda", record.rehearsal
     epochs, steps = (2, 1) if small else (16, max(10, int(scale * GENERATOR_STEPS / 16)))
-    # A rehearsal's images are as drawn: a refinement makes four of each class at once.
+    # A rehearsal does not refine, because a refinement makes four images of each class at once.
     per_class, refine = (1, 0) if small else (PER_CLASS, max(10, int(scale * REFINE_STEPS)))
     flags: dict[str, dict[str, Any]] = {
         "teacher": teacher.model_dump(),
@@ -126,7 +126,7 @@ def _student(
 
 
 def _reading(record: Record, teacher: TeacherConfig, name: str, out: Path, device: torch.device) -> None:
-    """Decode shards, beside the images that a step of fine-tuning takes in the same time."""
+    """Measure the decoding of shards against the images that a fine-tuning step uses in the same time."""
     batch_size = 4 if record.rehearsal else 128
     dataset = ShardDataset(ShardSet.open(out), "train")
     spec = dataset.spec
@@ -139,7 +139,7 @@ def _reading(record: Record, teacher: TeacherConfig, name: str, out: Path, devic
     order = [list(range(start, min(start + 64, len(dataset)))) for start in range(0, min(len(dataset), DECODED), 64)]
     for workers in (0,) if record.rehearsal else (0, 8, 16):
         passed = iter(batches(dataset, order, workers=workers))
-        # Workers start with the first batch: that is no part of the rate.
+        # Workers start with the first batch, which is not part of the rate.
         next(passed)
         begin = time.monotonic()
         count = sum(len(batch.labels) for batch in passed)

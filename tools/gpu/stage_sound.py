@@ -1,4 +1,4 @@
-"""Stage "sound": does everything run on this device, and does it compute what a CPU computes?"""
+"""Stage "sound": checks that everything runs on this device and gives the same results as a CPU."""
 
 import copy
 import subprocess
@@ -36,14 +36,14 @@ CALIBRATION_IMAGES = 256
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
-    """Doctor, the tests that need a GPU, the same top-1 as on a CPU, the same bytes twice, and steps that wait for nothing."""
+    """Run the doctor, the GPU tests, and checks for the CPU's top-1, reproducible bytes, and steps without synchronisation."""
     device = prepare_device(RuntimeConfig())
     teacher = pack.teacher("resnet20_cifar10")
     record.part("doctor", lambda: _program(record, "doctor", ["-m", "clusterq_gen", "doctor"], 20))
     record.part("same answers as a CPU", lambda: _same_answers(record, pack, teacher, device))
     record.part("steps wait for nothing", lambda: _nothing_waits(record, teacher, device))
     record.part("same bytes twice", lambda: _same_bytes(record, pack, teacher, device, work))
-    # These files alone: others may import what this machine lacks.
+    # Only these files, because others may import packages that this machine lacks.
     files = [
         str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")
     ]
@@ -56,14 +56,14 @@ def _program(record: Record, name: str, arguments: list[str], seconds: float) ->
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
     last = ([line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or [""])[-1]
     print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", flush=True)
-    # Tests that are all skipped show nothing.
+    # If all tests are skipped, nothing is shown.
     skipped = "pytest" in arguments and "passed" not in last and not record.rehearsal
     record.add(name, done.returncode == 0 and not skipped, note=last.strip("= ")[:160])
 
 
 @torch.no_grad()
 def _same_answers(record: Record, pack: Pack, config: TeacherConfig, device: torch.device) -> None:
-    """A W8A8 student calibrated on the CPU, asked about the same images there and on the device, in float32."""
+    """Compare a W8A8 student, calibrated on the CPU, on the same images there and on the device, in float32."""
     here = torch.device("cpu")
     teacher = load_teacher(config, device=here)
     images = open_validation(pack.cifar10, teacher.spec)
@@ -93,7 +93,7 @@ def _answers(student: nn.Module, images: Tensor, device: torch.device) -> Tensor
 
 
 def _nothing_waits(record: Record, config: TeacherConfig, device: torch.device) -> None:
-    """Steps of every method with synchronisation forbidden; on a CPU there is nothing to forbid."""
+    """Run steps of every method with synchronisation forbidden; on a CPU there is nothing to forbid."""
     for method in GENERATOR_METHODS:
         teacher = load_teacher(config, device=device)
         run = _short_run(teacher, device, method, small=record.rehearsal)
@@ -102,7 +102,7 @@ def _nothing_waits(record: Record, config: TeacherConfig, device: torch.device) 
         with batchnorm_taps(teacher.model) as taps:
             stored = run.stored_statistics()
             for number in range(2 if record.rehearsal else 4):
-                # The first step makes optimizers' state.
+                # The first step creates the optimizers' state.
                 if device.type == "cuda" and number:
                     torch.cuda.set_sync_debug_mode("error")
                 try:
@@ -134,7 +134,7 @@ def _short_run(teacher: Teacher, device: torch.device, method: str, *, small: bo
 
 
 def _same_bytes(record: Record, pack: Pack, config: TeacherConfig, device: torch.device, work: Path) -> None:
-    """The whole path twice with the same seed, small: generator, shards and student must be the same bytes."""
+    """Run a small version of the whole path twice with the same seed: generator, shards and student must have the same bytes."""
     small = record.rehearsal
     graphs = device.type == "cuda"
     found: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""Stage "steps": what training steps cost on this device, beside its ceilings and beside plainly written steps."""
+"""Stage "steps": time of training steps on this device, beside its ceilings and plainly written steps."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,21 +36,21 @@ from clusterq_finetune.recipes.blocks import find_blocks
 from clusterq_gen.bank.optimise import Optimiser
 from clusterq_gen.config import EmitConfig
 
-# In the order of what is worth most when the time is short.
+# Most important first, in case the time is short.
 CASES = (Setup("resnet20_cifar10", 200, "auto"), Setup("resnet18", 16, "auto"), Setup("mobilenetv2_w1", 16, "auto"))
 LARGE_BATCH = Setup("resnet18", 128, "auto")
 REFINED = Setup("mobilenet_wd4", 100, "auto")
-# A rehearsal keeps the networks and shrinks the batch, and at 224x224 the generator and the number of classes.
+# A rehearsal keeps the networks but reduces the batch, and at 224x224 the generator and the number of classes.
 FEW_CLASSES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
 METHODS = ("clusterq", "gdfq")
 SHOWN_OPERATORS = 12
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
-    """Ceilings, then each network's steps: as they are, replayed, compiled, plainly written; at last those of fine-tuning."""
+    """Measure the ceilings, then each network's steps: eager, replayed, compiled, plainly written; finally those of fine-tuning."""
     device = prepare_device(CASES[0].runtime)
     ceilings = _ceilings(record, device)
-    # One network at 224x224 is enough to see that it works.
+    # One network at 224x224 is enough for a rehearsal.
     for number, setup in enumerate((CASES[0], CASES[2]) if record.rehearsal else (*CASES, LARGE_BATCH)):
         own = _small(setup) if record.rehearsal else setup
         generator = partial(_generator, record, own, METHODS if number < 2 else METHODS[:1], _name(setup), ceilings, device)
@@ -61,7 +61,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
             record.part("refinement steps", partial(_refinement, record, own, device), needs=6)
     refined = replace(REFINED, batch_size=4) if record.rehearsal else REFINED
     record.part("refinement steps, 224x224", partial(_refinement, record, refined, device), needs=8)
-    # Compiling takes longer than a rehearsal has, and tests of its own cover it.
+    # Compiling takes longer than a rehearsal, and has its own tests.
     for case in () if record.rehearsal else CASES[:2]:
         record.part(f"{_name(case)}, compiled", partial(_compiled, record, case, device), needs=30)
 
@@ -90,13 +90,13 @@ def _ceilings(record: Record, device: torch.device) -> dict[torch.dtype, float]:
 def _generator(
     record: Record, setup: Setup, methods: tuple[str, ...], name: str, ceilings: dict[torch.dtype, float], device: torch.device
 ) -> None:
-    """A whole step of generator and student after warm-up."""
+    """Time a whole step of generator and student after warm-up."""
     cuda, images = device.type == "cuda", setup.batch_size
     warm = setup.warm_state(list(methods))
     clusterq: StepTime | None = None
     for method in methods:
         for graphs in (False, True) if cuda else (False,):
-            # Steps with gradient norms are another thing: none falls into what is timed.
+            # Steps with gradient norms differ, so none is timed.
             step = GeneratorStep(
                 setup.training(method, warm, {"cuda_graphs": graphs, "gradient_norm_every": 10**6}), graphs=graphs
             )
@@ -131,7 +131,7 @@ def _generator(
 
 
 def _where(record: Record, name: str, step: Callable[[], object], device: torch.device) -> None:
-    """Where the device's time in a step goes."""
+    """Record how the device's time in a step is distributed."""
     found = device_time(step, device, steps=1 if record.rehearsal else 3)
     if device.type == "cuda":
         record.add(f"{name}: kernels alone", found.milliseconds, "ms", f"{found.kernels} launched in a step")
@@ -141,7 +141,7 @@ def _where(record: Record, name: str, step: Callable[[], object], device: torch.
 
 
 def _refinement(record: Record, setup: Setup, device: torch.device) -> None:
-    """A step of refinement, plain and replayed: the images of a batch towards the stored statistics."""
+    """Time a refinement step, eager and replayed: a batch of images is optimised towards the stored statistics."""
     teacher = setup.load()
     bank = EmitConfig(refine_steps=50, refine_class_weight=1.0).refinement
     assert bank is not None
@@ -160,7 +160,7 @@ def _refinement(record: Record, setup: Setup, device: torch.device) -> None:
 
 
 def _finetuning(record: Record, setup: Setup, device: torch.device) -> None:
-    """A step of distillation beside one of float training, both at the same precision."""
+    """Time a distillation step beside a float training step, both at the same precision."""
     times = {
         name: time_step(step, device, seconds=_slice(record), together=_together(record))
         for name, step in finetune_steps(setup, "w4a4").items()
@@ -171,7 +171,7 @@ def _finetuning(record: Record, setup: Setup, device: torch.device) -> None:
 
 
 def _reconstruction(record: Record, setup: Setup, device: torch.device) -> None:
-    """A step of one residual unit's reconstruction, with and without graphs, beside a float training step of the whole network."""
+    """Time a reconstruction step of one residual unit, with and without graphs, beside float training of the whole network."""
     images = RecipeConfig().reconstruct_batch_size
     whole = finetune_steps(replace(setup, batch_size=images), "w4a4")["float training"]
     training = time_step(whole, device, seconds=_slice(record), together=_together(record)).milliseconds
@@ -205,7 +205,7 @@ def _block_steps(setup: Setup, device: torch.device, *, graphs: bool) -> Iterato
 
 
 def _compiled(record: Record, setup: Setup, device: torch.device) -> None:
-    """The networks compiled, and on a GPU the step also replayed: what the first step costs, and what one does then."""
+    """Time compiled networks, on a GPU with a replayed step: the first step, and later ones."""
     graphs = device.type == "cuda"
     flags = {"gradient_norm_every": 10**6, "compile": True, "cuda_graphs": graphs}
     step = GeneratorStep(setup.training("clusterq", setup.warm_state(["clusterq"]), flags), graphs=graphs)
@@ -226,7 +226,7 @@ def _add(record: Record, name: str, cost: StepTime, images: int) -> None:
 
 
 def _slice(record: Record) -> float:
-    """Seconds for one timing."""
+    """Return the seconds for one timing."""
     return 0.0 if record.rehearsal else max(0.3, record.seconds / 100)
 
 

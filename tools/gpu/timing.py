@@ -1,4 +1,4 @@
-"""Time, memory and arithmetic of a step, on a GPU or, in a rehearsal, on a CPU."""
+"""Measurement of a step's time, memory and arithmetic, on a GPU or, in a rehearsal, on a CPU."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-# Steps that make optimizers' state, choose kernels and, with graphs, record.
+# Number of first steps, which create optimizers' state, choose kernels and, with graphs, record.
 WARM_STEPS = 6
 STEPS_TOGETHER = 10
 MOST_GROUPS = 7
@@ -21,12 +21,12 @@ KERNELS_IN_LOG = 25
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a step costs.
+    """Time and memory of a step.
 
     Attributes:
         milliseconds: median over groups of steps.
         spread: the slowest group's time over the fastest one's.
-        peak_mb: the most memory allocated on the GPU at any moment; 0 on a CPU.
+        peak_mb: peak memory allocated on the GPU; 0 on a CPU.
     """
 
     milliseconds: float
@@ -35,7 +35,7 @@ class StepTime:
 
 
 def time_step(step: Callable[[], object], device: torch.device, *, seconds: float, together: int = STEPS_TOGETHER) -> StepTime:
-    """Time a step in groups, each waited for at its end, for about so many seconds; the first steps do not count."""
+    """Time a step in groups with a synchronisation after each, for about this number of seconds. The first steps do not count."""
     cuda = device.type == "cuda"
     for _ in range(WARM_STEPS if cuda else 1):
         step()
@@ -55,13 +55,13 @@ def time_step(step: Callable[[], object], device: torch.device, *, seconds: floa
 
 
 def wait(device: torch.device) -> None:
-    """Until everything queued on a GPU is done."""
+    """Wait until everything queued on a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def operations(step: Callable[[], object]) -> float:
-    """Floating-point operations of one step in convolutions and matrix products."""
+    """Return the floating-point operations of one step in convolutions and matrix products."""
     with FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops())
@@ -69,12 +69,12 @@ def operations(step: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class DeviceTime:
-    """Where a device's time in a step goes.
+    """Distribution of a device's time in a step.
 
     Attributes:
-        shares: share of the device's time by operator, largest first: what its own kernels take, those of operators inside left out.
-        milliseconds: of kernels alone in a step; what a step takes beyond it, the device waits for Python.
-        kernels: how many are launched in a step.
+        shares: share of the device's time by operator, largest first: its own kernels without those of nested operators.
+        milliseconds: time of kernels alone in a step; during the rest of a step the device waits for Python.
+        kernels: number of kernels launched in a step.
     """
 
     shares: dict[str, float]
@@ -88,7 +88,7 @@ class DeviceTime:
 
 
 def device_time(step: Callable[[], object], device: torch.device, *, steps: int = 3) -> DeviceTime:
-    """Profile a step; the longest kernels go to the log."""
+    """Profile a step. The longest kernels are printed to the log."""
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as found:
         for _ in range(steps):
@@ -98,7 +98,7 @@ def device_time(step: Callable[[], object], device: torch.device, *, steps: int 
     kernels: dict[str, tuple[float, int]] = {}
     for event in found.key_averages():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-        # Kernels have rows of their own beside the operators that launched them.
+        # Kernels have separate rows in addition to the operators that launch them.
         if spent > 0 and event.key.startswith(("aten::", "clusterq", "autograd::")):
             own[event.key] = own.get(event.key, 0.0) + spent
         elif cuda and spent > 0 and event.self_cpu_time_total == 0:
@@ -112,7 +112,7 @@ def device_time(step: Callable[[], object], device: torch.device, *, steps: int 
 
 
 def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product on random values: what the device can do at most."""
+    """Return the operations a second of a large square matrix product on random values: a ceiling of the device."""
     side = SIDE if device.type == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = time_step(lambda: a @ b, device, seconds=1.0)
@@ -120,7 +120,7 @@ def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_ceiling(device: torch.device) -> float:
-    """Bytes a second of a large copy on the device, those read and those written counted."""
+    """Return the bytes a second of a large copy on the device, counting reads and writes."""
     size = (1 << 30) if device.type == "cuda" else (1 << 24)
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)

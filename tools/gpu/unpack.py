@@ -1,9 +1,9 @@
-"""Check a pack, unpack its images, and install what this Python lacks; prints the folder of what was installed.
+"""Check a pack, unpack its images, and install the packages that this Python lacks. Prints the folder of the installed packages.
 
     python3 unpack.py
 
-A copy of this file lies in every pack, where run.sh calls it, so it needs nothing but Python. Unpacked files go into PACK.unpacked beside the
-pack, which stays as it is, or into the folder that CLUSTERQ_UNPACKED names. What is there already is not made again.
+Every pack has a copy of this file, which run.sh calls, so it needs only Python. Unpacked files go into PACK.unpacked beside the
+unchanged pack, or into the folder that CLUSTERQ_UNPACKED names. Existing files are not made again.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from typing import Any
 
 FACTS = "pack.json"
 UNPACKED = "CLUSTERQ_UNPACKED"
-# Whatever version of it a machine has, it is other code than the pack's.
+# Always installed from the pack, because a machine's own version may be other code.
 OWN = "clusterq"
 
 
 class PackError(Exception):
-    """A pack that cannot be used, in one sentence."""
+    """Error for a pack that cannot be used, with one sentence."""
 
 
 def read_facts(pack: Path) -> dict[str, Any]:
-    """What a pack says of itself, from its pack.json.
+    """Read a pack's pack.json.
 
     Raises:
-        PackError: no such file, or one that is no pack's.
+        PackError: the file is missing or is not a pack's.
     """
     try:
         facts: dict[str, Any] = json.loads((pack / FACTS).read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def read_facts(pack: Path) -> dict[str, Any]:
 
 
 def check(pack: Path) -> None:
-    """Compare every file with the size and the SHA-256 that pack.json states.
+    """Compare every file with the size and the SHA-256 in pack.json.
 
     Raises:
         PackError: a file is missing or differs.
@@ -59,7 +59,7 @@ def check(pack: Path) -> None:
 
 
 def place_of(pack: Path) -> Path:
-    """Folder of a pack's unpacked files: another one for every pack, so that none takes the files of another."""
+    """Return the folder for a pack's unpacked files. Each pack has its own, so that packs do not share files."""
     base = os.environ.get(UNPACKED)
     return (Path(base) if base else pack.with_name(f"{pack.name}.unpacked")).resolve() / _digest((pack / FACTS).read_bytes())[
         :12
@@ -67,10 +67,10 @@ def place_of(pack: Path) -> Path:
 
 
 def unpack_images(pack: Path, place: Path) -> dict[str, Path]:
-    """Decompress the tars of images into `to_device`; their paths by name.
+    """Decompress the tars of images into `place`. Returns their paths by name.
 
     Raises:
-        PackError: `to_device` cannot be written to, or this Python was built without lzma.
+        PackError: `place` cannot be written to, or this Python was built without lzma.
     """
     found = {}
     for name, stated in read_facts(pack)["images"].items():
@@ -90,12 +90,12 @@ def unpack_images(pack: Path, place: Path) -> dict[str, Path]:
 
 
 def install(pack: Path, place: Path) -> Path:
-    """Install the wheels that this Python lacks into a folder in `to_device`; returns the folder, for PYTHONPATH.
+    """Install the wheels that this Python lacks into a folder in `place`. Returns the folder, for PYTHONPATH.
 
-    A package stays as it is where this Python has it in the wheel's version or a newer one: a GPU image's own are built for it.
+    A package is left unchanged if this Python has the wheel's version or a newer one, because a GPU image's own are built for it.
 
     Raises:
-        PackError: wheels for another Python, no pip, or pip's own error.
+        PackError: the wheels are for another Python, pip is missing, or pip fails.
     """
     facts = read_facts(pack)
     running = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -104,7 +104,7 @@ def install(pack: Path, place: Path) -> Path:
         raise PackError(
             f"this is Python {running}, the wheels are for {facts['python']}; use that one, or make a pack with --python {running}."
         )
-    # By what it holds: two environments with one pack may lack different things.
+    # Named by its contents, because two environments with one pack may lack different packages.
     site = place / f"site-{_digest(chr(10).join([running, *(wheel.name for wheel in wheels)]).encode())[:8]}"
     if site.is_dir():
         return site

@@ -1,4 +1,4 @@
-"""Wheels for a machine without network: which packages, in the versions that constraints.txt pins, and clusterq itself."""
+"""Wheels for a machine without network: packages in the versions that constraints.txt pins, and clusterq itself."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from clusterq_common.errors import ClusterqError
 
 ROOT = Path(__file__).resolve().parents[2]
-# What an image made for PyTorch lacks, as a rule. typing-extensions is there, in a version that may be too old for pydantic.
+# Packages that an image made for PyTorch usually lacks. It may have a typing-extensions that is too old for pydantic.
 MISSING_ON_GPU_IMAGES = (
     "pytorchcv",
     "webdataset",
@@ -27,16 +27,16 @@ MISSING_ON_GPU_IMAGES = (
     "typing-inspection",
     "typing-extensions",
 )
-# Built for a machine's GPU and driver: whoever runs it has chosen one.
+# Built for a machine's GPU and driver, so the machine's user has chosen it.
 LEFT_OUT = {"torch"}
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "gen", "finetune", "common")
 
 
 def run_time_packages(python: str, root: Path = ROOT) -> list[str]:
-    """All that clusterq needs to run on Linux, and all that these need, but torch; read from the packages installed here.
+    """Return all packages that clusterq needs to run on Linux except torch, with their own needs, from the installed packages.
 
     Raises:
-        ClusterqError: one of them is not installed here, so that its own needs are unknown.
+        ClusterqError: one of them is not installed here, so its own needs are unknown.
     """
     target = {
         "python_version": python,
@@ -63,10 +63,10 @@ def run_time_packages(python: str, root: Path = ROOT) -> list[str]:
 
 
 def pinned(names: Sequence[str], root: Path = ROOT) -> dict[str, str]:
-    """Version of each package in constraints.txt.
+    """Return the version of each package in constraints.txt.
 
     Raises:
-        ClusterqError: a package that it does not pin.
+        ClusterqError: constraints.txt does not pin a package.
     """
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     versions = {canonicalize_name(found[1]): found[2] for line in lines if (found := re.match(r"([\w.-]+)==(\S+)", line))}
@@ -78,10 +78,10 @@ def pinned(names: Sequence[str], root: Path = ROOT) -> dict[str, str]:
 
 
 def download(packages: dict[str, str], folder: Path, python: str, platforms: Sequence[str]) -> None:
-    """Fetch one wheel for each package, from wherever pip is told to.
+    """Download one wheel for each package, from pip's configured index.
 
     Raises:
-        ClusterqError: pip's own error.
+        ClusterqError: pip failed.
     """
     wanted = [f"{name}=={version}" for name, version in packages.items()]
     target = [
@@ -95,10 +95,10 @@ def download(packages: dict[str, str], folder: Path, python: str, platforms: Seq
 
 
 def build_own(folder: Path, root: Path = ROOT) -> None:
-    """clusterq's wheel from a checkout, built in a copy so that nothing is left in the checkout or taken from an earlier build.
+    """Build clusterq's wheel from a copy of a checkout, so that the checkout stays clean and no earlier build is used.
 
     Raises:
-        ClusterqError: pip's own error.
+        ClusterqError: pip failed.
     """
     with tempfile.TemporaryDirectory(prefix="clusterq-wheel-") as name:
         for source in SOURCES:

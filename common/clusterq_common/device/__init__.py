@@ -1,1 +1,1 @@
-"""Where work runs: devices, processes, compiled and recorded steps."""
+"""Execution of the work: devices, processes, compiled and recorded steps."""

@@ -1,4 +1,7 @@
-"""A network's training step as torch.compile makes it: elementwise work is fused, and what the gradient needs is chosen by the compiler."""
+"""Training steps compiled with torch.compile.
+
+The compiler fuses elementwise operations, and decides which tensors are kept for the gradient.
+"""
 
 from typing import Any
 
@@ -9,10 +12,10 @@ from clusterq_common.errors import ClusterqError
 
 
 def need_compiler(device: torch.device) -> None:
-    """Compile two operations now: a missing compiler is said in seconds, not after what comes before the first compiled step.
+    """Compile two operations as a check, so that a missing compiler is reported at once and not at the first compiled step.
 
     Raises:
-        ClusterqError: there is none that works for this device.
+        ClusterqError: there is no working compiler for this device.
     """
     probe = torch.compile(lambda x: x.relu() + 1, dynamic=False)
     try:
@@ -27,17 +30,17 @@ def need_compiler(device: torch.device) -> None:
 
 
 class Compiled:
-    """A network, compiled when it is first called. Parameters stay the network's own, so it may be called plainly in between.
+    """A network, compiled at its first call. It shares its parameters with the network, which may also be called uncompiled.
 
-    Give it batches of one size: each new one is compiled anew. Hooks that the network has by then are compiled with it. Its gradient can
-    be taken once for each call.
+    Use batches of one size, because each new size is compiled again. Hooks that the network has by then are compiled, too. The
+    gradient can be taken once for each call.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = torch.compile(network, dynamic=False)
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """The network's output.
+        """Return the network's output.
 
         Raises:
             ClusterqError: torch cannot compile it.
@@ -55,7 +58,7 @@ class Compiled:
 
 
 def _of_a_compiler(error: Exception) -> bool:
-    # No public name. Imported here: it takes as long as torch itself, and without --compile nobody needs it.
+    # It has no public name. Imported here, because the import takes as long as torch's own and only --compile needs it.
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)
@@ -63,5 +66,5 @@ def _of_a_compiler(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    # What a backend raised stands on the line below its name.
+    # The backend's own message is on the line below its name.
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

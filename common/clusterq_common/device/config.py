@@ -1,4 +1,4 @@
-"""Where and how a program runs, and what it writes for people: settings only, free of torch."""
+"""Settings of a program's execution and of its output for people, free of torch."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class RuntimeConfig(Settings):
-    """Seed, device, threads and precision. Apart from the seed nothing here changes what is computed, only its rounding."""
+    """Seed, device, threads and precision. Except for the seed, these settings change results by rounding only."""
 
     seed: int = Field(0, ge=0, description="seed of every random draw")
     device: Device = Field("auto", description="auto: the GPU where there is one")
@@ -28,7 +28,7 @@ class RuntimeConfig(Settings):
 
 
 class OutputConfig(Settings):
-    """What a run writes for people to look at. Nothing here changes a result."""
+    """Output of a run for people. Nothing here changes a result."""
 
     report: bool = Field(
         True,

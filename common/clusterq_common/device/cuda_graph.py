@@ -1,4 +1,4 @@
-"""A step as a CUDA graph: its kernels are recorded once and then launched all together, so that small networks do not wait for Python."""
+"""A step as a CUDA graph: its kernels are recorded once and then launched together, so that small networks do not wait."""
 
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -10,28 +10,28 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 
 Body = Callable[[], dict[str, Tensor]]
-# Before the first recording optimizers make their state, libraries their handles, and cuDNN its choices.
+# Number of eager steps before a recording, in which optimizers create their state, libraries their handles, and cuDNN its choices.
 PLAIN_STEPS = 3
 
 
 class Recorder(Protocol):
-    """What runs a step plainly, and what records one."""
+    """Interface that runs a step eagerly or records it."""
 
     def plain(self, body: Body) -> dict[str, Tensor]:
-        """Run it."""
+        """Run the step eagerly."""
 
     def record(self, body: Body) -> Body:
-        """Record it, without running it, as something that runs it whenever it is called."""
+        """Record the step without running it. Returns a function that replays it."""
 
 
 class CudaRecorder:
-    """CUDA graphs."""
+    """Recorder that uses CUDA graphs."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
 
     def plain(self, body: Body) -> dict[str, Tensor]:
-        """On a stream that is not the default one, as what is recorded later must have been run."""
+        """Run the step on a stream other than the default one, as is required before recording."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -40,9 +40,9 @@ class CudaRecorder:
         return values
 
     def record(self, body: Body) -> Body:
-        """One graph; its results are copied out of its memory, which the next step writes again."""
+        """Record one graph. Its results are copied out of its memory, which the next step overwrites."""
         graph = torch.cuda.CUDAGraph()
-        # The plain steps' stream: autograd remembers on which stream a parameter's gradient was added up before.
+        # Recorded on the eager steps' stream, because autograd remembers on which stream a parameter's gradient was accumulated.
         with torch.cuda.graph(graph, stream=self.stream):
             values = body()
             joined = torch.stack([value.float() for value in values.values()])
@@ -58,8 +58,8 @@ class GraphedStep:
     """A step that is recorded once for each phase, and replayed from then on.
 
     Args:
-        body: one step, from tensors whose memory stays to scalars by name. It must wait for nothing and look at no value.
-        recorder: CUDA's, in a run.
+        body: one step, from tensors with fixed memory to scalars by name. It must not synchronise with the device or read a value.
+        recorder: a `CudaRecorder`, in a run.
     """
 
     def __init__(self, body: Body, recorder: Recorder) -> None:
@@ -69,10 +69,10 @@ class GraphedStep:
         self._replay: Body | None = None
 
     def __call__(self, phase: Hashable = None) -> dict[str, Tensor]:
-        """One step.
+        """Run one step.
 
         Args:
-            phase: another one takes part in other networks or losses: some steps run plainly before it is recorded.
+            phase: phase of the step. A new one involves other networks or losses: some steps run eagerly before it is recorded.
         """
         if phase != self._phase:
             self._phase, self._plain_steps_left, self._replay = phase, PLAIN_STEPS, None
@@ -85,7 +85,7 @@ class GraphedStep:
 
 
 def cuda_recorder(device: torch.device) -> CudaRecorder:
-    """What `--cuda-graphs` asks for.
+    """Return a recorder for `--cuda-graphs`.
 
     Raises:
         ClusterqError: see `need_cuda_graphs`.
@@ -95,12 +95,12 @@ def cuda_recorder(device: torch.device) -> CudaRecorder:
 
 
 def can_use_cuda_graphs(device: torch.device) -> bool:
-    """Whether there is a CUDA device, and one process has it to itself."""
+    """Return whether CUDA graphs can be used on the device: it is a CUDA device, and there is one process only."""
     return device.type == "cuda" and Ranks.current().world == 1
 
 
 def need_cuda_graphs(device: torch.device) -> None:
-    """Refuse what `--cuda-graphs` cannot do.
+    """Raise an error where `--cuda-graphs` cannot be used.
 
     Raises:
         ClusterqError: there is no CUDA device, or several processes share the steps.

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: which one this is, what each takes of a batch, and how they wait for each other."""
+"""Several processes, as torchrun starts them: the rank of this one, its part of a batch, and synchronisation."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,35 +20,35 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: `rank` in [0, world)."""
+    """Rank of this process among all: `rank` in [0, world)."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def current(cls) -> "Ranks":
-        """Those of the running process group; alone outside `process_group`."""
+        """Return the rank in the running process group; 0 of 1 outside `process_group`."""
         if not torch.distributed.is_initialized():
             return cls()
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes what exists once."""
+        """True for the first process, which writes files that exist once."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of a batch of `count`: contiguous, and as large as everyone else's within one."""
+        """Return this process's part of a batch of `count`: contiguous; sizes differ by at most one between processes."""
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has reached this call."""
         if self.world > 1:
             with peers_alive():
                 torch.distributed.barrier()
 
     def from_first(self, action: Callable[[], T]) -> T:
-        """Let the first process alone do something; every process gets what it returned (anything that pickle can carry)."""
+        """Run an action in the first process only. Every process gets its result, which must be picklable."""
         if self.world == 1:
             return action()
         box: list[Any] = [action() if self.first else None]
@@ -57,7 +57,7 @@ class Ranks:
         return cast(T, box[0])
 
     def gather(self, value: T) -> list[T]:
-        """Every process's `value`, in the order of ranks, for every process."""
+        """Return every process's `value`, in the order of ranks, in every process."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -68,10 +68,10 @@ class Ranks:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the processes that torchrun started (its environment variables say so); alone without it.
+    """Join the process group that torchrun started, as its environment variables say; a single process without it.
 
     Raises:
-        ClusterqError: some of those variables are there and others not.
+        ClusterqError: some of those variables are set and others not.
     """
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -92,7 +92,7 @@ def process_group() -> Iterator[Ranks]:
 
 @contextmanager
 def peers_alive() -> Iterator[None]:
-    """Around a collective: when another process is gone, say so in a sentence; its own message tells why.
+    """Turn the failure of a collective within the block into one sentence. The ended process's own message gives the reason.
 
     Raises:
         ClusterqError: the collective failed.

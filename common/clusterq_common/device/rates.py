@@ -1,4 +1,4 @@
-"""Learning rates where CUDA graphs can read them: a number would be recorded with the step, a tensor is read at each replay."""
+"""Learning rates that CUDA graphs can read. A number would be recorded with the step; a tensor is read at each replay."""
 
 from typing import Any
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def held_rate(rate: float, device: torch.device, *, graphs: bool) -> float | Tensor:
-    """A learning rate for an optimizer: with `graphs` a tensor () on the device, float32 as a GPU's fused kernels read it, else float64."""
+    """Return a learning rate for an optimizer.
+
+    With `graphs` it is a tensor () on the device: float32 on a GPU, whose fused kernels read that type, else float64.
+    """
     if not graphs:
         return rate
     return torch.tensor(rate, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)

@@ -1,9 +1,9 @@
-"""Sums and means over the processes of a job; without several processes each returns what it was given.
+"""Sums and means over the processes of a job. With a single process each function returns its input.
 
-Losses see the statistics of the whole batch, wherever its images lie: statistics are nonlinear in the batch, so what
-crosses processes is moments, and gradients cross back. With `L_r` the loss that process r computes, what is minimised is
-the mean of all `L_r`: a mean over a process's own images, or any function of reduced statistics, both come out as in one
-process with the whole batch, once `average_gradients` has been called.
+Losses use the statistics of the whole batch, across processes. Statistics are nonlinear in the batch, so the processes exchange
+moments, and gradients flow back. Let `L_r` be the loss that process r computes. The mean of all `L_r` is minimised. A mean over
+a process's own images and any function of reduced statistics then both equal those of one process with the whole batch, once
+`average_gradients` has been called.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,10 @@ from clusterq_common.device.distributed import Ranks, peers_alive
 
 
 def sum_across(x: Tensor) -> Tensor:
-    """Sum over processes, of equal shape in each; differentiable (the gradient is the sum of all processes' gradients)."""
+    """Return the sum over processes, of equal shape in each; differentiable.
+
+    The gradient is the sum of all processes' gradients.
+    """
     if Ranks.current().world == 1:
         return x
     result: Tensor = _Sum.apply(x)
@@ -25,14 +28,14 @@ def sum_across(x: Tensor) -> Tensor:
 
 
 def mean_across(x: Tensor) -> Tensor:
-    """Mean over processes, differentiable like `sum_across`."""
+    """Return the mean over processes, differentiable like `sum_across`."""
     world = Ranks.current().world
     return x if world == 1 else sum_across(x) / world
 
 
 @torch.no_grad()
 def min_across(x: Tensor) -> Tensor:
-    """Smallest over processes, element by element, of equal shape in each; no gradient."""
+    """Return the minimum over processes, element by element, of equal shape in each; no gradient."""
     if Ranks.current().world == 1:
         return x.detach()
     least = x.detach().clone(memory_format=torch.contiguous_format)
@@ -43,7 +46,7 @@ def min_across(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_batch(x: Tensor) -> Tensor:
-    """The whole batch (world * N, ...) from every process's equal part (N, ...), in the order of ranks; no gradient."""
+    """Return the whole batch (world * N, ...) from every process's equal part (N, ...), in the order of ranks; no gradient."""
     world = Ranks.current().world
     if world == 1:
         return x
@@ -55,7 +58,7 @@ def gather_batch(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the mean over processes into every parameter's gradient; one that has none anywhere is left without."""
+    """Replace every parameter's gradient by its mean over processes. Without a gradient in any process it stays without."""
     world = Ranks.current().world
     parameters = list(parameters)
     if world == 1 or not parameters:
@@ -70,13 +73,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parts = (flat / world).split([parameter.numel() for parameter in parameters])
     for parameter, part, count in zip(parameters, parts, present.tolist(), strict=True):
         if count:
-            # In the parameter's own memory order: fused optimizers walk both as they lie.
+            # In the parameter's own memory order, because fused optimizers read both in memory order.
             parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
 
 
 @torch.no_grad()
 def broadcast(module: nn.Module) -> None:
-    """Give every process the first one's parameters and buffers."""
+    """Copy the first process's parameters and buffers to every process."""
     if Ranks.current().world == 1:
         return
     with peers_alive():

@@ -13,7 +13,7 @@ def prepare_device(config: RuntimeConfig) -> torch.device:
     """Set the number of CPU threads and return the device.
 
     Raises:
-        ClusterqError: CUDA is asked for and there is none.
+        ClusterqError: CUDA is requested and there is none.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -33,46 +33,55 @@ def prepare_device(config: RuntimeConfig) -> torch.device:
 
 
 def prepare_cuda(*, deterministic: bool) -> None:
-    """Settings that hold for the whole process, made before anything runs on a GPU."""
-    # bf16 autocast is where speed comes from; TF32 would round what fake-quantizers have put on a grid.
+    """Apply settings for the whole process, before anything runs on a GPU."""
+    # Speed comes from bf16 autocast. TF32 would round values that fake-quantizers have put on a grid.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # A warning names what has no deterministic kernel, instead of ending the run.
+    # warn_only: a warning names an operation without a deterministic kernel, instead of ending the run.
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # Else every new tensor is filled first, in case something reads what was never written: a tenth of a step on an H200.
+    # Otherwise every new tensor is filled first, to guard against reads of uninitialised memory: a tenth of a step on an H200.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+# The attribute of networks that fail in channels_last order.
+CONTIGUOUS = "clusterq_contiguous"
+
+
 def to_device(module: nn.Module, device: torch.device | str) -> None:
-    """Move a network to a device, its convolution weights in channels_last order (about twice as fast, on CPU too)."""
+    """Move a network to a device, with convolution weights in channels_last order (about twice as fast, on CPU too).
+
+    Networks for which that order fails stay contiguous (see `teacher.adapt`).
+    """
     module.to(device)
+    if getattr(module, CONTIGUOUS, False):
+        return
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's own annotations
 
 
 def to_device_async(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy host values to a device without waiting for it: from pageable memory the host would wait for all work queued there.
+    """Copy host values to a device asynchronously. From pageable memory the host would wait for all work queued there.
 
     Args:
-        values: on the host; not changed until the copy has been made.
-        device: where to.
-        dtype: converted on the host; the same when None.
+        values: values on the host; they must not change until the copy is complete.
+        device: target device.
+        dtype: type of the result, converted on the host; unchanged when None.
     """
     values = values if dtype is None else values.to(dtype)
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def training_autocast(config: RuntimeConfig, device: torch.device, *, images: bool = False) -> torch.autocast:
-    """The autocast context for training forwards; quantizers and statistics leave it for float32 by themselves.
+    """Return the autocast context for forward passes in training. Quantizers and statistics switch to float32 by themselves.
 
     Args:
         config: `auto` is bf16 on GPUs that have it.
-        device: where networks run.
-        images: whether what is trained are images or a generator of them: then `auto` is bf16 on CPUs with instructions for it, too.
-            There it takes 0.6 of the time, and one student from such images was as good as others (docs/results.md); a student's own grid is
-            finer than bf16.
+        device: device of the networks.
+        images: whether images or a generator of them are trained. `auto` is then bf16 also on CPUs with instructions for it. There
+            it takes 0.6 of the time, and one student from such images was as good as others (docs/results.md). A student's own grid
+            is finer than bf16.
     """
     has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else images and _cpu_computes_bf16()
     return torch.autocast(
@@ -81,7 +90,7 @@ def training_autocast(config: RuntimeConfig, device: torch.device, *, images: bo
 
 
 def _cpu_computes_bf16() -> bool:
-    # Without such instructions bf16 is emulated, and slower than float32. torch offers no public name for the question.
+    # Without such instructions bf16 is emulated, and slower than float32. torch has no public function for this check.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -9,9 +9,9 @@ from clusterq_common.device.setup import at_least_float32
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:
-    """`H(softmax(logits))` in nats, (N, classes) -> (N,): 0 for one certain class, log(classes) for a uniform row.
+    """Return `H(softmax(logits))` in nats, (N, classes) -> (N,): 0 for one certain class, log(classes) for a uniform row.
 
-    By log-softmax, which is finite for finite logits: a probability that rounds to zero adds zero, with a finite gradient.
+    It uses log-softmax, which is finite for finite logits. A probability that rounds to zero adds zero, with a finite gradient.
     """
     logs = F.log_softmax(logits, dim=1)
     return -(logs.exp() * logs).sum(1)
@@ -19,20 +19,20 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EntropyObjective:
-    """The student's side of AdaDFQ's game (Qian et al., CVPR 2023): `-T^2 mean H(softmax((teacher - student) / T))`.
+    """Student's objective in AdaDFQ's game (Qian et al., CVPR 2023): `-T^2 mean H(softmax((teacher - student) / T))`.
 
-    Least, at `-T^2 log(classes)`, where every difference of logits is flat. It knows no labels.
+    Its minimum is `-T^2 log(classes)`, where all logits differ by the same value. It uses no labels.
     """
 
     temperature: float
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The one term, a scalar.
+        """Return the only term, a scalar.
 
         Args:
             student_logits: (N, classes).
             teacher_logits: (N, classes), without gradient.
-            labels: not looked at.
+            labels: unused.
         """
         difference = at_least_float32(teacher_logits) - at_least_float32(student_logits)
         return {"entropy": -(self.temperature**2) * softmax_entropy(difference / self.temperature).mean()}

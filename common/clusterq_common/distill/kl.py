@@ -1,4 +1,4 @@
-"""Knowledge distillation: make the student's softened distribution the teacher's."""
+"""Knowledge distillation: a loss between the softened distributions of student and teacher."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,13 +7,13 @@ from clusterq_common.device.setup import at_least_float32
 
 
 def distillation_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, summed over classes, mean over the batch (Hinton et al., 2015).
+    """Return `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, summed over classes, mean over the batch.
 
-    ClusterQ Eq. 9's second term. The mean is over samples only: a mean over batch *and* classes would weaken it by the
-    number of classes.
+    It is the second term of ClusterQ Eq. 9 (Hinton et al., 2015). The mean is over samples only: a mean over batch *and* classes
+    would weaken it by the number of classes.
 
     Args:
-        teacher_logits: (N, classes); no gradient is kept for it here or cut off.
+        teacher_logits: (N, classes); a gradient through them is neither added nor cut off here.
         student_logits: (N, classes).
         temperature: T > 0.
     """

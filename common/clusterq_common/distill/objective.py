@@ -1,4 +1,4 @@
-"""What a student minimises; the in-loop student and the fine-tuner share it."""
+"""Objective of a student, shared by the in-loop student and the fine-tuner."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,10 +11,10 @@ from clusterq_common.distill.kl import distillation_kl
 
 
 class Objective(Protocol):
-    """What a student minimises, as weighted terms by name."""
+    """Objective of a student, as weighted terms by name."""
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Scalars whose sum is the loss, from logits (N, classes) and labels: (N,) int64, or (N, classes) weights."""
+        """Return scalars whose sum is the loss, from logits (N, classes) and labels: (N,) int64, or (N, classes) weights."""
         ...
 
 
@@ -22,8 +22,8 @@ class Objective(Protocol):
 class StudentObjective:
     """ClusterQ Eq. 9: `L2 = w_ce * CE(student, y) + w_kl * T^2 KL(teacher || student)`; the paper has w_ce = w_kl = 1.
 
-    With `sure` above 0, only images on which the teacher's confidence in the label is at least that have a cross-entropy, as SynQ
-    has hard labels for easy samples alone; the mean stays one over the whole batch.
+    With `sure` above 0, the cross-entropy uses only images on which the teacher's confidence in the label is at least `sure`, as
+    SynQ uses hard labels for easy samples only. The mean is still over the whole batch.
     """
 
     ce_weight: float
@@ -33,11 +33,11 @@ class StudentObjective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the terms that are computed: those of a weight above zero."""
+        """Names of the computed terms, whose weight is above zero."""
         return tuple(name for name, weight in (("ce", self.ce_weight), ("kl", self.kl_weight)) if weight)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Weighted terms by name, scalars; their sum is the loss. A term of weight zero is not computed.
+        """Return the weighted terms by name, scalars; their sum is the loss. Terms of weight zero are not computed.
 
         Args:
             student_logits: (N, classes).

@@ -1,1 +1,1 @@
-"""A student as a file for other runtimes: ONNX, torch.export, packed integers."""
+"""Export of a student to files for other runtimes: ONNX, torch.export, packed integers."""

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it, in an ONNX graph."""
+"""Folding of BatchNorm into the convolution before it, in an ONNX graph."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,15 @@ from clusterq_common.export.weights import IntegerWeight, folded
 
 
 def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], *, zero_points: bool) -> None:
-    """Fold each BatchNorm that follows a convolution directly and alone.
+    """Fold each BatchNorm whose only input is a convolution that nothing else reads.
 
-    With k = gamma / sqrt(var + eps), in float64: weight' = k weight, bias' = k (bias - mean) + beta. Of integer weights only scales
-    change, and signs where k is negative (`folded`). A BatchNorm stays where no convolution is before it, something else reads that
-    too, or an integer would leave its grid.
+    With k = gamma / sqrt(var + eps), in float64: weight' = k weight, bias' = k (bias - mean) + beta. For integer weights only the
+    scales change, and the signs where k is negative (`folded`). A BatchNorm is kept if there is no convolution before it, if
+    something else reads the convolution's output, or if an integer would leave its grid.
 
     Args:
         graph: changed in place.
-        weights: integer weights by site; those folded into are replaced.
+        weights: integer weights by site; the folded ones are replaced.
         sites: see `quantizer_sites`.
         zero_points: see `folded`.
     """
@@ -34,7 +34,7 @@ def _fold(
         return
     statistics = [graph.array(name) for name in node.input[1:]]
     weight_name = convolution.input[1]
-    # Weights that are used more than once cannot follow one BatchNorm.
+    # Weights that are used more than once cannot be folded with one BatchNorm.
     uses = max(reads[weight_name], sum(site == sites.get(weight_name) for site in sites.values()))
     if any(values is None for values in statistics) or uses > 1:
         return
@@ -44,7 +44,7 @@ def _fold(
         return
     bias = graph.array(convolution.input[2]) if len(convolution.input) > 2 else np.zeros_like(mean)
     assert bias is not None
-    # beta's name: the folded bias is what stands in its place.
+    # Named after beta, which the folded bias replaces.
     folded_bias = graph.put(f"{node.input[2]}.folded", _float32((bias - mean) * factor + beta))
     convolution.input[:] = [*convolution.input[:2], folded_bias]
     convolution.output[0] = node.output[0]

@@ -1,4 +1,4 @@
-"""Biases of an ONNX graph, as runtimes leave them alone."""
+"""Preparation of an ONNX graph's biases, so that runtimes do not round them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,24 +11,24 @@ from clusterq_common.export.onnx_graph import Array, Graph
 from clusterq_common.export.onnx_types import shift_of, stored_bits
 from clusterq_common.export.weights import IntegerWeight
 
-# Integer kernels hold a bias in 32 bits, in units of scale(input) x scale(weight), beside the sum that it is added to.
+# Integer kernels store a bias in 32 bits, in units of scale(input) x scale(weight), as they store the sum that it is added to.
 LARGEST_BIAS = 2**30
-# Between a quantizer and a layer these leave the quantizer's values as they are; ONNX Runtime looks through them.
+# These operators between a quantizer and a layer do not change values; ONNX Runtime looks through them.
 KEEP_VALUES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
 
 
 def settle_biases(
     graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], steps: Mapping[str, float], integers: Integers
 ) -> None:
-    """Drop biases of zeros, and give an Add of their own to those that integer kernels would spoil; in place.
+    """Drop biases of zeros, and move those that integer kernels would distort into a separate Add; in place.
 
-    ONNX Runtime's optimiser rounds the bias of a layer between quantizers to 32-bit multiples of scale(input) x scale(weight), as its
-    8-bit kernels add it, whether there is a kernel for the layer's types or not. Below 8 bits these multiples are so coarse that
-    most outputs move, and beside channels that count for next to nothing they are so fine that a bias does not fit.
+    ONNX Runtime's optimiser rounds the bias of a layer between quantizers to 32-bit multiples of scale(input) x scale(weight). Its
+    8-bit kernels need that, but it is done even without a kernel for the layer's types. Below 8 bits these multiples are so coarse
+    that most outputs change. In channels with very small scales they are so fine that a bias does not fit.
 
     Args:
-        graph: before its quantizers are spelled out.
-        weights: by site; channels without any weight but zeros get a larger scale, which changes no value.
+        graph: the graph, before `spell_out`.
+        weights: integer weights by site; channels with only zero weights get a larger scale, which changes no value.
         sites: see `quantizer_sites`.
         steps: scale of each activation by site.
         integers: see `OnnxConfig`.
@@ -54,7 +54,7 @@ def settle_biases(
 
 
 def _fits(weights: dict[str, IntegerWeight], site: str, bias: Array, step: float | None, integers: Integers) -> bool:
-    """Whether an integer kernel can add this bias without spoiling it."""
+    """Return whether an integer kernel can add this bias without distorting it."""
     weight = weights[site]
     if stored_bits(weight.bits, integers) < 8:
         return False
@@ -69,7 +69,7 @@ def _fits(weights: dict[str, IntegerWeight], site: str, bias: Array, step: float
 
 
 def _input_step(graph: Graph, node: NodeProto, sites: Mapping[str, str], steps: Mapping[str, float]) -> float | None:
-    """Scale of what flows into a layer; None where no quantizer is before it."""
+    """Return the scale of a layer's input; None where no quantizer is before it."""
     producers, name = graph.producers(), node.input[0]
     while name not in sites and name in producers and producers[name].op_type in KEEP_VALUES:
         name = producers[name].input[0]

@@ -1,4 +1,4 @@
-"""Clips in an ONNX graph that a quantizer makes needless: a ReLU6 whose quantizer ends at 6 or before."""
+"""Removal of redundant Clips from an ONNX graph, such as a ReLU6 whose quantizer ends at 6 or below."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
 def drop_needless_clips(graph: Graph, activations: Mapping[str, FakeQuantizer], sites: Mapping[str, str]) -> None:
-    """Let quantizers read what a Clip before them reads, where no integer changes; in place.
+    """Let quantizers read the input of a Clip before them, where no integer changes; in place.
 
-    That is where both limits become integers at the ends of the grid or beyond. Integer kernels fuse a convolution with the quantizer
-    behind it, not through a Clip, and ONNX Runtime drops such a Clip by itself only if float32 has the two ends exactly equal.
+    This holds if both limits become integers at the ends of the grid or beyond. Integer kernels fuse a convolution with the
+    quantizer after it, but not through a Clip. ONNX Runtime drops such a Clip itself only if the two ends are equal in float32.
 
     Args:
-        graph: before its quantizers are spelled out.
-        activations: by site.
+        graph: the graph, before `spell_out`.
+        activations: quantizers of activations by site.
         sites: see `quantizer_sites`.
     """
     producers, reads = graph.producers(), graph.reads()
@@ -32,7 +32,7 @@ def drop_needless_clips(graph: Graph, activations: Mapping[str, FakeQuantizer], 
 
 
 def _ends(quantizer: FakeQuantizer, low: float | None, high: float | None) -> bool:
-    """Whether the grid ends where the limits do, or before."""
+    """Return whether the grid ends at the limits or inside them."""
     if low is None or high is None:
         return False
     step, zero_point, grid = float(quantizer.step().detach()), int(quantizer.zero_point), quantizer.grid
@@ -40,9 +40,9 @@ def _ends(quantizer: FakeQuantizer, low: float | None, high: float | None) -> bo
 
 
 def _constant(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> float | None:
-    """A scalar that is in the graph, or None."""
+    """Return a constant scalar of the graph, or None."""
     values, node = graph.array(name), producers.get(name)
-    while node is not None and node.op_type == "CastLike":  # how the exporter writes a number: in the type of what it meets
+    while node is not None and node.op_type == "CastLike":  # the exporter casts a number to the type of the other operand
         values, node = graph.array(node.input[0]), producers.get(node.input[0])
     if values is None and node is not None and node.op_type == "Constant":
         held = helper.get_attribute_value(node.attribute[0])

@@ -1,4 +1,4 @@
-"""What an exported file is to look like: settings only, free of torch."""
+"""Settings of an exported file, free of torch."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from clusterq_common.settings import Settings
 Format = Literal["onnx", "safetensors-int", "pt2"]
 Integers = Literal["packed", "int4", "int8"]
 
-# The oldest that torch's exporter writes, the newest whose types are used here.
+# The oldest opset that torch's exporter writes, and the newest one with types that are used here.
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 

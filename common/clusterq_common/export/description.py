@@ -1,4 +1,4 @@
-"""What an exported file says of itself: all that is needed to feed it images and to know where it came from."""
+"""Description in an exported file: everything needed to feed it images, and its origin."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from clusterq_common.teacher.spec import Geometry, InputSpec, is_factory
 
 
 class Description(Settings):
-    """In the file's metadata, one JSON value a field.
+    """Description of a student, stored in the file's metadata as one JSON value a field.
 
     Attributes:
         clusterq: version that wrote the file.
-        arch: architecture of teacher and student; of a factory the file's and function's names alone.
-        teacher: `sha256:<hex>` of the teacher's weights; empty where the student's folder does not say.
-        student: SHA-256 of the student's file; empty where it was none.
-        bits, first_last_bits, layer_bits: how the student was quantized.
+        arch: architecture of teacher and student; for a factory only the names of file and function.
+        teacher: `sha256:<hex>` of the teacher's weights; empty where the student's folder does not state it.
+        student: SHA-256 of the student's file; empty where there was no file.
+        bits, first_last_bits, layer_bits: bit-widths of the student.
         input: image size, channels, number of classes, normalisation of pixels in [0, 1].
-        geometry: how photographs are resized and cropped.
-        integers: `packed`, `int4` or `int8`: how weights are stored; empty where the format has one way.
+        geometry: resizing and cropping of photographs.
+        integers: storage of weights: `packed`, `int4` or `int8`; empty where the format has one way.
         opset: version of ONNX's operators; None in other formats.
-        batchnorm_kept: BatchNorm layers that are still layers of their own.
+        batchnorm_kept: BatchNorm layers that are still separate layers.
     """
 
     clusterq: str
@@ -40,7 +40,7 @@ class Description(Settings):
 def describe(
     arch: str, quant: QuantConfig, geometry: Geometry, spec: InputSpec, *, clusterq: str, teacher: str, student: str
 ) -> Description:
-    """Describe a student, before a format adds what it knows. Of a factory no folder is named."""
+    """Describe a student, before the format adds its own fields. For a factory no folder is named."""
     return Description(
         clusterq=clusterq,
         arch=Path(arch).name if is_factory(arch) else arch,

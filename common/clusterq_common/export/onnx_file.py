@@ -1,4 +1,4 @@
-"""A student as an ONNX file: integers where the student has them, and what it says of itself."""
+"""Export of a student to an ONNX file, with integer weights and a description."""
 
 import json
 
@@ -22,7 +22,7 @@ GRAPH_NAME = "student"
 
 
 def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple[onnx.ModelProto, list[str]]:
-    """The student as an ONNX model, strictly checked, and the BatchNorm layers that it keeps.
+    """Return the student as a strictly checked ONNX model, and the BatchNorm layers that it keeps.
 
     Input `image` (N, C, S, S) float32, normalised; output `logits` (N, classes) float32.
 
@@ -57,7 +57,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
 
 
 def onnx_bytes(student: nn.Module, spec: InputSpec, description: Description, config: OnnxConfig) -> tuple[bytes, Description]:
-    """A student as the bytes of an ONNX file that says of itself what `description` does; returned as it then is.
+    """Return a student as the bytes of an ONNX file with a description, and the completed description.
 
     Raises:
         ClusterqError: see `onnx_model`.
@@ -70,10 +70,10 @@ def onnx_bytes(student: nn.Module, spec: InputSpec, description: Description, co
 
 
 def add_description(model: onnx.ModelProto, description: Description) -> None:
-    """Write the description into the model's metadata: a JSON value for each field."""
+    """Write the description into the model's metadata, one JSON value a field."""
     helper.set_model_props(model, {name: json.dumps(value) for name, value in description.model_dump(mode="json").items()})
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Version of ONNX's own operators."""
+    """Return the version of ONNX's own operators."""
     return next(int(item.version) for item in model.opset_import if item.domain in {"", "ai.onnx"})

@@ -1,4 +1,4 @@
-"""An ONNX graph in the making: who makes a tensor, who reads it, and no more in it than is needed."""
+"""An editable ONNX graph: producers and readers of tensors, and removal of everything unneeded."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -17,12 +17,12 @@ INTEGER_TYPES = {
     for signed in (False, True)
 }
 
-# In these, attributes called as in `_is_default` have the defaults given there.
+# Operators whose attributes named in `_is_default` have the defaults given there.
 OPS_WITH_DEFAULTS = {"Conv", "MaxPool", "AveragePool", "Gemm", "Reshape"}
 
 
 class Graph:
-    """Nodes in an order in which each comes after what it reads, and initializers by name.
+    """Nodes in topological order, and initializers by name.
 
     Attributes:
         nodes: replace an element, or the list, to change the graph.
@@ -35,26 +35,26 @@ class Graph:
         self.inputs, self.outputs = list(proto.input), list(proto.output)
 
     def producers(self) -> dict[str, NodeProto]:
-        """Tensor name -> the node that makes it."""
+        """Return the node that produces each tensor, by tensor name."""
         return {name: node for node in self.nodes for name in node.output}
 
     def reads(self) -> Counter[str]:
-        """Tensor name -> how many inputs read it; being an output of the graph counts as one."""
+        """Return the number of inputs that read each tensor, by tensor name; an output of the graph counts as one."""
         counts = Counter(name for node in self.nodes for name in node.input)
         counts.update(value.name for value in self.outputs)
         return counts
 
     def array(self, name: str) -> Array | None:
-        """Values of an initializer, or None: the tensor is computed."""
+        """Return the values of an initializer, or None for a computed tensor."""
         return numpy_helper.to_array(self.initializers[name]) if name in self.initializers else None
 
     def put(self, name: str, values: Array) -> str:
-        """Add a float or int64 initializer; returns its name."""
+        """Add a float or int64 initializer. Returns its name."""
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
     def put_integers(self, name: str, values: Array, bits: int, *, signed: bool) -> str:
-        """Add an initializer of integers of 2, 4 or 8 bits, packed as ONNX packs them; returns its name."""
+        """Add an initializer of integers of 2, 4 or 8 bits, in ONNX's packing. Returns its name."""
         kind = INTEGER_TYPES[bits, signed]
         self.initializers[name] = helper.make_tensor(name, kind, values.shape, pack(values, bits), raw=True)
         return name
@@ -71,9 +71,9 @@ class Graph:
         self.initializers = {name: tensor for name, tensor in self.initializers.items() if name in needed}
 
     def shorten(self) -> None:
-        """Number everything but inputs, outputs and matrices of weights, and leave out attributes that say what holds anyway.
+        """Replace names by numbers except for inputs, outputs and weight matrices, and leave out attributes with default values.
 
-        Names are in the file up to three times; of a 4-bit model for small images they would be a tenth.
+        Each name is in the file up to three times. In a 4-bit model for small images names would be a tenth of the file.
         """
         kept = {"", *(name for name, tensor in self.initializers.items() if len(tensor.dims) in {2, 4})}
         kept |= {value.name for value in [*self.inputs, *self.outputs]}
@@ -90,14 +90,14 @@ class Graph:
         self.initializers = {tensor.name: tensor for tensor in self.initializers.values()}
 
     def proto(self, name: str) -> GraphProto:
-        """As ONNX has it, without what the exporter noted about source files."""
+        """Return the graph as an ONNX message, without the exporter's notes about source files."""
         for item in [*self.nodes, *self.inputs, *self.outputs]:
             del item.metadata_props[:]
             item.doc_string = ""
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.initializers.values()))
 
     def batchnorm_layers(self) -> list[str]:
-        """Names of the BatchNorm layers in it, as the names of their parameters have them."""
+        """Return the names of the graph's BatchNorm layers, taken from the names of their parameters."""
         return [
             node.input[1].rpartition(".")[0] or node.output[0] for node in self.nodes if node.op_type == "BatchNormalization"
         ]

@@ -1,17 +1,17 @@
-"""Which ONNX type holds integers of how many bits, and since which opset. Free of torch."""
+"""ONNX types for integers by number of bits, and the opsets that have them. Free of torch."""
 
 from collections.abc import Iterable
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Integers
 
-# Bits of ONNX's integer types: the first opset whose QuantizeLinear and DequantizeLinear take them.
+# Bits of ONNX's integer types, with the first opset whose QuantizeLinear and DequantizeLinear accept them.
 SINCE_OPSET = {2: 25, 4: 21, 8: 18}
 NARROWEST: dict[Integers, int] = {"packed": 2, "int4": 4, "int8": 8}
 
 
 def stored_bits(bits: int, integers: Integers) -> int:
-    """Bits of the type that integers of `bits` bits are stored in.
+    """Return the bits of the type in which integers of `bits` bits are stored.
 
     >>> [stored_bits(bits, "packed") for bits in (2, 3, 4, 5, 8)]
     [2, 4, 4, 8, 8]
@@ -22,10 +22,11 @@ def stored_bits(bits: int, integers: Integers) -> int:
 
 
 def shift_of(bits: int, integers: Integers) -> int:
-    """By how many bits weights are moved up in their type, the scale being divided likewise: to the top of 8 bits, nowhere else.
+    """Return the number of bits by which weights are shifted up in their type, with the scale divided accordingly.
 
-    What integer kernels add to sums of products, biases above all, they round to multiples of scale(input) x scale(weight). With the
-    weights of 4 bits moved up these are as fine as at 8 bits; the real values are the same.
+    Weights are shifted to the top of 8 bits, and not at all in narrower types. Integer kernels round the values that they add to
+    sums of products, biases above all, to multiples of scale(input) x scale(weight). With 4-bit weights shifted up, these multiples
+    are as fine as at 8 bits, and the real values are the same.
 
     >>> shift_of(4, "int8"), shift_of(4, "packed"), shift_of(8, "packed")
     (4, 0, 0)
@@ -34,7 +35,7 @@ def shift_of(bits: int, integers: Integers) -> int:
 
 
 def activation_bits(bits: int, integers: Integers, opset: int) -> int:
-    """Bits of the type that an activation passes through: its own where there is such a type, else 8 with the integers cut off.
+    """Return the bits of an activation's type: its own where there is such a type, else 8 with the integers clipped.
 
     >>> activation_bits(4, "packed", 21), activation_bits(4, "packed", 18), activation_bits(3, "packed", 25)
     (4, 8, 8)
@@ -43,10 +44,10 @@ def activation_bits(bits: int, integers: Integers, opset: int) -> int:
 
 
 def choose_opset(widths: Iterable[int], integers: Integers, opset: int | None) -> int:
-    """The opset for weights of these bits: the oldest that has their types, unless one is given.
+    """Return the opset for weights of these bits: the oldest that has their types, unless one is given.
 
     Raises:
-        ClusterqError: the one given does not have them.
+        ClusterqError: the given opset does not have them.
     """
     widths = sorted(set(widths), reverse=True)
     needed = max((SINCE_OPSET[stored_bits(bits, integers)] for bits in widths), default=SINCE_OPSET[8])

@@ -1,4 +1,4 @@
-"""A student as packed integers in a safetensors file that anyone can read without torch: docs/deploy.md has such a reader."""
+"""Export of a student to packed integers in a safetensors file, readable without torch (docs/deploy.md has a reader)."""
 
 import json
 
@@ -15,7 +15,7 @@ FORMAT = "clusterq-integers-1"
 
 
 def packed_file(student: nn.Module, description: Description) -> bytes:
-    """The file's bytes: of each quantized weight the integers, scale and zero-point, all other parameters and buffers as they are.
+    """Return the file's bytes: integers, scale and zero-point of each quantized weight, other parameters and buffers as they are.
 
     A weight `conv.weight` of B bits is `conv.weight` (uint8, the values `integer - low`, B bits each, first value and lowest bit
     first), `conv.weight.scale` (float32, one or one per output channel) and `conv.weight.zero_point` (int32, likewise). An
@@ -44,7 +44,7 @@ def packed_file(student: nn.Module, description: Description) -> bytes:
 
 
 def _float_tensors(student: nn.Module) -> dict[str, Array]:
-    """Parameters and buffers that no quantizer holds or replaces."""
+    """Return the parameters and buffers that no quantizer holds or replaces."""
     own = tuple(f"{name}." for name in quantizers(student))
     replaced = {name.removesuffix("_quantizer") for name in quantizers(student)}
     return {

@@ -1,4 +1,4 @@
-"""A student as torch.export's program: runs without clusterq, in fake-quantized float32."""
+"""Export of a student to a torch.export program, which runs without clusterq in fake-quantized float32."""
 
 import io
 
@@ -16,25 +16,25 @@ ABOUT = "clusterq.json"
 
 
 def program_file(student: nn.Module, spec: InputSpec, description: Description) -> bytes:
-    """The bytes of a .pt2 file, with the description as JSON beside the program.
+    """Return the bytes of a .pt2 file, with the description as JSON beside the program.
 
     Raises:
         ClusterqError: the forward cannot be traced.
     """
-    # Weights in channels_last order would be stored as views that torch.export.load warns of. Moving to a memory format is missing from
-    # torch's own annotations.
+    # Contiguous, because torch.export.load warns of weights stored in channels_last order. Moving to a memory format is missing
+    # from torch's own annotations.
     form = replaced_quantizers(student, _Plain).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     program = traced_program(form, spec, "--format pt2")
     for graph in (part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)):
         for node in graph.nodes:
-            node.meta.pop("stack_trace", None)  # source files of the machine it was made on
+            node.meta.pop("stack_trace", None)  # it names source files of this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={ABOUT: description.model_dump_json()})
     return buffer.getvalue()
 
 
 class _Plain(nn.Module):
-    """A quantizer's arithmetic alone: its autocast context would be a graph of its own in the program."""
+    """A quantizer's arithmetic without its autocast context, which would be a separate graph in the program."""
 
     scale: Tensor
     zero_point: Tensor
@@ -50,6 +50,6 @@ class _Plain(nn.Module):
 
 
 def load_program(data: bytes) -> nn.Module:
-    """The program in the bytes of a .pt2 file, as a module."""
+    """Load the program from the bytes of a .pt2 file, as a module."""
     module: nn.Module = torch.export.load(io.BytesIO(data)).module()
     return module

@@ -1,4 +1,4 @@
-"""Quantizers as ONNX has them: QuantizeLinear and DequantizeLinear around activations, integers and DequantizeLinear for weights."""
+"""Quantizers in ONNX: QuantizeLinear and DequantizeLinear for activations, integers and DequantizeLinear for weights."""
 
 from collections.abc import Mapping
 
@@ -19,39 +19,39 @@ WEIGHT_SUFFIX = ".weight_quantizer"
 
 
 def integer_weights(student: nn.Module) -> dict[str, IntegerWeight]:
-    """The weights behind each weight quantizer, by its name: what `to_int()` gives."""
-    found = {}
+    """Return the integer weights (`to_int()`) of each weight quantizer, by its name."""
+    weights = {}
     for name, quantizer in quantizers(student).items():
         layer = student.get_submodule(name.rpartition(".")[0])
         if name.endswith(WEIGHT_SUFFIX) and isinstance(layer, QuantConv2d | QuantLinear):
             integers, scale, zero_point, _ = quantizer.to_int(layer.weight)
             grid = quantizer.grid
-            found[name] = IntegerWeight(
+            weights[name] = IntegerWeight(
                 integers.cpu().numpy(), scale.cpu().numpy(), zero_point.cpu().numpy(), grid.low, grid.high, grid.bits
             )
-    return found
+    return weights
 
 
 def quantizer_sites(graph: Graph) -> dict[str, str]:
-    """Tensor in a traced graph -> the site whose quantizer it comes from."""
+    """Return the quantizer site of each quantized tensor in a traced graph, by tensor name."""
     return {node.output[0]: site for node in graph.nodes if (site := _site(node)) is not None}
 
 
 def spell_out(
     graph: Graph, weights: Mapping[str, IntegerWeight], activations: Mapping[str, FakeQuantizer], integers: Integers, opset: int
 ) -> None:
-    """Replace the traced quantizers, in place.
+    """Replace the traced quantizers by ONNX operators, in place.
 
-    Weights: an initializer of the narrowest type `integers` allows (moved up in it by `shift_of`), scale (scalar or per channel at axis 0), zero-point where one is not 0.
-    Activations: QuantizeLinear to their own type, or to one of 8 bits with Clip among the integers behind it, then
-    DequantizeLinear.
+    Weights become an initializer of the narrowest type that `integers` allows (shifted up in it by `shift_of`), a scale (scalar or
+    per channel at axis 0), and a zero-point where one is not 0. Activations get QuantizeLinear to their own type, or to an 8-bit
+    type with a Clip of the integers after it, and then DequantizeLinear.
 
     Args:
-        graph: traced; after `fold_batchnorm`, if that is wanted.
-        weights: by site.
+        graph: the traced graph; after `fold_batchnorm`, if that is used.
+        weights: integer weights by site.
         activations: the other quantizers by site.
         integers: see `OnnxConfig`.
-        opset: the graph's.
+        opset: opset of the graph.
     """
     nodes: list[NodeProto] = []
     for node in graph.nodes:
@@ -66,7 +66,7 @@ def spell_out(
 
 
 def _site(node: NodeProto) -> str | None:
-    """The site of a traced quantizer; None for any other node."""
+    """Return the site of a traced quantizer; None for any other node."""
     if node.domain != DOMAIN:
         return None
     return next(helper.get_attribute_value(item).decode() for item in node.attribute if item.name == SITE)
@@ -94,13 +94,13 @@ def _activation(
     bits = activation_bits(grid.bits, integers, opset)
     name, signed, offset = site.removesuffix("_quantizer"), grid.low < 0, 0
     if bits != grid.bits and signed:
-        # Unsigned around 128: ONNX Runtime's integer kernels want input and output of one type, and change it themselves only where no
-        # Clip stands between.
+        # Unsigned around 128: ONNX Runtime's integer kernels need input and output of one type, and convert it themselves only
+        # where no Clip is between them.
         signed, offset = False, 2 ** (bits - 1)
     scale = graph.put(f"{name}.scale", quantizer.step().detach().cpu().numpy()[0])
 
     def constant(value: int) -> str:
-        """Shared by all activations of a type."""
+        """Return the name of an integer constant, shared by all activations of a type."""
         number = value + offset
         return graph.put_integers(f"{'' if signed else 'u'}int{bits}_{number}", np.array(number), bits, signed=signed)
 
@@ -114,8 +114,12 @@ def _activation(
 
 
 def size_of(student: nn.Module) -> dict[str, int]:
-    """Count the bytes of the quantized weights: `integers` at their true bits, their `scales` (float32, zero-points as integers where not 0),
-    and the same weights as `float32`."""
+    """Count the bytes of the quantized weights.
+
+    Returns:
+        `integers` at their true bits, their `scales` (float32, with zero-points as integers where not 0), and the same weights as
+        `float32`.
+    """
     weights = integer_weights(student).values()
     points = sum(weight.zero_point.size * weight.bits for weight in weights if weight.zero_point.any())
     return {

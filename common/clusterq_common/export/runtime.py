@@ -1,4 +1,4 @@
-"""An exported ONNX file in ONNX Runtime, as a model that can be evaluated like any other."""
+"""An exported ONNX file run by ONNX Runtime, as a model that can be evaluated like any other."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,22 @@ from clusterq_common.run.extras import need
 
 
 class OnnxModel(nn.Module):
-    """Runs on the CPU, whatever device its images come from.
+    """Model of an exported ONNX file. It runs on the CPU, whatever the device of its images.
 
     Attributes:
-        description: what the file says of itself.
+        description: the file's description.
     """
 
     def __init__(
         self, source: Path | bytes, *, optimise: bool = True, threads: int | None = None, name: str = "--onnx"
     ) -> None:
-        """Args:
+        """Load an exported file.
+
+        Args:
             source: a file, or a file's bytes.
-            optimise: let ONNX Runtime rewrite the graph, which is where integer kernels come in.
-            threads: of a layer; ONNX Runtime's choice if left out.
-            name: what the errors call it.
+            optimise: allow ONNX Runtime to rewrite the graph, which is required for integer kernels.
+            threads: threads within a layer; ONNX Runtime's default if left out.
+            name: name of the file in error messages.
 
         Raises:
             ClusterqError: there is no such file, ONNX Runtime cannot run it, or clusterq did not write it.
@@ -62,6 +64,6 @@ class OnnxModel(nn.Module):
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (N, C, S, S) float32 -> logits (N, classes) float32, on the device of `x`."""
+        """Map normalised images (N, C, S, S) float32 to logits (N, classes) float32, on the device of `x`."""
         images = np.ascontiguousarray(x.cpu().numpy())
         return torch.from_numpy(self._session.run(None, {self._input: images})[0]).to(x.device)

@@ -1,4 +1,4 @@
-"""A student as an ONNX graph in which every quantizer is one named node: what `qdq.py` then spells out."""
+"""Tracing of a student to an ONNX graph in which every quantizer is one named node, for `qdq.py` to replace."""
 
 import copy
 import logging
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 DOMAIN, SITE_OP, SITE = "clusterq", "FakeQuantize", "site"
 INPUT, OUTPUT = "image", "logits"
-# Of the images that a student is traced with; any but 1, which torch.export takes for a constant.
+# Number of images in the traced batch; not 1, which torch.export would treat as a constant.
 TRACED_BATCH = 2
 
 
 def trace(student: nn.Module, spec: InputSpec, opset: int) -> "ModelProto":
-    """An ONNX model of `student` with a dynamic first axis; its quantizers are nodes `clusterq.FakeQuantize` with attribute `site`.
+    """Return an ONNX model of `student` with a dynamic first axis.
 
-    `site` is the quantizer's name in the student. Parameters and buffers are initializers under their own names. Nothing is
-    optimised: all that rewrites the graph is ours.
+    Its quantizers are nodes `clusterq.FakeQuantize` with attribute `site`, the quantizer's name in the student. Parameters and
+    buffers are initializers under their own names. The exporter optimises nothing; this package does all rewriting.
 
     Raises:
         ClusterqError: the forward cannot be traced, or a layer has no counterpart in ONNX; the layer is named.
@@ -55,7 +55,7 @@ def trace(student: nn.Module, spec: InputSpec, opset: int) -> "ModelProto":
 
 
 def traced_program(student: nn.Module, spec: InputSpec, flag: str) -> torch.export.ExportedProgram:
-    """torch.export's program of `student` in eval mode for any number of images.
+    """Return torch.export's program of `student` in eval mode, for any number of images.
 
     Raises:
         ClusterqError: the forward cannot be traced.
@@ -74,7 +74,7 @@ def traced_program(student: nn.Module, spec: InputSpec, flag: str) -> torch.expo
 
 
 def replaced_quantizers(student: nn.Module, replacement: Callable[[str, FakeQuantizer], nn.Module]) -> nn.Module:
-    """A copy in eval mode with `replacement(name, quantizer)` in the place of each quantizer."""
+    """Return a copy in eval mode with `replacement(name, quantizer)` in place of each quantizer."""
     form = copy.deepcopy(student).eval()
     for name, quantizer in quantizers(form).items():
         parent, _, child = name.rpartition(".")
@@ -83,7 +83,7 @@ def replaced_quantizers(student: nn.Module, replacement: Callable[[str, FakeQuan
 
 
 class _Site(nn.Module):
-    """Stands for the quantizer called `name` while the student is traced."""
+    """Placeholder for the quantizer called `name` while the student is traced."""
 
     def __init__(self, name: str, _quantizer: FakeQuantizer) -> None:
         super().__init__()
@@ -107,14 +107,14 @@ def _export_form(student: nn.Module) -> nn.Module:
 
 
 def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> str:
-    """Which layer it was, by the node that the exporter's chain of errors names."""
+    """Return an error message that names the unsupported layer, from the node in the exporter's chain of errors."""
     reasons: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         reasons.append(str(cause))
         cause = cause.__cause__
-    named = next((found[1] for text in reasons if (found := re.search(r"node %(\w+)", text))), None)
-    # The exporter first takes operators apart, and names the parts after them: bessel_j0 of special_bessel_j0.
+    named = next((match[1] for text in reasons if (match := re.search(r"node %(\w+)", text))), None)
+    # The exporter first decomposes operators, and names the parts after them: bessel_j0 of special_bessel_j0.
     nodes = [node for node in program.graph.nodes if named is not None and "nn_module_stack" in node.meta]
     for node in sorted(nodes, key=lambda node: node.name != named):
         if node.name.endswith(str(named)):
@@ -132,7 +132,7 @@ def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> str
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporters remark on packages that nothing here needs, and on their own deprecations."""
+    """Suppress the remarks of torch's exporters on unneeded packages and on their own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A layer's weights as integers: what `to_int()` gives, packed into bytes, and with a BatchNorm folded in. Free of torch and onnx."""
+"""A layer's weights as integers (`to_int()`), their packing into bytes, and folding of BatchNorm. Free of torch and onnx."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ class IntegerWeight:
         scale: float32, (1,) or (out,).
         zero_point: int32, shape of `scale`.
         low, high: limits of the grid.
-        bits: of the grid.
+        bits: number of bits of the grid.
     """
 
     integers: Array
@@ -30,12 +30,13 @@ class IntegerWeight:
 
 
 def folded(weight: IntegerWeight, factor: Array, *, zero_points: bool = False) -> IntegerWeight | None:
-    """`weight` times `factor` (float64, (out,)): the factor's size goes into the scales, its sign into the integers.
+    """Return `weight` times `factor` (float64, (out,)): the factor's magnitude goes into the scales, its sign into the integers.
 
-    Where the factor is negative a channel's integers turn around: to their negatives where zero-points are 0 (signed grids), to
-    `low + high - integer` with the zero-point turned likewise on other grids. The lowest integer of a signed grid has no negative: then
-    None, or, with `zero_points`, such a channel is turned in the second way, after which its zero-point is -1. A scale is never
-    below float32's smallest normal number: a factor of 0 leaves the integers and makes them count for nothing.
+    Where the factor is negative, a channel's integers are mirrored. With zero-points of 0 (signed grids) they become their
+    negatives. On other grids they become `low + high - integer`, with the zero-point mirrored likewise. The lowest integer of a
+    signed grid has no negative. Then the result is None, or, with `zero_points`, such a channel is mirrored in the second way and
+    gets a zero-point of -1. A scale is never below float32's smallest normal number: a factor of 0 keeps the integers and makes
+    their values negligible.
     """
     rows, ends = factor.shape[0], weight.low + weight.high
     scale, zero_point = np.broadcast_to(weight.scale, (rows,)), np.broadcast_to(weight.zero_point, (rows,))
@@ -43,7 +44,7 @@ def folded(weight: IntegerWeight, factor: Array, *, zero_points: bool = False) -
     stuck = turned & (weight.low < 0) & (lowest == weight.low)
     if stuck.any() and not zero_points:
         return None
-    # What an integer and its mirror image add up to.
+    # Sum of an integer and its mirror image.
     total = np.where(stuck | (weight.low == 0), ends, 0)
     column = (-1, *[1] * (weight.integers.ndim - 1))
     integers = np.where(turned.reshape(column), total.reshape(column) - weight.integers, weight.integers)
@@ -53,9 +54,10 @@ def folded(weight: IntegerWeight, factor: Array, *, zero_points: bool = False) -
 
 
 def pack(values: Array, bits: int) -> bytes:
-    """The low `bits` bits of each integer, one after another, first value and lowest bit first; the last byte filled up with zeros.
+    """Pack the low `bits` bits of each integer one after another, first value and lowest bit first.
 
-    Negative integers as two's complement. At 2, 4 and 8 bits this is how ONNX lays out its types.
+    The last byte is padded with zeros. Negative integers are in two's complement. At 2, 4 and 8 bits this is the layout of ONNX's
+    types.
 
     >>> pack(np.array([1, -1, 7]), 4).hex()
     'f107'

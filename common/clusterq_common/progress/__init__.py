@@ -1,1 +1,1 @@
-"""Progress, remarks and results on a terminal."""
+"""Output on a terminal: progress, remarks and results."""

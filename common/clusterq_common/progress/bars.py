@@ -1,4 +1,4 @@
-"""A bar on a terminal: what is done, how fast, how long it will take; beneath it the figures that matter, and memory."""
+"""A progress bar on a terminal, with speed and remaining time, and a second line with notes and memory."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from rich.text import Text
 from clusterq_common.progress.console import Ticker
 from clusterq_common.progress.meter import Meter, memory
 
-# Two cores are worth more to the work than to its picture.
+# Few, so that drawing the bar takes little time from the work.
 REFRESHES_PER_SECOND = 4
-# Kept, so that the bar does not change its length with each figure.
+# Fixed, so that the bar's length does not change with each figure.
 PACE_WIDTH = 28
 
 
 @contextmanager
 def bar(description: str, meter: Meter) -> Iterator[Ticker]:
-    """Show a block of work on stderr's terminal."""
+    """Show the progress of a block of work on stderr's terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
@@ -31,7 +31,7 @@ def bar(description: str, meter: Meter) -> Iterator[Ticker]:
 
 
 class _Bars(Progress):
-    """The figures have a line of their own, so that both lines fit into 80 columns."""
+    """Progress display with the notes on a second line, so that both lines fit into 80 columns."""
 
     ticker: Ticker | None = None
 

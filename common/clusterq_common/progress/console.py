@@ -3,7 +3,9 @@
 `--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
 """
 
+import errno
 import io
+import json
 import os
 import sys
 import time
@@ -11,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from clusterq_common.escape import encodable, one_line
 from clusterq_common.progress.meter import Meter, memory
 
 # Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
@@ -69,25 +72,47 @@ def is_main_process() -> bool:
 
 
 def info(line: str) -> None:
-    """One line for the person watching."""
+    """One line for the person watching; what it quotes may be anyone's, see `escape.one_line`, as in all of these."""
     if (listener := _listener.get()) is not None:
-        listener.log(line)
+        listener.log(one_line(line))
     elif is_main_process() and not _quiet:
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 def warn(sentence: str) -> None:
     """A reason to look closer: said with --quiet, too."""
     if (listener := _listener.get()) is not None:
-        listener.log(f"Warning: {sentence}")
+        listener.log(one_line(f"Warning: {sentence}"))
     elif is_main_process():
-        print(f"Warning: {sentence}", file=sys.stderr, flush=True)
+        say(f"Warning: {sentence}")
 
 
 def print_result(line: str) -> None:
     """One line of what a command was asked for: on stdout, with --quiet, too."""
     if is_main_process():
-        print(line, flush=True)
+        _write(sys.stdout, one_line(line))
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout, for a program to read."""
+    if is_main_process():
+        # The one control character that json leaves as it is.
+        _write(sys.stdout, json.dumps(value).replace("\x7f", "\\u007f"))
+
+
+def say(line: str) -> None:
+    """Put one line on stderr, whoever this process is."""
+    try:
+        _write(sys.stderr, one_line(line))
+    except OSError as error:
+        # The terminal was closed: nobody is left to tell, and the work is worth more than the remark.
+        if error.errno not in {errno.EPIPE, errno.EIO, errno.EBADF}:
+            raise
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    if stream is not None and not stream.closed:  # neither has a process that was started without
+        print(encodable(line, stream.encoding), file=stream, flush=True)
 
 
 class Ticker(ABC):
@@ -108,7 +133,7 @@ class Ticker(ABC):
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` more units are done; a note stays until the next one."""
         self.meter.advance(count)
-        self.note = note or self.note
+        self.note = one_line(note) or self.note
         self.show()
 
     @abstractmethod

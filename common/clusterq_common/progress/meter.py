@@ -1,21 +1,21 @@
-"""How fast work goes on, how long it will take and how much memory it holds: the figures beside a bar. Free of torch."""
+"""Measurement of speed, remaining time and memory, for progress output. Free of torch."""
 
 import sys
 import time
 from collections import deque
 from pathlib import Path
 
-# Speed is that of the last so many seconds: a run slows down when its student joins, and what comes first is no measure of the rest.
+# The speed is measured over the last seconds, because it changes during a run, for example when the student joins.
 WINDOW_SECONDS = 60.0
 STATM = Path("/proc/self/statm")
 
 
 class Meter:
-    """Units of work done over time.
+    """Meter of units of work over time.
 
     Args:
-        total: units in all.
-        done: units that were done before, by an earlier process: they say nothing of how fast this one is.
+        total: total number of units.
+        done: number of units done before by an earlier process; they do not count for the speed.
         images: images in a unit; 0 where units are not images.
     """
 
@@ -25,7 +25,7 @@ class Meter:
         self._marks = deque([(self.begin, done)])
 
     def advance(self, count: int) -> None:
-        """`count` more units are done."""
+        """Count `count` more units as done."""
         now = time.monotonic()
         self.done += count
         self._marks.append((now, self.done))
@@ -39,31 +39,31 @@ class Meter:
 
     @property
     def speed(self) -> float:
-        """Units a second, of late; 0 before anything is done."""
+        """Recent speed in units a second; 0 before anything is done."""
         (start, before), (end, after) = self._marks[0], self._marks[-1]
         return (after - before) / max(end - start, 1e-9) if after > before else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present speed; None where nothing is known yet."""
+        """Estimated remaining seconds at the present speed; None before anything is known."""
         return max(0, self.total - self.done) / self.speed if self.speed else None
 
     def time(self) -> str:
-        """How long it will take, and in the end how long it took; empty where nothing is known yet."""
+        """Return the remaining time, or at the end the time taken; empty before anything is known."""
         if self.done >= self.total:
             return f"in {duration(self.elapsed)}"
         left = self.seconds_left
         return "" if left is None else f"{duration(left)} left"
 
     def images_per_second(self) -> str:
-        """The speed; empty where units are not images, or nothing is known yet."""
+        """Return the speed as text; empty where units are not images, or before anything is known."""
         return f"{_three_digits(self.speed * self.images)} images/s" if self.speed and self.images else ""
 
 
 def memory() -> str:
-    """What this process holds: main memory (resident set, Linux alone says how large it is now) and, on a GPU, tensors.
+    """Return the memory of this process: main memory (resident set, known on Linux only) and, on a GPU, that of tensors.
 
-    Neither waits for the GPU, nor asks CUDA anything that would spoil a graph that is being recorded: torch keeps the books itself.
+    It neither synchronises with the GPU nor calls CUDA in a way that would break a graph capture. torch keeps the counts itself.
     """
     parts = []
     if STATM.is_file():
@@ -71,14 +71,14 @@ def memory() -> str:
 
         pages = int(STATM.read_text(encoding="ascii").split()[1])
         parts.append(f"{_gigabytes(pages * resource.getpagesize())} memory")
-    torch = sys.modules.get("torch")  # asked only where a command has imported it
+    torch = sys.modules.get("torch")  # used only if a command has imported it
     if torch is not None and torch.cuda.is_initialized():
         parts.append(f"{_gigabytes(torch.cuda.memory_allocated())} GPU")
     return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person.
+    """Return a duration in readable units.
 
     >>> duration(7.4), duration(83), duration(7400), duration(200_000)
     ('7 s', '1 min 23 s', '2 h 3 min', '2 d 7 h')

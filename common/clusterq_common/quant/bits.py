@@ -1,4 +1,4 @@
-"""Bit-widths as people write them: `w4a4`. Free of torch."""
+"""Bit-widths in the notation `w4a4`. Free of torch."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ ACCEPTED = "w4a4, with 2 to 8 bits each, or 32 for no quantization (w4a32, w32a3
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of weights and of activations; 32 means: left in float.
+    """Bits of weights and of activations; 32 means unquantized.
 
     >>> Bits.parse("W4A8")
     Bits(weights=4, activations=8)
@@ -24,10 +24,10 @@ class Bits:
 
     @classmethod
     def parse(cls, text: str, flag: str = "--bits") -> "Bits":
-        """Read `w<weights>a<activations>`, in either case.
+        """Parse `w<weights>a<activations>`, in either case.
 
         Raises:
-            ClusterqError: another form, or bits outside 2-8 and 32.
+            ClusterqError: the text has another form, or bits outside 2-8 and 32.
         """
         match = re.fullmatch(r"w(\d{1,2})a(\d{1,2})", text.strip().lower())
         if not match:

@@ -1,4 +1,4 @@
-"""Calibration: show a student some images, then fix the ranges of its activations."""
+"""Calibration: setting the ranges of a student's activations from some images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,18 +17,18 @@ from clusterq_common.quant.ranges import ActivationObserver
 def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig | None = None, *, seed: int = 0) -> None:
     """Set the range of every activation quantizer of a student, in place, from `batches` of images, (N, C, H, W) float32.
 
-    The student runs in eval mode and float32, with quantized weights and float activations: a range is then what the
-    activation wants, not what the layers before it have already cut off. Several processes are given the same batches, share
-    them out, and find the same ranges as one would.
+    The student runs in eval mode and float32, with quantized weights and float activations. So a range covers the activation
+    itself and is not affected by clipping in earlier layers. Several processes are given the same batches, divide them, and find
+    the same ranges as one process would.
 
     Args:
-        student: made by `convert`.
-        batches: normalised as the teacher takes them.
-        config: where ranges come from; as the student was converted if left out.
-        seed: of the values that are drawn where there are too many to keep.
+        student: a student made by `convert`.
+        batches: images, normalised as for the teacher.
+        config: settings of the ranges; those of `convert` if left out.
+        seed: seed of the random sample of values where there are too many to keep.
 
     Raises:
-        ClusterqError: no batch was given, an activation is not finite, or the student is none of `convert`'s.
+        ClusterqError: no batch was given, an activation is not finite, or the student was not made by `convert`.
 
     Examples:
         >>> import torch
@@ -66,27 +66,27 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], config: QuantConfig
     if not seen:
         raise ClusterqError("calibration saw no image; give at least one synthetic image (a shard set with samples).")
     for name, quantizer in sites.items():
-        found = observers[name].range(quantizer.bits, config)
-        if not bool(torch.isfinite(torch.cat([found.low, found.high])).all()):
+        value_range = observers[name].range(quantizer.bits, config)
+        if not bool(torch.isfinite(torch.cat([value_range.low, value_range.high])).all()):
             raise ClusterqError(f"calibration: the values at {name} are not finite; check the weights and the shards.")
-        quantizer.set_range(*found)
+        quantizer.set_range(*value_range)
 
 
 @contextmanager
 def float_activations(student: nn.Module) -> Iterator[None]:
-    """Let activations pass as they are; weights stay quantized."""
+    """Disable the quantization of activations within the block; weights stay quantized."""
     sites = activation_sites(student)
     with _watched(sites, dict.fromkeys(sites, _ignore)):
         yield
 
 
 def _ignore(_: Tensor) -> None:
-    """Nobody watches."""
+    """Ignore an activation; an observer that does nothing."""
 
 
 @contextmanager
 def _watched(sites: dict[str, FakeQuantizer], watchers: dict[str, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Let the quantizers pass their input through unchanged while the watchers see it."""
+    """Let the quantizers pass their input unchanged within the block, and show it to the watchers."""
     try:
         for name, quantizer in sites.items():
             quantizer.observer = watchers[name]

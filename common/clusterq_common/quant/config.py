@@ -1,4 +1,4 @@
-"""How a model is quantized: settings only, free of torch."""
+"""Settings of quantization, free of torch."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ RangeMethod = Literal["minmax", "percentile", "mse", "lsq"]
 
 
 def _entries(value: Any) -> Any:
-    """`"a=w8a8,b=w3a3"` as a tuple of its entries; anything else as it is."""
+    """Convert `"a=w8a8,b=w3a3"` to a tuple of its entries; return anything else unchanged."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -91,7 +91,7 @@ class QuantConfig(Settings):
 
     @property
     def learns_weight_steps(self) -> bool:
-        """Whether weight scales are trained."""
+        """True where weight scales are trained."""
         return self.weight_steps == "learned" or (self.weight_steps == "auto" and self.range == "lsq")
 
     @property

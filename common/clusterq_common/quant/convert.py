@@ -1,4 +1,4 @@
-"""From a float model to a quantized student with the same module names."""
+"""Conversion of a float model to a quantized student with the same module names."""
 
 import copy
 from collections.abc import Callable
@@ -14,28 +14,29 @@ from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.layer_bits import bits_of, matches, refuse_unused_patterns
 from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLinear, QuantOutputBatchNorm2d, from_float
 from clusterq_common.quant.ranges import weight_range
+from clusterq_common.quant.share import LEAST_SHARE, NAMES_SHOWN, quantized_share
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
 
-# Pixels have 8 bits; fewer would throw away what the sensor gave.
+# Pixels have 8 bits; fewer would lose information.
 IMAGE_BITS = 8
 # The attribute of a student that holds its settings.
 _CONFIG = "clusterq_quant"
 
 
 def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callable[[str], None] | None = None) -> nn.Module:
-    """A quantized copy of `model`; its weights' ranges are set, its activations' ranges wait for `calibrate`.
+    """Return a quantized copy of `model`. The ranges of its weights are set; those of its activations are set by `calibrate`.
 
     The copy has the model's module names and the model's state-dict keys plus those of its quantizers; `model` itself is
-    untouched. Bits of 32/32 give a plain copy.
+    unchanged. Bits of 32/32 give a plain copy.
 
     Args:
         model: a float classifier.
         config: bits and conventions.
-        example: (N, C, H, W) float32, any values, on any device: one forward pass finds the order of the layers.
+        example: (N, C, H, W) float32, any values, on any device. One forward pass on it determines the order of the layers.
         log: called with a summary of what was quantized, a line at a time.
 
     Raises:
-        ClusterqError: nothing to quantize, or an option that does not fit this model.
+        ClusterqError: there is nothing to quantize, or an option does not fit this model.
 
     Examples:
         >>> import torch
@@ -59,7 +60,7 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     order = quantizable_layers(student, example)
     ends = {order[0], order[-1]}
     activations = _activations(student) if config.activation_sites == "relu" else []
-    # Traced on the float model: torch.fx would stumble over quantizers.
+    # Traced on the float model, because torch.fx cannot trace quantizers.
     branches = residual_branches(model) if config.branch_outputs else []
     refuse_unused_patterns(config, [*order, *activations, *branches])
     for name in order:
@@ -69,14 +70,15 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     if log is not None:
         for line in _summary(student, config, order, activations, branches):
             log(line)
+        log(_share(model, order, example))
     return student.to(example.device)
 
 
 def quantized_as(student: nn.Module) -> QuantConfig:
-    """The settings that `convert` made a student with.
+    """Return the settings with which `convert` made a student.
 
     Raises:
-        ClusterqError: it is none of `convert`'s.
+        ClusterqError: the student was not made by `convert`.
     """
     config = getattr(student, _CONFIG, None)
     if not isinstance(config, QuantConfig):
@@ -87,17 +89,17 @@ def quantized_as(student: nn.Module) -> QuantConfig:
 
 
 def quantizers(student: nn.Module) -> dict[str, FakeQuantizer]:
-    """Every fake-quantizer of a student by name, e.g. `features.init_block.conv.input_quantizer`."""
+    """Return every fake-quantizer of a student by name, e.g. `features.init_block.conv.input_quantizer`."""
     return {name: module for name, module in student.named_modules() if isinstance(module, FakeQuantizer)}
 
 
 def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
-    """What quantizes activations, by name, in module order."""
+    """Return the quantizers of activations by name, in module order."""
     return {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
 
 
 def recompute_values(student: nn.Module) -> None:
-    """From now on quantized values are computed again for gradients instead of kept: the same numbers in less memory and more time."""
+    """Make quantizers recompute their values for gradients instead of keeping them: the same numbers, less memory, more time."""
     for quantizer in quantizers(student).values():
         quantizer.recompute = True
 
@@ -161,7 +163,7 @@ def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig
 
 
 def _activation_quantizer(bits: int, config: QuantConfig) -> FakeQuantizer:
-    # The sign is settled at calibration; until then the widest grid stands in.
+    # Calibration chooses the sign; until then the widest grid is used.
     return FakeQuantizer(Grid.choose(bits, config.quantizer, minimum=-1.0), learned=config.range == "lsq")
 
 
@@ -201,8 +203,17 @@ def _summary(
     return lines
 
 
+def _share(model: nn.Module, order: list[str], example: Tensor) -> str:
+    share, left = quantized_share(model, order, example)
+    line = f"  {100 * share:.1f} % of multiply-adds are quantized"
+    if share < LEAST_SHARE:
+        more = f" and {len(left) - NAMES_SHOWN} more" if len(left) > NAMES_SHOWN else ""
+        line += f": a student in float to a large part; left out: {', '.join(left[:NAMES_SHOWN])}{more}"
+    return line
+
+
 def parameters_by_kind(student: nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """The student's trainable parameters as `(weights, learned quantizer scales)`: they want different treatment."""
+    """Return the student's trainable parameters as `(weights, learned quantizer scales)`, which are trained differently."""
     scales = [quantizer.scale for quantizer in quantizers(student).values() if isinstance(quantizer.scale, nn.Parameter)]
     known = {id(scale) for scale in scales}
     return [p for p in student.parameters() if id(p) not in known and p.requires_grad], scales

@@ -1,4 +1,4 @@
-"""The arithmetic of fake-quantization and its gradients: one rule, the fastest operations each device has for it."""
+"""Fake-quantization and its gradients, with the fastest operations of each device."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clusterq_common.quant.grid import Grid
 
-# Values. A piece of 512 KiB fits into one core's second cache; below two million all of it is in the shared one, anyway.
+# Numbers of values. A piece of 512 KiB fits into a core's second-level cache; below two million values all fit into the shared one.
 PIECE = 2**17
 LONG = 2**21
 
@@ -16,19 +16,19 @@ LONG = 2**21
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid, *, recompute: bool = False
 ) -> Tensor:
-    """`(clamp(round(x * (1 / s)) + z, low, high) - z) * s`, halves to even; differentiable in `x` and `scale`.
+    """Return `(clamp(round(x * (1 / s)) + z, low, high) - z) * s`, halves to even; differentiable in `x` and `scale`.
 
-    Gradients: in x 1 inside the grid's real range, borders included, and 0 outside (straight-through, clipped); in scale
-    LSQ's (Esser et al., 2020, Eq. 3 and section 2.2): (y - x) / s inside, y / s outside, times 1 / sqrt(N high) with N the
-    values that share a step, those of one image where steps are per tensor.
+    The gradient in x is 1 inside the grid's real range, borders included, and 0 outside (straight-through, clipped). The gradient
+    in scale is LSQ's (Esser et al., 2020, Eq. 3 and section 2.2): (y - x) / s inside, y / s outside, times 1 / sqrt(N high). N is
+    the number of values that share a step; where steps are per tensor, it is the number of values of one image.
 
     Args:
         x: float32 or float64.
         scale: float32, (1,), or (channels,) with `axis` 0.
         zero_point: int32, shape of `scale`.
         axis: None for one step for the tensor, 0 for one for each slice of dimension 0.
-        grid: the integers.
-        recompute: keep no copy of the result for the gradient; it is computed again there (see `computed_again`).
+        grid: the integer grid.
+        recompute: keep no copy of the result for the gradient, but recompute it there (see `computed_again`).
 
     Returns:
         Shape, dtype and memory order of `x`.
@@ -38,15 +38,15 @@ def fake_quantize(
 
 
 def broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
-    """How a scale is viewed to multiply `x`: -1 at its channel axis, 1 elsewhere."""
+    """Return the shape in which a scale multiplies `x`: -1 at its channel axis, 1 elsewhere."""
     return [1] * x.dim() if axis is None else [-1 if dimension == axis else 1 for dimension in range(x.dim())]
 
 
 def computed_again(y: Tensor) -> AbstractContextManager[Any]:
-    """A context in which an operation on `y`, a recompute result of `fake_quantize`, keeps nothing of it for its gradient.
+    """Return a context in which an operation does not save `y`, a result of `fake_quantize` with `recompute`, for its gradient.
 
-    The values that `y` was made of are kept anyway (by what made them, too): a few walks over them in the backward pass give it
-    again, to the bit. Other tensors, and results that stand for something else by now, are kept as ever.
+    The values from which `y` was computed are kept anyway (also by the operation that made them). In the backward pass `y` is
+    recomputed from them, bit by bit the same. Other tensors, and results that have changed since, are saved as usual.
     """
     if torch.compiler.is_compiling():  # a compiler decides by itself what is kept
         return nullcontext()
@@ -62,7 +62,7 @@ def computed_again(y: Tensor) -> AbstractContextManager[Any]:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Both cases of the scale's gradient are `(y - inside * x) / s`: two dot products instead of a map."""
+    """Autograd function. Both cases of the scale's gradient are `(y - inside * x) / s`, which needs two dot products only."""
 
     @staticmethod
     def forward(
@@ -91,7 +91,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _values(ctx: Any) -> Tensor:
-    """What the function has returned: computed once for all that ask in a backward pass, the operation on it and its own gradient."""
+    """Return the function's result again, computed once in a backward pass for all its users."""
     if ctx.again is None:
         x, scale, zero_point = ctx.saved_tensors
         with torch.no_grad():
@@ -101,22 +101,22 @@ def _values(ctx: Any) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products, a scalar. On a CPU without the tensor of products, whose memory would have to be found and cleared each time."""
+    """Return the sum of products, a scalar. On a CPU no tensor of products is made, which would cost an allocation each time."""
     if a.device.type != "cpu" or a.stride() != b.stride() or not lies_dense(a):
         return torch.sum(a * b)
-    rows = [one.as_strided((one.numel(),), (1,)).split(PIECE) for one in (a, b)]
-    # The sum of short sums is nearer to the truth than one long sum in float32.
+    rows = [tensor.as_strided((tensor.numel(),), (1,)).split(PIECE) for tensor in (a, b)]
+    # A sum of short sums is more exact than one long sum in float32.
     return torch.stack([torch.dot(left, right) for left, right in zip(*rows, strict=True)]).sum()
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    # A compiler fuses the walks below with what stands beside them.
+    # A compiler fuses the passes below with the operations around them.
     if x.device.type != "cpu" and axis is None and not torch.compiler.is_compiling():
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
-    # On a CPU four vectorised walks take a tenth of the time of torch's fused kernel, which converts each value to an integer
-    # and back; a GPU would have to be waited for by the fused kernel for channels, which looks at all zero-points first. The
-    # same integers: float32 holds them all.
-    # What is exported takes any number of images, and may run where gradients are recorded: no `out=` there.
+    # On a CPU four vectorised passes take a tenth of the time of torch's fused kernel, which converts each value to an integer and
+    # back. On a GPU the fused kernel for channels would synchronise, because it checks all zero-points first. The integers are the
+    # same, since float32 represents them all.
+    # Exported programs accept any number of images and may run with gradients, so `out=` is not used there.
     if axis is None and not torch.compiler.is_compiling() and x.numel() >= LONG and lies_dense(x):
         return _piece_by_piece(x, scale, zero_point, grid)
     shape = broadcast_shape(x, axis)
@@ -131,11 +131,11 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, gri
 
 
 def _piece_by_piece(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """The same in the order of memory, as much at a time as the cores' own caches hold: three of the four walks find it there."""
+    """Fake-quantize in the order of memory, in pieces that fit the cores' caches, so that three of four passes read from cache."""
     y, inverse = torch.empty_like(x), 1.0 / scale
-    # Numbers as limits are several times as fast as tensors.
+    # Python numbers as limits are several times as fast as tensors.
     zero = int(zero_point)
-    rows = [one.as_strided((one.numel(),), (1,)).split(PIECE * torch.get_num_threads()) for one in (x, y)]
+    rows = [tensor.as_strided((tensor.numel(),), (1,)).split(PIECE * torch.get_num_threads()) for tensor in (x, y)]
     for given, made in zip(*rows, strict=True):
         torch.mul(given, inverse, out=made)
         made.round_().clamp_(grid.low - zero, grid.high - zero).mul_(scale)
@@ -143,18 +143,18 @@ def _piece_by_piece(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) ->
 
 
 def lies_dense(x: Tensor) -> bool:
-    """Whether the values fill one piece of memory: in rows, or in channels_last order."""
+    """Return whether the values fill one piece of memory, in rows or in channels_last order."""
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, grid: Grid) -> Tensor:
-    """`grad` where `x` is inside the grid's real range, else 0."""
+    """Return `grad` where `x` is inside the grid's real range, else 0."""
     shape = broadcast_shape(x, axis)
     low = ((grid.low - zero_point) * scale).view(shape)
     high = ((grid.high - zero_point) * scale).view(shape)
     if x.device.type != "cpu" or axis is not None or torch.compiler.is_compiling():
         return grad * ((x >= low) & (x <= high))
-    # One walk instead of four; its limits are numbers, which a GPU would have to be waited for, and exclude the borders.
+    # One pass instead of four. Its limits are numbers, which would synchronise a GPU, and exclude the borders.
     infinity = torch.tensor(torch.inf)
     low, high = torch.nextafter(low, -infinity), torch.nextafter(high, infinity)
     return torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())

@@ -1,4 +1,4 @@
-"""Fake-quantization: real values snapped to an integer grid, with a clipped straight-through gradient."""
+"""Fake-quantizer module: real values rounded to an integer grid, with a clipped straight-through gradient."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,17 +24,17 @@ class Quantized(NamedTuple):
     axis: int | None
 
     def dequantize(self) -> Tensor:
-        """The real values, float32."""
+        """Return the real values, float32."""
         shape = broadcast_shape(self.integers, self.axis)
         return (self.integers - self.zero_point.view(shape)).float() * self.scale.view(shape)
 
 
 class FakeQuantizer(nn.Module):
-    """Snaps a tensor to its grid, once a range has been set.
+    """Quantizer that rounds a tensor to its grid, once a range has been set.
 
-    Per tensor, or per channel of dimension 0 (weights). The range is held as buffers (`scale`, `zero_point`, `limits`), so
-    that it is saved and loaded with the model; with `learned`, `scale` is a parameter that is trained as in LSQ (Esser et
-    al., 2020). Never below float32: bf16 cannot hold the products.
+    It works per tensor, or per channel of dimension 0 (weights). The range is stored in buffers (`scale`, `zero_point`, `limits`),
+    so that it is saved and loaded with the model. With `learned`, `scale` is a parameter that is trained as in LSQ (Esser et al.,
+    2020). Computation is at least in float32, because bf16 cannot represent the products.
     """
 
     scale: Tensor
@@ -53,17 +53,17 @@ class FakeQuantizer(nn.Module):
         else:
             self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(size, dtype=torch.int32))
-        # Integer limits of the grid; [0, 0] until a range is set. Mirrored as Python numbers: kernels want those.
+        # Integer limits of the grid; [0, 0] until a range is set. Copied as Python numbers, which kernels need.
         self.register_buffer("limits", torch.zeros(2, dtype=torch.int32))
         self._grid: Grid | None = None
-        # While one is set, values are shown to it and pass unchanged (calibration).
+        # While set, it is called with the values, which pass unchanged (calibration).
         self.observer: Callable[[Tensor], None] | None = None
-        # Whether quantized values are computed again for the gradient instead of kept: less memory, more time.
+        # Whether quantized values are recomputed for the gradient instead of kept: less memory, more time.
         self.recompute = False
 
     @property
     def grid(self) -> Grid:
-        """The grid in use.
+        """Current grid.
 
         Raises:
             RuntimeError: no range has been set yet.
@@ -78,7 +78,7 @@ class FakeQuantizer(nn.Module):
 
     @torch.no_grad()
     def set_range(self, grid: Grid, low: Tensor, high: Tensor) -> None:
-        """Fix the grid and cover `[low, high]`, each (1,) or (channels,)."""
+        """Set the grid and its range `[low, high]`, each (1,) or (channels,)."""
         scale, zero_point = grid.parameters(low.to(self.scale.device), high.to(self.scale.device))
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
@@ -86,7 +86,7 @@ class FakeQuantizer(nn.Module):
         self._grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized `x`, float32; equals `to_int(x).dequantize()` exactly."""
+        """Return fake-quantized `x`, float32; equals `to_int(x).dequantize()` exactly."""
         if self.observer is not None:
             self.observer(x)
             return x
@@ -96,12 +96,12 @@ class FakeQuantizer(nn.Module):
             return fake_quantize(x, self.step(), self.zero_point, self.axis, grid, recompute=self.recompute)
 
     def step(self) -> Tensor:
-        """The scale in use, float32, (1,) or (channels,): a learned one may have left what can be divided by."""
+        """Return the scale in use, float32, (1,) or (channels,), with a lower bound, because training may make it too small."""
         return self.scale.clamp_min(MIN_SCALE)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> Quantized:
-        """The integers behind `forward`, by the same float32 arithmetic (multiply by 1 / scale, round half to even)."""
+        """Return the integers of `forward`, by the same float32 arithmetic (multiply by 1 / scale, round half to even)."""
         grid = self.grid
         scale = self.step().detach()
         shape = broadcast_shape(x, self.axis)

@@ -1,4 +1,4 @@
-"""The integer grid: from bits and a range of real values to scale, zero-point and integer limits."""
+"""The integer grid: scale, zero-point and integer limits from bits and a range of real values."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from clusterq_common.quant.config import Scheme
 
-# Below this a channel is dead: its values quantize to zero, and 1 / scale stays far from overflow.
+# Lower bound of a scale. Values of a dead channel then quantize to zero, and 1 / scale does not overflow.
 MIN_SCALE = 1e-9
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Integers `low..high` on which a tensor is represented.
+    """Integers `low..high` that represent a tensor.
 
     Symmetric signed, N bits: -2^(N-1) .. 2^(N-1)-1 (ClusterQ Eq. 3); symmetric unsigned and asymmetric: 0 .. 2^N-1.
     """
@@ -32,14 +32,14 @@ class Grid:
 
     @classmethod
     def choose(cls, bits: int, scheme: Scheme, *, minimum: float, always_signed: bool = False) -> "Grid":
-        """The grid for values that go down to `minimum`: no bit is spent on a sign that never occurs."""
+        """Return the grid for values down to `minimum`. It is unsigned where no value is negative."""
         return cls(bits, scheme, signed=scheme == "symmetric" and (always_signed or minimum < 0))
 
     def parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale (float32) and zero-point (int32), both shaped like `low` and `high`, that cover `[low, high]`.
+        """Return the scale (float32) and zero-point (int32), both shaped like `low` and `high`, that cover `[low, high]`.
 
         Symmetric: S = 2a / (2^N - 1) with a = max(|low|, |high|) (Eq. 2), or high / (2^N - 1) when unsigned; zero-point 0.
-        Asymmetric: S = (high - low) / (2^N - 1) over a range widened to hold zero, which is then exactly representable.
+        Asymmetric: S = (high - low) / (2^N - 1) over a range widened to include zero, which is then exactly representable.
         """
         steps = 2**self.bits - 1
         low, high = low.float(), high.float()

@@ -1,4 +1,4 @@
-"""A student computed as integer hardware would: integers in, an exact accumulator, one multiplication by scales at the end."""
+"""Integer arithmetic of a student, as on hardware: integer inputs, an exact accumulator, and one multiplication by scales."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,17 +16,17 @@ Layer = QuantConv2d | QuantLinear
 
 @contextmanager
 def integer_arithmetic(student: nn.Module) -> Iterator[None]:
-    """Within this, the student's convolutions and linear layers multiply and add integers.
+    """Run the student's convolutions and linear layers in integer arithmetic within the block.
 
-    `y = (sum of (x - z_x) * (w - z_w)) * s_x * s_w[channel] + bias`, float32, with the integers, zero-points z and scales s of
-    `FakeQuantizer.to_int()`: there is no other rounding. The sum is exact. A side without a quantizer (the input behind
-    `--activation-sites relu`, weights at 32 bits) enters in float. All other modules, quantizers of outputs among them, run as
-    ever. For inference: no gradient passes. The plain forward is back afterwards, whatever happens.
+    They compute `y = (sum of (x - z_x) * (w - z_w)) * s_x * s_w[channel] + bias`, float32, with the integers, zero-points z and
+    scales s of `FakeQuantizer.to_int()`. There is no other rounding, and the sum is exact. An operand without a quantizer (the
+    input with `--activation-sites relu`, weights at 32 bits) stays in float. All other modules, including quantizers of outputs,
+    run as usual. It is for inference: there is no gradient. The plain forward is restored afterwards, also after an error.
 
     Raises:
-        RuntimeError: within, from a quantizer that has no range yet.
+        RuntimeError: raised within the block by a quantizer that has no range yet.
     """
-    # Layers that compute in integers already belong to a context around this one.
+    # Layers already in integer arithmetic belong to an outer context.
     layers = [layer for layer in student.modules() if isinstance(layer, Layer) and "forward" not in layer.__dict__]
     try:
         for layer in layers:
@@ -48,7 +48,7 @@ def _forward(layer: Layer, x: Tensor) -> Tensor:
     else:
         accumulate, channels = F.linear, [-1]
     dtype = _accumulator(x_integers, w_integers)
-    # cuDNN may convolve through FFT or Winograd, which do not add integers. Autocast would take the accumulator's bits away.
+    # cuDNN may use FFT or Winograd, which do not add integers exactly. Autocast would reduce the accumulator's precision.
     with torch.backends.cudnn.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
         total = accumulate(x_integers.to(dtype), w_integers.to(dtype), None)
     y = total.double() * (x_scale * w_scale).view(channels)
@@ -59,7 +59,7 @@ def _forward(layer: Layer, x: Tensor) -> Tensor:
 
 
 def _integers(quantizer: FakeQuantizer | None, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers (int32) less their zero-point, and their scale (float64), (1,) or (channels,); values and 1 without a quantizer."""
+    """Return integers (int32) minus their zero-point and their scale (float64), (1,) or (channels,); else `values` and 1."""
     if quantizer is None:
         return values, torch.ones(1, dtype=torch.float64, device=values.device)
     integers, scale, zero_point, axis = quantizer.to_int(values)
@@ -68,10 +68,10 @@ def _integers(quantizer: FakeQuantizer | None, values: Tensor) -> tuple[Tensor, 
 
 
 def _accumulator(x: Tensor, w: Tensor) -> torch.dtype:
-    """A type in which adding up `w[0].numel()` products rounds nowhere: the order of the additions is then of no account.
+    """Return a type in which adding `w[0].numel()` products is exact, so that the order of the additions does not matter.
 
-    float64 holds integers below 2^53 exactly, more than any layer of 8-bit integers can reach (2^37 products of 2^16). float32
-    holds those below 2^24, which is enough for most layers of 4 bits, and several times as fast.
+    float64 represents integers below 2^53 exactly, more than any layer of 8-bit integers can reach (2^37 products of 2^16).
+    float32 represents those below 2^24, which is enough for most layers of 4 bits, and is several times as fast.
     """
     if x.is_floating_point() or w.is_floating_point() or not x.numel():
         return torch.float64

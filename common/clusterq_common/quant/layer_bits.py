@@ -1,4 +1,4 @@
-"""Which bits each layer gets: the common ones, those of the first and last layer, and those that patterns give."""
+"""Bits of each layer: the common ones, those of the first and last layer, and those given by patterns."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ NAMES_OFFERED = 3
 
 
 def bits_of(name: str, config: QuantConfig, *, end: bool = False) -> Bits:
-    """Bits of the layer or activation called `name`; `end`: it is the first or the last layer.
+    """Return the bits of the layer or activation called `name`; `end`: it is the first or the last layer.
 
-    What is in float everywhere stays so at the ends; a pattern may say otherwise.
+    If weights or activations are unquantized everywhere, they stay so in these two layers, unless a pattern says otherwise.
     """
     for pattern, bits in reversed(config.layer_rules):
         if matches(name, pattern):
@@ -29,19 +29,19 @@ def bits_of(name: str, config: QuantConfig, *, end: bool = False) -> Bits:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern means this layer: it names the layer, or a block that the layer lies in."""
+    """Return whether a pattern matches this layer: it matches the layer's name, or a block that contains the layer."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def refuse_unused_patterns(config: QuantConfig, names: Iterable[str]) -> None:
-    """Make sure that every pattern means something.
+    """Raise an error for patterns that match nothing.
 
     Args:
-        config: holds the patterns.
-        names: all that can be quantized.
+        config: settings with the patterns.
+        names: names of everything that can be quantized.
 
     Raises:
-        ClusterqError: a pattern matches nothing; the nearest names are offered.
+        ClusterqError: a pattern matches nothing; it suggests the nearest names.
     """
     names = list(names)
     for pattern, _ in config.layer_rules:

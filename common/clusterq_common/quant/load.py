@@ -1,4 +1,4 @@
-"""A quantized student from its file: the architecture converted, then weights and ranges taken over."""
+"""Loading of a quantized student: its architecture is converted, then weights and ranges are loaded."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from clusterq_common.quant.convert import convert, quantizers
 
 
 def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: torch.Tensor) -> nn.Module:
-    """The student saved at `path`, in eval mode, on `example`'s device.
+    """Load the student saved at `path`, in eval mode, on `example`'s device.
 
     Args:
         path: a student.safetensors.
-        model: the float architecture, with any weights; untouched.
-        config: what it was converted with.
+        model: the float architecture, with any weights; unchanged.
+        config: settings with which it was converted.
         example: (1, C, S, S), any values.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer it stands for."""
+"""Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer that it replaces."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class QuantActivation(nn.Module):
         self.output_quantizer = output_quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        # The quantizer may read its input again for the gradient: an in-place ReLU is fine, it ran before.
+        # The quantizer may read its input again for the gradient. An in-place ReLU is safe, because it runs before.
         result: Tensor = self.output_quantizer(self.activation(x))
         return result
 
@@ -63,7 +63,7 @@ def _quantized(quantizer: FakeQuantizer | None, x: Tensor) -> Tensor:
 
 
 def from_float(layer: nn.Module, kind: type[nn.Module], **quantizers: FakeQuantizer | None) -> nn.Module:
-    """A `kind` module with the quantizers given and everything `layer` has: parameters, buffers and settings, not copied."""
+    """Return a `kind` module with the given quantizers and the parameters, buffers and settings of `layer`, not copied."""
     quantized = kind.__new__(kind)
     quantized.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in layer.__dict__.items()}
     for name, quantizer in quantizers.items():

@@ -1,4 +1,4 @@
-"""Quantization of activations dropped at random, in training."""
+"""QDrop: quantization of activations dropped at random in training."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
 class RandomMask:
-    """Draws which elements keep their float value, at every place of a step where activations are dropped.
+    """Random masks of the elements that keep their float value, one for each site in a step where activations are dropped.
 
-    What is drawn lies in memory of its own for each place, the same in every step, so that a recorded step finds it there: a place is
-    given tensors of one size.
+    Each site's random values have their own memory, the same in every step, so that a recorded step finds them there. So the
+    tensors of a site must have one size.
 
     Attributes:
         threshold: the probability in 256ths; 0 draws nothing.
@@ -27,17 +27,18 @@ class RandomMask:
         self._random = torch.Generator()
 
     def begin(self, random: torch.Generator) -> None:
-        """A new step: draw for all places known so far, in the order in which they come.
+        """Start a new step: draw for all sites known so far, in the order in which they run.
 
         Args:
-            random: on the device of the tensors: on a GPU, masks of whole activations drawn on the CPU would cost more than the layers.
+            random: generator on the device of the tensors. On a GPU, drawing masks of whole activations on the CPU would cost more
+                than the layers.
         """
         self._place, self._random = 0, random
         for words in self._noise:
             self._draw(words)
 
     def like(self, x: Tensor) -> Tensor:
-        """Zeros and ones of the shape and type of `x`; one with the probability given, if that is not 0."""
+        """Return zeros and ones of the shape and type of `x`, with the given probability of a one, if that is not 0."""
         # One byte an element: a third of the time that torch.rand takes.
         count = -(-x.numel() // 8)
         if self._place == len(self._noise):
@@ -48,21 +49,21 @@ class RandomMask:
             raise ValueError(f"place {self._place} had tensors of about {8 * len(words)} elements, now {x.numel()}")
         # A byte cannot be compared with 256.
         mask = (words.view(torch.uint8)[: x.numel()] <= self.threshold - 1).to(x.dtype)
-        # In the memory order of x, so that both are walked together.
+        # In the memory order of x, so that both are read in the same order.
         return mask.as_strided(x.shape, x.stride()) if lies_dense(x) else mask.view(x.shape)
 
     def _draw(self, words: Tensor) -> Tensor:
         return words.random_(-(2**63), None, generator=self._random)
 
     def mix(self, kept: Tensor, x: Tensor) -> Tensor:
-        """`x` with the elements drawn taken from `kept`."""
+        """Return `x` with the masked elements taken from `kept`."""
         # Exact at weights of 0 and 1, and several times as fast as torch.where on a CPU.
         return torch.lerp(x, kept, self.like(x)) if self.threshold else x
 
 
 @contextmanager
 def dropped(quantizers: Iterable[FakeQuantizer], mask: RandomMask) -> Iterator[None]:
-    """Inside the block the quantizers leave elements in float at random (QDrop, Wei et al., 2022, Eq. 6-7)."""
+    """Let the quantizers leave elements in float at random within the block (QDrop, Wei et al., 2022, Eq. 6-7)."""
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
         return mask.mix(args[0], result)

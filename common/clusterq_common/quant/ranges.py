@@ -1,6 +1,6 @@
-"""Range estimation: which real values a grid should cover.
+"""Estimation of the range of real values that a grid covers.
 
-Observers see activations batch by batch; weights are at hand all at once. Every estimator ends in the same
+Observers see activations batch by batch; weights are available all at once. Every estimator returns the same kind of
 `(grid, low, high)`.
 """
 
@@ -18,12 +18,12 @@ from clusterq_common.run.seeding import stream
 EMA_RATE = 0.1
 SAMPLES_PER_BATCH = 1 << 15
 SAMPLES_KEPT = 1 << 18
-# Shares of the full range that the search for the least squared error tries.
+# Shares of the full range in the search for the least squared error.
 SHARES = torch.linspace(0.02, 1.0, 99)
 
 
 class Range(NamedTuple):
-    """A grid and the values it should cover, float32, (1,) or (channels,)."""
+    """A grid and the range that it covers, float32, (1,) or (channels,)."""
 
     grid: Grid
     low: Tensor
@@ -31,13 +31,13 @@ class Range(NamedTuple):
 
 
 class ActivationObserver:
-    """Watches one activation over the calibration batches.
+    """Observer of one activation over the calibration batches.
 
-    Keeps each batch's minimum and maximum, and a random sample of its values, by the batch's number: what comes out of them
-    depends neither on who saw which batch nor on when.
+    It stores each batch's minimum and maximum, and a random sample of its values, by the batch's number. So the result depends
+    neither on which process saw a batch nor on the order.
 
     Attributes:
-        batch: number of the batch that comes next; whoever shows batches sets it.
+        batch: number of the next batch; set by the caller.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -48,7 +48,7 @@ class ActivationObserver:
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in the activation of batch number `batch`, any shape and float dtype."""
+        """Add the activation of batch number `batch`, any shape and float dtype."""
         values = x.detach().float().flatten()
         ends = torch.stack(torch.aminmax(values)).cpu()
         if values.numel() > SAMPLES_PER_BATCH:
@@ -61,20 +61,20 @@ class ActivationObserver:
         self._ends[self.batch], self._samples[self.batch] = ends, values.cpu()
 
     def merge(self, ranks: Ranks) -> None:
-        """Add what the observers of other processes saw of the same activation."""
+        """Add the data of other processes' observers of the same activation."""
         for ends, samples in ranks.gather((self._ends, self._samples)):
             self._ends |= ends
             self._samples |= samples
 
     def range(self, bits: int, config: QuantConfig) -> Range:
-        """The range by `config.range`: `minmax` is a bias-corrected exponential mean over the batches, in their order.
+        """Return the range by `config.range`; `minmax` is a bias-corrected exponential mean over the batches, in their order.
 
         Raises:
             RuntimeError: no batch was seen.
         """
         if not self._ends:
             raise RuntimeError("no activation was observed: the calibration saw no batch, or the layer was not reached")
-        # Whether a sign is needed is decided by every value seen; a ReLU never gives one, a rare tail does.
+        # All values decide whether a sign is needed: a ReLU gives no negative ones, a rare tail may.
         ends = torch.stack([self._ends[number] for number in sorted(self._ends)])
         extremes = torch.stack([ends[:, 0].min(), ends[:, 1].max()])
         grid = Grid.choose(bits, config.quantizer, minimum=float(extremes[0]), always_signed=config.signed)
@@ -91,17 +91,17 @@ class ActivationObserver:
 
 
 def _exponential_mean(rows: Tensor) -> Tensor:
-    """Exponential mean over rows, the last one counting most: (B, 2) -> (2,)."""
+    """Return the exponential mean over rows, with the last one weighted most: (B, 2) -> (2,)."""
     mean, weight = torch.zeros_like(rows[0]), 0.0
     for row in rows:
-        # Adam's correction: the running value starts at zero and stays raw; only what is read is divided.
+        # Adam's bias correction: the running value starts at zero, and only the result is divided.
         mean = (1 - EMA_RATE) * mean + EMA_RATE * row
         weight = (1 - EMA_RATE) * weight + EMA_RATE
     return mean / weight
 
 
 def weight_range(weight: Tensor, bits: int, config: QuantConfig) -> Range:
-    """The range of a weight (out, ...), per output channel or per tensor as `config` says."""
+    """Return the range of a weight (out, ...), per output channel or per tensor as `config` says."""
     rows = weight.detach().float().reshape(weight.shape[0] if config.weight_granularity == "channel" else 1, -1)
     grid = Grid.choose(bits, config.quantizer, minimum=-1.0, always_signed=config.signed)
     if config.range == "minmax":
@@ -116,16 +116,16 @@ def _estimate(rows: Tensor, grid: Grid, config: QuantConfig) -> Range:
 
 
 def _percentile(rows: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Per row, the values below and above which a part `1 - share` of the values lies."""
+    """Return, for each row, the values below and above which a part `1 - share` of the values lies."""
     ordered = rows.sort(1).values
     last = rows.shape[1] - 1
     return ordered[:, round(last * (1 - share))], ordered[:, round(last * share)]
 
 
 def least_squares_range(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Per row of `rows` (R, K), the range with the least squared quantization error: `(low, high)`, each (R,).
+    """Return, for each row of `rows` (R, K), the range with the least squared quantization error: `(low, high)`, each (R,).
 
-    Both ends shrink together first; on an asymmetric grid each end is then searched by itself.
+    Both ends shrink together first; on an asymmetric grid each end is then searched separately.
     """
     low, high = rows.amin(1), rows.amax(1)
     both = _best_share(rows, grid, low, high, shrink_low=True, shrink_high=True)

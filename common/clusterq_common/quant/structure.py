@@ -1,4 +1,4 @@
-"""What a model does, as far as quantization must know: which layers run in which order, and what feeds its additions."""
+"""Structure of a model for quantization: the order of its layers, and the inputs of its additions."""
 
 import operator
 
@@ -12,10 +12,10 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)
 
 
 def quantizable_layers(model: nn.Module, example: Tensor) -> list[str]:
-    """Names of the convolutions and linear layers that run on `example` (N, C, H, W), in order of first execution.
+    """Return the names of the convolutions and linear layers that run on `example` (N, C, H, W), in order of first execution.
 
     Raises:
-        ClusterqError: none runs.
+        ClusterqError: there is no such layer.
     """
     order: list[str] = []
     handles = [
@@ -40,7 +40,7 @@ def quantizable_layers(model: nn.Module, example: Tensor) -> list[str]:
 
 
 def float_layers(model: nn.Module) -> list[str]:
-    """Layers with weight matrices of a kind that clusterq cannot quantize, as `name (type)`: they stay in float."""
+    """Return the layers with weight matrices that clusterq cannot quantize, as `name (type)`. They stay in float."""
     return [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -50,7 +50,7 @@ def float_layers(model: nn.Module) -> list[str]:
 
 
 def residual_branches(model: nn.Module) -> list[str]:
-    """Names of the BatchNorm and convolution layers whose output feeds an addition directly.
+    """Return the names of the BatchNorm and convolution layers whose output feeds an addition directly.
 
     Raises:
         ClusterqError: the model's forward cannot be traced by torch.fx.

@@ -11,14 +11,14 @@ from torch import nn
 
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_path, atomic_write
+from clusterq_common.files import atomic_file, atomic_write, make_folder
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them (atomically)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        torch.save(state, partial)
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

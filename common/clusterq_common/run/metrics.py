@@ -11,7 +11,7 @@ from torch import Tensor
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import mean_across
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_write
+from clusterq_common.files import atomic_write, open_to_append
 from clusterq_common.run.records import read_metrics
 from clusterq_common.run.run_folder import TENSORBOARD
 from clusterq_common.run.tensorboard import EventFiles
@@ -60,7 +60,7 @@ class MetricsLog:
         """Write records, each with at least a `step`; the first process does it."""
         if not self.ranks.first:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_to_append(self.path) as file:
             file.write("".join(_line(record) for record in records))
         if self.events is not None:
             self.events.add(records)

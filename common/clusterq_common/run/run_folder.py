@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import PARTIAL_SUFFIX
+from clusterq_common.files import PARTIAL_SUFFIX, final_name
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -23,23 +23,9 @@ REPORT = "report.html"
 # Of a comparison: its rows.
 TABLE = "table.json"
 
+OWN_FOLDERS = ("checkpoints", BANK, SAMPLES, TENSORBOARD, SHARDS)
 # What a program may delete on --overwrite: its own files, nothing that a person put beside them.
-OWN_FILES = (
-    CONFIG,
-    ENVIRONMENT,
-    METRICS,
-    "checkpoints",
-    GENERATOR,
-    BANK,
-    STUDENT,
-    RESULT,
-    PREDICTIONS,
-    SAMPLES,
-    TENSORBOARD,
-    SHARDS,
-    ANALYSIS,
-    REPORT,
-)
+OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, RESULT, PREDICTIONS, ANALYSIS, REPORT, *OWN_FOLDERS)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:
@@ -58,8 +44,10 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
         raise ClusterqError("--resume and --overwrite exclude each other; give the one that you mean.")
     if folder.exists() and not folder.is_dir():
         raise ClusterqError(f"{flag}: {folder} is a file, expected a folder; choose another name.")
-    if resume:  # what a process leaves behind that dies before its run has begun
-        (folder / f"{CONFIG}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
+    if resume:
+        refuse_links(folder, "--resume")
+        for path in _leftovers(folder):
+            path.unlink()
     filled = folder.is_dir() and any(folder.iterdir())
     if filled and not (resume or overwrite):
         raise ClusterqError(
@@ -71,9 +59,30 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
     if overwrite:
         for name in OWN_FILES:
             _remove(folder / name)
-            _remove(folder / f"{name}{PARTIAL_SUFFIX}")
+        for path in _leftovers(folder):
+            path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     return filled and resume
+
+
+def refuse_links(folder: Path, flag: str) -> None:
+    """See that a run's folders are its own: what is written into a run that someone else sent must not land elsewhere.
+
+    Raises:
+        ClusterqError: one of them is a link; `flag` named the run.
+    """
+    linked = next((folder / name for name in OWN_FOLDERS if (folder / name).is_symlink()), None)
+    if linked is not None:
+        raise ClusterqError(f"{flag}: {linked} is a link, expected a folder of the run's own; put a folder in its place.")
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """What processes left behind that died while they wrote. Those among shards are for the emission to judge."""
+    found = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if final_name(path.name) in OWN_FILES]
+    for name in set(OWN_FOLDERS) - {SHARDS}:
+        if not (folder / name).is_symlink():
+            found += (folder / name).glob(f"*{PARTIAL_SUFFIX}")
+    return [path for path in found if path.is_symlink() or path.is_file()]
 
 
 def _remove(path: Path) -> None:

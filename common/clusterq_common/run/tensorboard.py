@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from clusterq_common.files import make_folder
 from clusterq_common.run.extras import need
 
 EXTRA = "tensorboard"
@@ -39,7 +40,7 @@ class EventFiles:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import FileWriter
 
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for path in folder.glob(EVENT_FILES):
             path.unlink()
         self._writer: Any = FileWriter(str(folder))

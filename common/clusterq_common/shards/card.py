@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from clusterq_common.escape import markdown, markdown_code, markdown_paragraphs, one_line, shell_command
 from clusterq_common.shards.manifest import GIVEN, Generation, Manifest, SplitName
 
 
@@ -12,12 +13,13 @@ def dataset_card(manifest: Manifest) -> str:
     spec, teacher = manifest.teacher.spec, manifest.teacher
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     counts = "\n".join(f"| {name} | {split.samples} | {len(split.shards)} |" for name, split in manifest.splits.items())
-    arch = "path/to/file.py:factory --weights FILE" if teacher.is_factory else teacher.arch
-    note = f"\n{manifest.note}\n" if manifest.note else ""
+    arch = "path/to/file.py:factory --weights FILE" if teacher.is_factory else shell_command(teacher.arch)
+    note = f"\n{markdown_paragraphs(manifest.note)}\n" if manifest.note else ""
+    commit = f" (commit {markdown_code(manifest.commit)})" if manifest.commit else ""
     return f"""---
 {front}---
 
-# {_title(manifest)}
+# {markdown(_title(manifest))}
 
 {_introduction(manifest)}
 {note}
@@ -25,7 +27,7 @@ def dataset_card(manifest: Manifest) -> str:
 |---|---|---|
 {counts}
 
-- teacher: `{teacher.arch}`, {teacher.parameters:,} parameters, {teacher.batchnorm_layers} BatchNorm layers, weights `{teacher.digest}`
+- teacher: {markdown_code(teacher.arch)}, {teacher.parameters:,} parameters, {teacher.batchnorm_layers} BatchNorm layers, weights `{teacher.digest}`
 - images: {spec.channels} x {spec.size} x {spec.size}, 8-bit PNG, {spec.num_classes} classes; normalised with mean {_list(spec.mean)}, std {_list(spec.std)}
 - {100 * manifest.pixels.clipped:.2f} % of the pixel values lie at an end of their range
 - the teacher's mean confidence in its top-1 is {100 * manifest.mean_confidence:.1f} %
@@ -34,7 +36,7 @@ def dataset_card(manifest: Manifest) -> str:
 ## How it was made
 {_making(manifest)}
 
-Every setting and seed stands in `manifest.json`. Made by {manifest.created_by}{f" (commit `{manifest.commit}`)" if manifest.commit else ""}.
+Every setting and seed stands in `manifest.json`. Made by {markdown(manifest.created_by)}{commit}.
 
 ## What it is for, and what it is not
 It is for calibrating, fine-tuning and comparing low-bit versions of that very classifier. {_limits(manifest)}
@@ -81,7 +83,7 @@ the teacher's training data do show in them, as they show in the teacher's weigh
 
 def _front_matter(manifest: Manifest) -> dict[str, Any]:
     classes = manifest.teacher.spec.num_classes
-    names = manifest.class_names or [str(label) for label in range(classes)]
+    names = [one_line(name) for name in manifest.class_names or range(classes)]
     features: list[dict[str, Any]] = [
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
@@ -103,8 +105,8 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
         features.append({"name": "logits.npy", "list": "float16"})
     size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     return {
-        **({"license": manifest.license.lower()} if manifest.license else {}),
-        "pretty_name": _title(manifest),
+        **({"license": one_line(manifest.license.lower())} if manifest.license else {}),
+        "pretty_name": one_line(_title(manifest)),
         "task_categories": ["image-classification"],
         "size_categories": [_size_category(sum(split.samples for split in manifest.splits.values()))],
         "tags": [*([] if holds_given(manifest) else ["synthetic", "data-free-quantization"]), "webdataset", "clusterq"],
@@ -132,13 +134,17 @@ def _making(manifest: Manifest) -> str:
         return _given(made)
     if made is not None:
         return _images_by(made) + (
-            f"Method {made.method}, seed {made.seed}. The teacher saw the class asked for in {100 * made.teacher_agreement:.1f} % of "
+            f"Method {markdown(made.method)}, seed {made.seed}. The teacher saw the class asked for in {100 * made.teacher_agreement:.1f} % of "
             f"{made.candidates} images drawn; those it takes for another class {_others(made)}."
         )
     assert manifest.derivation is not None
-    lines = [f"By `{manifest.derivation.operation}` from other sets ({manifest.derivation.settings}):", ""]
+    lines = [f"By `{manifest.derivation.operation}` from other sets ({markdown_code(manifest.derivation.settings)}):", ""]
     for parent in manifest.parents:
-        how = f"method {parent.generation.method}, seed {parent.generation.seed}" if parent.generation else "itself derived"
+        how = (
+            f"method {markdown(parent.generation.method)}, seed {parent.generation.seed}"
+            if parent.generation
+            else "itself derived"
+        )
         lines.append(f"- `{parent.digest}`, {parent.samples} images, {how}")
     return "\n".join(lines)
 
@@ -160,13 +166,14 @@ def _others(made: Generation) -> str:
 
 def _images_by(made: Generation) -> str:
     """What settings say of images that are not simply a generator's."""
-    steps = made.settings.get("refine", {}).get("refine_steps")
+    refined = made.settings.get("refine")
+    steps = refined.get("refine_steps") if isinstance(refined, dict) else None
     if steps:
-        return f"A generator drew the images; they were then optimised for {steps} steps, to have the statistics of the teacher's BatchNorm layers. "
+        return f"A generator drew the images; they were then optimised for {markdown(steps)} steps, to have the statistics of the teacher's BatchNorm layers. "
     if "bank" not in made.settings:
         return ""
     labels = made.settings.get("labels")
-    return f"No generator: each image was optimised directly, in a bank of them. Labels: {labels}. "
+    return f"No generator: each image was optimised directly, in a bank of them. Labels: {markdown(labels)}. "
 
 
 def _list(values: tuple[float, ...]) -> str:

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info
 from clusterq_common.shards.manifest import Manifest, Shard
+from clusterq_common.tar import BLOCK, TarFormatError, TarHeaders, shortened
 
 MEMBERS = ("png", "cls", "json", "logits.npy")
 # A member is refused above this, before it is read: small things are small, an image is at most its raw pixels and some.
@@ -21,6 +21,8 @@ LARGEST_SMALL_MEMBER = 1 << 20
 ADVICE = "get the set again, make its bad shards anew with `clusterq-gen emit`, or save the rest with `clusterq-finetune shards repair`"
 KEY = re.compile(r"[0-9]{8}")
 ABSENT = (-1, -1)
+# In the cache. Earlier versions kept theirs in `index`, also of tars that are refused today.
+INDEXES = "headers"
 
 # (samples, 1 + 2 * members) int64: key, then offset and size of each of MEMBERS; -1, -1 where a set has none.
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -57,7 +59,7 @@ def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
     Raises:
         ClusterqError: the tar holds what no shard of clusterq holds, or another number of samples than the manifest says.
     """
-    kept = cache_folder() / "index" / f"{shard.sha256}.npy"
+    kept = cache_folder() / INDEXES / f"{shard.sha256}.npy"
     if kept.is_file():
         found = _load(kept)
         if found is not None and _fits(found, shard, has_logits=manifest.has_logits):
@@ -79,22 +81,21 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
     largest_image = 2 * spec.channels * spec.size**2 + (1 << 16)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        # Block by block: nothing but headers is read.
+        with path.open("rb", buffering=BLOCK) as file:
+            for member in TarHeaders(file):
                 key, _, suffix = member.name.partition(".")
                 allowed = largest_image if suffix == "png" else LARGEST_SMALL_MEMBER
-                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.pax_headers and KEY.fullmatch(key)
-                if not plain or suffix not in MEMBERS or not 0 <= member.size <= allowed:
+                known = member.plain and KEY.fullmatch(key) and suffix in MEMBERS
+                if not known or not 0 <= member.size <= allowed:
                     raise ClusterqError(
-                        f"--shards: {path} holds {member.name[:80]!r} ({member.size} bytes), which is no member of a clusterq "
+                        f"--shards: {path} holds {shortened(member.name)} ({member.size} bytes), which is no member of a clusterq "
                         f"shard; do not use it: {ADVICE}."
                     )
                 if suffix in samples.setdefault(key, {}):
                     raise ClusterqError(f"--shards: {path} holds {member.name!r} twice; {ADVICE}.")
-                samples[key][suffix] = (member.offset_data, member.size)
-                # The list of members that tarfile keeps would grow with the shard (an attribute its annotations leave out).
-                tar.members = []  # type: ignore[attr-defined]
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+                samples[key][suffix] = (member.offset, member.size)
+    except TarFormatError as error:
         raise ClusterqError(f"--shards: {path} is no readable tar ({error}); {ADVICE}.") from error
     wanted = set(MEMBERS) if manifest.has_logits else set(MEMBERS) - {"logits.npy"}
     for key, members in samples.items():

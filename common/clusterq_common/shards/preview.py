@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clusterq_common.files import atomic_path
+from clusterq_common.files import atomic_file
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 
@@ -46,6 +46,6 @@ def contact_sheet(shards: ShardSet, split: SplitName, classes: list[int], column
         missing -= shown[label] == columns
         if not missing:
             break
-    with atomic_path(path) as partial:
-        sheet.save(partial, "PNG")
+    with atomic_file(path) as file:
+        sheet.save(file, "PNG")
     return sum(shown.values())

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import PARTIAL_SUFFIX, sha256_file
+from clusterq_common.files import final_name, sha256_file
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
 from clusterq_common.shards.read import SplitReader, check_size
 from clusterq_common.shards.sample import Sample
+from clusterq_common.tar import BLOCK, TarHeaders
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def verify_set(folder: Path, manifest: Manifest, *, advance: Callable[[int], Non
     problems = [
         Problem(path.name, None, "is not in the manifest; it belongs to no set or an unfinished one")
         for path in sorted(folder.iterdir())
-        if SHARD_NAME.fullmatch(path.name.removesuffix(PARTIAL_SUFFIX)) and path.name not in listed
+        if SHARD_NAME.fullmatch(final_name(path.name)) and path.name not in listed
     ]
     for name, split in manifest.splits.items():
         per_class = np.zeros(manifest.teacher.spec.num_classes, np.int64)
@@ -95,6 +96,8 @@ def _verify_shard(
     except ClusterqError as error:
         yield Problem(shard.file, None, _plain(error))
         return
+    if _data_behind(path):
+        yield Problem(shard.file, None, "it goes on behind the mark of its end; what lies there belongs to no sample")
     content = ContentDigest()
     whole = len(reader) == shard.samples
     if not whole:
@@ -118,6 +121,14 @@ def _verify_shard(
 def _reader(folder: Path, manifest: Manifest, shard: Shard) -> SplitReader:
     """A reader of one shard, straight from the tar: the cached index is of a file that was whole."""
     return SplitReader(folder, manifest, [shard], [index_tar(folder / shard.file, manifest)])
+
+
+def _data_behind(path: Path) -> bool:
+    with path.open("rb", buffering=BLOCK) as file:
+        headers = TarHeaders(file)
+        for _ in headers:
+            pass
+        return headers.has_data_behind()
 
 
 def _plain(error: ClusterqError) -> str:

@@ -1,8 +1,10 @@
 """Write samples into tar shards that are either whole or absent."""
 
 import errno
+import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 import webdataset
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_path, atomic_write, sha256_file
+from clusterq_common.files import atomic_file, atomic_write
 from clusterq_common.shards.card import dataset_card, timm_info, wids_index
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, Split, SplitName
@@ -74,9 +76,9 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
     path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial:
+        with atomic_file(path) as file:
             # mtime as an integer: a float would cost each member an extended header of a kilobyte.
-            with partial.open("wb") as stream, webdataset.TarWriter(stream, encoder=False, mtime=0, compress=False) as tar:
+            with webdataset.TarWriter(file, encoder=False, mtime=0, compress=False) as tar:
                 # The same bytes as tarfile's default for members like ours, without its search for what needs a longer header.
                 tar.tarstream.format = tarfile.USTAR_FORMAT
                 for number, sample in enumerate(samples):
@@ -87,7 +89,9 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
             count = sum(written.per_class)
             if not count:
                 raise _NothingToWriteError
-            size, digest = partial.stat().st_size, sha256_file(partial)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except _NothingToWriteError:
         return written
     except OSError as error:

@@ -1,21 +1,26 @@
 """From a name and weights to a frozen teacher."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info, warn
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_layers
+from clusterq_common.teacher.adapt import Remark, adapt
+from clusterq_common.teacher.checks import check_answers, untrained_statistics
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.families import build_pytorchcv
-from clusterq_common.teacher.spec import InputSpec, TeacherConfig, absolute_factory, is_factory
-from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_weights
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig, absolute_factory, for_whole_pixels, is_factory
+from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Teacher:
         kind = type(model)
         arch = f"{kind.__module__}:{kind.__qualname__}"  # with its colon someone's own, as a factory is
         model.eval().requires_grad_(False)
-        _check(model, spec, arch)
+        _prepare(model, spec, arch)
         sizes = {"input_size": spec.size, "in_channels": spec.channels, "num_classes": spec.num_classes}
         config = TeacherConfig(arch=arch, mean=spec.mean, std=spec.std, **sizes)
         return cls(model, config, spec, weights_digest(model))
@@ -70,13 +75,23 @@ def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -
         ClusterqError: unknown architecture or sizes, weights that cannot be had or do not fit, no BatchNorm, or an output
             that is not (N, classes).
     """
-    model, spec = build_architecture(config)
+    model, spec = _build(config)
     if config.weights != RANDOM:
         if config.weights is None and is_factory(config.arch):
             raise ClusterqError("--weights is missing: a factory's weights cannot be downloaded; pass --weights FILE.")
         path = Path(config.weights) if config.weights is not None else download_weights(config.arch)
-        load_weights(model, read_weights(path), str(path))
+        for choice in load_weights(model, read_checkpoint(path), str(path), config.weights_key):
+            warn(f"teacher: {choice}")  # a guess, so --quiet does not hide it
     model.eval().requires_grad_(False)
+    for remark in _prepare(model, spec, config.arch):
+        (warn if remark.guess else info)(f"teacher: {remark.text}")
+    untrained = untrained_statistics(model) if config.weights != RANDOM else []
+    if untrained:
+        layers = len(batchnorm_layers(model))
+        warn(
+            f"{len(untrained)} of {layers} BatchNorm layers have the statistics of fresh ones (mean 0, variance 1), as {untrained[0]}: clusterq learns "
+            "from these statistics alone, so check that the weights are those of the trained classifier."
+        )
     digest = weights_digest(model)
     resolved = config.model_copy(
         update={
@@ -94,11 +109,18 @@ def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -
 
 
 def build_architecture(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
-    """The model with fresh weights (always the same ones), in eval mode, and its images.
+    """The model with fresh weights (always the same ones), adapted and in eval mode, and its images.
 
     Raises:
         ClusterqError: see `load_teacher`.
     """
+    model, spec = _build(config)
+    _prepare(model, spec, config.arch)
+    return model, spec
+
+
+def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
+    """The model as its author wrote it, so that its own weights fit, and its images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(0, "architecture").initial_seed())
         if is_factory(config.arch):
@@ -106,9 +128,16 @@ def build_architecture(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
             known: dict[str, Any] = _stated_by(model)
         else:
             model, known = build_pytorchcv(config)
-    spec = _resolve_spec(config, known)
-    model.eval()
-    _check(model, spec, config.arch)
+        spec = _resolve_spec(config, known)
+        model.eval()
+        if any(is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+            try:
+                model(spec.example())
+            except Exception as error:  # the model's own forward runs
+                raise ClusterqError(
+                    f"--arch: {config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.size}x{spec.size} image "
+                    f"({type(error).__name__}: {error}); check --input-size and --in-channels."
+                ) from error
     return model, spec
 
 
@@ -130,6 +159,11 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
             f"{', '.join(missing)} missing: not known for {config.arch}, expected the image size, channels, classes and "
             "normalisation that it was trained with; pass them."
         )
+    if values["mean"] and values["std"] and for_whole_pixels(values["mean"], values["std"]):
+        raise ClusterqError(
+            f"--mean {_numbers(values['mean'])} --std {_numbers(values['std'])}: found values for pixels in 0..255, expected them for pixels in "
+            f"[0, 1]; divide both by 255: --mean {_numbers(v / 255 for v in values['mean'])} --std {_numbers(v / 255 for v in values['std'])}."
+        )
     return InputSpec.validated(
         {
             "size": values["input_size"],
@@ -141,31 +175,17 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
     )
 
 
-def _check(model: nn.Module, spec: InputSpec, arch: str) -> None:
-    """Refuse what clusterq can do nothing with."""
+def _numbers(values: Iterable[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def _prepare(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
+    """Adapt a model in place, and refuse what clusterq can do nothing with. Returns a sentence for each change made."""
     if not batchnorm_layers(model):
         raise ClusterqError(
             f"--arch: {arch} has no BatchNorm layer with running statistics, expected some: they are all that clusterq "
             "knows of the training data; choose a classifier with BatchNorm."
         )
-    _probe(model, spec, arch)
-
-
-def _probe(model: nn.Module, spec: InputSpec, arch: str) -> None:
-    """One black image: what comes out must be one row of logits."""
-    image = spec.example()
-    parameter = next(model.parameters(), None)
-    try:
-        with torch.no_grad():
-            logits = model(image if parameter is None else image.to(parameter.device))
-    except Exception as error:  # any model, any failure
-        raise ClusterqError(
-            f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {error}); check "
-            "--input-size and --in-channels."
-        ) from error
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if found != (1, spec.num_classes):
-        raise ClusterqError(
-            f"--arch: {arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}); check --num-classes, "
-            "or choose a classifier."
-        )
+    remarks = adapt(model, spec, arch)
+    check_answers(model, spec, arch)
+    return remarks

@@ -16,8 +16,15 @@ def _numbers(value: Any) -> Any:
     return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
 
 
+# For pixels in [0, 1] larger ones make no sense; the customary ones for 0..255 lie far above.
+MOST_MEAN, MOST_STD = 2.0, 2.0
 Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+
+
+def for_whole_pixels(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Return whether a normalisation is one for pixels in 0..255 rather than in [0, 1]."""
+    return max(map(abs, mean)) > MOST_MEAN or max(std) > MOST_STD
 
 
 class InputSpec(Settings):
@@ -43,6 +50,10 @@ class InputSpec(Settings):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
+        if for_whole_pixels(self.mean, self.std):
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} are for pixels in 0..255, but clusterq's pixels lie in [0, 1]: divide both by 255"
+            )
         return self
 
     def example(self, count: int = 1) -> "Tensor":
@@ -76,6 +87,9 @@ class TeacherConfig(Settings):
 
     arch: str = Field(description="pytorchcv model name (resnet18, ...) or your own factory, path/to/file.py:function")
     weights: str | None = Field(None, description="safetensors or PyTorch state dict; pytorchcv's own download if left out")
+    weights_key: str | None = Field(
+        None, description="where the weights lie in the file, e.g. state_dict_ema; looked for if left out"
+    )
     input_size: int | None = Field(None, ge=1, description="side of the square input image in pixels")
     in_channels: int | None = Field(None, ge=1, description="channels of the input image")
     num_classes: int | None = Field(None, ge=2, description="number of classes")

@@ -1,9 +1,17 @@
 """A teacher's weights: from pytorchcv's store, or from a file."""
 
+import _codecs
+import argparse
 import contextlib
 import os
-from pathlib import Path
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -11,10 +19,10 @@ from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import remarks
+from clusterq_common.teacher.state_dicts import choose_weights
 
 # As an argument of --weights: keep the fresh weights. For trials of speed and memory.
 RANDOM = "random"
-WRAPPERS = ("state_dict", "model_state_dict", "model")
 KEYS_SHOWN = 3
 
 
@@ -46,60 +54,115 @@ def download_weights(arch: str) -> Path:
         ) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors or from a PyTorch file, read without running any code in it.
+def read_checkpoint(path: Path) -> object:
+    """Read a safetensors or PyTorch file without running any code in it.
 
-    A wrapper (`{"state_dict": ...}`) and a `module.` prefix on all names are taken off.
+    Beside tensors and plain containers, arrays and numbers of numpy, `argparse.Namespace` and paths are read: training programs leave them
+    beside the weights, and making them runs nothing.
 
     Raises:
-        ClusterqError: missing, unreadable, or no state dict.
+        ClusterqError: missing, unreadable, or something else than a checkpoint.
     """
     if not path.is_file():
         raise ClusterqError(f"--weights: {path} does not exist, expected a .safetensors file or a PyTorch state dict.")
+    _refuse_other_kinds(path)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_harmless()):
+            return _tensors_of_arrays(torch.load(path, map_location="cpu", weights_only=True))
     except SafetensorError as error:
         raise ClusterqError(f"--weights: {path} is no readable safetensors file ({error}); export it again.") from error
     except Exception as error:  # torch.load raises a dozen kinds for a broken or unsafe file
-        raise ClusterqError(
-            f"--weights: {path} is no plain state dict ({type(error).__name__}); save it with torch.save(model.state_dict(), ...)."
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ClusterqError(
-            f"--weights: {path} holds {type(state).__name__}, expected a state dict of tensors; export it again."
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"holds an object of the class {named[1]}, which only code could read"
+            if named
+            else f"is no plain state dict ({type(error).__name__})"
         )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+        raise ClusterqError(f"--weights: {path} {what}; save it with torch.save(model.state_dict(), ...).") from error
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Put a state dict into a model: every name and shape must fit, batch counters apart.
+def _refuse_other_kinds(path: Path) -> None:
+    """Name files that hold a program and not weights alone."""
+    if path.suffix.lower() == ".onnx":
+        raise ClusterqError(
+            f"--weights: {path} is an ONNX file, expected the PyTorch weights it was exported from; pass their state dict (.pth, .safetensors)."
+        )
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.split("/")[1:2] == ["code"] or name.endswith("/constants.pkl") for name in names):
+        raise ClusterqError(
+            f"--weights: {path} is a TorchScript archive, expected a state dict; save it with "
+            "torch.save(torch.jit.load(...).state_dict(), ...) and pass the architecture with --arch."
+        )
 
-    A file may also fit one direct child of the model and not the model itself (a user's wrapper around a trained body):
-    then it goes there.
+
+def _harmless() -> list[Any]:
+    """Classes whose objects are made without running anything of the file."""
+    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    old = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
+    dtypes = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType") and name != "ObjectDType"]
+    paths = [PurePosixPath, PosixPath, PureWindowsPath]
+    return [
+        argparse.Namespace,
+        SimpleNamespace,
+        np.dtype,
+        np.ndarray,
+        scalar,
+        reconstruct,
+        _codecs.encode,
+        *old,
+        *dtypes,
+        *paths,
+    ]
+
+
+def _tensors_of_arrays(value: object) -> object:
+    """Turn arrays of numbers in nested dicts into tensors."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {name: _tensors_of_arrays(part) for name, part in value.items()}
+    return value
+
+
+def load_weights(model: nn.Module, loaded: object, source: str, key: str | None = None) -> list[str]:
+    """Put the weights of a checkpoint into a model: every name and shape must fit, batch counters apart.
+
+    They may also fit a direct child that holds all of the model's weights (a wrapper around a trained body): then they go there.
+
+    Args:
+        loaded: what `read_checkpoint` read.
+        source: the file, for errors.
+        key: see `choose_weights`.
+
+    Returns:
+        A sentence for each choice made.
 
     Raises:
-        ClusterqError: missing, unexpected or misshapen names (the first few are shown), or values that are not finite.
+        ClusterqError: nothing fits, several do, or values that are not finite.
     """
+    # A child that holds only part of the weights would leave the rest as they were drawn.
+    children = [child for child in model.children() if set(child.parameters()) == set(model.parameters())]
+
+    def complaint(state: Mapping[str, Tensor]) -> str:
+        own = _complaint(model, state)
+        return "" if any(not _complaint(child, state) for child in children) else own
+
+    state, remarks = choose_weights(loaded, complaint, source, key)
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
         raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
-    complaint = _complaint(model, state)
-    if complaint:
-        fitting = [
-            child for child in model.children() if any(True for _ in child.parameters()) and not _complaint(child, state)
-        ]
-        if len(fitting) != 1:
-            raise ClusterqError(f"--weights: {source} does not fit the architecture: {complaint}; check --arch and the file.")
-        model = fitting[0]
+    if _complaint(model, state):
+        model = next(child for child in children if not _complaint(child, state))
     model.load_state_dict(state, strict=False)
+    return remarks
 
 
-def _complaint(model: nn.Module, state: dict[str, Tensor]) -> str:
+def _complaint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """What keeps a state dict from fitting; empty when it fits."""
     expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}

@@ -1,4 +1,4 @@
-"""Horizontal bars from zero, with intervals where they are known."""
+"""Bar charts: horizontal bars from zero, with optional intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ROOM_FOR_VALUE = 46
 
 @dataclass(frozen=True)
 class Bars:
-    """A group of bars under one label, one for each series; an interval belongs to the value at its place."""
+    """A group of bars under one label, one bar for each series. Each interval belongs to the value with the same index."""
 
     label: str
     values: Sequence[float | None]
@@ -31,15 +31,15 @@ def bar_chart(
     high: float | None = None,
     decimals: int | None = None,
 ) -> str:
-    """An SVG with one row of bars for each group. The axis starts at zero, or left of it where values are negative.
+    """Return an SVG with one row of bars for each group. The axis starts at zero, or below it where values are negative.
 
     Args:
-        groups: rows, in this order; a value that is None or not finite has no bar.
-        names: of the series.
-        title: what it shows.
-        x_label: the axis's, with the unit.
-        high: where the axis ends, e.g. 100 for percent; as the values have it if left out.
-        decimals: of the values beside the bars; three significant digits if left out.
+        groups: rows, in this order. A value that is None or not finite has no bar.
+        names: names of the series.
+        title: title of the chart.
+        x_label: label of the axis, with the unit.
+        high: end of the axis, e.g. 100 for percent; chosen from the values if left out.
+        decimals: decimals of the values beside the bars; three significant digits if left out.
     """
     values = [value for group in groups for value in group.values]
     if not usable(values):
@@ -64,8 +64,8 @@ def bar_chart(
                 continue
             y = top + index * THICK
             zero, tip = sorted((scale(0), scale(value)))
-            said = tag("title", escaped(f"{group.label}, {names[index]}: {number(value, 4)}"))
-            marks.append(tag("rect", said, x=zero, y=y, width=tip - zero, height=THICK - 2.0, class_=f"bar s{index % 6}"))
+            tooltip = tag("title", escaped(f"{group.label}, {names[index]}: {number(value, 4)}"))
+            marks.append(tag("rect", tooltip, x=zero, y=y, width=tip - zero, height=THICK - 2.0, class_=f"bar s{index % 6}"))
             interval = group.intervals[index] if index < len(group.intervals) else None
             after = tip
             if interval is not None and len(usable(interval)) == 2:

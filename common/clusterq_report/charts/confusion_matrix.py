@@ -8,21 +8,21 @@ from clusterq_report.html.text import escaped, tag
 CELL = 30
 LETTER = 6.3
 LONGEST_LABEL = 16
-# More classes than this and numbers do not fit; the tooltip has them.
+# With more classes, numbers do not fit; the tooltip has them.
 MOST_WITH_NUMBERS = 20
 SMALL_CELL = 14
 
 
 def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str) -> str:
-    """An SVG: rows are the true classes, columns the named ones.
+    """Return an SVG of a confusion matrix. Rows are the true classes, columns the predicted ones.
 
-    A cell's colour is its share of the row. Mistakes have their own colour, whose full strength is the most frequent one, so that
-    they can be told apart beside a diagonal that outweighs them.
+    A cell's colour shows its share of the row. Mistakes have a colour scale of their own, with full strength for the most frequent
+    one, so that they stay visible beside a dominant diagonal.
 
     Args:
-        counts: (K, K) images by true and by named class.
-        names: of the classes.
-        title: what it shows.
+        counts: (K, K) numbers of images by true and by predicted class.
+        names: names of the classes.
+        title: title of the chart.
     """
     totals = [sum(row) for row in counts]
     if not any(totals):
@@ -43,16 +43,16 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
         for m, share in enumerate(shares[n]):
             count = counts[n][m]
             x, y = left + m * cell, top + n * cell
-            said = tag("title", escaped(f"{names[n]} named {names[m]}: {count} of {totals[n]} ({100 * share:.1f} %)"))
+            tooltip = tag("title", escaped(f"{names[n]} named {names[m]}: {count} of {totals[n]} ({100 * share:.1f} %)"))
             strength = share if n == m else share / worst if worst else 0.0
             kind = "right" if n == m else "wrong"
             place = {"x": float(x), "y": float(y), "width": cell - 1, "height": cell - 1}
-            marks.append(tag("rect", said, **place, class_="cell"))
+            marks.append(tag("rect", tooltip, **place, class_="cell"))
             if strength:
-                marks.append(tag("rect", said, **place, fill_opacity=max(0.04, 0.85 * strength), class_=f"cell {kind}"))
+                marks.append(tag("rect", tooltip, **place, fill_opacity=max(0.04, 0.85 * strength), class_=f"cell {kind}"))
             if count and len(names) <= MOST_WITH_NUMBERS:
                 marks.append(
-                    tag("text", said, escaped(count), x=x + cell / 2 - 0.5, y=y + cell / 2 + 3.5, class_="count middle")
+                    tag("text", tooltip, escaped(count), x=x + cell / 2 - 0.5, y=y + cell / 2 + 3.5, class_="count middle")
                 )
     marks.append(
         tag(
@@ -66,5 +66,5 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
     )
     marks.append(tag("text", "named class", x=left + side / 2, y=10, class_="label middle"))
     width = int(left + side + 4)
-    # Scaled to the page it would be read from across the room.
+    # Limited, because it would be far too large at the page's width.
     return tag("div", chart(width, int(top + side + 4), title, marks), style=f"max-width:{1.2 * width:.0f}px")

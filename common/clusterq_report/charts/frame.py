@@ -1,4 +1,4 @@
-"""What all charts have in common: the SVG around them, axes, legends, and a sentence where there is nothing to draw."""
+"""Common parts of all charts: SVG element, axes, legend, and a sentence in place of an empty chart."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 14, 12, 40
 
 
 def chart(width: int, height: int, title: str, marks: Sequence[str], names: Sequence[str] = ()) -> str:
-    """An SVG of its own, scaled to the page's width, and the legend above it where it has several series."""
+    """Return an SVG scaled to the page's width, with a legend above it where it has several series."""
     svg = tag("svg", tag("title", escaped(title)), *marks, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
     return (legend(names) if len(names) > 1 else "") + svg
 
 
 def legend(names: Sequence[str]) -> str:
-    """Which colour (and, from the seventh on, which dashes) means what."""
+    """Return a legend of the series' colours (and, from the seventh series on, dashes)."""
     return tag(
         "ul",
         *(
@@ -32,24 +32,24 @@ def legend(names: Sequence[str]) -> str:
 
 
 def axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
-    """Grid lines, ticks and labels of a chart whose frame is what the scales cover."""
+    """Return grid lines, ticks and labels of a chart whose frame is the range of its scales."""
     left, right, bottom, top = x.start, x.end, y.start, y.end
-    found = []
+    marks = []
     for tick in y.ticks:
         place = y(tick)
-        found.append(tag("line", x1=left, x2=right, y1=place, y2=place, class_="grid"))
-        found.append(tag("text", escaped(y.label(tick)), x=left - 6, y=place + 4, class_="tick end"))
+        marks.append(tag("line", x1=left, x2=right, y1=place, y2=place, class_="grid"))
+        marks.append(tag("text", escaped(y.label(tick)), x=left - 6, y=place + 4, class_="tick end"))
     for tick in x.ticks:
         place = x(tick)
-        found.append(tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="axis"))
-        found.append(tag("text", escaped(x.label(tick)), x=place, y=bottom + 16, class_="tick middle"))
-    found.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    found.append(tag("text", escaped(x_label), x=(left + right) / 2, y=bottom + 34, class_="label middle"))
+        marks.append(tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="axis"))
+        marks.append(tag("text", escaped(x.label(tick)), x=place, y=bottom + 16, class_="tick middle"))
+    marks.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    marks.append(tag("text", escaped(x_label), x=(left + right) / 2, y=bottom + 34, class_="label middle"))
     turned = f"rotate(-90 12 {(bottom + top) / 2:.1f})"
-    found.append(tag("text", escaped(y_label), x=12, y=(bottom + top) / 2, transform=turned, class_="label middle"))
-    return "".join(found)
+    marks.append(tag("text", escaped(y_label), x=12, y=(bottom + top) / 2, transform=turned, class_="label middle"))
+    return "".join(marks)
 
 
 def note(sentence: str) -> str:
-    """In place of a chart."""
+    """Return a sentence that replaces a chart."""
     return tag("p", escaped(sentence), class_="quiet")

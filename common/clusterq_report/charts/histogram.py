@@ -1,4 +1,4 @@
-"""Weights against the grid they are stored on: a small picture for each layer."""
+"""Histograms of a layer's weights over its quantization grid."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from clusterq_report.html.text import escaped, tag
 
 WIDTH, HEIGHT = 220, 92
 SIDE, TOP, BOTTOM = 8, 8, 16
-# More grid points than this and only the ends and zero are marked.
+# With more grid points, only the ends and zero are marked.
 MOST_MARKED = 20
 
 
 def grid_histogram(name: str, low: int, high: int, zero: int, student: Sequence[float], teacher: Sequence[float]) -> str:
-    """An SVG: shares of a layer's weights over [low - 1, high + 1] in steps of their grid; the student's filled, the teacher's a line.
+    """Return an SVG with shares of a layer's weights over [low - 1, high + 1] in grid steps: student filled, teacher as a line.
 
     Args:
-        name: the layer's.
-        low, high: the grid's ends, integers.
-        zero: the integer that means 0.
-        student, teacher: shares by bin, bins of equal width over that range; what lies beyond is counted in the outermost.
+        name: name of the layer.
+        low, high: ends of the grid, integers.
+        zero: the integer of the value 0.
+        student, teacher: shares by bin, bins of equal width over that range; values beyond it are counted in the outermost bins.
     """
     if not student or high <= low:
         return note(f"{name}: no weights to show.")
@@ -32,7 +32,7 @@ def grid_histogram(name: str, low: int, high: int, zero: int, student: Sequence[
         if shares:
             marks.append(tag("path", d=_steps(shares, x, y, closed=kind.startswith("bar")), class_=kind))
     marks.append(tag("line", x1=float(SIDE), x2=float(WIDTH - SIDE), y1=y(0), y2=y(0), class_="axis"))
-    # The ends' numbers reach inwards: centred, a long one would be cut off.
+    # The ends' numbers extend inwards, because a long centred one would be cut off.
     labels = {zero: "tick middle", low: "tick", high: "tick end"}
     marks += [tag("text", escaped(at), x=x(at), y=HEIGHT - 4, class_=kind) for at, kind in labels.items()]
     return tag(
@@ -41,7 +41,7 @@ def grid_histogram(name: str, low: int, high: int, zero: int, student: Sequence[
 
 
 def _steps(shares: Sequence[float], x: Scale, y: Scale, *, closed: bool) -> str:
-    """The outline of a histogram; runs of equal height are one stroke."""
+    """Return the outline of a histogram as an SVG path; runs of equal height are one stroke."""
     width = (x.high - x.low) / len(shares)
     path = [f"M{x.start:.1f},{y(0):.1f}"]
     before = None

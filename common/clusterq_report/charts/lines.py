@@ -7,19 +7,19 @@ from clusterq_report.charts.frame import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from clusterq_report.charts.scale import CLOSEST, Scale, linear, logarithmic, usable
 from clusterq_report.html.text import escaped, number, tag
 
-# Points that get a mark of their own, with the value as a tooltip.
+# Largest number of points with a mark of their own, which has the value as a tooltip.
 MOST_MARKED = 64
 
 
 @dataclass(frozen=True)
 class Line:
-    """A series.
+    """A series of a line chart.
 
     Attributes:
-        name: for the legend.
+        name: name in the legend.
         points: (x, y) in the order of x; a y that is None or not finite is a gap.
-        band: (x, low, high): what the points are means of.
-        joined: whether neighbours have to do with each other; else marks alone.
+        band: (x, low, high): ranges of the values whose means are the points.
+        joined: whether points are joined by a line; else there are marks only.
     """
 
     name: str
@@ -39,15 +39,15 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     notes: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """An SVG of the series, with a legend where there are several.
+    """Return an SVG of the series, with a legend where there are several.
 
     Args:
-        lines: the series; non-finite values are left out, as are values that a logarithm does not know.
-        title: what it shows, for those who cannot see it.
-        x_label, y_label: of the axes, with the unit; a logarithmic one is labelled as such.
+        lines: the series. Non-finite values are left out, and on a logarithmic axis those not above zero.
+        title: title of the chart, for readers who cannot see it.
+        x_label, y_label: labels of the axes, with the unit; a logarithmic axis is labelled as such.
         log: whether the y axis is logarithmic.
-        x_range, y_range: ends of the x axis and of a linear y axis; as the values have them if left out.
-        notes: (x, text): moments worth a vertical line.
+        x_range, y_range: ends of the x axis and of a linear y axis; chosen from the values if left out.
+        notes: (x, text): events marked by a vertical line.
     """
     xs = [x for line in lines for x, y in line.points if usable([y])]
     ys = [y for line in lines for _, y in line.points] + [end for line in lines for _, *ends in line.band for end in ends]
@@ -68,7 +68,7 @@ def line_chart(
 
 
 def _tight(xs: Sequence[float]) -> Scale:
-    """Along x the data fill the frame: only the ticks are round."""
+    """Return a horizontal scale that ends exactly at the data; only the ticks are round."""
     low, high = min(xs), max(xs)
     scale = linear([low, high], 0, 1)
     if high - low <= CLOSEST * max(abs(low), abs(high)):
@@ -82,12 +82,12 @@ def _draw(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
         return bool(usable([y])) and (not y_scale.log or (y or 0) > 0)
 
     colour = f"s{index % 6}"
-    found = []
+    marks = []
     band = [(x, low, high) for x, low, high in line.band if shown(low) and shown(high)]
     if band:
         there = [f"{x_scale(x):.1f},{y_scale(high):.1f}" for x, _, high in band]
         back = [f"{x_scale(x):.1f},{y_scale(low):.1f}" for x, low, _ in reversed(band)]
-        found.append(tag("path", d=f"M{'L'.join(there)}L{'L'.join(back)}Z", class_=f"band {colour}"))
+        marks.append(tag("path", d=f"M{'L'.join(there)}L{'L'.join(back)}Z", class_=f"band {colour}"))
     if line.joined:
         path, pen_down = [], False
         for x, y in line.points:
@@ -96,10 +96,10 @@ def _draw(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
                 continue
             path.append(f"{'L' if pen_down else 'M'}{x_scale(x):.1f},{y_scale(float(y or 0)):.1f}")
             pen_down = True
-        found.append(tag("path", d="".join(path), class_=f"line {colour} d{index // 6}"))
+        marks.append(tag("path", d="".join(path), class_=f"line {colour} d{index // 6}"))
     points = [(x, float(y or 0)) for x, y in line.points if shown(y)]
     if len(points) <= MOST_MARKED or not line.joined:
         for x, y in points:
-            said = tag("title", escaped(f"{line.name}: {number(y, 4)} at {number(x, 6)}"))
-            found.append(tag("circle", said, cx=x_scale(x), cy=y_scale(y), r=2.5, class_=f"dot {colour}"))
-    return "".join(found)
+            tooltip = tag("title", escaped(f"{line.name}: {number(y, 4)} at {number(x, 6)}"))
+            marks.append(tag("circle", tooltip, cx=x_scale(x), cy=y_scale(y), r=2.5, class_=f"dot {colour}"))
+    return "".join(marks)

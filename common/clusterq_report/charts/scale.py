@@ -1,14 +1,14 @@
-"""From values to positions on paper: ticks that people can read, linear and logarithmic scales."""
+"""Linear and logarithmic scales: mapping of values to positions, and readable ticks."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# A range beyond this cannot be subtracted in floating point; nobody plots it.
+# Larger ranges cannot be subtracted in floating point.
 LARGEST = 1e300
 # On a logarithmic axis ratios must be finite, too.
 LARGEST_RATIO = 1e100
-# Values nearer to each other than this, relative to their size, are drawn as one.
+# Values whose relative difference is smaller are drawn as one.
 CLOSEST = 1e-9
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 FEW_DECADES = 2
@@ -17,11 +17,11 @@ MOST_DECADE_TICKS = 8
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps `[low, high]` to pixels `[start, end]`; values outside stay outside.
+    """Mapping of `[low, high]` to pixels `[start, end]`; values outside the range map outside.
 
     Attributes:
-        low, high: what is shown; low < high, and both above zero where `log`.
-        start, end: where; start > end on an axis that points up.
+        low, high: range of values; low < high, and both above zero where `log`.
+        start, end: positions of its ends; start > end on an axis that points up.
         log: whether equal distances are equal ratios.
         ticks: values to label, inside the range.
     """
@@ -41,7 +41,7 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def label(self, tick: float) -> str:
-        """A tick's text, with as many decimals as its neighbours need.
+        """Return a tick's text, with as many decimals as its neighbours need.
 
         >>> scale = linear([0, 0.4], 0, 100)
         >>> [scale.label(tick) for tick in scale.ticks]
@@ -59,26 +59,26 @@ class Scale:
 
 
 def usable(values: Iterable[float | None]) -> list[float]:
-    """Those that can be placed on an axis."""
+    """Return the values that can be placed on an axis."""
     return [value for value in values if value is not None and math.isfinite(value) and abs(value) < LARGEST]
 
 
 def linear(
     values: Iterable[float | None], start: float, end: float, *, zero: bool = False, fixed: tuple[float, float] | None = None
 ) -> Scale:
-    """A scale over `values` (those that are finite), widened to whole ticks; 0 to 1 where there are none.
+    """Return a scale over the finite `values`, widened to whole ticks; 0 to 1 where there are none.
 
     Args:
-        values: what will be drawn.
-        start, end: pixels.
-        zero: include zero, as bars need it.
-        fixed: this range instead.
+        values: values to draw.
+        start, end: positions in pixels.
+        zero: include zero, as bars need.
+        fixed: range to use instead.
     """
     if fixed is not None:
         low, high = fixed
     else:
-        found = usable(values) + ([0.0] if zero else [])
-        low, high = (min(found), max(found)) if found else (0.0, 1.0)
+        finite = usable(values) + ([0.0] if zero else [])
+        low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
         size = max(abs(low), abs(high))
         if high - low <= max(size * CLOSEST, 1 / LARGEST):  # one value, or as good as the same one over and over
             half = size / 10 if size > 1 / LARGEST else 0.5
@@ -95,7 +95,7 @@ def linear(
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside `[low, high]`, about `wanted` and at least two of them.
+    """Return multiples of 1, 2, 2.5 or 5 times a power of ten inside `[low, high]`, about `wanted` and at least two.
 
     >>> nice_ticks(0, 100)
     [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
@@ -111,9 +111,12 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def logarithmic(values: Iterable[float | None], start: float, end: float) -> Scale:
-    """A scale over the values above zero, a little widened; ticks at powers of ten, at 1, 2 and 5 times them over few decades."""
-    found = [value for value in usable(values) if 1 / LARGEST_RATIO < value < LARGEST_RATIO]
-    low, high = (min(found), max(found)) if found else (0.1, 1.0)
+    """Return a slightly widened scale over the values above zero.
+
+    Its ticks are powers of ten, and over few decades also 2 and 5 times them.
+    """
+    positive = [value for value in usable(values) if 1 / LARGEST_RATIO < value < LARGEST_RATIO]
+    low, high = (min(positive), max(positive)) if positive else (0.1, 1.0)
     if high / low <= 1 + CLOSEST:
         low, high = low / 2, high * 2
     margin = (high / low) ** 0.03

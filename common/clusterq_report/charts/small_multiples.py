@@ -1,4 +1,4 @@
-"""Small multiples: many series of one kind, a little chart for each, all over the same axes so that they compare."""
+"""Small multiples: a small chart for each of many series, all with the same axes for comparison."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,15 +15,15 @@ MOST_CHARTS, MOST_POINTS = 48, 100
 
 
 def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[float] = ()) -> tuple[str, str]:
-    """A grid of charts, markup, and a sentence on its axes; of more than 48 series as many, evenly spread.
+    """Return a grid of charts as markup, and a sentence on its axes. Of more than 48 series, 48 are shown, evenly spread.
 
-    The vertical axis starts at zero, or is logarithmic where values lie far apart and are all above zero. Beyond 100 points they are
-    means over neighbours.
+    The vertical axis starts at zero, or is logarithmic where values are far apart and all above zero. More than 100 points are
+    thinned to means over neighbours.
 
     Args:
         found: series by name.
-        title: what they show.
-        notes: moments worth a vertical line.
+        title: title of the charts.
+        notes: events marked by a vertical line.
     """
     names = list(found)
     if len(names) > MOST_CHARTS:
@@ -38,9 +38,9 @@ def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[floa
     y_scale = logarithmic(values, bottom, TOP) if log else linear(values, bottom, TOP, zero=True)
     x_scale = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - RIGHT, ())
     drawn = [_small(line, x_scale, y_scale, [x for x in notes if x_scale.low <= x <= x_scale.high], title) for line in lines]
-    said = "One axis for all" + (", logarithmic." if log else ", from zero.")
-    said += f" {len(names)} of {len(found)}." if len(names) < len(found) else ""
-    return tag("div", *drawn, class_="smalls"), said
+    axes_text = "One axis for all" + (", logarithmic." if log else ", from zero.")
+    axes_text += f" {len(names)} of {len(found)}." if len(names) < len(found) else ""
+    return tag("div", *drawn, class_="smalls"), axes_text
 
 
 def _small(line: Line, x_scale: Scale, y_scale: Scale, notes: Sequence[float], title: str) -> str:
@@ -59,8 +59,8 @@ def _small(line: Line, x_scale: Scale, y_scale: Scale, notes: Sequence[float], t
         path.append(f"{'L' if pen_down else 'M'}{x_scale(x):.1f},{y_scale(y):.1f}")
         pen_down = True
     shown = usable(y for _, y in line.points)
-    said = f"{line.name}: {number(shown[0])} at first, {number(shown[-1])} at last" if shown else line.name
-    marks.append(tag("path", tag("title", escaped(said)), d="".join(path), class_="line s0"))
+    tooltip = f"{line.name}: {number(shown[0])} at first, {number(shown[-1])} at last" if shown else line.name
+    marks.append(tag("path", tag("title", escaped(tooltip)), d="".join(path), class_="line s0"))
     for x, kind in ((x_scale.low, "tick"), (x_scale.high, "tick end")):
         marks.append(tag("text", escaped(number(x)), x=x_scale(x), y=HEIGHT - 4, class_=kind))
     caption = tag("div", escaped(line.name), class_="tick")

@@ -1,1 +1,1 @@
-"""HTML: pages, styles, and text on its way into them."""
+"""HTML output: pages, styles, images and text."""

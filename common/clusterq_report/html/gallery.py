@@ -1,4 +1,4 @@
-"""Stored images, class by class, as they are in the shards. Free of torch."""
+"""Gallery of stored images, class by class, from the shards. Free of torch."""
 
 import base64
 import io
@@ -19,25 +19,25 @@ from clusterq_report.run_data import Source
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
 CLASSES, COLUMNS = 16, 8
-# Of all images together, before PNG and base64: the page stays below two megabytes.
+# Limit for all images together, before PNG and base64, so that the page stays below two megabytes.
 BYTES = 1_000_000
 GAP = 1
-# Small images are shown larger, by whole factors, so that pixels stay pixels.
+# Small images are enlarged by whole factors, so that pixels stay sharp.
 SMALLEST_SHOWN = 72
 
 
 def stored_images(source: Source, missing: str) -> str:
-    """The images of the shards that belong to a run; `missing`, or why they cannot be read, where there are none to show."""
+    """Return markup of the images in a run's shards, or `missing`, or the reason why they cannot be read."""
     if source.manifest is None:
         return paragraph(missing)
     try:
         return gallery(ShardSet(source.shards, source.manifest))
-    except ClusterqError as error:  # a set that came without its tars, say: the rest of the page is worth having
+    except ClusterqError as error:  # e.g. a set without its tars: the rest of the page is still useful
         return paragraph(f"The images cannot be shown. {without_places(str(error), source.folder)}")
 
 
 def gallery(shards: ShardSet, split: SplitName = "train") -> str:
-    """One row of images for each class, up to 16 classes and 8 images; markup.
+    """Return markup with one row of images for each class, up to 16 classes and 8 images.
 
     Raises:
         ClusterqError: a sample cannot be read.
@@ -47,28 +47,28 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     per_class = manifest.splits[split].per_class
     classes = spread_classes(per_class, CLASSES)
     reader = first_shards(shards, split)
-    found = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
-    side = side_shown(spec, COLUMNS * len(found))
+    by_class = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
+    side = side_shown(spec, COLUMNS * len(by_class))
     cells = []
-    for label, numbers in found.items():
+    for label, numbers in by_class.items():
         name = f"{label} {names[label]}" if names else str(label)
         cells.append(tag("span", escaped(name)))
         cells.append(strip(reader, numbers, spec, side, f"{len(numbers)} stored images of class {name}"))
     present = sum(count > 0 for count in per_class)
-    of = f"{len(found)} of {present} classes, evenly spread" if len(found) < present else "every class"
-    of += f" that has any ({len(per_class) - present} have none)" if len(found) == present < len(per_class) else ""
+    of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
+    of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
     shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
-    said = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
-    return tag("div", *cells, class_="images") + paragraph(said)
+    explanation = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
+    return tag("div", *cells, class_="images") + paragraph(explanation)
 
 
 def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:
-    """At how many pixels a side so many images are shown, so that together they have no more bytes than `budget`."""
+    """Return the side in pixels at which this number of images together has at most `budget` bytes."""
     return min(spec.size, max(8, math.isqrt(budget // (spec.channels * max(1, images)))))
 
 
 def strip(reader: SplitReader, numbers: Sequence[int], spec: InputSpec, side: int, said: str) -> str:
-    """Images side by side, each `side` pixels wide, as one `img`; `said` is what it shows, for those who cannot see it.
+    """Return images side by side, each `side` pixels wide, as one `img`; `said` is its alternative text.
 
     Raises:
         ClusterqError: a sample cannot be read.

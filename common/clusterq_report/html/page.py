@@ -1,4 +1,4 @@
-"""One self-contained HTML file: no script, nothing fetched, light and dark, on screen and on paper."""
+"""A self-contained HTML file without scripts or external resources, in light and dark, for screen and paper."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from clusterq_report.html.style import STYLE
 from clusterq_report.html.text import escaped, tag
 
-# Whatever a hostile folder may have smuggled in: a browser fetches and runs nothing.
+# Protects against content of a hostile folder: a browser fetches and runs nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 Level = Literal["good", "plain", "warning"]
@@ -15,7 +15,7 @@ Level = Literal["good", "plain", "warning"]
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page; `body` is markup. One without a body is left out."""
+    """A section of the page; `body` is markup. A section without a body is left out."""
 
     anchor: str
     title: str
@@ -24,7 +24,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Remark:
-    """A sentence on what the figures mean for the run at hand, and whether it is a reason to worry."""
+    """A sentence that interprets the figures of this run, and its level of concern."""
 
     level: Level
     sentence: str
@@ -35,12 +35,12 @@ class Report:
     """A whole page.
 
     Attributes:
-        title: of the page.
-        lead: what was done and what came out, in a sentence.
-        tiles: the figures to look at first, name to text.
-        remarks: how far to trust them.
-        sections: the rest.
-        guide: the page of the documentation that says how to read it.
+        title: title of the page.
+        lead: one sentence on the work and its result.
+        tiles: the most important figures, name to text.
+        remarks: remarks on the reliability of the figures.
+        sections: all other sections.
+        guide: the page of the documentation that explains this page.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Report:
     guide: str = "docs/report.md"
 
     def html(self) -> str:
-        """The file's text; XML as well as HTML."""
+        """Return the file's text, which is valid as HTML and as XML."""
         shown = [section for section in self.sections if section.body]
         head = tag(
             "head",
@@ -88,12 +88,12 @@ class Report:
 
 
 def tiles(values: Mapping[str, str]) -> str:
-    """Few large figures."""
+    """Return a few figures in large type."""
     return tag("dl", *(tag("div", tag("dt", escaped(k)), tag("dd", escaped(v))) for k, v in values.items()), class_="tiles")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """A table of text; the first `words` columns are words, the others figures."""
+    """Return a table of text; the first `words` columns are words, the others figures."""
 
     def cells(kind: str, row: Sequence[str]) -> str:
         return "".join(tag(kind, escaped(cell), class_=None if n < words else "figure") for n, cell in enumerate(row))
@@ -103,20 +103,20 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
 
 
 def figure(title: str, drawing: str, caption: str) -> str:
-    """A chart (markup) under its title, and what to see in it (both text)."""
+    """Return a chart (markup) with its title above and its caption below (both text)."""
     return tag("figure", tag("h3", escaped(title)), drawing, tag("figcaption", escaped(caption)))
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of text."""
+    """Return a paragraph of text."""
     return tag("p", escaped(text))
 
 
 def code(text: str) -> str:
-    """Something to copy."""
+    """Return a block of text to copy."""
     return tag("pre", tag("code", escaped(text)))
 
 
 def folded(summary: str, body: str) -> str:
-    """Details that open on request (and on paper); `body` is markup."""
+    """Return details that open on request (and on paper); `body` is markup."""
     return tag("details", tag("summary", escaped(summary)), body)

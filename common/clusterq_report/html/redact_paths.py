@@ -1,15 +1,17 @@
-"""Paths on a page that is passed on: where something lies in the run's folder is worth reading, where that folder lies is nobody's
-business."""
+"""Redaction of paths on a page that may be shared.
+
+Locations inside the run's folder are shown; the location of that folder is not.
+"""
 
 import os
 import re
 from pathlib import Path
 
-# Stands for the folders that a path is shown without.
+# Placeholder for the hidden folders of a path.
 ELSEWHERE = "..."
 # A path from the root, of POSIX or of Windows; a factory's `:function` may follow.
 ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[\\/](?![\\/])")
-# The same inside a sentence: two parts at least, and nothing before it that makes it part of a word, a URL or a relative path.
+# The same inside a sentence: at least two parts, and not part of a word, a URL or a relative path.
 WITHIN = re.compile(r"(?<![\w.:/\\~-])(?:[A-Za-z]:)?[\\/][^\s\\/'\"<>|,;()]+(?:[\\/][^\s\\/'\"<>|,;()]+)+")
 SAID = (
     f"Names after {ELSEWHERE}/ stand for what lies outside the run's folder; its config.yaml, environment.json and result.json have the "
@@ -18,7 +20,7 @@ SAID = (
 
 
 def shown_path(text: str, folder: Path) -> str:
-    """A value as the page shows it: an absolute path relative to the run's folder, or without its folders; anything else as it is.
+    """Return a value as shown on the page: an absolute path relative to the run's folder, or without its folders; else unchanged.
 
     >>> run = Path("/data/out/finetune-w4a4")
     >>> [shown_path(text, run) for text in ("/data/out/finetune-w4a4/config.yaml", "/data/out/shards", "/home/me/net.py:build", "out/")]
@@ -29,7 +31,7 @@ def shown_path(text: str, folder: Path) -> str:
 
 
 def without_places(sentence: str, folder: Path) -> str:
-    """A sentence, such as an error, with each absolute path in it shown so.
+    """Return a sentence, such as an error, with each absolute path in it redacted.
 
     >>> without_places("--shards: /mnt/my.set/x.tar is cut short (1/2 of it, 3 images/s).", Path("/data/out"))
     '--shards: .../x.tar is cut short (1/2 of it, 3 images/s).'
@@ -38,7 +40,7 @@ def without_places(sentence: str, folder: Path) -> str:
 
 
 def _relative(path: str, folder: Path) -> str:
-    # As text: the folder may have been another machine's.
+    # Compared as text, because the folder may be another machine's.
     run = os.path.abspath(folder)
     for base, prefix in ((run, ""), (os.path.dirname(run), "../")):
         if base != os.sep and path.startswith(base + os.sep):

@@ -1,4 +1,4 @@
-"""The page's looks. Colours are those of Okabe and Ito, which colour-blind people can tell apart."""
+"""Style sheet of the page. Its colours are those of Okabe and Ito, which colour-blind people can distinguish."""
 
 STYLE = """
 :root{--paper:#fff;--ink:#1c1e21;--quiet:#5d6470;--rule:#dfe2e7;--box:#f6f7f9;--good:#00785a;--bad:#b34700;

@@ -1,1 +1,1 @@
-"""Measurements that a page shows and that need the networks."""
+"""Measurements for a page that require the networks."""

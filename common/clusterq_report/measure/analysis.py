@@ -1,4 +1,4 @@
-"""What only the networks can tell, measured on a few hundred stored images: analysis.json."""
+"""Measurements with the networks on a few hundred stored images: analysis.json."""
 
 import json
 from collections.abc import Iterator
@@ -19,37 +19,37 @@ from clusterq_report.measure.features import BatchNormDistances, Scatter
 from clusterq_report.measure.layers import quantized_layers
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
-# For everything but scatter: evenly over the set. For scatter: classes, and images of each.
+# Number of images, evenly over the set, for all measurements except scatter. For scatter: classes, and images of each.
 IMAGES = 256
 CLASSES, IMAGES_OF_A_CLASS = 16, 16
-# Outputs of every layer are held for one batch.
+# The outputs of every layer are held for one batch, so batches are small.
 SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 64, 8
 
 
 def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> None:
-    """Measure, and write analysis.json into a run's folder (atomically).
+    """Measure, and write analysis.json into a run's folder atomically.
 
     Args:
-        folder: of the run; the student is the one saved in it.
+        folder: folder of the run, with the saved student.
         teacher: on `device`.
         student: its low-bit copy on `device`, or None where the run made none.
-        shards: what the run made or learned from.
-        device: where the networks are.
+        shards: shards that the run made or learned from.
+        device: device of the networks.
 
     Raises:
         ClusterqError: the shards cannot be read.
     """
-    found = analyse(teacher, student, shards, device)
+    analysis = analyse(teacher, student, shards, device)
     if student is not None:
-        found["student"] = sha256_file(folder / STUDENT)
-    atomic_write(folder / ANALYSIS, json.dumps(_rounded(found)) + "\n")
+        analysis["student"] = sha256_file(folder / STUDENT)
+    atomic_write(folder / ANALYSIS, json.dumps(_rounded(analysis)) + "\n")
 
 
 @torch.no_grad()
 def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> dict[str, Any]:
-    """Distance of the images' BatchNorm statistics, scatter of classes by layer, and errors of quantization by layer.
+    """Measure the distance of the images' BatchNorm statistics, the scatter of classes, and quantization errors, all by layer.
 
-    Networks run in eval mode and float32; they are as before afterwards. The same networks and images give the same figures.
+    Networks run in eval mode and float32 and are restored afterwards. The same networks and images give the same figures.
     """
     reader, spec = first_shards(shards), teacher.spec
     even = [number * len(reader) // IMAGES for number in range(IMAGES)] if len(reader) > IMAGES else list(range(len(reader)))
@@ -85,7 +85,7 @@ def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, devic
 
 
 def _batches(reader: SplitReader, numbers: list[int], spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
-    """Normalised images (N, C, S, S) on the device, a batch at a time."""
+    """Yield normalised images (N, C, S, S) on the device, a batch at a time."""
     size = SMALL_BATCH if spec.size <= SMALL_IMAGE else LARGE_BATCH
     for start in range(0, len(numbers), size):
         pixels = [torch.from_numpy(reader.read(number)[0]) for number in numbers[start : start + size]]
@@ -94,9 +94,9 @@ def _batches(reader: SplitReader, numbers: list[int], spec: InputSpec, device: t
 
 
 def _rounded(value: Any) -> Any:
-    """Six significant digits are enough for a person, and a third of the file."""
+    """Return a value rounded to six significant digits, which keeps the file small."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

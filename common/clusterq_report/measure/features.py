@@ -1,4 +1,4 @@
-"""What stored images do inside the teacher: how far from the training data's statistics, and how far apart by class."""
+"""Statistics of stored images in the teacher: distance to the training data's statistics, and separation of classes."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from clusterq_common.taps import BatchNormTaps, batchnorm_layers
 
 
 class BatchNormDistances:
-    """Sums up BatchNorm inputs over batches and compares them with the running statistics.
+    """Accumulator of BatchNorm inputs over batches, for comparison with the running statistics.
 
     Attributes:
-        scales: by layer, (C,) what BatchNorm divides by: sqrt(running var + eps). Distances are in these units.
+        scales: by layer, (C,) divisor of BatchNorm: sqrt(running var + eps). Distances are in these units.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -25,34 +25,37 @@ class BatchNormDistances:
             self.scales[name] = torch.sqrt(layer.running_var.double() + layer.eps)
 
     def add(self, taps: BatchNormTaps) -> None:
-        """Take in a batch; a layer that runs twice counts twice."""
+        """Add a batch. A layer that runs twice counts twice."""
         for moments in taps:
             both = torch.stack([moments.first.double().sum(0), moments.second.double().sum(0)])
             self._sums[moments.name] = self._sums.get(moments.name, 0) + both
             self._count[moments.name] = self._count.get(moments.name, 0) + len(moments.first)
 
     def result(self) -> list[dict[str, Any]]:
-        """By layer in order of execution: `mean`, root mean square over channels of (mean - running mean) / scale; `std`, mean over
-        channels of |std / scale - 1|."""
-        found = []
+        """Return the distances by layer in order of execution.
+
+        `mean` is the root mean square over channels of (mean - running mean) / scale. `std` is the mean over channels of
+        |std / scale - 1|.
+        """
+        layers = []
         for name, sums in self._sums.items():
             first, second = sums / self._count[name]
-            # The moments are relative to the running mean already.
+            # The moments are already relative to the running mean.
             std = torch.sqrt((second - first.square()).clamp_min(0) + self._layers[name].eps)
             mean = (first / self.scales[name]).square().mean().sqrt()
-            found.append({"layer": name, "mean": float(mean), "std": float((std / self.scales[name] - 1).abs().mean())})
-        return found
+            layers.append({"layer": name, "mean": float(mean), "std": float((std / self.scales[name] - 1).abs().mean())})
+        return layers
 
 
 class Scatter:
-    """Collects each image's mean over positions in every BatchNorm input, and splits its variance into between and within classes."""
+    """Accumulator of each image's channel means at every BatchNorm input, for the variance between and within classes."""
 
     def __init__(self, labels: Tensor) -> None:
         self._labels = labels
         self._rows: dict[str, list[Tensor]] = {}
 
     def add(self, taps: BatchNormTaps) -> None:
-        """Take in the next images, in the order of the labels; of a layer that runs twice the first pass counts."""
+        """Add the next images, in the order of the labels. For a layer that runs twice, the first pass counts."""
         seen: set[str] = set()
         for moments in taps:
             if moments.name not in seen:
@@ -60,20 +63,23 @@ class Scatter:
                 self._rows.setdefault(moments.name, []).append(moments.first.double())
 
     def result(self, scales: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """By layer: `between` and `within`, variance components (one-way random effects, so that few images of a class do not pass for
-        distance between classes), mean over channels, in squared units of `scales`; empty unless two classes have two images each."""
+        """Return the variance components `between` and `within` by layer, mean over channels, in squared units of `scales`.
+
+        They follow a one-way random effects model, so that few images of a class do not appear as distance between classes. The
+        result is empty unless two classes have two images each.
+        """
         _, group, count = torch.unique(self._labels, return_inverse=True, return_counts=True)
         classes, images = len(count), len(self._labels)
         if classes < 2 or images <= classes:
             return []
-        # Images of a class, were they all equally many (Searle, 1971).
+        # Effective number of images of a class for classes of unequal size (Searle, 1971).
         each = (images - float(count.double().square().sum()) / images) / (classes - 1)
-        found = []
+        layers = []
         for name, batches in self._rows.items():
             values = torch.cat(batches) / scales[name]
             means = values.new_zeros(classes, values.shape[1]).index_add(0, group, values) / count[:, None]
             within = (values - means[group]).square().sum(0) / (images - classes)
             between = (count[:, None] * (means - values.mean(0)).square()).sum(0) / (classes - 1)
             between = ((between - within) / each).clamp_min(0)
-            found.append({"layer": name, "between": float(between.mean()), "within": float(within.mean())})
-        return found
+            layers.append({"layer": name, "between": float(between.mean()), "within": float(within.mean())})
+        return layers

@@ -1,4 +1,4 @@
-"""Errors that quantization makes, layer by layer: of weights, of activations, and of what comes out."""
+"""Quantization errors layer by layer: of weights, of activations, and of outputs."""
 
 import math
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
 from clusterq_common.quant.structure import quantizable_layers
 
-# Bins of a weight histogram, about; a grid point has as many as there is room for.
+# Approximate number of bins of a weight histogram; each grid point has as many bins as fit.
 BINS = 96
 
 
 @dataclass
 class _Ratio:
-    """Signal and noise, summed up over batches."""
+    """Signal and noise power, summed over batches."""
 
     signal: float = 0.0
     noise: float = 0.0
@@ -31,13 +31,13 @@ class _Ratio:
 
     @property
     def decibel(self) -> float | None:
-        """SQNR, 10 log10(signal / noise); None where there is no noise, or no signal."""
+        """Signal-to-quantization-noise ratio, 10 log10(signal / noise); None without noise or signal."""
         return 10 * math.log10(self.signal / self.noise) if self.noise > 0 and self.signal > 0 else None
 
 
 @dataclass
 class _Site:
-    """What one activation quantizer does to what flows through it."""
+    """Statistics of one activation quantizer over the batches."""
 
     ratio: _Ratio
     low: float = math.inf
@@ -55,13 +55,13 @@ class _Site:
 
 
 def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[Tensor], example: Tensor) -> dict[str, Any]:
-    """`outputs`, `activations` and `weights`, each a list in order of execution.
+    """Return `outputs`, `activations` and `weights`, each a list in order of execution.
 
-    `outputs`: SQNR in dB of a layer's output against the teacher's, errors of all layers before it included.
-    `activations`: by quantizer its bits, the range of its grid, the range seen, the share beyond the grid, and the SQNR of rounding and
-    clipping there alone.
-    `weights`: by layer its bits, SQNR of the rounding of the student's own float weights (None where they lie on the grid) and of its
-    integers against the teacher's weights, the share beyond the grid, and histograms over [low - 1, high + 1] in steps.
+    `outputs`: SQNR in dB of a layer's output against the teacher's, including the errors of all layers before it.
+    `activations`: for each quantizer its bits, the range of its grid, the observed range, the share beyond the grid, and the SQNR
+    of rounding and clipping at this place alone.
+    `weights`: for each layer its bits, the SQNR of rounding the student's own float weights (None where they lie on the grid), the
+    SQNR of its integers against the teacher's weights, the share beyond the grid, and histograms over [low - 1, high + 1] in steps.
 
     Args:
         teacher: in eval mode; student: its copy by `convert`, calibrated.
@@ -80,7 +80,7 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
     expected: dict[str, list[Tensor]] = {name: [] for name in order}
 
     def keep(name: str, output: Tensor) -> None:
-        # A copy: the next layer may work in place.
+        # Copied, because the next layer may work in place.
         expected[name].append(output.clone())
 
     def compare(name: str, output: Tensor) -> None:
@@ -101,7 +101,7 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
 
 
 def grid_ends(quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
-    """The least and the largest value that a quantizer can give, (1,) or (channels,)."""
+    """Return the smallest and the largest value of a quantizer's grid, (1,) or (channels,)."""
     scale, zero = quantizer.scale.detach(), quantizer.zero_point
     return (quantizer.grid.low - zero) * scale, (quantizer.grid.high - zero) * scale
 
@@ -157,8 +157,8 @@ def _weights(name: str, layer: nn.Module, original: nn.Module) -> dict[str, Any]
 
 
 def _shares(values: Tensor, low: float, high: float, bins: int) -> list[float]:
-    """Shares of values by bin; those outside are counted in the outermost."""
-    # A value on the edge of two bins belongs to the upper one, whatever float32 makes of it.
+    """Return the shares of values by bin; values outside are counted in the outermost bins."""
+    # A value on the edge of two bins belongs to the upper one, despite float32 rounding.
     place = ((values.double() - low) * (bins / (high - low)) + 1e-6).floor().long().clamp(0, bins - 1)
     counts: list[float] = (torch.bincount(place.flatten().cpu(), minlength=bins).double() / values.numel()).tolist()
     return counts
@@ -166,7 +166,7 @@ def _shares(values: Tensor, low: float, high: float, bins: int) -> list[float]:
 
 @contextmanager
 def _outputs(model: nn.Module, names: list[str], use: Any) -> Iterator[None]:
-    """Show each named layer's output to `use(name, output)` inside the block."""
+    """Call `use(name, output)` for each named layer's output within the block."""
     hooks = {
         name: model.get_submodule(name).register_forward_hook(lambda _module, _args, output, name=name: use(name, output))
         for name in names

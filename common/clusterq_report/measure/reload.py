@@ -1,4 +1,4 @@
-"""A run's networks from its folder, to measure them after the run."""
+"""Loading of a run's networks from its folder, to measure them after the run."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from clusterq_report.run_data import Source, section
 
 
 def analyse_folder(folder: Path) -> None:
-    """Load what a run's config names and write its analysis.json.
+    """Load the networks that a run's config names, and write its analysis.json.
 
     Raises:
-        ClusterqError: a comparison; or see `load_teacher` and `measure`.
+        ClusterqError: the folder is a comparison; or see `load_teacher` and `measure`.
     """
     source = Source.open(folder)
     if source.kind == "comparison":
@@ -38,10 +38,10 @@ def analyse_folder(folder: Path) -> None:
 
 
 def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
-    """Write the analysis.json of a run whose teacher is at hand.
+    """Write the analysis.json of a run whose teacher is already loaded.
 
     Raises:
-        ClusterqError: the run's shards are not there, were made for another teacher, or the student cannot be read.
+        ClusterqError: the run's shards are missing or were made for another teacher, or the student cannot be read.
     """
     folder = source.folder
     if source.manifest is None:

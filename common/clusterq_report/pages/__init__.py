@@ -1,1 +1,1 @@
-"""Pages of each kind of run, from what its folder says."""
+"""Pages for each kind of run, made from its folder."""

@@ -1,4 +1,4 @@
-"""Parts of a page about accuracy: who is right how often, on which classes, and what is taken for what."""
+"""Page sections on accuracy: overall, by class, and confusions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,39 +13,41 @@ from clusterq_report.html.text import number, percent, tag
 from clusterq_report.run_data import Ints, Source, pair, real, reals, section
 
 MODELS = ("teacher", "calibrated", "student")
-# More classes than this are shown by their extremes.
+# With more classes, only the extreme ones are shown.
 MOST_BARS = 32
 MOST_CELLS = 40
 WORST = 15
 
 
 def measured(source: Source) -> dict[str, dict[str, object]]:
-    """The sections of result.json about models that saw real images, by the model's name."""
+    """Return the sections of result.json on models that were evaluated on real images, by the model's name."""
     return {name: section(source.result, name) for name in MODELS if real(section(source.result, name).get("top1")) is not None}
 
 
 def top1(source: Source, model: str) -> float | None:
-    """Percent."""
+    """Return a model's top-1 in percent, or None."""
     return real(section(source.result, model).get("top1"))
 
 
 def with_interval(source: Source, model: str) -> str:
-    """`88.58 % (87.67 to 89.43)`."""
+    """Return a model's top-1 with its interval as text, such as `88.58 % (87.67 to 89.43)`."""
     ends = pair(section(source.result, model).get("top1_interval"))
-    found = percent(top1(source, model))
-    return found if ends is None else f"{found} ({ends[0]:.2f} to {ends[1]:.2f})"
+    text = percent(top1(source, model))
+    return text if ends is None else f"{text} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def below_teacher(source: Source) -> Interval | None:
-    """How many points the student lies below its teacher, on the same images."""
-    said = source.predictions
-    if not {"teacher", "student", "label"} <= said.keys() or not len(said["label"]):
+    """Return how many points the student is below its teacher, paired by image, or None without predictions."""
+    predictions = source.predictions
+    if not {"teacher", "student", "label"} <= predictions.keys() or not len(predictions["label"]):
         return None
-    return paired((said["teacher"] == said["label"])[None], (said["student"] == said["label"])[None])
+    return paired(
+        (predictions["teacher"] == predictions["label"])[None], (predictions["student"] == predictions["label"])[None]
+    )
 
 
 def class_names(source: Source, count: int) -> list[str]:
-    """Of the shards' manifest; else the folders that the images lie in, one folder a class; else numbers."""
+    """Return class names: from the shards' manifest, else from the images' folders if each class has one, else numbers."""
     names = source.manifest.class_names if source.manifest else None
     if names and len(names) == count:
         return [f"{label} {name}" for label, name in enumerate(names)]
@@ -53,13 +55,13 @@ def class_names(source: Source, count: int) -> list[str]:
     for name, label in zip(source.image_names, source.predictions.get("label", []), strict=False):
         folders.setdefault(int(label), set()).add(name.rpartition("/")[0].rpartition("/")[2])
     return [
-        f"{label} {next(iter(found))}" if len(found := folders.get(label, set())) == 1 and "" not in found else str(label)
+        f"{label} {next(iter(own))}" if len(own := folders.get(label, set())) == 1 and "" not in own else str(label)
         for label in range(count)
     ]
 
 
 def overall(source: Source) -> str:
-    """Top-1 of teacher, calibrated and fine-tuned student."""
+    """Return a figure and a table of top-1 of teacher, calibrated and fine-tuned student."""
     parts = measured(source)
     if not parts:
         return ""
@@ -81,18 +83,20 @@ def overall(source: Source) -> str:
     rows = []
     for name, part in parts.items():
         ends = pair(part.get("top1_interval"))
-        said = "–" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+        interval = "–" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
         figures = [percent(real(part.get(key))) for key in ("top5", "balanced_accuracy", "agreement", "calibration_error")]
         counts = [number(real(part.get(key))) for key in ("images", "images_per_second")]
-        rows.append([name, percent(real(part.get("top1"))), said, *figures, *counts])
+        rows.append([name, percent(real(part.get("top1"))), interval, *figures, *counts])
     caption = "The thin line is the 95 % interval: what other images of the same kind might have given. It knows nothing of other seeds."
     return figure("Top-1", drawn, caption) + table(heads, rows)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a class lost from teacher to student: top-1 in percent, its images (0 where they are not known), and whether the 95 %
-    intervals of the two lie apart."""
+    """Loss of a class from teacher to student.
+
+    It has top-1 of both in percent, the number of images (0 where unknown), and whether the two 95 % intervals are disjoint.
+    """
 
     label: int
     teacher: float
@@ -106,35 +110,39 @@ class Loss:
 
 
 def losses(source: Source) -> list[Loss]:
-    """Of each class, the one that lost most images first."""
+    """Return the loss of each class, sorted by the number of lost images, largest first."""
     teacher, student = (reals(section(source.result, name).get("per_class")) for name in ("teacher", "student"))
     if not student or len(teacher) != len(student):
         return []
     counts = np.bincount(source.predictions.get("label", np.zeros(0, np.int64)).clip(0), minlength=len(student))
-    found = []
+    lost = []
     for label, (before, after) in enumerate(zip(teacher, student, strict=True)):
         if before is not None and after is not None:
-            one, other = (_interval(value, int(counts[label])) for value in (before, after))
-            clear = one is not None and other is not None and (one[0] > other[1] or other[0] > one[1])
-            found.append(Loss(label, before, after, int(counts[label]), clear))
-    return sorted(found, key=lambda loss: (-loss.points * max(1, loss.images), loss.label))
+            before_interval, after_interval = (_interval(value, int(counts[label])) for value in (before, after))
+            clear = (
+                before_interval is not None
+                and after_interval is not None
+                and (before_interval[0] > after_interval[1] or after_interval[0] > before_interval[1])
+            )
+            lost.append(Loss(label, before, after, int(counts[label]), clear))
+    return sorted(lost, key=lambda loss: (-loss.points * max(1, loss.images), loss.label))
 
 
 def by_class(source: Source) -> str:
-    """Top-1 of each class, teacher beside student; of many classes those that lost most."""
-    found = losses(source)
-    if not found:
+    """Return a figure of each class's top-1, teacher beside student; with many classes, of those that lost most."""
+    lost_classes = losses(source)
+    if not lost_classes:
         return ""
     names = class_names(source, len(reals(section(source.result, "student").get("per_class"))))
     caption = "Thin lines: 95 % intervals; with few images of a class they are wide, and a difference may be chance."
-    if len(found) > MOST_BARS:
-        gained, lost = sum(loss.points < 0 for loss in found), sum(loss.points > 0 for loss in found)
-        caption += f" Of {len(found)} classes {gained} gained, {lost} lost."
-        found, title = found[:WORST], f"The {WORST} classes that lost most images"
+    if len(lost_classes) > MOST_BARS:
+        gained, lost = sum(loss.points < 0 for loss in lost_classes), sum(loss.points > 0 for loss in lost_classes)
+        caption += f" Of {len(lost_classes)} classes {gained} gained, {lost} lost."
+        lost_classes, title = lost_classes[:WORST], f"The {WORST} classes that lost most images"
     else:
-        found, title = sorted(found, key=lambda loss: loss.label), "Top-1 by class"
+        lost_classes, title = sorted(lost_classes, key=lambda loss: loss.label), "Top-1 by class"
     groups = []
-    for loss in found:
+    for loss in lost_classes:
         values = [loss.teacher, loss.student]
         groups.append(Bars(names[loss.label], values, [_interval(value, loss.images) for value in values]))
     drawn = bar_chart(groups, ["teacher", "student"], title=title, x_label="top-1, percent", high=100.0, decimals=1)
@@ -146,14 +154,16 @@ def _interval(share: float | None, count: int) -> tuple[float, float] | None:
 
 
 def confusion(source: Source) -> str:
-    """What the student takes for what: a heat map, or for many classes the most frequent mistakes; the teacher's counts beside them."""
-    said = source.predictions
+    """Return the student's confusions: a heat map with few classes, and the most frequent mistakes beside the teacher's counts."""
+    predictions = source.predictions
     classes = len(reals(section(source.result, "student").get("per_class")))
-    if not {"label", "student"} <= said.keys() or not classes:
+    if not {"label", "student"} <= predictions.keys() or not classes:
         return ""
     names = class_names(source, classes)
-    student = _counts(said["label"], said["student"], classes)
-    teacher = _counts(said["label"], said["teacher"], classes) if "teacher" in said else np.zeros_like(student)
+    student = _counts(predictions["label"], predictions["student"], classes)
+    teacher = (
+        _counts(predictions["label"], predictions["teacher"], classes) if "teacher" in predictions else np.zeros_like(student)
+    )
     drawn = ""
     if classes <= MOST_CELLS:
         caption = (

@@ -1,4 +1,4 @@
-"""The page of a comparison: rows of a table as bars with intervals, and the table."""
+"""Page of a comparison: a table's rows as bars with intervals, and the table."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from clusterq_report.pages import provenance
 from clusterq_report.run_data import Source, real, word
 
 FIGURE = r"-?\d{1,9}(?:\.\d{1,9})?"
-# As tools/compare/paired.py writes them: `91.17 ± 0.01` over seeds, `0.85 [0.60, 1.10]` over images.
+# Format of tools/compare/paired.py: `91.17 ± 0.01` over seeds, `0.85 [0.60, 1.10]` over images.
 WRITTEN = re.compile(rf"({FIGURE})(?: ± ({FIGURE})| \[({FIGURE}), ({FIGURE})\])?")
-# Columns by what they hold, as compare_methods.py and as `clusterq-finetune compare` call them.
+# Column names by content, in compare_methods.py and in `clusterq-finetune compare`.
 TEACHER, CALIBRATED, STUDENT = ("teacher top-1", "teacher"), ("calibrated top-1", "calibrated"), ("student top-1", "student")
 BELOW, SPREAD = ("below teacher [95 %]", "below teacher"), "spread"
 COST = (("set, CPU min",), ("student, CPU min",))
 REPEATS = ("runs", "seeds")
-# What tells rows apart.
+# Columns that distinguish rows.
 WORDS = ("set", "method", "bits", "first/last", "protocol", "quantizer", "sites", "recipe", "images")
 FEW_SEEDS = 3
 
@@ -27,7 +27,7 @@ Figure = tuple[float, tuple[float, float] | None]
 
 
 def comparison_report(source: Source) -> Report:
-    """What compare_methods.py has found, from its table.json."""
+    """Return the page of a comparison by compare_methods.py, from its table.json."""
     tail = [
         Section("again", "Run it again", provenance.again(source) if source.environment else ""),
         Section("origins", "Origins", provenance.origins(source)),
@@ -36,11 +36,11 @@ def comparison_report(source: Source) -> Report:
 
 
 def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -> Report:
-    """The page of a table whose columns are those of compare_methods.py or of `clusterq-finetune compare`.
+    """Return the page of a table with the columns of compare_methods.py or of `clusterq-finetune compare`.
 
     Args:
-        found: its rows.
-        tail: sections that come last.
+        found: rows of the table.
+        tail: sections at the end.
     """
     names = list(dict.fromkeys(str(name) for row in found for name in row))
     labels = [_label(row, found) for row in found]
@@ -69,16 +69,16 @@ def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -
 def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
     remarks = [] if found else [Remark("warning", "The table has no row.")]
     if repeats and min(repeats) < FEW_SEEDS:
-        said = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
-        remarks.append(Remark("warning", f"{said} three or more tell."))
+        sentence = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
+        remarks.append(Remark("warning", f"{sentence} three or more tell."))
     if any("first set minus this" in row for row in found):
-        said = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
-        remarks.append(Remark("plain", said))
+        sentence = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
+        remarks.append(Remark("plain", sentence))
     return remarks
 
 
 def _figure(row: dict[str, Any], columns: Sequence[str]) -> Figure | None:
-    """The first of the columns that holds a figure; a student's spread over seeds may stand in a column of its own."""
+    """Return the value of the first column that holds a figure. A student's spread over seeds may be in a separate column."""
     for column in columns:
         value = written(row.get(column))
         if value is not None:
@@ -89,7 +89,7 @@ def _figure(row: dict[str, Any], columns: Sequence[str]) -> Figure | None:
 
 
 def written(value: Any) -> Figure | None:
-    """A figure and its interval, of text or of a number; a spread over seeds as mean ± one standard deviation.
+    """Parse a figure and its interval from a text or a number; a spread over seeds is mean ± one standard deviation.
 
     >>> written("91.17 ± 0.01"), written("0.85 [0.6, 1.1]"), written(""), written(2)
     ((91.17, (91.16, 91.18)), (0.85, (0.6, 1.1)), None, (2.0, None))
@@ -107,8 +107,8 @@ def written(value: Any) -> Figure | None:
 
 
 def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
-    """What tells this row from the others."""
-    telling = [name for name in WORDS if len({word(one.get(name)) for one in found}) > 1 and name in row]
+    """Return the text that distinguishes this row from the others."""
+    telling = [name for name in WORDS if len({word(other.get(name)) for other in found}) > 1 and name in row]
     return ", ".join(word(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
 
 
@@ -122,8 +122,8 @@ def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
     names = ["after calibration", "after fine-tuning"]
     drawn = bar_chart(groups, names, title="Top-1", x_label="top-1, percent", high=100.0, decimals=2)
     teacher = next((value for row in found if (value := _figure(row, TEACHER))), None)
-    said = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
-    return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{said}")
+    teacher_text = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
+    return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{teacher_text}")
 
 
 def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
@@ -133,8 +133,8 @@ def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
     title = "Points below the teacher"
     groups = [_bars(label, [value]) for label, value in pairs]
     drawn = bar_chart(groups, ["below teacher"], title=title, x_label="points below the teacher: shorter is better", decimals=2)
-    said = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
-    return figure(title, drawn, said)
+    caption = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
+    return figure(title, drawn, caption)
 
 
 def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""From a folder to report.html. Free of torch: everything that needs networks has been measured before."""
+"""Drawing of report.html from a folder. Free of torch: measurements with networks are made before."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ PAGES = {"generator": generator_report, "fine-tuning": finetuning_report, "compa
 
 
 def draw_report(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of a run or of a comparison (atomically); returns where.
+    """Write the page of a run or of a comparison atomically. Returns its path.
 
     Args:
-        folder: what to draw; it may be unfinished.
-        out: the file; report.html in the folder when None.
+        folder: folder to draw; it may be unfinished.
+        out: file to write; report.html in the folder when None.
 
     Raises:
-        ClusterqError: the folder is neither, or a file in it is not what a run writes.
+        ClusterqError: the folder is neither, or a file in it was not written by a run.
     """
     source = Source.open(folder)
     path = out or folder / REPORT

@@ -1,4 +1,4 @@
-"""The page of a `clusterq-gen train`: a generator, or a bank of images, and the shards they gave."""
+"""Page of a `clusterq-gen train` run: a generator or a bank of images, and its shards."""
 
 import math
 
@@ -16,18 +16,18 @@ from clusterq_report.run_data import Points, Source, real, section, word
 
 NO_SHARDS = "There are no shards yet; samples/ in the run's folder has grids of images along the way."
 MOST_CLASSES = 40
-# Steps at the end over which a figure is averaged.
+# Number of last steps over which a figure is averaged.
 LAST_STEPS = 50
-# Below this share of images in which the teacher sees the class asked for, classes were hardly learned.
+# Below this share of images with the requested class seen by the teacher, the classes were hardly learned.
 FEW_AGREE = 0.5
 MANY_CLIPPED = 0.1
 
 
 def generator_report(source: Source) -> Report:
-    """What a generator's run has learned, from what its folder holds.
+    """Return the page of a generator's run, made from its folder.
 
     Raises:
-        ClusterqError: a file in it is not what a run writes.
+        ClusterqError: a file in the folder was not written by a run.
     """
     config, manifest = source.config, source.manifest
     method = word(section(config.get("method")).get("method"), "generator")
@@ -75,9 +75,9 @@ def _total_steps(source: Source) -> int | None:
 
 
 def _late(points: Points) -> float | None:
-    """Mean over the last steps, in percent."""
-    found = usable(y for _, y in points[-LAST_STEPS:])
-    return 100 * math.fsum(found) / len(found) if found else None
+    """Return the mean over the last steps, in percent."""
+    values = usable(y for _, y in points[-LAST_STEPS:])
+    return 100 * math.fsum(values) / len(values) if values else None
 
 
 def _learning(source: Source) -> str:
@@ -89,7 +89,7 @@ def _learning(source: Source) -> str:
     losses, student = series(source.steps, "loss/"), series(source.steps, "student/")
     agreement = {"student agrees with teacher": student.pop("agreement")} if "agreement" in student else {}
     accuracy = {"teacher sees the class asked for": series(source.steps, "teacher/accuracy").get("", [])}
-    found = curves(
+    markup = curves(
         losses,
         title="Losses of the generator",
         x_label="step",
@@ -97,21 +97,21 @@ def _learning(source: Source) -> str:
         caption="Terms of the generator's loss, weighted as they are summed.",
         notes=notes,
     )
-    found += shares(
+    markup += shares(
         {**accuracy, **agreement},
         title="Teacher and student",
         x_label="step",
         notes=notes,
         caption="Share of a batch's images in which the teacher sees the class asked for, and on which teacher and in-loop student name the same class.",
     )
-    found += curves(
+    markup += curves(
         student,
         title="Losses of the in-loop student",
         x_label="step",
         y_label="loss",
         caption="What the in-loop student minimises.",
     )
-    found += curves(
+    markup += curves(
         series(source.steps, "gradient/"),
         title="Gradient norms",
         x_label="step",
@@ -119,15 +119,15 @@ def _learning(source: Source) -> str:
         caption="Norm of each term's gradient at the generator's output: a term far below the others has no say.",
         notes=notes,
     )
-    found += curves(
+    markup += curves(
         series(source.steps, "centroids/"),
         title="Drift of class centroids",
         x_label="step",
         y_label="drift",
         caption="How far a step's class statistics lie from the class centroids, root mean square over channels, mean over layers and classes: it should fall, and stay above zero while images vary.",
     )
-    found += _drift_by_layer(source, [x for x, _ in notes])
-    return found + curves(
+    markup += _drift_by_layer(source, [x for x, _ in notes])
+    return markup + curves(
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
         x_label="step",
@@ -137,29 +137,29 @@ def _learning(source: Source) -> str:
 
 
 def _drift_by_layer(source: Source, notes: list[float]) -> str:
-    """Nothing for runs without centroids, or from before this was recorded."""
+    """Return a figure of the centroids' drift by layer; empty for runs without centroids or without this record."""
     layers = series(source.steps, "drift/")
     if not layers:
         return ""
     title = "Drift of class centroids by layer"
     drawn, axes = small_lines(layers, title=title, notes=notes)
-    said = "The same in each semantic layer, in its running stds, so that layers compare; over steps. A layer that stays far above the others is "
-    return figure(title, drawn, f"{said}where classes do not settle. {axes}")
+    caption = "The same in each semantic layer, in its running stds, so that layers compare; over steps. A layer that stays far above the others is "
+    return figure(title, drawn, f"{caption}where classes do not settle. {axes}")
 
 
 def _bank_losses(source: Source) -> str:
-    found = ""
+    markup = ""
     for name, last in series(source.steps, "loss/").items():
         first = series(source.steps, "first/").get(name, [])
         both = {f"{name}, first step": first, f"{name}, last step": last}
-        found += curves(
+        markup += curves(
             both,
             title=f"{name} of each batch",
             x_label="batch",
             y_label="weighted loss",
             caption=f"The term {name} before and after each batch of images was optimised.",
         )
-    return found
+    return markup
 
 
 def _emission(source: Source) -> str:
@@ -185,29 +185,29 @@ def _emission(source: Source) -> str:
         decimals=1,
     )
     steps = section(made.settings.get("refine")).get("refine_steps")
-    said = (
+    caption = (
         f"Candidates were optimised for {steps} steps, to have the statistics of the teacher's BatchNorm layers. "
         if steps
         else ""
     )
-    said += (
+    caption += (
         f"Of {made.candidates:,} candidates the teacher took the shown share for another class: they are not in the shards. Training images of a "
         f"class: {min(counts):,} to {max(counts):,}. {percent(100 * manifest.pixels.clipped)} of the pixels are black or white in a channel."
     )
     return figure(
         "Candidates rejected by class",
         drawn,
-        said + (f" The {MOST_CLASSES} most rejected classes." if len(counts) > MOST_CLASSES else ""),
+        caption + (f" The {MOST_CLASSES} most rejected classes." if len(counts) > MOST_CLASSES else ""),
     )
 
 
 def _remarks(source: Source, *, bank: bool) -> list[Remark]:
-    found = []
+    notes = []
     manifest, total = source.manifest, _total_steps(source)
     steps = source.steps_done
     if manifest is None:
         where = f"{steps:,} of {total:,} steps" if total and not bank else f"{steps:,} records"
-        found.append(
+        notes.append(
             Remark(
                 "warning",
                 f"The run is not finished: {where} are on record, and there is no complete set of shards. --resume goes on.",
@@ -215,35 +215,35 @@ def _remarks(source: Source, *, bank: bool) -> list[Remark]:
         )
     missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
     if missing:
-        found.append(Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr."))
+        notes.append(Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr."))
     seen = _late(series(source.steps, "teacher/accuracy").get("", []))
     if seen is not None and not bank:
         level: Level = "warning" if seen < 100 * FEW_AGREE else "good"
-        found.append(
+        notes.append(
             Remark(level, f"At the end of training the teacher sees the class asked for in {seen:.1f} % of the images.")
         )
     if manifest is not None:
         counts = manifest.splits["train"].per_class
         empty = [label for label, count in enumerate(counts) if not count]
         if empty:
-            found.append(Remark("warning", f"{len(empty)} classes have no training image: {', '.join(map(str, empty[:10]))}."))
+            notes.append(Remark("warning", f"{len(empty)} classes have no training image: {', '.join(map(str, empty[:10]))}."))
         elif min(counts) < max(counts):
-            found.append(Remark("plain", f"Classes have {min(counts):,} to {max(counts):,} training images."))
+            notes.append(Remark("plain", f"Classes have {min(counts):,} to {max(counts):,} training images."))
         else:
-            found.append(Remark("good", f"Every class has {counts[0]:,} training images."))
+            notes.append(Remark("good", f"Every class has {counts[0]:,} training images."))
         if manifest.generation is not None and manifest.generation.keep_misclassified:
-            found.append(Remark("plain", "Images that the teacher takes for another class were kept."))
+            notes.append(Remark("plain", "Images that the teacher takes for another class were kept."))
         if manifest.pixels.clipped > MANY_CLIPPED:
             share = percent(100 * manifest.pixels.clipped, 1)
-            found.append(Remark("plain", f"{share} of the pixel values lie at an end of the range; of photographs few do."))
+            notes.append(Remark("plain", f"{share} of the pixel values lie at an end of the range; of photographs few do."))
         if "heldout" not in manifest.splits:
-            found.append(
+            notes.append(
                 Remark("plain", "There are no held-out images, so fine-tuning cannot be watched on images it has not seen.")
             )
-        found.append(
+        notes.append(
             Remark(
                 "plain",
                 "How good the shards are shows after fine-tuning, on real images: agreement on synthetic images is no accuracy.",
             )
         )
-    return found
+    return notes

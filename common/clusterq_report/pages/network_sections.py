@@ -1,4 +1,4 @@
-"""Parts of a page that come from analysis.json: what happens inside the networks."""
+"""Page sections from analysis.json: measurements inside the networks."""
 
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.histogram import grid_histogram
@@ -12,16 +12,16 @@ MISSING = "Not measured: {name} is missing; `report --analyse` measures it, give
 
 
 def analysis_of(source: Source) -> dict[str, object]:
-    """analysis.json where it is about the student and the shards that lie there now; else empty."""
-    found, result = source.analysis, source.result
+    """Return analysis.json if it matches the present student and shards, else an empty dictionary."""
+    analysis, result = source.analysis, source.result
     student = section(result.get("student")).get("sha256")
     shards = source.manifest.digest if source.manifest else section(result.get("shards")).get("digest")
-    same = student in (None, found.get("student")) and shards in (None, found.get("shards"))
-    return found if same else {}
+    same = student in (None, analysis.get("student")) and shards in (None, analysis.get("shards"))
+    return analysis if same else {}
 
 
 def features(source: Source) -> str:
-    """How far the images' BatchNorm statistics are from the training data's, and how classes lie apart, by layer of the teacher."""
+    """Return figures on the distance of the images' BatchNorm statistics and on the separation of classes, by teacher layer."""
     analysis = analysis_of(source)
     layers, scatter = rows(analysis.get("batchnorm")), rows(analysis.get("scatter"))
     if not layers:
@@ -39,7 +39,7 @@ def features(source: Source) -> str:
         f"On {images} stored images, in units of each channel's running std. 0: exactly as in training; look for layers that "
         "stand out."
     )
-    found = figure(title, drawn, caption)
+    markup = figure(title, drawn, caption)
     if scatter:
         classes = (
             f"{number(real(analysis.get('scatter_classes')))} classes, {number(real(analysis.get('scatter_images')))} images"
@@ -49,7 +49,7 @@ def features(source: Source) -> str:
         drawn = line_chart(
             lines, title="Scatter of classes", x_label="BatchNorm layer, in order of execution", y_label="variance", log=log
         )
-        found += figure(
+        markup += figure(
             "Scatter of classes",
             drawn,
             f"Variance of images' features between and within classes ({classes}), in squared running stds. In deep layers between should "
@@ -70,11 +70,11 @@ def features(source: Source) -> str:
             percent(share, 1),
         ]
         listed.append([word(layer.get("layer")), *figures])
-    return found + folded("Every layer", table(heads, listed))
+    return markup + folded("Every layer", table(heads, listed))
 
 
 def quantization(source: Source) -> str:
-    """Errors by layer, ranges, and weights against their grid."""
+    """Return figures and tables on quantization: errors by layer, ranges, and weights over their grid."""
     analysis = analysis_of(source)
     outputs, sites, weights = (rows(analysis.get(name)) for name in ("outputs", "activations", "weights"))
     if not outputs:
@@ -107,9 +107,9 @@ def quantization(source: Source) -> str:
 
 
 def _ranges(sites: list[dict[str, object]]) -> str:
-    """What each activation's grid covers, and what was seen there."""
-    found = [[real(row.get(key)) for key in ("low", "high", "seen_low", "seen_high")] for row in sites]
-    known = [(n, *(value for value in ends if value is not None)) for n, ends in enumerate(found) if None not in ends]
+    """Return a figure of each activation's grid range and observed range."""
+    ranges = [[real(row.get(key)) for key in ("low", "high", "seen_low", "seen_high")] for row in sites]
+    known = [(n, *(value for value in ends if value is not None)) for n, ends in enumerate(ranges) if None not in ends]
     if not known:
         return ""
     covered = [(float(n), low, high) for n, low, high, _, _ in known]
@@ -121,9 +121,9 @@ def _ranges(sites: list[dict[str, object]]) -> str:
     title = "Ranges of activations"
     drawn = line_chart(lines, title=title, x_label="quantized activation, in order of execution", y_label="value")
     worst = max(((real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in sites), default=(0.0, ""))
-    said = "The band is what the grid covers; what was seen beyond it is clipped. A band far wider than what was seen wastes steps of the grid."
+    caption = "The band is what the grid covers; what was seen beyond it is clipped. A band far wider than what was seen wastes steps of the grid."
     beyond = f" Most beyond: {percent(100 * worst[0])} of what flows into {worst[1]}." if worst[0] else " Nothing was beyond."
-    return figure(title, drawn, said + beyond)
+    return figure(title, drawn, caption + beyond)
 
 
 def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], weights: list[dict[str, object]]) -> str:
@@ -134,7 +134,8 @@ def _tables(outputs: list[dict[str, object]], sites: list[dict[str, object]], we
         weight = by_layer.get(word(row.get("layer")), {})
         beyond = real(weight.get("clipped"))
         figures = [
-            number(real(one)) for one in (weight.get("bits"), row.get("sqnr"), weight.get("sqnr_teacher"), weight.get("sqnr"))
+            number(real(value))
+            for value in (weight.get("bits"), row.get("sqnr"), weight.get("sqnr_teacher"), weight.get("sqnr"))
         ]
         listed.append([word(row.get("layer")), *figures, percent(None if beyond is None else 100 * beyond)])
     ranges = []
@@ -165,13 +166,13 @@ def _histograms(weights: list[dict[str, object]]) -> str:
         drawings.append(grid_histogram(word(row.get("layer")), low, high, zero, student, teacher))
     if not drawings:
         return ""
-    said = "Weights against their grid: the student's filled, the teacher's as a line, in steps of each channel's grid; thin lines are grid points."
-    said += "" if len(chosen) == len(weights) else f" {len(chosen)} of {len(weights)} layers."
-    return tag("h3", "Weights") + paragraph(said) + tag("div", *drawings, class_="smalls")
+    explanation = "Weights against their grid: the student's filled, the teacher's as a line, in steps of each channel's grid; thin lines are grid points."
+    explanation += "" if len(chosen) == len(weights) else f" {len(chosen)} of {len(weights)} layers."
+    return tag("h3", "Weights") + paragraph(explanation) + tag("div", *drawings, class_="smalls")
 
 
 def reconstruction(source: Source) -> str:
-    """Error of each block before and after its rounding was learned."""
+    """Return a figure of each block's error before and after its rounding was learned."""
     blocks = rows(source.result.get("reconstruction"))
     groups = [Bars(word(row.get("block")), [real(row.get("before")), real(row.get("after"))]) for row in blocks]
     if not groups:

@@ -1,10 +1,10 @@
 """Parts of a page about where things come from: settings, versions, digests, and the command that makes them again."""
 
-import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from clusterq_common.escape import shell_command
 from clusterq_common.run.run_folder import CONFIG, RESULT
 from clusterq_report.html.page import code, folded, paragraph, table
 from clusterq_report.html.redact_paths import SAID, shown_path
@@ -35,7 +35,7 @@ def again(source: Source) -> str:
         flags = "--weights (and --arch, for a file of your own)"
     elif source.kind == "fine-tuning":
         val = _value_of("--val", source)
-        real_images = "" if val is None else f" --val {shlex.quote(shown_path(val, source.folder))}"
+        real_images = "" if val is None else f" {shell_command('--val', shown_path(val, source.folder))}"
         lines.append(f"clusterq-finetune --config {CONFIG} --out ../again{real_images}")
         if source.result:
             lines.append(f"clusterq-finetune reproduce {RESULT} --out ../again")
@@ -67,7 +67,7 @@ def _started(source: Source) -> str:
     name = PROGRAMS.get(program.parent.name if program.stem == "__main__" else program.name)
     if name is None:
         return ""
-    return " ".join([name, *(shlex.quote(shown_path(one, source.folder)) for one in words[1:] if one not in ABOUT_FOLDER)])
+    return f"{name} {shell_command(*(shown_path(one, source.folder) for one in words[1:] if one not in ABOUT_FOLDER))}"
 
 
 def _value_of(flag: str, source: Source) -> str | None:

@@ -1,4 +1,4 @@
-"""Images through the networks, once: what is kept of each."""
+"""Collection of per-image measurements in one pass through the networks."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -16,13 +16,13 @@ from clusterq_report.measure.features import BatchNormDistances
 from clusterq_report.quality.penultimate import penultimate
 from clusterq_report.quality.sample import Batch
 
-# Images are compared pixel by pixel at this size at most: enough to see that two are the same picture, and no more memory for large ones.
+# Largest side at which images are compared by pixels: enough to recognise equal pictures, with bounded memory.
 LARGEST_COMPARED = 32
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Who looks at the images; both on `device`, `other` may be None."""
+    """Networks that measure the images, both on `device`; `other` may be None."""
 
     teacher: Teacher
     other: Teacher | None
@@ -31,17 +31,17 @@ class Networks:
 
 @dataclass(frozen=True)
 class Collected:
-    """What N images were found to be; all on the CPU.
+    """Measurements of N images, all on the CPU.
 
     Attributes:
-        labels, top1: (N,) int64, the stored class and the teacher's.
+        labels, top1: (N,) int64, the stored class and the teacher's top-1.
         confidence: (N,) float32, the teacher's softmax probability of its top-1.
-        entropy: (N,) float32, of that softmax, in nats.
-        other: (N,) int64, the other network's class; None where there is none.
+        entropy: (N,) float32, entropy of that softmax, in nats.
+        other: (N,) int64, the other network's top-1; None where there is no other network.
         clipped: (N,) float32, share of an image's values that are 0 or 255.
-        digests: of each image's pixels; equal ones belong to equal images.
+        digests: digest of each image's pixels; equal for equal images.
         small: (N, P) uint8, pixels at no more than 32 x 32.
-        features: (N, D) float32, what the teacher's classifier was given.
+        features: (N, D) float32, input of the teacher's classifier.
         batchnorm: by layer, see `BatchNormDistances.result`.
     """
 
@@ -61,11 +61,11 @@ class Collected:
 def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int], None] = lambda _: None) -> Collected:
     """Run all images through the networks, in eval mode and float32.
 
-    About P + 4 D bytes are kept of an image; nothing else grows with their number.
+    About P + 4 D bytes are kept for each image; nothing else grows with the number of images.
 
     Args:
         batches: at least one image.
-        networks: who looks at them.
+        networks: networks that measure them.
         advance: called with the number of images of each batch.
 
     Raises:
@@ -76,7 +76,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
     distances = BatchNormDistances(teacher.model.eval())
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
     digests: list[bytes] = []
-    found: dict[str, list[Tensor]] = {}
+    collected: dict[str, list[Tensor]] = {}
     with (
         torch.autocast(device.type, enabled=False),
         batchnorm_taps(teacher.model) as taps,
@@ -100,10 +100,10 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
             if other is not None:
                 kept["other"] = other.model(_normalised(pixels, other)).argmax(1)
             for name, values in kept.items():
-                found.setdefault(name, []).append(values.cpu())
-            digests += [hashlib.blake2b(one.numpy().tobytes(), digest_size=16).digest() for one in stored.contiguous()]
+                collected.setdefault(name, []).append(values.cpu())
+            digests += [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in stored.contiguous()]
             advance(len(labels))
-    joined = {name: torch.cat(values) for name, values in found.items()}
+    joined = {name: torch.cat(values) for name, values in collected.items()}
     return Collected(
         other=joined.pop("other", None), digests=digests, batchnorm=[_plain(row) for row in distances.result()], **joined
     )
@@ -118,7 +118,7 @@ def _normalised(pixels: Tensor, network: Teacher) -> Tensor:
 
 
 def _small(pixels: Tensor) -> Tensor:
-    """(N, C, S, S) uint8 -> (N, C * s * s) uint8 with s at most 32: means over areas."""
+    """Convert (N, C, S, S) uint8 to (N, C * s * s) uint8 with s at most 32, by means over areas."""
     if pixels.shape[-1] > LARGEST_COMPARED:
         pixels = adaptive_avg_pool2d(pixels.float(), LARGEST_COMPARED).round().to(torch.uint8)
     return pixels.flatten(1)

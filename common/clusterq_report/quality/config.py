@@ -1,4 +1,4 @@
-"""What a quality report looks at: settings only, free of torch."""
+"""Settings of a quality report, free of torch."""
 
 from pydantic import Field
 
@@ -7,7 +7,7 @@ from clusterq_common.shards.manifest import SplitName
 
 
 class QualityConfig(Settings):
-    """Which images are measured, and where. The same settings, set and networks give the same figures."""
+    """Selection of the measured images. The same settings, set and networks give the same figures."""
 
     split: SplitName = Field("train", description="which split")
     images: int = Field(

@@ -1,4 +1,4 @@
-"""From what was collected of images to the report's figures."""
+"""Figures of a quality report, computed from the collected measurements."""
 
 import math
 from collections import Counter
@@ -24,12 +24,12 @@ MOST_PAIRS = 12
 
 
 class Measured:
-    """Everything that figures of one source are made from.
+    """All data for the figures of one source.
 
     Args:
         collected: at least two images.
-        classes: K, of the teacher.
-        seed: of the neighbours' draws.
+        classes: K, the number of the teacher's classes.
+        seed: seed of the neighbours' draws.
     """
 
     def __init__(self, collected: Collected, classes: int, seed: int) -> None:
@@ -43,19 +43,19 @@ class Measured:
         self.near = self.pixels[1].within <= NEAR * self.pixels[0].between
 
     def summary(self) -> ImageFigures:
-        """Figures over all images."""
-        found = self.collected
-        per_value = found.small.shape[1] ** 0.5
+        """Return the figures over all images."""
+        collected = self.collected
+        per_value = collected.small.shape[1] ** 0.5
         return ImageFigures(
-            images=len(found.labels),
-            classes=len(found.labels.unique()),
+            images=len(collected.labels),
+            classes=len(collected.labels.unique()),
             agreement=_mean(self.right),
-            confidence=_distribution(found.confidence),
+            confidence=_distribution(collected.confidence),
             entropy=_distribution(self.entropy),
-            clipped=_mean(found.clipped),
-            other=None if found.other is None else _mean(found.other == found.labels),
-            other_teacher=None if found.other is None else _mean(found.other == found.top1),
-            batchnorm=[LayerDistance(**row) for row in found.batchnorm],
+            clipped=_mean(collected.clipped),
+            other=None if collected.other is None else _mean(collected.other == collected.labels),
+            other_teacher=None if collected.other is None else _mean(collected.other == collected.top1),
+            batchnorm=[LayerDistance(**row) for row in collected.batchnorm],
             pixels=_diversity(*self.pixels, per_value),
             features=_diversity(*self.features, 1.0),
             exact=int(self.copied.sum()),
@@ -63,22 +63,22 @@ class Measured:
         )
 
     def by_class(self) -> list[ClassFigures]:
-        """Figures of each class that has images."""
-        found, made = self.collected, []
+        """Return the figures of each class that has images."""
+        collected, made = self.collected, []
         (pixel_scale, pixels), (feature_scale, features) = self.pixels, self.features
-        for label in found.labels.unique().tolist():
-            own = found.labels == label
-            taken = found.top1[own & ~self.right]
+        for label in collected.labels.unique().tolist():
+            own = collected.labels == label
+            taken = collected.top1[own & ~self.right]
             made.append(
                 ClassFigures(
                     label=label,
                     images=int(own.sum()),
                     agreement=_mean(self.right[own]),
                     taken_for=int(taken.mode().values) if len(taken) else None,
-                    confidence=_mean(found.confidence[own]),
+                    confidence=_mean(collected.confidence[own]),
                     entropy=_mean(self.entropy[own]),
-                    clipped=_mean(found.clipped[own]),
-                    other=None if found.other is None else _mean(found.other[own] == label),
+                    clipped=_mean(collected.clipped[own]),
+                    other=None if collected.other is None else _mean(collected.other[own] == label),
                     exact=int(self.copied[own].sum()),
                     near=_mean(self.near[own]),
                     pixels_nearest=_median(pixels.within[own], pixel_scale.between),
@@ -90,14 +90,16 @@ class Measured:
         return made
 
     def pairs(self, numbers: list[int]) -> list[Pair]:
-        """The closest pairs in pixels, closest first; each image in one at most, one pair of a class before a second one of any.
+        """Return the closest pairs in pixels, closest first.
+
+        Each image is in one pair at most. Each class's first pair comes before a second pair of any class.
 
         Args:
-            numbers: of the images in their split.
+            numbers: numbers of the images in their split.
         """
         scale, neighbours = self.pixels
         order = neighbours.within.argsort(stable=True).tolist()
-        found: list[Pair] = []
+        candidates: list[Pair] = []
         used: set[int] = set()
         seen: Counter[int] = Counter()
         for first in order:
@@ -106,42 +108,44 @@ class Measured:
                 continue
             used |= {first, second}
             distance = _ratio(float(neighbours.within[first]), scale.between)
-            found.append(Pair(first=numbers[first], second=numbers[second], label=label, distance=distance or 0.0))
+            candidates.append(Pair(first=numbers[first], second=numbers[second], label=label, distance=distance or 0.0))
         turn = []
-        for pair in found:
+        for pair in candidates:
             turn.append((seen[pair.label], pair.distance, pair))
             seen[pair.label] += 1
         return [pair for _, _, pair in sorted(turn, key=lambda one: one[:2])[:MOST_PAIRS]]
 
     def contradicted(self, numbers: list[int], most: int) -> list[Contradiction]:
-        """Images whose label the teacher contradicts, the surest first, one of each class before a second one of any; numbers as for
-        `pairs`."""
-        found, wrong = self.collected, (~self.right).nonzero()[:, 0]
-        order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)].tolist()
+        """Return images whose label the teacher contradicts, sorted by confidence.
+
+        One image of each class comes before a second one of any class. `numbers` as for `pairs`.
+        """
+        collected, wrong = self.collected, (~self.right).nonzero()[:, 0]
+        order = wrong[collected.confidence[wrong].argsort(descending=True, stable=True)].tolist()
         seen: Counter[int] = Counter()
         turn = []
         for at in order:
-            label = int(found.labels[at])
+            label = int(collected.labels[at])
             turn.append((seen[label], at))
             seen[label] += 1
         return [
             Contradiction(
                 number=numbers[at],
-                label=int(found.labels[at]),
-                named=int(found.top1[at]),
-                confidence=min(1.0, float(found.confidence[at])),
+                label=int(collected.labels[at]),
+                named=int(collected.top1[at]),
+                confidence=min(1.0, float(collected.confidence[at])),
             )
             for _, at in sorted(turn, key=lambda one: one[0])[:most]
         ]
 
 
 def _mean(values: Tensor) -> float:
-    """Of shares: rounding must not lead beyond them."""
+    """Return the mean of shares, limited to [0, 1] despite rounding."""
     return min(1.0, max(0.0, float(values.double().mean())))
 
 
 def _distribution(values: Tensor) -> Distribution:
-    """Of (N,) values in [0, 1]."""
+    """Return the distribution of (N,) values in [0, 1]."""
     exact = values.double().clamp(0, 1)
     low, median, high = torch.quantile(exact, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
     bins = (exact * BINS).long().clamp(max=BINS - 1)
@@ -164,5 +168,5 @@ def _median(values: Tensor, unit: float) -> float | None:
 
 
 def _ratio(value: float, unit: float) -> float | None:
-    """None where there is nothing to divide, or by."""
+    """Return `value / unit`, or None where `value` is not finite or `unit` is not positive."""
     return value / unit if math.isfinite(value) and unit > 0 else None

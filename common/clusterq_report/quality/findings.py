@@ -1,4 +1,4 @@
-"""The figures of a quality report, as they are printed, drawn and written as JSON. Free of torch."""
+"""Data types of a quality report's figures, as printed, drawn and written as JSON. Free of torch."""
 
 from typing import Annotated
 
@@ -8,18 +8,18 @@ from clusterq_common.settings import Settings
 from clusterq_common.shards.manifest import SplitName
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# Two images count as near-duplicates up to this part of the typical distance: they then share 99 % of their variance. (For distances d
-# around a common mean d^2 / (2 variance) is one minus the correlation.)
+# Two images are near-duplicates up to this part of the typical distance. They then share 99 % of their variance. (For distances d
+# around a common mean, d^2 / (2 variance) is one minus the correlation.)
 NEAR = 0.1
 BINS = 20
 
 
 class Distribution(Settings):
-    """Of one figure over images.
+    """Distribution of one figure over images.
 
     Attributes:
         mean, median, low, high: low and high are the 5th and 95th percentile.
-        shares: of the images, in bins of equal width over [0, 1].
+        shares: shares of the images in bins of equal width over [0, 1].
     """
 
     mean: float
@@ -30,14 +30,14 @@ class Distribution(Settings):
 
 
 class Diversity(Settings):
-    """How alike images are in one space. Distances are Euclidean; all but `typical` are in units of it.
+    """Similarity of images in one space. Distances are Euclidean; all but `typical` are in units of it.
 
     Attributes:
-        typical: root mean square distance between two images of different classes; of pixels in levels of 255 (root mean square over
-            values), of features in the teacher's own units.
+        typical: root mean square distance between two images of different classes; for pixels in levels of 255 (root mean square
+            over values), for features in the teacher's own units.
         within: the same for two images of one class, mean over classes; None where no class has two.
         nearest: median over images of the distance to the nearest other image of the class.
-        nearest_other: the same among as many images drawn from other classes.
+        nearest_other: the same among equally many images drawn from other classes.
     """
 
     typical: float
@@ -47,8 +47,10 @@ class Diversity(Settings):
 
 
 class LayerDistance(Settings):
-    """BatchNorm inputs against the running statistics, in running stds: root mean square over channels of the means' distance, mean
-    over channels of |std / running std - 1|."""
+    """Distance of BatchNorm inputs to the running statistics, in running stds.
+
+    `mean` is the root mean square over channels of the means' distance, `std` the mean over channels of |std / running std - 1|.
+    """
 
     layer: str
     mean: float
@@ -56,26 +58,26 @@ class LayerDistance(Settings):
 
 
 class Frechet(Settings):
-    """Squared Frechet distance to the real images on the teacher's features, and its share of the real features' total variance."""
+    """Squared Frechet distance to the real images in the teacher's features, also relative to the real features' total variance."""
 
     squared: float
     relative: float | None
 
 
 class ImageFigures(Settings):
-    """What holds for all measured images of one source: the set, pure noise, or real images.
+    """Figures over all measured images of one source: the set, pure noise, or real images.
 
     Attributes:
-        images, classes: how many, and of how many classes.
-        agreement: share whose label the teacher names.
-        confidence, entropy: of the teacher; entropy as a share of the most that is possible, log of the number of classes.
+        images, classes: number of images, and of their classes.
+        agreement: share of images whose label the teacher predicts.
+        confidence, entropy: the teacher's; entropy as a share of its largest value, the log of the number of classes.
         clipped: share of values that are 0 or 255.
-        other, other_teacher: share on which the other network names the label, and the teacher's class; None without one.
-        batchnorm: by layer, in order of execution.
-        pixels, features: diversity at up to 32 x 32 pixels, and in what the teacher's classifier is given.
-        exact: images of which another measured one is an exact copy, in any class.
-        near: share with another one of their class within a tenth of the typical distance in pixels; copies count.
-            frechet: to the real images; of these themselves, between two random halves; None without any.
+        other, other_teacher: share on which the other network predicts the label, and the teacher's class; None without one.
+        batchnorm: distances by layer, in order of execution.
+        pixels, features: diversity at up to 32 x 32 pixels, and of the input of the teacher's classifier.
+        exact: number of images with an exact copy among the measured ones, in any class.
+        near: share with another image of the class within a tenth of the typical distance in pixels; copies count.
+        frechet: distance to the real images; for the real images, between two random halves; None without real images.
     """
 
     images: int
@@ -95,10 +97,10 @@ class ImageFigures(Settings):
 
 
 class ClassFigures(Settings):
-    """What holds for one class of the set; figures as in `ImageFigures`, None where there are too few images.
+    """Figures of one class of the set, as in `ImageFigures`; None where there are too few images.
 
     Attributes:
-        taken_for: the class that the teacher names most often for images whose label it contradicts; None where it contradicts none.
+        taken_for: the class that the teacher predicts most often for images whose label it contradicts; None without such images.
     """
 
     label: int
@@ -118,7 +120,7 @@ class ClassFigures(Settings):
 
 
 class Pair(Settings):
-    """Two of the set's images that lie close in pixels, by their numbers in the split; distance in units of the typical one."""
+    """Two images of the set that are close in pixels, by their numbers in the split; distance in units of the typical one."""
 
     first: int
     second: int
@@ -127,7 +129,7 @@ class Pair(Settings):
 
 
 class Contradiction(Settings):
-    """An image whose label the teacher contradicts, by its number in the split: what it names, and how surely."""
+    """An image whose label the teacher contradicts, by its number in the split, with the predicted class and its confidence."""
 
     number: int
     label: int
@@ -136,7 +138,7 @@ class Contradiction(Settings):
 
 
 class RealImages(Settings):
-    """The real images compared with: the folder's name (not its path), its layout, how many it has, and that could not be read."""
+    """Real images for comparison: the folder's name (without its path), its layout, its number of images and of unreadable ones."""
 
     name: str
     layout: str
@@ -145,17 +147,18 @@ class RealImages(Settings):
 
 
 class Quality(Settings):
-    """Everything a quality report says.
+    """All results of a quality report.
 
     Attributes:
-        shards, split, of_images: the set's digest, its split and how many images that has; `dropped` says whether its maker dropped
-            images that the teacher takes for another class, None where that is not known.
-        seed: of the draws.
-        teacher, teacher_digest, other, other_digest: who looked.
-        names: of the classes, or None; `missing`: classes of the split without an image.
+        shards, split, of_images: digest of the set, its split and the number of images in it. `dropped` says whether the set was
+            made without images that the teacher assigns to another class; None where that is not known.
+        seed: seed of the draws.
+        teacher, teacher_digest, other, other_digest: the measuring networks.
+        names: names of the classes, or None; `missing`: classes of the split without an image.
         sources: "set" and "noise", and "real" where there are real images.
-        per_class: of the set, by label.
-        pairs: the closest, each image in one at most; contradicted: images whose label the teacher contradicts, the surest first.
+        per_class: figures of the set by class, in order of the labels.
+        pairs: the closest pairs, each image in one at most; contradicted: images whose label the teacher contradicts, by
+            confidence.
     """
 
     shards: str
@@ -176,5 +179,5 @@ class Quality(Settings):
     contradicted: list[Contradiction]
 
     def class_name(self, label: int) -> str:
-        """`3 cat`, or the number alone."""
+        """Return a class as text, such as `3 cat`, or its number alone."""
         return f"{label} {self.names[label]}" if self.names else str(label)

@@ -1,11 +1,11 @@
-"""The Frechet distance between two sets of features, each taken for a normal distribution."""
+"""Frechet distance between two sets of features, each modelled by a normal distribution."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Rows that are decomposed at once.
+# Number of rows that are decomposed at once.
 BLOCK = 4096
 
 
@@ -14,7 +14,7 @@ class Gaussian:
     """Mean and covariance of features.
 
     Attributes:
-        count: n, how many there were.
+        count: n, the number of features.
         mean: (D,) float64.
         root: (r, D) float64 with root^T root the unbiased covariance; r is the smaller of n and D.
     """
@@ -25,8 +25,10 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: Tensor) -> "Gaussian":
-        """Of features (n, D), n at least 2. The covariance is never formed: its root is the R of a QR decomposition of the centred
-        features, taken block by block."""
+        """Return mean and covariance of features (n, D), n at least 2.
+
+        The covariance is never formed. Its root is the R of a QR decomposition of the centred features, computed block by block.
+        """
         count, width = features.shape
         mean = sum((part.double().sum(0) for part in features.split(BLOCK)), torch.zeros(width, dtype=torch.float64)) / count
         root = torch.zeros(0, width, dtype=torch.float64)
@@ -38,21 +40,21 @@ class Gaussian:
 
     @property
     def variance(self) -> float:
-        """The trace of the covariance."""
+        """Trace of the covariance."""
         return float(self.root.square().sum())
 
 
 def squared_frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """d^2 = ||mu_a - mu_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Dowson and Landau, 1982), in squared units of the features.
+    """Return d^2 = ||mu_a - mu_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Dowson and Landau, 1982), in squared feature units.
 
-    With C = R^T R, the eigenvalues of C_a C_b are the squared singular values of R_a R_b^T, so that the trace of the root is their
-    sum. No root of a matrix that is not symmetric is taken and nothing is inverted: fewer samples than dimensions do no harm to the
-    numerics. They do to the estimate: two samples of one distribution are apart, too,
-    the farther the smaller they are, so compare at equal counts.
+    With C = R^T R, the eigenvalues of C_a C_b are the squared singular values of R_a R_b^T, so the trace of the root is the sum of
+    the singular values. No root of an asymmetric matrix is taken, and nothing is inverted, so fewer samples than dimensions do not
+    harm the numerics. They do bias the estimate: two samples of one distribution have a distance, too, which grows as they get
+    smaller. So compare at equal counts.
 
-    This is the formula of the FID, but on the features of the teacher at hand, not of Inception: its values are not FIDs and
-    compare with none, nor with those on another teacher's features.
+    This is the formula of the FID, but on the features of the present teacher, not of Inception. Its values are not FIDs and are
+    not comparable with them, nor with values on another teacher's features.
     """
     shared = float(torch.linalg.svdvals(a.root @ b.root.T).sum())
-    found = float((a.mean - b.mean).square().sum()) + a.variance + b.variance - 2 * shared
-    return max(0.0, found)
+    squared = float((a.mean - b.mean).square().sum()) + a.variance + b.variance - 2 * shared
+    return max(0.0, squared)

@@ -1,4 +1,4 @@
-"""A set of shards, pure noise and, where somebody has them, real images: measured alike."""
+"""Measurement of a set of shards, of pure noise and, if available, of real images, all in the same way."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SHOWN_CONTRADICTED = 16
 
 @dataclass(frozen=True)
 class Real:
-    """Real images that somebody else reads: a name and a layout to show, how many there are, how many of them come, and these."""
+    """Real images supplied by the caller: name and layout to show, number of images, number of drawn ones, and their batches."""
 
     name: str
     layout: str
@@ -32,10 +32,10 @@ class Real:
 
 
 def choose(shards: ShardSet, config: QualityConfig) -> Ints:
-    """Numbers of the images of the split that will be measured.
+    """Return the numbers of the split's images to measure.
 
     Raises:
-        ClusterqError: there is no such split, or a label is none.
+        ClusterqError: there is no such split, or a label is invalid.
     """
     reader = shards.split(config.split)
     labels = np.array([reader.label(number) for number in range(len(reader))], np.int64)
@@ -50,15 +50,15 @@ def measure(
     real: Real | None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Quality:
-    """Everything a quality report says.
+    """Measure all figures of a quality report.
 
     Args:
         shards: the set.
-        numbers: what `choose` chose, at least two images.
+        numbers: result of `choose`, at least two images.
         config: settings.
-        networks: the teacher that the set was made for, and another classifier of the same images and classes, or none.
-        real: real images; best as many as are measured of the set, since a nearest neighbour is the nearer the more there are.
-        advance: called with the number of images of each batch: of the set, as many of noise, and the real ones.
+        networks: the teacher that the set was made for, and optionally another classifier of the same images and classes.
+        real: real images, ideally as many as are measured of the set, since nearest neighbours get nearer with more images.
+        advance: called with the number of images of each batch: of the set, of equally many of noise, and of the real ones.
 
     Raises:
         ClusterqError: an image cannot be read.
@@ -72,7 +72,7 @@ def measure(
     if real is not None:
         sources["real"] = Measured(collect(real.batches, networks, advance), spec.num_classes, config.seed)
 
-    found = {name: source.summary() for name, source in sources.items()}
+    figures = {name: source.summary() for name, source in sources.items()}
     if real is not None:
         whole = Gaussian.of(sources["real"].collected.features)
         for name, source in sources.items():
@@ -81,7 +81,7 @@ def measure(
                 if name == "real"
                 else _frechet(Gaussian.of(source.collected.features), whole, whole)
             )
-            found[name] = found[name].model_copy(update={"frechet": apart})
+            figures[name] = figures[name].model_copy(update={"frechet": apart})
 
     made, listed = manifest.generation, numbers.tolist()
     other = networks.other
@@ -97,8 +97,8 @@ def measure(
         other_digest=None if other is None else other.digest,
         names=manifest.class_names,
         missing=[label for label, count in enumerate(split.per_class) if not count],
-        real=None if real is None else _about(real, found["real"].images),
-        sources=found,
+        real=None if real is None else _about(real, figures["real"].images),
+        sources=figures,
         per_class=of_set.by_class(),
         pairs=of_set.pairs(listed),
         contradicted=of_set.contradicted(listed, SHOWN_CONTRADICTED),
@@ -115,8 +115,8 @@ def _frechet(one: Gaussian, other: Gaussian, real: Gaussian) -> Frechet:
 
 
 def _halves(real: Measured, seed: int, whole: Gaussian) -> Frechet | None:
-    """How far real images are from real images; None for fewer than four."""
+    """Return the Frechet distance between two halves of the real images; None for fewer than four."""
     features = real.collected.features
     order = torch.randperm(len(features), generator=stream(seed, "quality halves"))
-    one, other = order.chunk(2)
-    return _frechet(Gaussian.of(features[one]), Gaussian.of(features[other]), whole) if len(features) >= 4 else None
+    first, second = order.chunk(2)
+    return _frechet(Gaussian.of(features[first]), Gaussian.of(features[second]), whole) if len(features) >= 4 else None

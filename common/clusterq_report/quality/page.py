@@ -1,4 +1,4 @@
-"""quality.html: the figures of a quality report, and the images that they are about. Free of torch."""
+"""quality.html: figures and images of a quality report. Free of torch."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,15 +13,15 @@ from clusterq_report.quality.pictures import closest_pairs, contradicted
 from clusterq_report.quality.summary import COLUMNS, summary_rows
 from clusterq_report.quality.verdicts import by_trouble, verdicts
 
-# More classes than this are shown by those with the most trouble.
+# With more classes, only those with the most problems are shown.
 MOST_BARS, WORST = 40, 20
-# Rows of the table of classes.
+# Largest number of rows of the table of classes.
 MOST_ROWS = 1000
 GUIDE = "docs/shard-quality.md"
 
 
 def quality_page(found: Quality, shards: ShardSet) -> Report:
-    """The page of a set.
+    """Return the page of a set.
 
     Raises:
         ClusterqError: an image that it shows cannot be read.
@@ -60,13 +60,14 @@ def quality_page(found: Quality, shards: ShardSet) -> Report:
 
 
 def _about(found: Quality) -> str:
-    said = (
+    explanation = (
         "Pure noise: as many images without any content, each value drawn with the mean and std of the teacher's normalisation."
     )
     if found.real is not None:
-        said += f" Real images: {found.sources['real'].images:,} of {found.real.images:,} in {found.real.name} ({found.real.layout})."
+        explanation += f" Real images: {found.sources['real'].images:,} of {found.real.images:,} in {found.real.name} ({found.real.layout})."
     return (
-        said + " Distances within a row of pixels or features are in units of the typical distance of the column's own images."
+        explanation
+        + " Distances within a row of pixels or features are in units of the typical distance of the column's own images."
     )
 
 
@@ -109,7 +110,7 @@ def _agreement(found: Quality) -> str:
 
 def _batchnorm(found: Quality) -> str:
     drawn = ""
-    for key, title, said in (
+    for key, title, caption in (
         ("mean", "Distance of BatchNorm means", "Root mean square over channels of (mean - running mean) / running std."),
         ("std", "Distance of BatchNorm stds", "Mean over channels of |std / running std - 1|."),
     ):
@@ -120,7 +121,7 @@ def _batchnorm(found: Quality) -> str:
         chart = line_chart(
             lines, title=title, x_label="BatchNorm layer, in order of execution", y_label="running stds", log=True
         )
-        drawn += figure(title, chart, f"{said} 0 would be exactly as in training.")
+        drawn += figure(title, chart, f"{caption} 0 would be exactly as in training.")
     heads = ["layer", *(f"{COLUMNS[name]}, {what} off" for name in found.sources for what in ("mean", "std"))]
     rows = [
         [layers[0].layer, *(number(value) for layer in layers for value in (layer.mean, layer.std))]
@@ -139,30 +140,30 @@ def _diversity(found: Quality) -> str:
     chart = bar_chart(
         groups, names, title="Distances in the teacher's features", x_label="part of the typical distance", decimals=2
     )
-    said = (
+    explanation = (
         "Of nearest neighbours the median over images, of any two the root mean square, in what the teacher's classifier is given; 1 is the "
         "typical distance between images of different classes. "
         "The first well below the second: classes keep together. All near 0: a class is one picture over and over."
     )
-    return figure("Distances in the teacher's features, by class", chart, said + caption)
+    return figure("Distances in the teacher's features, by class", chart, explanation + caption)
 
 
 def _near(found: Quality) -> str:
-    said = f"Near-duplicates are images with another one of their class closer than {NEAR:g} of the typical distance in pixels: the two share 99 % of "
-    said += "their variance."
+    explanation = f"Near-duplicates are images with another one of their class closer than {NEAR:g} of the typical distance in pixels: the two share 99 % of "
+    explanation += "their variance."
     if not found.sources["set"].near:
-        return paragraph(f"{said} There are none.")
+        return paragraph(f"{explanation} There are none.")
     groups, caption = _of_classes(found, lambda one: [100 * one.near], lambda one: -one.near)
     chart = bar_chart(
         groups, ["near-duplicates"], title="Near-duplicates", x_label="percent of a class's images", high=100.0, decimals=1
     )
-    return figure("Near-duplicates, by class", chart, said + caption)
+    return figure("Near-duplicates, by class", chart, explanation + caption)
 
 
 def _of_classes(
     found: Quality, values: Callable[[ClassFigures], Sequence[float | None]], order: Callable[[ClassFigures], float]
 ) -> tuple[list[Bars], str]:
-    """A row for each class, or for those that come first in `order`, and a sentence that says so."""
+    """Return bars for each class, or for the first ones in `order`, and a sentence that states the selection."""
     classes = found.per_class
     caption = ""
     if len(classes) > MOST_BARS:
@@ -176,17 +177,19 @@ def _classes(found: Quality) -> str:
     heads += [f"{found.other} names it"] if found.other else []
     heads += ["copies", "near-duplicates", "nearest, pixels", "nearest, features", "others, features"]
     rows = []
-    for one in by_trouble(found.per_class)[:MOST_ROWS]:
-        shares = [percent(100 * value, 1) for value in (one.confidence, one.entropy, one.clipped)]
-        shares += [] if one.other is None else [percent(100 * one.other, 1)]
-        near = [f"{one.exact:,}", percent(100 * one.near, 1)]
-        distances = [number(value) for value in (one.pixels_nearest, one.features_nearest, one.features_nearest_other)]
-        taken = "–" if one.taken_for is None else found.class_name(one.taken_for)
-        seen = [found.class_name(one.label), f"{one.images:,}", percent(100 * one.agreement, 1), taken]
+    for figures in by_trouble(found.per_class)[:MOST_ROWS]:
+        shares = [percent(100 * value, 1) for value in (figures.confidence, figures.entropy, figures.clipped)]
+        shares += [] if figures.other is None else [percent(100 * figures.other, 1)]
+        near = [f"{figures.exact:,}", percent(100 * figures.near, 1)]
+        distances = [
+            number(value) for value in (figures.pixels_nearest, figures.features_nearest, figures.features_nearest_other)
+        ]
+        taken = "–" if figures.taken_for is None else found.class_name(figures.taken_for)
+        seen = [found.class_name(figures.label), f"{figures.images:,}", percent(100 * figures.agreement, 1), taken]
         rows.append([*seen, *shares, *near, *distances])
-    said = "Those with the most near-duplicates and contradicted labels first."
-    said += f" {MOST_ROWS} of {len(found.per_class)}." if len(found.per_class) > MOST_ROWS else ""
-    return folded(f"{len(found.per_class)} classes", paragraph(said) + table(heads, rows))
+    explanation = "Those with the most near-duplicates and contradicted labels first."
+    explanation += f" {MOST_ROWS} of {len(found.per_class)}." if len(found.per_class) > MOST_ROWS else ""
+    return folded(f"{len(found.per_class)} classes", paragraph(explanation) + table(heads, rows))
 
 
 def _origins(found: Quality) -> list[list[str]]:

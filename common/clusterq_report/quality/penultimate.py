@@ -1,4 +1,4 @@
-"""The teacher's deepest features: what its last layer, the classifier, is given."""
+"""The teacher's penultimate features: the input of its last layer, the classifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,27 +10,27 @@ from clusterq_common.quant.structure import quantizable_layers
 
 
 class Features:
-    """Those of the latest forward pass."""
+    """Features of the latest forward pass."""
 
     def __init__(self) -> None:
         self.latest: Tensor | None = None
 
     def take(self) -> Tensor:
-        """(N, D) float32; each pass gives them once."""
-        found, self.latest = self.latest, None
-        assert found is not None, "the model has not run"
-        return found
+        """Return the features, (N, D) float32, once for each forward pass."""
+        features, self.latest = self.latest, None
+        assert features is not None, "the model has not run"
+        return features
 
 
 @contextmanager
 def penultimate(model: nn.Module, example: Tensor) -> Iterator[Features]:
-    """Tap the input of the convolution or linear layer that runs last, for the length of the block.
+    """Record the input of the convolution or linear layer that runs last, within the block.
 
-    Of a convolution, as some networks have it for a classifier, the mean over positions.
+    For a convolution, which some networks use as classifier, it is the mean over positions.
 
     Args:
         model: a classifier.
-        example: (1, C, S, S), any values: finds out which layer is the last.
+        example: (1, C, S, S), any values; one forward pass on it determines the last layer.
 
     Raises:
         ClusterqError: no convolution or linear layer runs.
@@ -38,8 +38,8 @@ def penultimate(model: nn.Module, example: Tensor) -> Iterator[Features]:
     features = Features()
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found = args[0].detach().float()
-        features.latest = found.flatten(2).mean(2) if found.dim() > 2 else found
+        values = args[0].detach().float()
+        features.latest = values.flatten(2).mean(2) if values.dim() > 2 else values
 
     handle = model.get_submodule(quantizable_layers(model, example)[-1]).register_forward_pre_hook(keep)
     try:

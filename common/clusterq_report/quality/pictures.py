@@ -1,4 +1,4 @@
-"""The images behind the figures: closest pairs, and images whose label the teacher contradicts. Free of torch."""
+"""Images for the figures: closest pairs, and images whose label the teacher contradicts. Free of torch."""
 
 from clusterq_common.shards.read import ShardSet
 from clusterq_report.html.gallery import side_shown, strip
@@ -6,12 +6,12 @@ from clusterq_report.html.page import paragraph
 from clusterq_report.html.text import escaped, number, percent, tag
 from clusterq_report.quality.findings import Quality
 
-# Bytes of each group of images, before PNG and base64: far fewer than the gallery's.
+# Bytes of each group of images, before PNG and base64; far fewer than the gallery's.
 BUDGET = 200_000
 
 
 def closest_pairs(found: Quality, shards: ShardSet) -> str:
-    """The closest pairs in pixels, side by side; markup.
+    """Return markup of the closest pairs in pixels, side by side.
 
     Raises:
         ClusterqError: a sample cannot be read.
@@ -25,12 +25,12 @@ def closest_pairs(found: Quality, shards: ShardSet) -> str:
         name = found.class_name(pair.label)
         picture = strip(reader, [pair.first, pair.second], spec, side, f"the closest two images of class {name}")
         cells.append(_captioned(picture, f"{name}: {number(pair.distance)}"))
-    said = "The closest pairs, with their distance in pixels as a part of the typical one: one of each class first, then second ones. Look whether they are one picture."
-    return tag("h3", "The closest pairs") + paragraph(said) + tag("div", *cells, class_="smalls")
+    explanation = "The closest pairs, with their distance in pixels as a part of the typical one: one of each class first, then second ones. Look whether they are one picture."
+    return tag("h3", "The closest pairs") + paragraph(explanation) + tag("div", *cells, class_="smalls")
 
 
 def contradicted(found: Quality, shards: ShardSet) -> str:
-    """Images whose label the teacher contradicts most surely; markup, empty where there are none.
+    """Return markup of the images whose label the teacher contradicts with most confidence; empty where there are none.
 
     Raises:
         ClusterqError: a sample cannot be read.
@@ -40,12 +40,12 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
     side = side_shown(spec, len(found.contradicted), BUDGET)
     cells = []
-    for one in found.contradicted:
-        label, named = found.class_name(one.label), found.class_name(one.named)
-        picture = strip(reader, [one.number], spec, side, f"an image labelled {label}")
-        cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * one.confidence, 0)})"))
-    said = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
-    return tag("h3", "Labels contradicted") + paragraph(said) + tag("div", *cells, class_="smalls")
+    for image in found.contradicted:
+        label, named = found.class_name(image.label), found.class_name(image.named)
+        picture = strip(reader, [image.number], spec, side, f"an image labelled {label}")
+        cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * image.confidence, 0)})"))
+    explanation = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
+    return tag("h3", "Labels contradicted") + paragraph(explanation) + tag("div", *cells, class_="smalls")
 
 
 def _captioned(picture: str, caption: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the images come from that are measured: drawn from a set, pure noise, or real ones that somebody else reads."""
+"""Sources of the measured images: drawn from a set, pure noise, or real ones from the caller."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,24 +17,25 @@ Batch = tuple[Tensor, Tensor]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 128, 16
-# One image of a class has no neighbour.
+# A single image of a class would have no neighbour.
 LEAST_OF_A_CLASS = 2
 
 
 def batch_size(spec: InputSpec) -> int:
-    """Images that go through networks together."""
+    """Return the number of images in a batch for the networks."""
     return SMALL_BATCH if spec.size <= SMALL_IMAGE else LARGE_BATCH
 
 
 def sampled(labels: Ints, most: int, seed: int) -> Ints:
-    """Numbers of about `most` images, ascending: of each class its share, at least two where it has them; all where there are no more.
+    """Return the numbers of about `most` images, ascending, or of all where there are no more.
 
-    Where two of each would be more than that, as many classes as they suffice for are drawn first.
+    Each class gets its proportional share, at least two images where it has them. Where two of each class would exceed `most`, the
+    classes are drawn first, as many as fit.
 
     Args:
         labels: (N,) class of each image.
-        most: images wanted, at least two.
-        seed: of the draw.
+        most: number of images wanted, at least two.
+        seed: seed of the draw.
     """
     if len(labels) <= most:
         return np.arange(len(labels), dtype=np.int64)
@@ -54,7 +55,7 @@ def sampled(labels: Ints, most: int, seed: int) -> Ints:
 
 
 def stored(reader: SplitReader, numbers: Ints, spec: InputSpec) -> Iterator[Batch]:
-    """Images of a split, a batch at a time.
+    """Yield images of a split, a batch at a time.
 
     Raises:
         ClusterqError: a sample cannot be read.
@@ -67,8 +68,11 @@ def stored(reader: SplitReader, numbers: Ints, spec: InputSpec) -> Iterator[Batc
 
 
 def noise(labels: Tensor, spec: InputSpec, seed: int) -> Iterator[Batch]:
-    """Images without any content, as a reference: each value drawn from a normal distribution with the mean and std of the teacher's
-    normalisation (for many teachers those of their training data), then stored in eight bits. They carry the labels (N,) given."""
+    """Yield images without content, as a reference.
+
+    Each value is drawn from a normal distribution with the mean and std of the teacher's normalisation (for many teachers those of
+    their training data), and then rounded to eight bits. They carry the given labels (N,).
+    """
     for number, own in enumerate(labels.split(batch_size(spec))):
         random = stream(seed, "quality noise", number)
         yield to_pixels(torch.randn(len(own), spec.channels, spec.size, spec.size, generator=random), spec), own

@@ -1,4 +1,4 @@
-"""A quality report for a terminal: the set's figures beside those of pure noise and of real images. Free of torch."""
+"""Text version of a quality report: the set's figures beside those of pure noise and of real images. Free of torch."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,15 @@ MARKS = {"good": "+", "plain": " ", "warning": "!"}
 
 
 def summary_rows(found: Quality) -> tuple[list[str], list[list[str]]]:
-    """Heads, and a row for each figure: its name, then its value for each source; rows that no source has are left out."""
+    """Return the heads and a row for each figure: its name and its value for each source. Rows without any value are left out."""
     sources = {name: found.sources[name] for name in COLUMNS if name in found.sources}
     heads = ["", *(COLUMNS[name] for name in sources)]
-    rows = [[said, *(shown(source) for source in sources.values())] for said, shown in _figures(found).items()]
+    rows = [[figure_name, *(shown(source) for source in sources.values())] for figure_name, shown in _figures(found).items()]
     return heads, [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 
 def summary_lines(found: Quality) -> list[str]:
-    """The table and the verdicts, a line each."""
+    """Return the table and the verdicts, one line each."""
     heads, rows = summary_rows(found)
     first = max(len(row[0]) for row in rows)
     widths = [max(len(row[place]) for row in [heads, *rows]) for place in range(1, len(heads))]

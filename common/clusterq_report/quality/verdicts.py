@@ -1,7 +1,7 @@
-"""What the figures of a set mean, in sentences. Free of torch.
+"""Interpretation of a set's figures, in sentences. Free of torch.
 
-A warning has a threshold that is stated with it and that the 95 % interval of a class's share lies beyond, or a reference that was
-measured beside it; where neither is to be had, the sentence gives the figure and the reference and judges nothing.
+A warning needs either a stated threshold that the 95 % interval of a class's share lies beyond, or a reference measured in the
+same way. Where there is neither, the sentence gives the figure and the reference without a judgement.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,21 +12,22 @@ from clusterq_report.html.page import Level, Remark
 from clusterq_report.html.text import number
 from clusterq_report.quality.findings import NEAR, ClassFigures, Quality
 
-# Shares of a class's images that are near-duplicates; of all images that are copies; of a class's labels that the teacher sees.
+# Thresholds: near-duplicates of a class (two), copies among all images, and labels of a class confirmed by the teacher.
 MANY_NEAR, COLLAPSED, MANY_COPIES, FEW_SEEN = 0.1, 0.5, 0.01, 0.5
-# Labels that a set without contradicted ones may have all the same: two classes as good as equal, on another machine.
+# Share of contradicted labels allowed in a set made without any: near ties may be decided differently on another machine.
 ROUNDING = 0.001
-# Nearest neighbours nearer than this part of other classes' (of so many at least, with so many images) or of real images'; another network's agreement lower than this part of it there.
+# Warning below this part of the reference: nearest neighbours against other classes' (with at least so many classes and images) or
+# against real images', and the other network's agreement against that on real images.
 MUCH_LESS = 0.5
 FEWEST_CLASSES, FEWEST_IMAGES = 3, 10
-# More than this part of pure noise's figure is as good as noise.
+# Above this part of pure noise's figure, images are about as good as noise.
 AS_NOISE = 0.9
 MANY_CLIPPED = 0.1
 MOST_NAMED = 5
 
 
 def verdicts(found: Quality) -> list[Remark]:
-    """Sentences, in the order of the page."""
+    """Return the remarks, in the order of the page."""
     parts = (_measured, _labels, _copies, _near, _alike, _diversity, _batchnorm, _certainty, _other, _frechet, _clipped)
     return [remark for part in parts for remark in part(found)]
 
@@ -35,8 +36,8 @@ def _measured(found: Quality) -> Iterator[Remark]:
     own = found.sources["set"]
     if own.images < found.of_images:
         seen = (own.images / found.of_images) ** 2
-        said = f"{own.images:,} of {found.of_images:,} images were measured, drawn by class: of copies that come as single pairs about "
-        yield Remark("plain", said + f"{_percent(seen)} would show. A larger --images sees more.")
+        sentence = f"{own.images:,} of {found.of_images:,} images were measured, drawn by class: of copies that come as single pairs about "
+        yield Remark("plain", sentence + f"{_percent(seen)} would show. A larger --images sees more.")
     if found.missing:
         named = ", ".join(found.class_name(label) for label in found.missing[:MOST_NAMED])
         more = f" and {len(found.missing) - MOST_NAMED} more" if len(found.missing) > MOST_NAMED else ""
@@ -51,15 +52,15 @@ def _labels(found: Quality) -> Iterator[Remark]:
     if agreement == 1:
         yield Remark("good", "The teacher names the stored label on every image.")
     elif found.dropped and 1 - agreement > ROUNDING:
-        said = f"{share}, but its maker says that others were dropped: labels or images were changed since."
-        yield Remark("warning", said)
+        sentence = f"{share}, but its maker says that others were dropped: labels or images were changed since."
+        yield Remark("warning", sentence)
     else:
         yield Remark("plain", share + ("; the others are as close as rounding." if found.dropped else "."))
     few = [one for one in found.per_class if one.taken_for is not None and _sure(one.agreement, one.images)[1] < FEW_SEEN]
     for one in sorted(few, key=lambda one: one.agreement)[:MOST_NAMED]:
         takes = found.class_name(one.taken_for or 0)
-        said = f"The teacher names the label on {_percent(one.agreement, 0)} of the {one.images} images of class {found.class_name(one.label)}, less than half; "
-        yield Remark("warning", said + f"most often it says {takes}.")
+        sentence = f"The teacher names the label on {_percent(one.agreement, 0)} of the {one.images} images of class {found.class_name(one.label)}, less than half; "
+        yield Remark("warning", sentence + f"most often it says {takes}.")
     yield from _others(len(few), "classes with fewer than half of the labels confirmed")
 
 
@@ -69,8 +70,8 @@ def _copies(found: Quality) -> Iterator[Remark]:
         yield Remark("good", "No two of the images are equal.")
         return
     level: Level = "warning" if own.exact > MANY_COPIES * own.images else "plain"
-    said = f"{own.exact:,} images ({_percent(own.exact / own.images)}) have an exact copy among the others"
-    yield Remark(level, said + (f", more than {_percent(MANY_COPIES, 0)}." if level == "warning" else "."))
+    sentence = f"{own.exact:,} images ({_percent(own.exact / own.images)}) have an exact copy among the others"
+    yield Remark(level, sentence + (f", more than {_percent(MANY_COPIES, 0)}." if level == "warning" else "."))
 
 
 def _near(found: Quality) -> Iterator[Remark]:
@@ -85,12 +86,14 @@ def _near(found: Quality) -> Iterator[Remark]:
     if not many and found.per_class:
         worst = max(found.per_class, key=lambda one: one.near)
         where = f"at most {_percent(worst.near, 1)} of a class's images have one (class {found.class_name(worst.label)})"
-        said = f"Near-duplicates, closer than {NEAR:g} of the typical distance in pixels: {where if worst.near else 'none'}."
-        yield Remark("good", said)
+        sentence = (
+            f"Near-duplicates, closer than {NEAR:g} of the typical distance in pixels: {where if worst.near else 'none'}."
+        )
+        yield Remark("good", sentence)
 
 
 def _alike(found: Quality) -> Iterator[Remark]:
-    """Classes whose images lie much closer to each other than those of the other classes do."""
+    """Yield warnings for classes whose images lie much closer together than those of the other classes."""
     spaces: tuple[tuple[str, Callable[[ClassFigures], float | None]], ...] = (
         ("pixels", lambda one: one.pixels_nearest),
         ("the teacher's features", lambda one: one.features_nearest),
@@ -106,8 +109,8 @@ def _alike(found: Quality) -> Iterator[Remark]:
         usual = median(distance for distance, _ in known)
         close = sorted((pair for pair in known if pair[0] < MUCH_LESS * usual), key=lambda pair: pair[0])
         for distance, one in close[:MOST_NAMED]:
-            said = f"Images of class {found.class_name(one.label)} lie close together in {space}: nearest neighbours at {number(distance)} of the typical "
-            yield Remark("warning", f"{said}distance, less than half of the other classes' {number(usual)}.")
+            sentence = f"Images of class {found.class_name(one.label)} lie close together in {space}: nearest neighbours at {number(distance)} of the typical "
+            yield Remark("warning", f"{sentence}distance, less than half of the other classes' {number(usual)}.")
         yield from _others(len(close), f"classes that lie close together in {space}")
 
 
@@ -116,38 +119,38 @@ def _diversity(found: Quality) -> Iterator[Remark]:
     if own.nearest is None or own.nearest_other is None:
         yield Remark("plain", "No class has two measured images, so nothing can be said of their diversity.")
         return
-    said = f"In the teacher's features the nearest image of the class lies at {number(own.nearest)} of the typical distance, the nearest of as many "
-    said += f"of other classes at {number(own.nearest_other)}"
+    sentence = f"In the teacher's features the nearest image of the class lies at {number(own.nearest)} of the typical distance, the nearest of as many "
+    sentence += f"of other classes at {number(own.nearest_other)}"
     beside = [f"pure noise: {number(noise.nearest)} and {number(noise.nearest_other)}"]
     real = found.sources["real"].features if "real" in found.sources else None
     if real is not None and real.nearest is not None:
         beside.append(f"real images: {number(real.nearest)} and {number(real.nearest_other)}")
         if own.nearest < MUCH_LESS * real.nearest:
-            yield Remark("warning", f"{said} ({'; '.join(beside)}): less than half of what real images have.")
+            yield Remark("warning", f"{sentence} ({'; '.join(beside)}): less than half of what real images have.")
             return
-    yield Remark("plain", f"{said} ({'; '.join(beside)}).")
+    yield Remark("plain", f"{sentence} ({'; '.join(beside)}).")
 
 
 def _batchnorm(found: Quality) -> Iterator[Remark]:
     means = {name: _average([layer.mean for layer in one.batchnorm]) for name, one in found.sources.items()}
     worst = max(found.sources["set"].batchnorm, key=lambda layer: layer.mean)
     beside = f"pure noise: {number(means['noise'])}" + (f"; real images: {number(means['real'])}" if "real" in means else "")
-    said = f"BatchNorm means lie {number(means['set'])} running stds from the training data's, averaged over layers ({beside}), at most "
-    said += f"{number(worst.mean)}, in {worst.layer}"
+    sentence = f"BatchNorm means lie {number(means['set'])} running stds from the training data's, averaged over layers ({beside}), at most "
+    sentence += f"{number(worst.mean)}, in {worst.layer}"
     off = means["set"] > AS_NOISE * means["noise"]
-    yield Remark("warning" if off else "plain", said + ("; hardly closer than pure noise's." if off else "."))
+    yield Remark("warning" if off else "plain", sentence + ("; hardly closer than pure noise's." if off else "."))
 
 
 def _certainty(found: Quality) -> Iterator[Remark]:
     def of(name: str) -> str:
-        one = found.sources[name]
-        return f"{_percent(one.confidence.mean, 1)} and {_percent(one.entropy.mean, 1)}"
+        figures = found.sources[name]
+        return f"{_percent(figures.confidence.mean, 1)} and {_percent(figures.entropy.mean, 1)}"
 
     beside = f"pure noise: {of('noise')}" + (f"; real images: {of('real')}" if "real" in found.sources else "")
-    said = f"The teacher's mean confidence and the entropy of its answers, of the most possible, are {of('set')} ({beside})"
+    sentence = f"The teacher's mean confidence and the entropy of its answers, of the most possible, are {of('set')} ({beside})"
     unsure = found.sources["set"].entropy.mean > AS_NOISE * found.sources["noise"].entropy.mean
     yield Remark(
-        "warning" if unsure else "plain", said + ("; it is hardly surer of these images than of noise." if unsure else ".")
+        "warning" if unsure else "plain", sentence + ("; it is hardly surer of these images than of noise." if unsure else ".")
     )
 
 
@@ -161,10 +164,10 @@ def _other(found: Quality) -> Iterator[Remark]:
     if real is not None and real.other is not None:
         beside += f"; real images: {_percent(real.other, 1)}"
         level = "warning" if own.other < MUCH_LESS * real.other else "plain"
-    said = f"{found.other}, which the images were not made for, names the label on {_percent(own.other, 1)} ({beside})"
+    sentence = f"{found.other}, which the images were not made for, names the label on {_percent(own.other, 1)} ({beside})"
     yield Remark(
         level,
-        said
+        sentence
         + (
             "; less than half of that on real images: much of what is in them only the teacher sees."
             if level == "warning"
@@ -179,8 +182,8 @@ def _frechet(found: Quality) -> Iterator[Remark]:
         return
     real = found.sources["real"].frechet
     halves = "" if real is None else f"; two halves of the real images: {number(real.relative)}"
-    said = f"The squared Frechet distance to the real images is {number(own.relative)} of their variance in the teacher's features (pure noise: "
-    yield Remark("plain", f"{said}{number(noise.relative)}{halves}).")
+    sentence = f"The squared Frechet distance to the real images is {number(own.relative)} of their variance in the teacher's features (pure noise: "
+    yield Remark("plain", f"{sentence}{number(noise.relative)}{halves}).")
 
 
 def _clipped(found: Quality) -> Iterator[Remark]:
@@ -201,7 +204,7 @@ def _average(values: list[float]) -> float:
 
 
 def _sure(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many images: few of them prove little."""
+    """Return the 95 % interval of a share of this number of images."""
     low, high = wilson_interval(round(share * images), images)
     return low / 100, high / 100
 
@@ -211,5 +214,5 @@ def _percent(share: float | None, decimals: int = 2) -> str:
 
 
 def by_trouble(classes: list[ClassFigures]) -> list[ClassFigures]:
-    """Classes with the most near-duplicates and unconfirmed labels first."""
+    """Return the classes sorted by near-duplicates and unconfirmed labels, most first."""
     return sorted(classes, key=lambda one: (-one.near - (1 - one.agreement), one.label))

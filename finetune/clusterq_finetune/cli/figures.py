@@ -1,6 +1,5 @@
 """`clusterq-finetune figures`: the command line of the papers' figures. Torch and matplotlib are imported once a command runs."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.device.config import Device, RuntimeConfig
+from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS
@@ -137,8 +137,8 @@ def sensitivity(
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:
-    print(result["caption"])
+    print_result(result["caption"])
     for path in result["files"].values():
-        print(path)
+        print_result(path)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)

@@ -1,6 +1,5 @@
 """`clusterq-finetune`: the command line. Torch is imported only once a command runs, so that --help is quick."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from clusterq_cli.main import run_guarded, run_to_end, same_command
 from clusterq_common.device.config import Device, RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
-from clusterq_common.progress.console import is_main_process
+from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.settings import merged, read_yaml
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.figures import app as figures_app
@@ -225,13 +224,13 @@ def reproduce(
         report = reproduce(result, out, shards, report=page)
         if not report:
             return
-        print(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
+        print_result(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
         if "agreement" in report:
-            print(
+            print_result(
                 f"weights at most {report['weights_apart']:.2g} apart, same class on {report['agreement']} of the held-out images"
             )
         if as_json:
-            print(json.dumps(report))
+            print_json(report)
         if report["verdict"] == "different":
             raise SystemExit(1)
 
@@ -253,7 +252,8 @@ def compare(
         if out is not None and out.suffix not in results.FORMATS:
             raise ClusterqError(f"--out: {out} ends in {out.suffix!r}, expected {', '.join(results.FORMATS)}; rename it.")
         rows = results.compare(runs)
-        print(results.as_markdown(rows), end="")
+        for line in results.as_markdown(rows).splitlines():
+            print_result(line)
         if out is not None:
             atomic_write(out, results.FORMATS[out.suffix](rows))
 
@@ -283,12 +283,10 @@ def report(
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
-    if not is_main_process():
-        return
     for line in lines:
-        print(line)
+        print_result(line)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
 
 
 def main() -> None:

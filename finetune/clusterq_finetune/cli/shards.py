@@ -1,6 +1,5 @@
 """`clusterq-finetune shards`: look at sets of shards, check them, and make new ones of them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from clusterq_cli.help import examples
 from clusterq_cli.main import USER_ERROR, run_guarded
 from clusterq_common.device.config import Device, RuntimeConfig
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
 from clusterq_finetune.data.layouts import LAYOUTS
 from clusterq_report.quality.config import QualityConfig
@@ -32,9 +32,9 @@ def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
 
         manifest = commands.manifest_of(folder)
         for line in commands.describe(manifest):
-            print(line)
+            print_result(line)
         if as_json:
-            print(manifest.model_dump_json())
+            print_json(manifest.model_dump(mode="json"))
 
     run_guarded(go, debug=debug)
 
@@ -61,9 +61,9 @@ def verify(
 
         manifest, problems = commands.verify(folder, arch, weights, samples)
         for line in commands.table(problems):
-            print(line)
+            print_result(line)
         if as_json:
-            print(json.dumps({"digest": manifest.digest, "ok": not problems, "problems": [vars(one) for one in problems]}))
+            print_json({"digest": manifest.digest, "ok": not problems, "problems": [vars(one) for one in problems]})
         if problems:
             raise SystemExit(USER_ERROR)
 
@@ -114,10 +114,10 @@ def quality(
         where = Where(arch, weights, other_arch, other_weights, real, real_classes)
         found = measure(folder, where, config, runtime, out)
         for line in summary_lines(found):
-            print(line)
-        print(f"page: {out}")
+            print_result(line)
+        print_result(f"page: {out}")
         if as_json:
-            print(found.model_dump_json())
+            print_json(found.model_dump(mode="json"))
 
     run_guarded(go, debug=debug, quiet=quiet)
 
@@ -142,7 +142,7 @@ def preview(
         from clusterq_finetune.shards_tools import commands
 
         count = commands.preview(folder, out, split, parse_classes(classes), per_class)
-        print(f"{count} images: {out}")
+        print_result(f"{count} images: {out}")
 
     run_guarded(go, debug=debug)
 
@@ -226,4 +226,4 @@ def parse_classes(text: str | None) -> list[int] | None:
 
 def _report(manifest: Any, out: Path) -> None:
     counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
-    print(f"{out}: {counts}, {manifest.digest}")
+    print_result(f"{out}: {counts}, {manifest.digest}")

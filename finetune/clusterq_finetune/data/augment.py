@@ -21,7 +21,7 @@ def augment(pixels: Tensor, kind: Augmentation, random: torch.Generator, *, whol
         kind: `none` returns the pixels as they are.
         random: a CPU generator.
         whole: images in the whole batch, of all processes: draws are made for all of them.
-        own: which of those these are.
+        own: slice of those that `pixels` holds.
     """
     if kind == "none":
         return pixels

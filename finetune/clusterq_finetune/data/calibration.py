@@ -1,4 +1,4 @@
-"""The synthetic images that set ranges: the first of a shuffled pass that training never makes."""
+"""Synthetic images for calibration: the first ones of a shuffled pass that is never used for training."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from clusterq_finetune.data.shard_batches import EpochBatches, ShardBatch, Shard
 
 
 def calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[ShardBatch]:
-    """A shuffled pass that training never makes."""
+    """Yield the batches of a shuffled pass that is never used for training."""
     dataset = ShardDataset(shards, "train")
     order = EpochBatches(len(dataset), config.recipe.batch_size, config.runtime.seed)
     order.epoch = BEFORE_TRAINING
@@ -22,12 +22,12 @@ def calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[Sh
 
 
 def calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
-    """Its first images as networks see them, in batches."""
+    """Yield the first images of that pass as network inputs, in batches."""
     for pixels in first_pixels(shards, config, config.recipe.calibration_images).split(config.recipe.batch_size):
         yield view(pixels, spec, config.recipe.low_pass)
 
 
 def first_pixels(shards: ShardSet, config: FinetuneConfig, count: int) -> Tensor:
-    """Its first images, (count, C, S, S) uint8, or all where there are fewer."""
+    """Return the first images of that pass, (count, C, S, S) uint8, or all where there are fewer."""
     size, seed = config.recipe.batch_size, config.runtime.seed
     return torch.cat(list(shards.images("train", count, batch_size=size, seed=seed).pixels()))

@@ -1,4 +1,4 @@
-"""Whose logits the student learns from: those stored with the images, or the teacher's own, asked again."""
+"""Source of the logits that the student learns from: stored with the images, or recomputed by the teacher."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from clusterq_finetune.data.shard_batches import ShardBatch
 
 @dataclass(frozen=True)
 class LogitsSource:
-    """The choice, and how far stored logits were found from the teacher's on the images that were compared.
+    """The chosen source, and the largest difference of stored logits from the teacher's on the compared images.
 
     Attributes:
         stored: whether the shards' float16 logits are used.
         largest_difference: None where there was nothing to compare.
-        tolerance: what was allowed.
+        tolerance: largest allowed difference.
     """
 
     stored: bool
@@ -27,17 +27,17 @@ class LogitsSource:
     tolerance: float | None
 
     def as_result(self) -> dict[str, object]:
-        """For result.json."""
+        """Return the choice as a section of result.json."""
         source = "stored" if self.stored else "recomputed"
         return {"source": source, "largest_difference": self.largest_difference, "tolerance": self.tolerance}
 
 
 @torch.no_grad()
 def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, device: torch.device) -> LogitsSource:
-    """Settle the choice, and compare the stored logits of one batch with the teacher's.
+    """Choose the source, and compare the stored logits of one batch with the teacher's.
 
     Raises:
-        ClusterqError: stored ones are asked for and there are none, or they are not this teacher's.
+        ClusterqError: stored logits are requested and there are none, or they are not this teacher's.
     """
     wanted = recipe.teacher_logits == "stored" or (recipe.teacher_logits == "auto" and not recipe.asks_teacher)
     if batch.logits is None:

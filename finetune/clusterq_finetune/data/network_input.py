@@ -1,4 +1,4 @@
-"""How networks see the stored images: normalised, and low-passed where that is asked for."""
+"""Conversion of stored images to network inputs: normalised, and optionally low-pass filtered."""
 
 import math
 
@@ -11,13 +11,13 @@ from clusterq_common.teacher.spec import InputSpec
 
 
 def view(pixels: Tensor, spec: InputSpec, low_pass: float = 0.0) -> Tensor:
-    """(N, C, S, S) uint8 -> normalised float32 in channels_last order.
+    """Convert pixels, (N, C, S, S) uint8, to normalised float32 in channels_last order.
 
     Args:
-        pixels: as stored.
-        spec: of the teacher.
-        low_pass: standard deviation, in pixels, of the Gaussian that the images are blurred with; 0: none. Generated images have
-            high frequencies that real ones lack (SynQ filters them in the frequency domain, which is the same operation).
+        pixels: stored images.
+        spec: input format of the teacher.
+        low_pass: standard deviation, in pixels, of the Gaussian that blurs the images; 0: none. Generated images have high
+            frequencies that real ones lack (SynQ filters them in the frequency domain, which is the same operation).
     """
     images = normalise(pixels, spec)
     if low_pass:
@@ -31,7 +31,7 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = kernel / kernel.sum()
     channels = images.shape[1]
-    # Edges repeated: a dark rim would be a pattern of its own.
+    # Edges are repeated, because zero padding would add a dark rim.
     padded = F.pad(images, [radius] * 4, mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
     return F.conv2d(rows, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)

@@ -1,4 +1,4 @@
-"""Shards as batches, in an order that depends on the seed and the epoch alone."""
+"""Batches from shards, in an order that depends on the seed and the epoch alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -14,19 +14,19 @@ from clusterq_common.shards.read import ShardSet
 
 
 class ShardBatch(NamedTuple):
-    """pixels (N, C, S, S) uint8; labels (N,) int64; logits (N, classes) float16, or None where the set has none."""
+    """A batch: pixels (N, C, S, S) uint8; labels (N,) int64; logits (N, classes) float16, or None where the set has none."""
 
     pixels: Tensor
     labels: Tensor
     logits: Tensor | None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ShardBatch":
-        """The batch of its changed tensors."""
+        """Return a batch with `change` applied to each tensor."""
         return ShardBatch(change(self.pixels), change(self.labels), None if self.logits is None else change(self.logits))
 
 
 class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):
-    """One split of a shard set by index; members are read from the tars where they lie, in any order."""
+    """One split of a shard set, by index. Members are read directly from the tars, in any order."""
 
     def __init__(self, shards: ShardSet, split: SplitName) -> None:
         self.samples = shards.split(split)
@@ -40,33 +40,33 @@ class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):
         return torch.from_numpy(pixels).permute(2, 0, 1), label, None if logits is None else torch.from_numpy(logits)
 
     def collate(self, samples: list[tuple[Tensor, int, Tensor | None]]) -> ShardBatch:
-        """Samples of a loader as one batch, which may be empty: a process's part of a small last batch."""
+        """Combine a loader's samples into one batch, which may be empty: a process's part of a small last batch."""
         if not samples:
             empty = torch.zeros(0, self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
             return ShardBatch(empty, torch.zeros(0, dtype=torch.long), None)
         pixels, labels, logits = zip(*samples, strict=True)
-        stored = None if logits[0] is None else torch.stack([one for one in logits if one is not None])
+        stored = None if logits[0] is None else torch.stack([row for row in logits if row is not None])
         batch = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
         if get_worker_info() is not None:
-            batch.share_memory_()  # as in evaluation: a worker whose batches are made where they are sent from does not grow
+            batch.share_memory_()  # as in evaluation: building batches in shared memory keeps a worker's memory from growing
         return ShardBatch(torch.stack(pixels, out=batch), torch.tensor(labels), stored)
 
 
 class EpochBatches(Sampler[list[int]]):
     """Batches of indices, shuffled by (seed, epoch): the same for any number of workers and after any interruption.
 
-    Of each batch a process gets its share.
+    Each process gets its part of each batch.
 
     Args:
-        size: samples.
+        size: number of samples.
         batch_size: samples in a batch, of all processes together; the last one of a pass may be smaller.
-        seed: of the order.
-        steps: batches in an epoch, full ones, from as many passes as that takes; None: one pass.
+        seed: seed of the order.
+        steps: batches in an epoch, all full, from as many passes as needed; None: one pass.
         ranks: the processes.
 
     Attributes:
-        epoch: the one that the next iteration goes through.
-        first_step: its first step, for an epoch that was interrupted.
+        epoch: epoch of the next iteration.
+        first_step: first step of that iteration, for an interrupted epoch.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, *, steps: int | None = None, ranks: Ranks | None = None) -> None:
@@ -87,7 +87,7 @@ class EpochBatches(Sampler[list[int]]):
             yield batch[self.ranks.share(len(batch))]
 
     def whole(self, step: int) -> int:
-        """Samples in batch `step` of an epoch, over all processes."""
+        """Return the number of samples in batch `step` of an epoch, over all processes."""
         return min(self.batch_size, self.passes * self.size - step * self.batch_size)
 
     def _key(self, number: int) -> tuple[int | str, ...]:
@@ -95,7 +95,7 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def batches(dataset: ShardDataset, order: Iterable[list[int]], *, workers: int = 0) -> DataLoader[Any]:
-    """A loader of `ShardBatch`es in the given order of batches."""
+    """Return a loader of `ShardBatch`es in the given order of batches."""
     return DataLoader(
         dataset,
         batch_sampler=order,
@@ -107,6 +107,6 @@ def batches(dataset: ShardDataset, order: Iterable[list[int]], *, workers: int =
 
 
 def in_order(dataset: ShardDataset, batch_size: int, ranks: Ranks | None = None) -> list[list[int]]:
-    """All indices in the order of the shards, as batches; of several processes each gets a share of the whole."""
+    """Return all indices in the order of the shards, as batches. Each of several processes gets a part of the whole."""
     own = range(len(dataset))[(ranks or Ranks()).share(len(dataset))]
     return [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]

@@ -1,4 +1,4 @@
-"""Another way to compute a student, evaluated beside the student that it should equal."""
+"""Comparison of a student with another implementation that should give the same results."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,10 @@ from clusterq_common.quant.integer import integer_arithmetic
 
 
 class Twin(nn.Module):
-    """Gives what `compute` gives, and counts how often `student` disagrees. Each batch runs through both, which images/s counts."""
+    """A model that returns the result of `compute` and counts how often `student` agrees.
+
+    Each batch runs through both, and images/s counts both.
+    """
 
     def __init__(self, student: nn.Module, compute: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -23,25 +26,28 @@ class Twin(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         expected: Tensor = self.student(x)
-        found = self._compute(x)
+        logits = self._compute(x)
         self._images += len(x)
-        self._agreed += int((found.argmax(1) == expected.argmax(1)).sum())
-        self._apart = max(self._apart, float((found - expected).abs().max()))
-        return found
+        self._agreed += int((logits.argmax(1) == expected.argmax(1)).sum())
+        self._apart = max(self._apart, float((logits - expected).abs().max()))
+        return logits
 
     def comparison(self) -> dict[str, float]:
-        """Over all images so far, of all processes, at least one: percent with the same class as the student, and the largest difference of a logit."""
+        """Return the percentage of images with the student's class, and the largest difference of a logit.
+
+        They are over all images so far, of all processes; there must be at least one.
+        """
         parts = Ranks.current().gather((self._images, self._agreed, self._apart))
         images, agreed, apart = zip(*parts, strict=True)
         return {"agreement_with_student": 100 * sum(agreed) / sum(images), "largest_logit_difference": max(apart)}
 
 
 def integer_twin(student: nn.Module) -> Twin:
-    """`student` as integer hardware computes it; how fast the simulation is says nothing about hardware."""
+    """Return `student` as integer hardware computes it. The speed of this simulation says nothing about hardware."""
 
     def compute(x: Tensor) -> Tensor:
         with integer_arithmetic(student):
-            found: Tensor = student(x)
-        return found
+            logits: Tensor = student(x)
+        return logits
 
     return Twin(student, compute)

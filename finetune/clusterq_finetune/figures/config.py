@@ -1,4 +1,4 @@
-"""What a figure shows and how it is written: settings only, free of torch and of matplotlib."""
+"""Settings of the figures and their files, free of torch and of matplotlib."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,15 +11,15 @@ FORMATS = ("png", "svg", "pdf", "csv")
 
 
 def _formats(value: Any) -> Any:
-    """`"png,svg"` as a tuple of known formats, each once."""
-    found = tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
-    if not found or not set(found) <= set(FORMATS):
+    """Convert `"png,svg"` to a tuple of known formats without duplicates."""
+    formats = tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
+    if not formats or not set(formats) <= set(FORMATS):
         raise ValueError(f"expected some of {', '.join(FORMATS)} with commas between")
-    return found
+    return formats
 
 
 def _words(value: Any) -> Any:
-    """`"a, b"` as a tuple of texts; anything else as it is."""
+    """Convert `"a, b"` to a tuple of texts; return anything else unchanged."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
@@ -32,7 +32,7 @@ Classes = Annotated[tuple[int, ...], BeforeValidator(_classes)]
 
 
 class FileConfig(Settings):
-    """How a figure is written."""
+    """Settings of a figure's files."""
 
     format: Annotated[tuple[str, ...], BeforeValidator(_formats)] = Field(
         ("png", "svg"), description="some of png, svg, pdf and csv, with commas between; csv: the numbers that are drawn"
@@ -46,7 +46,7 @@ class FileConfig(Settings):
 
 
 class ImagesConfig(Settings):
-    """Which images a figure is about: the first stored ones of each class, and the first real ones by name."""
+    """Images of a figure: the first stored ones of each class, and the first real ones by name."""
 
     classes: Classes | None = Field(None, description="e.g. 0,3,7-9; up to ten, evenly spread, if left out")
     per_class: int = Field(50, ge=2, description="images of each class, of each run")
@@ -56,7 +56,7 @@ class ImagesConfig(Settings):
 
 
 class LayersConfig(Settings):
-    """Which layers of the teacher a figure is about."""
+    """Layers of the teacher that a figure shows."""
 
     layers: Words | None = Field(
         None,
@@ -66,7 +66,7 @@ class LayersConfig(Settings):
 
 
 class FeaturesConfig(LayersConfig):
-    """How features become points."""
+    """Projection of features to points."""
 
     projection: Literal["tsne", "pca"] = Field(
         "tsne", description="tsne keeps neighbours and nothing else; pca keeps distances, as far as two axes can"
@@ -81,14 +81,14 @@ class FeaturesConfig(LayersConfig):
 
 
 class DiversityConfig(LayersConfig):
-    """What is shown beside the spread in every layer."""
+    """Images shown beside the spread in every layer."""
 
     shown_classes: Classes | None = Field(None, description="classes whose images are shown; the first two if left out")
     shown: int = Field(10, ge=1, le=30, description="images of each that are shown")
 
 
 class GridConfig(Settings):
-    """Which images a grid holds."""
+    """Images of a grid."""
 
     classes: Classes | None = Field(None, description="the columns, e.g. 0,3,7-9; up to ten, evenly spread, if left out")
     per_class: int = Field(1, ge=1, le=20, description="images of each class, of each run")

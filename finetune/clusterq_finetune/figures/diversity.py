@@ -1,4 +1,4 @@
-"""ClusterQ, Fig. 5 and 7: how much the images of one class differ, with diversity enhancement and without, say."""
+"""ClusterQ, Fig. 5 and 7: differences between images of one class, for example with and without diversity enhancement."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from clusterq_finetune.figures.sources import Source
 from clusterq_finetune.figures.spread import Array, within_class_distances, within_class_spread
 
 PIXELS = "pixels"
-# Of a box's whiskers, in percent.
+# Ends of a box's whiskers, in percent.
 LOW, HIGH = 5.0, 95.0
 BY_LAYER_HEIGHT, BOXES_HEIGHT, LABEL_WIDTH = 2.1, 2.0, 1.2
 
@@ -42,15 +42,17 @@ def draw_diversity(
     config: DiversityConfig,
     files: FileConfig,
 ) -> Drawing:
-    """Three parts: spread within classes in every BatchNorm layer; distances between images of a class in some layers and in pixels;
-    the images themselves.
+    """Draw a figure of three parts.
+
+    They are the spread within classes in every BatchNorm layer, the distances between images of a class in some layers and in
+    pixels, and the images themselves.
 
     Args:
         sources: real images first, if there are any.
-        values: of each source, by layer, (N, C).
-        layers: those with boxes; order: all of the teacher's.
-        class_names: by class.
-        shown_classes: those whose images are shown.
+        values: features of each source, by layer, (N, C).
+        layers: layers with boxes; order: all of the teacher's layers.
+        class_names: names by class.
+        shown_classes: classes whose images are shown.
         config, files: settings.
     """
     title = "How much images of one class differ"
@@ -72,7 +74,7 @@ def draw_diversity(
 
 
 def _looks(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """A colour, a marker and a dash for each source: no two share any."""
+    """Return a distinct colour, marker and dash for each source."""
     colours = iter(LINE_COLOURS)
     return [
         {"color": REAL_COLOUR if source.real else next(colours), "marker": MARKERS[place], "linestyle": DASHES[place]}
@@ -117,14 +119,14 @@ def _boxes(
     names = [PIXELS, *layers]
     numbers = []
     for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        found = []
+        percentiles = []
         for source, by_layer, pixels in zip(sources, values, flat, strict=True):
             distances = within_class_distances(pixels if name == PIXELS else by_layer[name], source.labels)
-            found.append(np.percentile(distances, (LOW, 25, 50, 75, HIGH)))
-            numbers.append(_number("within-class distance", name, source, *found[-1][1:4]))
-        _draw_boxes(axes, found, looks)
-        said = "pixels" if name == PIXELS else short_layer(name, order).replace(" (", "\n(")
-        axes.set_title(said, size=SMALL)
+            percentiles.append(np.percentile(distances, (LOW, 25, 50, 75, HIGH)))
+            numbers.append(_number("within-class distance", name, source, *percentiles[-1][1:4]))
+        _draw_boxes(axes, percentiles, looks)
+        panel_title = "pixels" if name == PIXELS else short_layer(name, order).replace(" (", "\n(")
+        axes.set_title(panel_title, size=SMALL)
         if place < 2:
             axes.set_ylabel("distance, grey levels" if name == PIXELS else "distance, running stds", size=SMALL)
         axes.set_xticks(range(1, len(sources) + 1), [s.name for s in sources], rotation=30, ha="right", rotation_mode="anchor")

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes files: the same input gives the same bytes."""
+"""Common style of the figures, and writing them to files. The same input gives the same bytes."""
 
 import csv
 import io
@@ -17,26 +17,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import csv_cell
 from clusterq_common.files import atomic_write
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
-# Ten colours that stay apart for colour-blind eyes, too: Petroff, "Accessible color sequences for data visualization", 2021.
+# Ten colours, distinct also for colour-blind readers: Petroff, "Accessible color sequences for data visualization", 2021.
 CLASS_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
-# For few lines: Okabe and Ito, 2008, without yellow; no two lines share a marker and a dash either.
+# For few lines: Okabe and Ito, 2008, without yellow. No two lines share a marker or a dash either.
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 REAL_COLOUR, FAINT, TEXT, QUIET = "#000000", "#d9d9d9", "#000000", "#555555"
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
-# Inches: what two columns of a page leave; a page at most.
+# Inches: width of two columns of a page, and the largest height.
 PAGE_WIDTH, PAGE_HEIGHT = 7.2, 10.0
 SIZE, SMALL = 8.0, 6.5
 LINE_HEIGHT = 1.3 / 72
 CHARACTERS_AN_INCH, HEAD_CHARACTERS_AN_INCH = 20.5, 12.0
 MARGIN = 0.06
 ODD_BIT = 0.00123457
-# Numbers inside an SVG's tags, with more decimals than are of use.
+# Numbers inside an SVG's tags with more decimals than needed.
 TAG, DECIMALS = re.compile(r"<[^>]*>"), re.compile(r"-?\d+\.\d{5,}")
 
-# Of any type of value, as matplotlib has them.
+# Any, as in matplotlib, since the values have different types.
 STYLE: Any = {
     "font.size": SIZE,
     "font.family": "sans-serif",
@@ -55,23 +56,23 @@ STYLE: Any = {
     "ytick.color": QUIET,
     "legend.frameon": False,
     "image.interpolation": "none",
-    # Text stays text: it can be searched, read aloud and set in another font.
+    # Text stays text, so that it can be searched, read aloud and set in another font.
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
-    # Names inside an SVG are hashes: of this instead of chance.
+    # Names inside an SVG are hashes; a fixed salt makes them reproducible.
     "svg.hashsalt": "clusterq",
 }
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure before it is a file.
+    """A figure that is not yet written to a file.
 
     Attributes:
-        figure: matplotlib's.
+        figure: the matplotlib figure.
         title: one line.
-        caption: what it shows, sentences.
-        numbers: what is drawn, a row each, the same columns in all; empty where there are only pictures.
+        caption: description in sentences.
+        numbers: the plotted numbers as rows with the same columns; empty for a figure of pictures only.
     """
 
     figure: Figure
@@ -82,7 +83,7 @@ class Drawing:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw as stated here, whatever the user's own matplotlibrc says."""
+    """Use this module's style within the block, whatever the user's own matplotlibrc says."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -90,7 +91,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str, caption: str, files: FileConfig) -> Figure:
-    """An empty figure of so many inches for what is drawn, with room for the title above and the caption below."""
+    """Create an empty figure with a drawing area of the given inches, and room for the title above and the caption below."""
     wrapped = textwrap.wrap(caption, int(CHARACTERS_AN_INCH * (width - 2 * MARGIN))) if files.caption else []
     heads = textwrap.wrap(title, int(HEAD_CHARACTERS_AN_INCH * (width - 2 * MARGIN)))
     top = 1.3 * (SIZE + 1) / 72 * len(heads) + 2 * MARGIN
@@ -99,7 +100,7 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
     figure = Figure(figsize=(width, total), layout="constrained")
     engine = figure.get_layout_engine()
     assert engine is not None
-    # Constrained layout takes these; matplotlib annotates the engine that all layouts derive from.
+    # Constrained layout accepts these arguments; matplotlib annotates the base class of all layout engines.
     engine.set(rect=(0, bottom / total, 1, height / total), w_pad=0.04, h_pad=0.04)  # type: ignore[call-arg]
     left = MARGIN / width
     figure.text(left, 1 - MARGIN / total, "\n".join(heads), size=SIZE + 1, weight="bold", va="top", linespacing=1.3)
@@ -109,7 +110,7 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
 
 
 def mosaic(pixels: Tensor, columns: int) -> tuple[Any, int, int]:
-    """Images (N, C, S, S) uint8 row by row as one picture, and the side of an image and of the white gap in its pixels."""
+    """Return images (N, C, S, S) uint8 as one picture, row by row, and the pixels of an image's side and of the white gap."""
     count, channels, size, _ = pixels.shape
     gap = max(1, size // 16)
     rows = -(-count // columns)
@@ -122,7 +123,7 @@ def mosaic(pixels: Tensor, columns: int) -> tuple[Any, int, int]:
 
 
 def show_pixels(axes: Axes, sheet: Any) -> None:
-    """A picture without axes, its pixels as they are."""
+    """Show a picture without axes and without interpolation."""
     axes.imshow(sheet, interpolation="none")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -131,32 +132,32 @@ def show_pixels(axes: Axes, sheet: Any) -> None:
 
 
 def files_of(out: Path, files: FileConfig, given: Collection[str]) -> dict[str, Path]:
-    """The files to write, by format: `out` with each ending, or `out` itself where it has one.
+    """Return the files to write, by format: `out` with each ending, or `out` itself where it has one.
 
     Args:
-        out: as on the command line.
+        out: path from the command line.
         files: settings.
-        given: names of those settings that were asked for.
+        given: names of the settings that the user gave.
 
     Raises:
-        ClusterqError: an ending beside --format, or dots per inch without a png.
+        ClusterqError: `out` has an ending and --format is given, too; or dots per inch are given without a png.
     """
     ending = out.suffix.removeprefix(".").lower()
     if ending in FORMATS and "format" in given:
         raise ClusterqError(
             f"--out: {out} has an ending, and --format asks for {', '.join(files.format)}, expected one of both; leave one out."
         )
-    found = {ending: out} if ending in FORMATS else {kind: out.with_name(f"{out.name}.{kind}") for kind in files.format}
-    if "dpi" in given and "png" not in found:
-        raise ClusterqError(f"--dpi: no png is written, only {', '.join(found)}, expected one that has dots; leave --dpi out.")
-    return found
+    paths = {ending: out} if ending in FORMATS else {kind: out.with_name(f"{out.name}.{kind}") for kind in files.format}
+    if "dpi" in given and "png" not in paths:
+        raise ClusterqError(f"--dpi: no png is written, only {', '.join(paths)}, expected one that has dots; leave --dpi out.")
+    return paths
 
 
 def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:
-    """Write each file, atomically; missing folders are made.
+    """Write each file atomically, and create missing folders.
 
     Raises:
-        ClusterqError: a table is asked for of a figure without numbers, or a file cannot be written.
+        ClusterqError: csv is requested for a figure without numbers, or a file cannot be written.
     """
     if "csv" in where and not drawing.numbers:
         raise ClusterqError("--format: csv, but this figure holds pictures alone, expected png, svg or pdf; leave csv out.")
@@ -173,15 +174,17 @@ def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay out once, the same for all formats, and cut off the last digits of places and limits. They differ from run to run: the solver of
-    the layout goes through its variables in the order of their addresses."""
+    """Compute the layout once, the same for all formats, and round the positions and limits.
+
+    Their last digits differ from run to run, because the layout's solver visits its variables in the order of their addresses.
+    """
     with style():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     width, height = (72 * inches for inches in figure.get_size_inches())
     for axes in figure.axes:
         left, bottom, across, up = axes.get_position().bounds
-        # From here on nothing is fitted any more, neither places to images nor limits to places.
+        # From here on positions are fixed: no aspect is adjusted and no limits are fitted.
         axes.set_aspect("auto")
         axes.set_position(
             (_point(left, width), _point(bottom, height), _point(across, width), _point(up, height)),
@@ -191,8 +194,10 @@ def _settle(figure: Figure) -> None:
 
 
 def _point(share: float, whole: float) -> float:
-    """A share of so many points, to a hundredth of a point and a bit: on a half of the last decimal that is written a sum's last bit would
-    decide to which side it goes."""
+    """Round a share of `whole` points to a hundredth of a point, and add a small offset.
+
+    Without the offset, a value on half of the last written decimal could be rounded either way.
+    """
     return (round(share * whole, 2) + ODD_BIT) / whole
 
 
@@ -204,12 +209,12 @@ def _rendered(drawing: Drawing, kind: str, files: FileConfig) -> bytes:
         "pdf": {"Title": drawing.title, "Subject": drawing.caption, "CreationDate": None},
     }
     buffer = io.BytesIO()
-    # Fonts and names inside are settled only now.
+    # Fonts and the names inside are chosen only at this point.
     with style():
         drawing.figure.savefig(buffer, format=kind, dpi=files.dpi, metadata=metadata[kind])
     if kind != "svg":
         return buffer.getvalue()
-    # Four decimals of a point are beyond any printer; they halve the file.
+    # Four decimals of a point are finer than any printer, and halve the file.
     return TAG.sub(lambda tag: DECIMALS.sub(lambda one: f"{float(one[0]):.4f}", tag[0]), buffer.getvalue().decode()).encode()
 
 
@@ -217,5 +222,5 @@ def _table(numbers: Sequence[dict[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(numbers[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in numbers)
+    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else csv_cell(v) for name, v in row.items()} for row in numbers)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""ClusterQ, Fig. 1 and 3: what the teacher makes of generated and of real images, layer by layer, on a plane."""
+"""ClusterQ, Fig. 1 and 3: the teacher's features of generated and of real images, layer by layer, in two dimensions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,14 +28,16 @@ def draw_features(
     config: FeaturesConfig,
     files: FileConfig,
 ) -> Drawing:
-    """One row a layer, one column a source; each row is one projection of all images together, so that places mean the same in all of
-    its panels: a panel shows its own images in colour above everyone's in grey.
+    """Draw one row a layer and one column a source.
+
+    Each row is one projection of all images together, so that positions are comparable between its panels. A panel shows its own
+    images in colour over all other images in grey.
 
     Args:
         sources: real images first, if there are any.
-        values: of each source, by layer, (N, C).
-        layers: those to draw; order: all of the teacher's.
-        class_names: by class, in the order of the legend.
+        values: features of each source, by layer, (N, C).
+        layers: layers to draw; order: all of the teacher's layers.
+        class_names: names by class, in the order of the legend.
         config, files: settings.
 
     Raises:
@@ -58,8 +60,8 @@ def draw_features(
                 axes = panels[row, column]
                 _panel(axes, flat, points, source.labels, class_names, gid=f"points-{row + 1}-{column + 1}")
                 axes.set_title(f"{source.name}, n = {len(points)}" if row == 0 else "", size=SMALL + 1)
-                said = _nearest(sources, own, column)
-                axes.set_xlabel("\n".join([*([flat.axes[0]] if flat.axes[0] else []), *said]), size=SMALL)
+                nearness = _nearest(sources, own, column)
+                axes.set_xlabel("\n".join([*([flat.axes[0]] if flat.axes[0] else []), *nearness]), size=SMALL)
                 numbers += [
                     {"layer": layer, "source": source.name, "class": int(label), "x": float(x), "y": float(y)}
                     for label, (x, y) in zip(source.labels, points, strict=True)
@@ -75,10 +77,10 @@ def draw_features(
 
 
 def _panel(axes: Axes, flat: Projection, points: Array, labels: Ints, class_names: dict[int, str], gid: str) -> None:
-    # As a line's markers: a scatter would repeat their style for each of them in an SVG.
+    # Drawn as a line's markers, because a scatter repeats the style for each point in an SVG.
     axes.plot(flat.points[:, 0], flat.points[:, 1], linestyle="", marker="o", markersize=1.9, mew=0, color=FAINT, zorder=1)
     colour_of = {label: CLASS_COLOURS[place] for place, label in enumerate(class_names)}
-    # In the order of the images, not class after class: no class lies on top of all others.
+    # Classes are interleaved, so that no class covers all others.
     turn = np.argsort([int(np.sum(labels[:place] == label)) for place, label in enumerate(labels)], kind="stable")
     colours = [colour_of[int(labels[place])] for place in turn]
     axes.scatter(points[turn, 0], points[turn, 1], s=POINT, c=colours, linewidths=0, zorder=2).set_gid(gid)
@@ -98,14 +100,14 @@ def _panel(axes: Axes, flat: Projection, points: Array, labels: Ints, class_name
 
 
 def _nearest(sources: Sequence[Source], own: Sequence[Array], column: int) -> list[str]:
-    """What the plane cannot show: nearness in all channels, below each panel."""
+    """Return the lines below a panel: shares of images nearest to their own class's mean, in all channels."""
     labels = [source.labels for source in sources]
     themselves = nearest_own_class(own[column], labels[column], own[column], labels[column])
-    said = [f"nearest to own class: {themselves:.0f} %"]
+    lines = [f"nearest to own class: {themselves:.0f} %"]
     if sources[0].real and column:
         across = nearest_own_class(own[0], labels[0], own[column], labels[column])
-        said.append(f"real ones to their class here: {across:.0f} %")
-    return said
+        lines.append(f"real ones to their class here: {across:.0f} %")
+    return lines
 
 
 def _caption(sources: Sequence[Source], config: FeaturesConfig) -> str:

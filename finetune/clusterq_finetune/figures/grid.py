@@ -15,14 +15,16 @@ LABEL_WIDTH, LARGEST_CELL = 1.2, 0.75
 def draw_grid(
     sources: Sequence[Source], class_names: dict[int, str], per_class: int, files: FileConfig, *, title: str = ""
 ) -> Drawing:
-    """Rows are sources, `per_class` lines of images each; columns are classes. A source with fewer images leaves places empty.
+    """Draw a grid of images. Rows are sources, `per_class` lines of images each; columns are classes.
+
+    Places without an image stay empty.
 
     Args:
-        sources: of the same image size.
-        class_names: by class, the columns.
+        sources: sources of images of the same size.
+        class_names: names by class, the columns.
         per_class: images of a class.
         files: settings.
-        title: instead of the usual one.
+        title: title that replaces the default one.
     """
     title = title or "The same classes by each run"
     columns = len(class_names)
@@ -49,7 +51,7 @@ def draw_grid(
 
 
 def _in_columns(source: Source, class_names: dict[int, Any], per_class: int) -> torch.Tensor:
-    """(per_class x classes, C, S, S): the n-th images of all classes, for each n; white where a class has fewer."""
+    """Return (per_class x classes, C, S, S): the n-th images of all classes, for each n; white where a class has fewer."""
     blank = torch.full_like(source.pixels[0], 255)
     own = {label: source.pixels[torch.from_numpy(source.labels == label)] for label in class_names}
     return torch.stack([own[label][n] if n < len(own[label]) else blank for n in range(per_class) for label in class_names])
@@ -58,6 +60,6 @@ def _in_columns(source: Source, class_names: dict[int, Any], per_class: int) -> 
 def _caption(sources: Sequence[Source], per_class: int) -> str:
     many = "The first image" if per_class == 1 else f"The first {per_class} images"
     shards = [source for source in sources if not source.real]
-    said = f"{many} of each class in each set of shards, chosen by nobody; columns: the class asked of the generator"
-    said += ", of real images their label, the first by name" if len(shards) < len(sources) else ""
-    return f"{said}. Shown: {'; '.join(source.about for source in sources)}."
+    caption = f"{many} of each class in each set of shards, chosen by nobody; columns: the class asked of the generator"
+    caption += ", of real images their label, the first by name" if len(shards) < len(sources) else ""
+    return f"{caption}. Shown: {'; '.join(source.about for source in sources)}."

@@ -1,4 +1,4 @@
-"""What images are inside the teacher: one vector for each image and BatchNorm layer."""
+"""Features of images in the teacher: one vector for each image and BatchNorm layer."""
 
 import re
 from collections.abc import Sequence
@@ -16,19 +16,21 @@ from clusterq_report.measure.features import BatchNormDistances
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 100, 16
-# Layers drawn when none are named.
+# Number of layers drawn by default.
 FEW_LAYERS = 3
 
 
 @torch.no_grad()
 def channel_means(teacher: Teacher, pixels: Tensor, device: torch.device) -> dict[str, Array]:
-    """By BatchNorm layer in order of execution, (N, C): the mean over positions of each channel of its input, less the running mean, in
-    running standard deviations. These are the means that class centroids are made of (ClusterQ, Eq. 4), image by image.
+    """Return the channel means of each image at the input of each BatchNorm layer, by layer in order of execution, (N, C).
+
+    They are means over positions, less the running mean, in running standard deviations. Class centroids are made of the same
+    means (ClusterQ, Eq. 4); here they are computed image by image.
 
     Args:
         teacher: on `device`.
         pixels: (N, C, S, S) uint8.
-        device: where the teacher is.
+        device: device of the teacher.
     """
     size = SMALL_BATCH if teacher.spec.size <= SMALL_IMAGE else LARGE_BATCH
     scales = BatchNormDistances(teacher.model).scales
@@ -38,7 +40,7 @@ def channel_means(teacher: Teacher, pixels: Tensor, device: torch.device) -> dic
         for start in range(0, len(pixels), size):
             batch = normalise(pixels[start : start + size].to(device), teacher.spec)
             teacher.model(batch.contiguous(memory_format=torch.channels_last))
-            # Of a layer that runs twice the first pass counts.
+            # For a layer that runs twice, the first pass counts.
             first = {moments.name: moments for moments in reversed(taps.moments)}
             for moments in taps:
                 if first[moments.name] is moments:
@@ -48,7 +50,7 @@ def channel_means(teacher: Teacher, pixels: Tensor, device: torch.device) -> dic
 
 @torch.no_grad()
 def execution_order(teacher: Teacher, device: torch.device) -> list[str]:
-    """Names of the BatchNorm layers, as they run."""
+    """Return the names of the BatchNorm layers, in order of execution."""
     spec = teacher.spec
     with batchnorm_taps(teacher.model) as taps:
         teacher.model.eval()(torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
@@ -56,7 +58,7 @@ def execution_order(teacher: Teacher, device: torch.device) -> list[str]:
 
 
 def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    """Layers by name or number, in order of execution; if none are named, three of the deep half, the last among them.
+    """Return layers by name or number, in order of execution; by default three of the deep half, including the last.
 
     >>> chosen_layers([f"bn{n}" for n in range(1, 20)], None), chosen_layers(["a", "b", "c"], ["3", "a"])
     (['bn10', 'bn14', 'bn19'], ['a', 'c'])
@@ -71,7 +73,7 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
         return [order[number - 1] for number in dict.fromkeys(spread)]
     known = {name: name for name in order}
     if not any(name.isdigit() for name in order):
-        # In a plain sequence layers are called by numbers of their own: there only names are clear.
+        # In a plain `nn.Sequential` layers have numbers as names, so only names are unambiguous.
         known |= {str(number): name for number, name in enumerate(order, 1)}
     for word in wanted:
         if word not in known:
@@ -80,12 +82,12 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
                 f"--layers: found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
                 f"layers ({shown}); choose among them."
             )
-    found = {known[word] for word in wanted}
-    return [name for name in order if name in found]
+    chosen = {known[word] for word in wanted}
+    return [name for name in order if name in chosen]
 
 
 def short_layer(name: str, order: Sequence[str]) -> str:
-    """A layer's name without what all share, and its place.
+    """Return a layer's name without the prefix that all layers share, and its position.
 
     >>> short_layer("features.stage3.bn", ["features.stage1.bn", "features.stage3.bn"])
     'stage3.bn (2 of 2)'
@@ -93,7 +95,7 @@ def short_layer(name: str, order: Sequence[str]) -> str:
     place = f"({order.index(name) + 1} of {len(order)})"
     prefix = re.match(r"(?:[^.]+\.)*", name)
     shared = prefix.group() if prefix else ""
-    while shared and not all(one.startswith(shared) for one in order):
+    while shared and not all(other.startswith(shared) for other in order):
         shared = shared.rstrip(".").rpartition(".")[0]
         shared += "." if shared else ""
     return f"{name.removeprefix(shared)} {place}"

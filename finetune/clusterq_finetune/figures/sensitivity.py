@@ -1,4 +1,4 @@
-"""ClusterQ, Fig. 8 and 9: what a setting of the generator's training changes in the student's accuracy."""
+"""ClusterQ, Fig. 8 and 9: effect of a setting of the generator's training on the student's accuracy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from clusterq_finetune.figures.draw import LINE_COLOURS, PAGE_WIDTH, QUIET, REAL
 from clusterq_finetune.figures.table import Curve, Row
 
 PANEL_WIDTH, TOP_HEIGHT, BOTTOM_HEIGHT = 3.4, 2.3, 1.9
-# Of all values on an axis together, written beside each other: more would touch.
+# Largest number of characters of all values on an axis, written horizontally; more would touch.
 MOST_FIGURES = 18
-# From that ratio of the largest value to the least on, the axis is logarithmic.
+# From this ratio of the largest to the smallest value on, the axis is logarithmic.
 WIDE = 40.0
 STUDENT_COLOUR, TEACHER_COLOUR = LINE_COLOURS[0], LINE_COLOURS[1]
 
 
 def draw_sensitivity(curves: Sequence[Curve], files: FileConfig) -> Drawing:
-    """One column a curve. Above: top-1 with the teacher's as a line; below: points above the first setting, paired by image.
+    """Draw one column a curve. Above: top-1 with the teacher's as a line; below: points above the first setting, paired by image.
 
     Args:
-        curves: of one table or more; files: settings.
+        curves: curves of one or more tables; files: settings.
     """
     title = "What the setting changes in the student's accuracy"
     caption = _caption(curves)
@@ -44,7 +44,7 @@ def draw_sensitivity(curves: Sequence[Curve], files: FileConfig) -> Drawing:
 
 
 def _axis(axes: Axes, curve: Curve) -> list[float]:
-    """Where each row stands: at its value, or one beside the other where settings are words."""
+    """Set up the horizontal axis, and return each row's position: its value, or an index where settings are words."""
     values = [row.value for row in curve.rows]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
@@ -68,7 +68,7 @@ def _axis(axes: Axes, curve: Curve) -> list[float]:
 
 def _accuracy(axes: Axes, curve: Curve, places: Sequence[float], gid: str) -> None:
     rows, joined = curve.rows, "-" if curve.what else ""
-    # A faint line between values is for the eye; nothing was measured there.
+    # The faint line between values only guides the eye.
     axes.plot(places, [row.top1 for row in rows], linestyle=joined, color=STUDENT_COLOUR, alpha=0.4, linewidth=1)
     spread = [row.std or 0.0 for row in rows]
     bars = axes.errorbar(places, [row.top1 for row in rows], spread, fmt="o", markersize=4, color=STUDENT_COLOUR, capsize=2.5)
@@ -127,10 +127,10 @@ def _caption(curves: Sequence[Curve]) -> str:
     rows = [row for curve in curves for row in curve.rows]
     seeds = sorted({row.seeds for row in rows})
     count = ", ".join(map(str, seeds))
-    said = f"Above: top-1 on real images, mean over {count} seed{'s' if seeds[-1] > 1 else ''} of generator and student"
-    said += "; bars: one standard deviation over seeds" if seeds[-1] > 1 else ""
-    said += "; dashes: single seeds" if any(row.single for row in rows) else ""
-    said += ". The axis does not start at 0. Below: points above the first setting (white diamond: "
-    said += ", ".join(dict.fromkeys(curve.first for curve in curves))
-    said += "), paired by image, with 95 % intervals over images: where one leaves out 0, other images would hardly have turned it round, but other "
-    return said + "seeds might. Nothing was measured between the points."
+    caption = f"Above: top-1 on real images, mean over {count} seed{'s' if seeds[-1] > 1 else ''} of generator and student"
+    caption += "; bars: one standard deviation over seeds" if seeds[-1] > 1 else ""
+    caption += "; dashes: single seeds" if any(row.single for row in rows) else ""
+    caption += ". The axis does not start at 0. Below: points above the first setting (white diamond: "
+    caption += ", ".join(dict.fromkeys(curve.first for curve in curves))
+    caption += "), paired by image, with 95 % intervals over images: where one leaves out 0, other images would hardly have turned it round, but other "
+    return caption + "seeds might. Nothing was measured between the points."

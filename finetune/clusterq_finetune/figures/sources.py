@@ -1,4 +1,4 @@
-"""Where a figure's images come from: sets of shards, and real images beside them. Nobody chooses them by how they look."""
+"""Sources of a figure's images: sets of shards, and real images for comparison. Images are never selected by appearance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from clusterq_finetune.data.real import ValidationImages
 from clusterq_report.sample_selection import first_of_classes, spread_classes
 
 REAL = "real images"
-# More classes than that no eye tells apart by colour.
+# More classes cannot be distinguished by colour.
 MOST_CLASSES = 10
-# Panels side by side in a page's width.
+# Number of panels that fit side by side on a page.
 MOST_SOURCES = 5
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -28,13 +28,13 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Source:
-    """Images of one run, or real ones.
+    """Images of one run, or real images.
 
     Attributes:
-        name: what a figure calls it.
-        about: what it is, for a caption.
+        name: name in the figure.
+        about: description for a caption.
         pixels: (N, C, S, S) uint8, class after class.
-        labels: (N,) the class that was asked for; of real images, their own.
+        labels: (N,) requested class of a generated image, or the label of a real one.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Source:
 
     @property
     def real(self) -> bool:
-        """Whether these are real images."""
+        """True for real images."""
         return self.name == REAL
 
 
 def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, ShardSet]:
-    """Sets of shards for one kind of images, by the name each is to have.
+    """Open sets of shards with the same kind of images, by their names in the figure.
 
     Raises:
-        ClusterqError: too many of them, no shards there, other names than sets, names that are the same, images that differ in size or
-            in classes.
+        ClusterqError: there are too many sets, no shards in one, another number of names than of sets, duplicate names, or images
+            that differ in size or in classes.
     """
     if len(paths) > MOST_SOURCES:
         raise ClusterqError(
@@ -70,7 +70,7 @@ def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, S
             "with --names."
         )
     sets = {name: ShardSet.open(path) for name, path in zip(chosen, paths, strict=True)}
-    specs = [one.manifest.teacher.spec for one in sets.values()]
+    specs = [shards.manifest.teacher.spec for shards in sets.values()]
     for path, spec in zip(paths, specs, strict=True):
         if spec != specs[0]:
             raise ClusterqError(
@@ -82,20 +82,20 @@ def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, S
 
 
 def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, most: int = MOST_CLASSES) -> list[int]:
-    """The classes a figure shows: those asked for, or up to `most` that every set has, evenly spread.
+    """Return the classes of a figure: those requested, or up to `most` that every set has, evenly spread.
 
     Raises:
-        ClusterqError: too many, unknown, or without an image in some set.
+        ClusterqError: there are too many classes, an unknown one, or one without an image in some set.
     """
-    counts = [one.manifest.splits["train"].per_class for one in sets.values()]
+    counts = [shards.manifest.splits["train"].per_class for shards in sets.values()]
     least = [min(each) for each in zip(*counts, strict=True)]
     if wanted is None:
-        found = spread_classes(least, most)
-        if not found:
+        chosen = spread_classes(least, most)
+        if not chosen:
             raise ClusterqError(
                 "figures: the runs have no class in common, expected one at least that all have images of; compare others."
             )
-        return found
+        return chosen
     if len(wanted) > most:
         raise ClusterqError(
             f"--classes: found {len(wanted)}, expected at most {most}, as many as can be told apart; choose fewer."
@@ -108,30 +108,30 @@ def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, mo
 
 
 def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) -> Source:
-    """The first images of each class in a set's training split.
+    """Read the first images of each class in a set's training split.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
     reader = shards.split("train")
     numbers = first_of_classes(reader, list(classes), per_class, len(reader))
-    found = [reader.read(number)[0] for own in numbers.values() for number in own]
+    images = [reader.read(number)[0] for own in numbers.values() for number in own]
     labels = np.array([label for label, own in numbers.items() for _ in own], dtype=np.int64)
-    pixels = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return Source(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
 
 
 def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> Source:
-    """The first real images of each class in the order of their names, as a teacher sees them; unreadable ones are passed over.
+    """Read the first real images of each class in the order of their names, preprocessed for the teacher. Skips unreadable ones.
 
     Raises:
-        ClusterqError: a class without a readable image.
+        ClusterqError: a class has no readable image.
     """
     by_class: dict[int, list[int]] = {label: [] for label in classes}
     for index, label in enumerate(images.labels):
         if label in by_class:
             by_class[label].append(index)
-    found, labels = [], []
+    read, labels = [], []
     with progress("reading real images", len(classes)) as ticker:
         for label, indices in by_class.items():
             own: list[Tensor] = []
@@ -145,14 +145,14 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> So
                     f"--val: {images.root} holds no readable image of class {label}, expected some of every class shown; choose "
                     "others with --classes."
                 )
-            found += own
+            read += own
             labels += [label] * len(own)
             ticker.advance()
-    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(found), np.array(labels, dtype=np.int64))
+    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), np.array(labels, dtype=np.int64))
 
 
 def _name_of(path: Path) -> str:
-    """A run folder's name; of the `shards` in one, too."""
+    """Return the name of a run folder, also for the `shards` folder in it."""
     whole = path.resolve()
     return whole.parent.name if whole.name == SHARDS else whole.name
 

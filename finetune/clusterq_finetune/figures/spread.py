@@ -1,4 +1,4 @@
-"""How vectors lie by class: how near to which class, and how far apart within one."""
+"""Statistics of vectors by class: the nearest class mean, and the distances within a class."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def nearest_own_class(values: Array, labels: Ints, centres: Array, centre_labels: Ints) -> float:
-    """Percent of `values` whose nearest class mean of `centres` is that of their own class, by Euclidean distance in all channels.
+    """Return the percentage of `values` whose nearest class mean of `centres` is their own class's, by Euclidean distance.
 
-    Where both are the same array a vector's own class mean leaves it out, so that few images cannot look better than they are; the only
-    vector of a class is then not counted.
+    Where both are the same array, a vector is left out of its own class's mean, because few images would otherwise look better than
+    they are. The only vector of a class is then not counted.
 
     Args:
         values, centres: (N, C) and (M, C).
@@ -35,18 +35,18 @@ def nearest_own_class(values: Array, labels: Ints, centres: Array, centre_labels
 
 
 def within_class_spread(values: Array, labels: Ints) -> Array:
-    """By class, (classes,): root of the within-class variance (n - 1 below the line), mean over channels; NaN for a single image."""
-    found = []
+    """Return, by class, (classes,): the root of the unbiased within-class variance, mean over channels; NaN for a single image."""
+    spreads = []
     for label in np.unique(labels):
         own = values[labels == label]
-        found.append(float(np.sqrt(own.var(0, ddof=1).mean())) if len(own) > 1 else float("nan"))
-    return np.array(found)
+        spreads.append(float(np.sqrt(own.var(0, ddof=1).mean())) if len(own) > 1 else float("nan"))
+    return np.array(spreads)
 
 
 def within_class_distances(values: Array, labels: Ints) -> Array:
-    """Distances between all pairs of one class, for every class: root mean square over the columns of `values`, (pairs,)."""
-    found = []
+    """Return the distances between all pairs of each class: root mean square over the columns of `values`, (pairs,)."""
+    distances = []
     for label in np.unique(labels):
         own = values[labels == label]
-        found += [np.sqrt(np.square(own[place + 1 :] - own[place]).mean(1)) for place in range(len(own) - 1)]
-    return np.concatenate(found) if found else np.zeros(0)
+        distances += [np.sqrt(np.square(own[place + 1 :] - own[place]).mean(1)) for place in range(len(own) - 1)]
+    return np.concatenate(distances) if distances else np.zeros(0)

@@ -1,4 +1,4 @@
-"""The table of one analysis (tools/analyses.py) or comparison, as curves. Free of torch and of matplotlib."""
+"""Curves from the table of one analysis (tools/analyses.py) or comparison. Free of torch and of matplotlib."""
 
 import re
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from clusterq_finetune.results import read_result
 from clusterq_report.pages.comparison import written
 from clusterq_report.run_data import Source, word
 
-# What a set is called whose setting is a number, as tools/analyses.py names them: `ema-rate-0.2`.
+# Name of a set whose setting is a number, as tools/analyses.py writes it: `ema-rate-0.2`.
 VALUE = re.compile(r"(.+)-(\d+(?:\.\d+)?)")
-# The settings that papers vary, in their own words, and the flag on a line of its own.
+# Axis labels of the settings that papers vary, with the flag on a second line.
 MEANING = {
     "ema-rate": "rate b of the centroids' update\n(--ema-rate)",
     "alpha-de": "weight a₃ of diversity enhancement\n(--alpha-de)",
@@ -26,16 +26,16 @@ STUDENT, TEACHER, AGAINST = "student", "teacher", "first set minus this"
 
 @dataclass(frozen=True)
 class Row:
-    """One setting.
+    """Results for one setting.
 
     Attributes:
-        name: of the set.
-        value: of the setting, where it is a number.
+        name: name of the set.
+        value: value of the setting, where it is a number.
         top1: percent, mean over seeds.
-        std: over seeds; None of a single one.
-        seeds: how many.
+        std: standard deviation over seeds; None for a single seed.
+        seeds: number of seeds.
         single: top-1 of each seed, where the students lie beside the table.
-        gain: points above the first row, with its 95 % interval over images; None of the first row itself.
+        gain: points above the first row, with the 95 % interval over images; None for the first row.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Curve:
     """All settings at the same bits, protocol and recipe.
 
     Attributes:
-        analysis: the table's folder.
-        what: of the setting, as an axis says it; empty where sets differ by name alone.
+        analysis: name of the table's folder.
+        what: axis label of the setting; empty where sets differ by name alone.
         kind: bits, protocol and recipe.
-        teacher: percent.
+        teacher: top-1 of the teacher, percent.
         rows: in order of the value, or of the table.
         first: name of the set that the others are compared with.
     """
@@ -69,14 +69,14 @@ class Curve:
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """From a folder with a table.json, or from the file itself.
+    """Read curves from a folder with a table.json, or from the file itself.
 
     Raises:
-        ClusterqError: there is none, or it has other columns than tools/analyses.py writes.
+        ClusterqError: there is no table, or it has other columns than tools/analyses.py writes.
     """
     folder = path.parent if path.name == TABLE else path
     if not (folder / TABLE).is_file():
-        inside = sorted(one.parent.name for one in folder.glob(f"*/{TABLE}")) if folder.is_dir() else []
+        inside = sorted(path_inside.parent.name for path_inside in folder.glob(f"*/{TABLE}")) if folder.is_dir() else []
         hint = f"name one of {', '.join(inside)} in it" if inside else "run tools/analyses.py, or name its folder"
         raise ClusterqError(
             f"{path}: there is no {TABLE}, expected the folder of one analysis of tools/analyses.py or of a comparison; {hint}."
@@ -113,13 +113,13 @@ def _curve(folder: Path, kind: str, table: Sequence[dict[str, Any]]) -> Curve:
 
 
 def _row(folder: Path, row: dict[str, Any], value: float | None, *, first: bool) -> Row:
-    found, seeds = written(row.get(STUDENT)), row.get("seeds")
-    if found is None or not isinstance(seeds, int):
+    accuracy, seeds = written(row.get(STUDENT)), row.get("seeds")
+    if accuracy is None or not isinstance(seeds, int):
         raise ClusterqError(
             f"{folder / TABLE}: a row has {row.get(STUDENT)!r} as student and {seeds!r} as seeds, expected such as '91.17 ± 0.01' and 3, as "
             "tools/analyses.py writes them; run it again."
         )
-    top1, around = found
+    top1, around = accuracy
     apart = written(row.get(AGAINST))
     gain = None
     if not first and apart is not None and apart[1] is not None:
@@ -136,15 +136,15 @@ def _row(folder: Path, row: dict[str, Any], value: float | None, *, first: bool)
 
 
 def _single(folder: Path, row: dict[str, Any], mean: float, seeds: int) -> tuple[float, ...]:
-    """Top-1 of each seed's student, from the results beside the table; none where they are not those of the table."""
+    """Return the top-1 of each seed's student from the results beside the table, or nothing where they do not match the table."""
     name = "-".join(word(row.get(part), "") for part in ("set", "bits", "protocol", "recipe"))
-    # A name from a file must not be a pattern, nor lead out of the folder.
+    # Compared as text: a name from a file must not act as a pattern or lead out of the folder.
     students = [
         one / RESULT
         for one in sorted((folder / "students").glob("*"))
         if one.name.rpartition("-")[0] == name and (one / RESULT).is_file()
     ]
-    found = [read_result(one)["student"].get("top1") for one in students]
-    top1 = tuple(float(one) for one in found if isinstance(one, int | float))
+    values = [read_result(one)["student"].get("top1") for one in students]
+    top1 = tuple(float(one) for one in values if isinstance(one, int | float))
     same = len(top1) == seeds and abs(sum(top1) / seeds - mean) < 0.006
     return top1 if same else ()

@@ -1,4 +1,4 @@
-"""What flows into a block and what should come out of it."""
+"""Inputs and targets of a block for its reconstruction."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,18 +24,18 @@ class BlockBatch(NamedTuple):
 
 
 class BlockData:
-    """A block's inputs and targets on some images: held on the device where they fit, else computed again for each batch.
+    """A block's inputs and targets on some images, held on the device where they fit, else recomputed for each batch.
 
-    The large ones are those of the first blocks, which take the least time to compute again.
+    The first blocks have the largest data, which take the least time to recompute.
 
     Args:
         teacher: the float network, in eval mode.
-        student: the same with everything before the block quantized as it will stay.
-        block: where to look.
+        student: the same network, with everything before the block quantized as it will stay.
+        block: the block to record.
         pixels: (N, C, S, S) uint8.
-        spec: of the images.
-        device: where both networks are.
-        limit: bytes that may be held.
+        spec: format of the images.
+        device: device of both networks.
+        limit: number of bytes that may be held.
         low_pass: see `view`.
     """
 
@@ -53,10 +53,10 @@ class BlockData:
         self.teacher, self.student, self.block = teacher, student, block
         self.pixels, self.spec, self.device, self.low_pass = pixels, spec, device, low_pass
         self.held: BlockBatch | None = None
-        one = self._compute(pixels[:1])
-        self.bytes = len(pixels) * BYTES * sum(tensor.numel() for tensor in one)
+        example = self._compute(pixels[:1])
+        self.bytes = len(pixels) * BYTES * sum(tensor.numel() for tensor in example)
         if self.bytes <= limit:
-            whole = BlockBatch(*(_empty(len(pixels), tensor) for tensor in one))
+            whole = BlockBatch(*(_empty(len(pixels), tensor) for tensor in example))
             for start in range(0, len(pixels), IMAGES_AT_ONCE):
                 part = slice(start, start + IMAGES_AT_ONCE)
                 for rows, computed in zip(whole, self._compute(pixels[part]), strict=True):
@@ -67,14 +67,14 @@ class BlockData:
         return len(self.pixels)
 
     def batch(self, indices: Tensor) -> BlockBatch:
-        """The rows of some images, int64 (N,), as tensors of their own."""
+        """Return copies of the rows of some images, given by indices, int64 (N,)."""
         if self.held is None:
             return self._compute(self.pixels[indices])
         at = to_device_async(indices, self.device)
         return BlockBatch(*(_channels_last(rows[at]) for rows in self.held))
 
     def in_order(self, count: int | None = None) -> Iterator[BlockBatch]:
-        """The first `count` images, or all, some at a time."""
+        """Yield the first `count` images, or all, in small batches."""
         for indices in torch.arange(len(self) if count is None else min(count, len(self))).split(IMAGES_AT_ONCE):
             yield self.batch(indices)
 
@@ -87,7 +87,7 @@ class BlockData:
 
 
 class _BlockReachedError(Exception):
-    """The forward pass has come as far as it is needed."""
+    """Raised to stop a forward pass that has reached the block."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The steps in which one block learns to give what the float network's block gives."""
+"""Training of one block to reproduce the output of the float network's block."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.recipes.block_data import BlockBatch, BlockData
 
-# Of the steps, before the regulariser sets in; and its beta at that moment and at the end (BRECQ's values).
+# Share of the steps before the regulariser starts, and the regulariser's beta at that moment and at the end (BRECQ's values).
 WARM_UP_SHARE = 0.2
 FIRST_BETA, LAST_BETA = 20.0, 2.0
 IMAGES_MEASURED = 256
@@ -28,19 +28,19 @@ IMAGES_MEASURED = 256
 def reconstruct_block(
     module: nn.Module, data: BlockData, recipe: RecipeConfig, seed: int, number: int, recorder: Recorder | None = None
 ) -> Iterator[int]:
-    """Train one block and settle its rounding at the end. Yields the number of each step done.
+    """Train one block and fix its rounding at the end. Yields the number of each step done.
 
-    Minimised is `n E / E0 + weight * sum over n weights of 1 - |2 h - 1|^beta`: E is the squared error of the output for an image, E0
-    what it was with rounding to nearest. BRECQ has E alone and a weight of 0.01, which says something else for every size of
-    activations and of layers. The input is the student's, each element with the drop probability the float network's.
+    The loss is `n E / E0 + weight * sum over n weights of 1 - |2 h - 1|^beta`. E is the squared error of the output for an image,
+    and E0 is that error with rounding to nearest. BRECQ has E alone and a weight of 0.01, whose effect depends on the size of
+    activations and layers. The input is the student's. With the drop probability, each element is the float network's instead.
 
     Args:
         module: the student's block.
-        data: its inputs and targets.
-        recipe: steps and rates.
-        seed: of the run.
-        number: of the block: another one, other draws.
-        recorder: where steps are recorded and replayed.
+        data: inputs and targets of the block.
+        recipe: numbers of steps and learning rates.
+        seed: seed of the run.
+        number: number of the block; it keys the block's random draws.
+        recorder: records and replays the steps.
     """
     first_error = max(squared_error(module, data)[0], 1e-30)
     activations = list(activation_sites(module).values())
@@ -59,17 +59,17 @@ def reconstruct_block(
 
 
 class BlockTraining:
-    """A block in training: what a step does.
+    """Training steps of a block.
 
     Args:
-        module: the student's block, its layers rounding by `roundings`.
-        roundings: of its layers.
-        groups: for the optimizer, `lr` the first rate; with `falls` it goes to zero on half a cosine.
-        mask: what is dropped in the block and at its input.
-        recipe: steps and weights.
+        module: the student's block, whose layers use `roundings`.
+        roundings: learned roundings of its layers.
+        groups: parameter groups for the optimizer, with `lr` the first rate; with `falls` it decays to zero on half a cosine.
+        mask: random mask for the block's activations and its input.
+        recipe: numbers of steps and weights.
         first_error: E0, above 0.
-        device: of the block.
-        recorder: where steps are recorded and replayed.
+        device: device of the block.
+        recorder: records and replays the steps.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class BlockTraining:
         self.module, self.roundings, self.mask, self.recipe = module, roundings, mask, recipe
         self.scale = max(sum(rounding.variable.numel() for rounding in roundings), 1) / first_error
         self.first_rates: list[float] = [group["lr"] for group in groups]
-        # What a step takes from the host lies in tensors where it is recorded: a recording keeps numbers.
+        # With a recorder, values from the host are tensors, because a recording would freeze plain numbers.
         if recorder is not None:
             groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
         self.beta = torch.zeros((), device=device)
@@ -96,7 +96,7 @@ class BlockTraining:
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=recorder is not None and device.type == "cuda")
 
     def take_step(self, batch: BlockBatch, draws: torch.Generator, step: int) -> None:
-        """One optimizer step; what is dropped in it is drawn here."""
+        """Take one optimizer step. The mask's random values are drawn here."""
         falling = 0.5 * (1 + math.cos(math.pi * step / self.recipe.reconstruct_steps))
         for group, rate in zip(self.optimizer.param_groups, self.first_rates, strict=True):
             set_group_rate(group, rate * (falling if group["falls"] else 1.0))
@@ -109,7 +109,7 @@ class BlockTraining:
             self.graph(phase=beta is None)
 
     def _hold(self, batch: BlockBatch, beta: float | None) -> None:
-        """What the step needs into the memory that the graph reads."""
+        """Copy the step's inputs into the memory that the graph reads."""
         if self._held is None:
             self._held = BlockBatch(*(torch.empty_like(part) for part in batch))
         for held, part in zip(self._held, batch, strict=True):
@@ -123,7 +123,7 @@ class BlockTraining:
         return self._device_step(self._held, self.beta if self._regularised else None)
 
     def _device_step(self, batch: BlockBatch, beta: float | Tensor | None) -> dict[str, Tensor]:
-        """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
+        """Take the step on the device, without synchronising or reading a value, as a CUDA graph requires."""
         output = self.module(self.mask.mix(batch.float_input, batch.student_input))
         loss = (output - batch.target).square().sum() * (self.scale / len(output))
         if beta is not None:
@@ -135,7 +135,7 @@ class BlockTraining:
 
 
 def annealed_beta(step: int, steps: int) -> float | None:
-    """The regulariser's exponent at a step: none during warm-up, then falling linearly."""
+    """Return the regulariser's exponent at a step: None during warm-up, then falling linearly."""
     warm_up = WARM_UP_SHARE * steps
     if step < warm_up:
         return None
@@ -144,7 +144,7 @@ def annealed_beta(step: int, steps: int) -> float | None:
 
 @torch.no_grad()
 def squared_error(module: nn.Module, data: BlockData) -> tuple[float, float]:
-    """`||output - target||^2` and `||target||^2` for an image, on the student's inputs, all activations quantized."""
+    """Return `||output - target||^2` and `||target||^2` for an image, on the student's inputs, all activations quantized."""
     error, power = 0.0, 0.0
     for batch in data.in_order(IMAGES_MEASURED):
         error += float((module(batch.student_input) - batch.target).square().sum())
@@ -154,13 +154,13 @@ def squared_error(module: nn.Module, data: BlockData) -> tuple[float, float]:
 
 
 def relative_error(module: nn.Module, data: BlockData) -> float:
-    """`||output - target||^2 / ||target||^2` on the student's inputs, all activations quantized."""
+    """Return `||output - target||^2 / ||target||^2` on the student's inputs, all activations quantized."""
     error, power = squared_error(module, data)
     return error / max(power, 1e-30)
 
 
 def rounded_layers(module: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
-    """The layers whose weights are quantized, by name."""
+    """Return the layers whose weights are quantized, by name."""
     return {
         name: layer
         for name, layer in module.named_modules()
@@ -171,14 +171,14 @@ def rounded_layers(module: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
 def _parameter_groups(
     roundings: list[LearnedRounding], activations: list[FakeQuantizer], recipe: RecipeConfig
 ) -> list[dict[str, Any]]:
-    """For the optimizer; `falls`: the rate goes to zero on a cosine, the rounding's stays."""
+    """Return the optimizer's parameter groups. With `falls`, the rate decays to zero on a cosine; the rounding's is constant."""
     groups: list[dict[str, Any]] = []
     if roundings:
         groups.append({"params": [r.variable for r in roundings], "lr": recipe.reconstruct_lr, "falls": False})
     if roundings and recipe.weight_step_lr:
         groups.append({"params": [r.log_growth for r in roundings], "lr": recipe.weight_step_lr, "falls": True})
     if recipe.activation_step_lr:
-        # Adam moves a number by about the rate, whatever its size: the rate is relative to the step.
+        # Adam moves a number by about the learning rate, whatever its size, so the rate is relative to the quantizer's step.
         groups += [
             {"params": [q.scale], "lr": recipe.activation_step_lr * float(q.scale.detach()), "falls": True}
             for q in activations
@@ -189,7 +189,7 @@ def _parameter_groups(
 
 @contextmanager
 def _others_frozen(module: nn.Module, activations: list[FakeQuantizer]) -> Iterator[None]:
-    """Nothing but learned activation steps wants a gradient inside; rounding variables come on top."""
+    """Disable gradients of all parameters in the block except learned activation steps. Rounding variables are added later."""
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
     learned = {id(quantizer.scale) for quantizer in activations}
     try:

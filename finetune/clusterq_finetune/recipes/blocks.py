@@ -1,4 +1,4 @@
-"""Which parts of a network are reconstructed together."""
+"""Division of a network into blocks that are reconstructed together."""
 
 import re
 from collections import defaultdict
@@ -13,18 +13,18 @@ from torch.overrides import TorchFunctionMode
 
 Parts = Literal["layer", "block"]
 
-# pytorchcv's name for what repeats within a stage.
+# pytorchcv's name for the repeated units of a stage.
 UNIT = re.compile(r"unit\d+")
-# What belongs to the layer before it: its output is what the rest of the network sees.
+# Modules that belong to the layer before them, because the rest of the network sees their output.
 FOLLOWING = ("torch.nn.modules.batchnorm", "torch.nn.modules.activation")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Modules that run one after the other, each on the one before's output.
+    """Modules that run in sequence, each on the output of the one before.
 
     Attributes:
-        modules: their names, the same in teacher and student; one tensor goes in, one comes out.
+        modules: names of the modules, the same in teacher and student. The block has one input and one output tensor.
         layers: names of the convolutions and linear layers in them, in order of execution.
     """
 
@@ -35,18 +35,18 @@ class Block:
         return self.modules[0]
 
     def of(self, model: nn.Module) -> nn.Sequential:
-        """The block of this model; the modules are shared, not copied."""
+        """Return the block of this model. The modules are shared, not copied."""
         return nn.Sequential(*(model.get_submodule(name) for name in self.modules))
 
 
 @dataclass
 class _Trace:
-    """One forward pass: who was called with what.
+    """Record of one forward pass: the calls of the modules.
 
     Attributes:
-        calls: how often each module ran.
-        ends: input and output of each module that had one tensor of each.
-        joining: classes in whose own forward two activations meet.
+        calls: number of runs of each module.
+        ends: input and output of each module with a single tensor of each.
+        joining: classes whose own forward combines two activations.
     """
 
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -54,29 +54,27 @@ class _Trace:
     joining: set[type[nn.Module]] = field(default_factory=set)
 
     def whole(self, name: str) -> bool:
-        """Whether the module is a function of one tensor that ran once."""
+        """Return whether the module is a function of one tensor and ran once."""
         return self.calls[name] == 1 and name in self.ends
 
 
 def find_blocks(model: nn.Module, layers: list[str], example: Tensor, parts: Parts) -> tuple[list[Block], list[str]]:
     """Split a network for reconstruction.
 
-    A part must have one tensor as input, one as output, and run once. `block` takes the outermost modules
-
-    - of a class that joins activations in its forward (a residual addition, a concatenation, a gate), or named `unit1` and
-      so on as in pytorchcv, and that hold a layer,
-
-    never the whole network, and what lies outside of them as `layer` does, which takes for each layer
+    A part must have one tensor as input, one as output, and run once. `block` takes the outermost modules that hold a layer and
+    that either join activations in their class's forward (a residual addition, a concatenation, a gate), or are named `unit1` and
+    so on as in pytorchcv. It never takes the whole network. Layers outside of these modules are handled as `layer` does. `layer`
+    takes for each layer
 
     - the largest module that holds this layer alone,
     - and the BatchNorm and activation modules beside it that run on its output.
 
-    So residual units of any depth are found by what they do, networks without any fall back to layers.
+    So residual units of any depth are found by their computation, and networks without any are divided into layers.
 
     Args:
         model: the float network.
         layers: names of the layers to cover, in order of execution.
-        example: (N, C, H, W) float32, any values: one forward pass shows what is called.
+        example: (N, C, H, W) float32 with any values; one forward pass on it shows the order of calls.
         parts: `layer` or `block`.
 
     Returns:
@@ -108,13 +106,13 @@ def _inside(name: str, layers: list[str]) -> list[str]:
 
 
 def _around(layer: str) -> Iterator[str]:
-    """The modules that hold a layer, the largest first, the network itself left out; then the layer."""
+    """Return the names of the modules that contain a layer, the largest first, without the network itself; then the layer."""
     parts = layer.split(".")
     return (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
 def _following(name: str, modules: dict[str, nn.Module], trace: _Trace) -> list[str]:
-    """BatchNorm and activations beside this module that alone take each other's output, from its own on."""
+    """Return the chain of BatchNorm and activation modules beside this module, each the only user of the output before it."""
     chain = [name]
     while True:
         out = trace.ends[chain[-1]][1]
@@ -123,7 +121,7 @@ def _following(name: str, modules: dict[str, nn.Module], trace: _Trace) -> list[
             for other, (given, _) in trace.ends.items()
             if given is out and other not in chain and not other.startswith(f"{name}.") and not any(modules[other].children())
         ]
-        # One that works in place is followed by others that seem to take the same tensor: they take its result.
+        # After an in-place module, later ones seem to take the same tensor, but they take its result.
         if not takers or (len(takers) > 1 and trace.ends[takers[0]][1] is not out):
             return chain[1:]
         beside = takers[0].rpartition(".")[0] == name.rpartition(".")[0]
@@ -144,7 +142,7 @@ def _traced(model: nn.Module, example: Tensor) -> _Trace:
         ) -> Any:
             given = [item for arg in args for item in (arg if isinstance(arg, tuple | list) else [arg])]
             tensors = [item for item in given if isinstance(item, Tensor) and id(item) not in known]
-            # Innermost first. A module that is itself given several tensors only does the joining for the one around it.
+            # Innermost first. A module that is itself given several tensors joins them on behalf of the module around it.
             owner = next((module for module, single in reversed(stack) if single), None)
             if len(tensors) > 1 and owner is not None:
                 trace.joining.add(type(owner))

@@ -1,4 +1,4 @@
-"""What a student is before anything is trained: activation ranges, and BatchNorm statistics and biases that fit it."""
+"""Calibration of a student before training: activation ranges, BatchNorm statistics and biases."""
 
 from collections.abc import Iterator
 
@@ -20,8 +20,8 @@ def calibrate_student(
 ) -> None:
     """Set the ranges of activations from synthetic images, and BatchNorm statistics as the recipe says.
 
-    Corrected statistics come twice: before the ranges, so that these are not those of activations that rounded weights have
-    moved, and after them, for what rounded activations move.
+    Statistics are corrected twice. The first time is before the ranges, so that rounded weights do not distort the ranges. The
+    second time is after them, for the shifts caused by rounded activations.
 
     Raises:
         ClusterqError: see `calibrate`.

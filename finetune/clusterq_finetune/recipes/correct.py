@@ -1,4 +1,4 @@
-"""BatchNorm statistics and biases moved so that quantization neither shifts nor stretches what a channel gives."""
+"""Correction of BatchNorm statistics and biases, so that quantization changes neither mean nor spread of a channel."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from clusterq_common.taps import batchnorm_layers
 def correct_channels(
     student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ranks: Ranks | None = None
 ) -> None:
-    """Give the student's channels the teacher's mean and spread on these images, where a BatchNorm layer or a bias can do it.
+    """Give the student's channels the teacher's mean and spread on these images, where a BatchNorm layer or a bias allows it.
 
-    Rounded weights move the mean of a convolution's output, most of all in depthwise ones, whose few weights meet inputs that are
-    all positive: empirical bias correction (Nagel et al., 2019, section 4.2), here of the variance, too. With `m` and `v` mean and
-    variance of a BatchNorm layer's input on these images and `mu`, `var` what the teacher's layer has stored,
+    Rounded weights shift the mean of a convolution's output, most of all in depthwise ones, which have few weights and only
+    positive inputs. This is empirical bias correction (Nagel et al., 2019, section 4.2), extended to the variance. Let `m` and `v`
+    be mean and variance of a BatchNorm layer's input on these images, and `mu`, `var` the stored statistics of the teacher's layer:
 
         r = (v_student + eps) / (v_teacher + eps)
         running var = (var + eps) r - eps,  running mean = m_student - (m_teacher - mu) sqrt(r).
@@ -32,15 +32,15 @@ def correct_channels(
 
         bias = bias - m_student + m_teacher.
 
-    Images that are unlike the training data do little harm, since both networks see the same. Each layer is corrected by the
-    batch before the next one sees its output; what stays is found from the mean of the moments over all batches. A layer that does
-    not run exactly once in a forward pass keeps what it has.
+    Images unlike the training data do little harm, since both networks see the same ones. Each layer is corrected on the batch
+    before the next layer sees its output. The final correction uses the mean of the moments over all batches. A layer that does
+    not run exactly once in a forward pass is left unchanged.
 
     Args:
         student: quantized; in eval mode, as the teacher.
         teacher: the float network, or the part of it that `student` is a part of, with the same module names.
         batches: inputs of the teacher and of the student, (N, ...) float32, on their device.
-        ranks: the processes that share the batches out; if left out, each goes through all of them.
+        ranks: the processes that divide the batches among them; if left out, each goes through all of them.
     """
     own = batchnorm_layers(student)
     sites: list[_Site] = [_Norm(own[name], layer) for name, layer in batchnorm_layers(teacher).items()]
@@ -62,7 +62,7 @@ def correct_channels(
 
 @torch.no_grad()
 def restore_channels(student: nn.Module, teacher: nn.Module) -> None:
-    """Give each BatchNorm layer the teacher's statistics again, and each bias its own."""
+    """Restore the teacher's statistics in each BatchNorm layer, and the teacher's biases."""
     own = batchnorm_layers(student)
     for name, layer in batchnorm_layers(teacher).items():
         for statistics in ("running_mean", "running_var"):
@@ -74,26 +74,26 @@ def restore_channels(student: nn.Module, teacher: nn.Module) -> None:
 
 
 class _Site(ABC):
-    """A layer of the student beside the teacher's, and the moments of what flows there.
+    """A layer of the student and its counterpart in the teacher, with the moments of their activations.
 
     Args:
-        moments: how many numbers a channel has in one network.
-        like: (C,), a tensor of the layer.
+        moments: number of moments of a channel in one network.
+        like: (C,), a tensor of the layer; it gives the number of channels and the device.
     """
 
     def __init__(self, moments: int, like: Tensor) -> None:
         self.wanted: list[Tensor] = []
         self.images = 0
-        # Moments in the teacher and in the student times the images that they are from, and the images.
+        # Sums of the teacher's and the student's moments, weighted by images, and the number of images.
         self.sums = torch.zeros(2 * moments, len(like), dtype=torch.float64, device=like.device)
         self.seen = 0
 
     def begin(self, images: int) -> None:
-        """The next batch."""
+        """Start the next batch."""
         self.wanted, self.images = [], images
 
     def settle(self, *, shared: bool) -> None:
-        """What all batches say."""
+        """Apply the correction from the mean over all batches."""
         seen = torch.tensor(float(self.seen), dtype=torch.float64, device=self.sums.device)
         sums = self.sums
         if shared:
@@ -102,26 +102,30 @@ class _Site(ABC):
             self.correct((sums / seen).float())
 
     def take(self, given: Tensor) -> bool:
-        """Correct by the student's moments in this batch, (moments, C), unless the teacher's layer did not run just once."""
+        """Correct with the student's moments in this batch, (moments, C), unless the teacher's layer did not run exactly once.
+
+        Returns:
+            Whether the layer was corrected.
+        """
         if len(self.wanted) != 1:
             return False
-        found = torch.cat([self.wanted[0], given])
-        self.sums += found * self.images
+        moments = torch.cat([self.wanted[0], given])
+        self.sums += moments * self.images
         self.seen += self.images
-        self.correct(found)
+        self.correct(moments)
         return True
 
     @abstractmethod
     def watch(self) -> list[Any]:
-        """Hook both layers."""
+        """Register hooks on both layers, and return their handles."""
 
     @abstractmethod
     def correct(self, moments: Tensor) -> None:
-        """Let the student's layer undo what lies between the two; moments: (2 moments, C), the teacher's first."""
+        """Adjust the student's layer to cancel the difference; moments: (2 moments, C), the teacher's first."""
 
 
 class _Norm(_Site):
-    """A BatchNorm layer."""
+    """Correction of a BatchNorm layer."""
 
     def __init__(self, student: _BatchNorm, teacher: _BatchNorm) -> None:
         assert teacher.running_mean is not None
@@ -150,7 +154,7 @@ class _Norm(_Site):
 
 
 class _Bias(_Site):
-    """A layer with a bias."""
+    """Correction of a layer with a bias."""
 
     def __init__(self, student: nn.Conv2d | nn.Linear, teacher: nn.Module) -> None:
         assert student.bias is not None
@@ -171,7 +175,7 @@ class _Bias(_Site):
         return output
 
     def _mean(self, output: Tensor) -> Tensor:
-        """(1, C)."""
+        """Return the channels' mean output, (1, C)."""
         axis = -1 if isinstance(self.student, nn.Linear) else 1
         return at_least_float32(output).movedim(axis, -1).flatten(0, -2).mean(0, keepdim=True)
 
@@ -181,18 +185,18 @@ class _Bias(_Site):
 
 
 def _with_bias(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]]:
-    """Convolutions and linear layers that have a bias, of the student and of the teacher."""
+    """Return the convolutions and linear layers that have a bias, as pairs of the student's and the teacher's."""
     own = dict(student.named_modules())
-    found = []
+    pairs = []
     for name, layer in teacher.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
             twin = own[name]
             assert isinstance(twin, nn.Conv2d | nn.Linear)
-            found.append((twin, layer))
-    return found
+            pairs.append((twin, layer))
+    return pairs
 
 
 def _mean_and_variance(x: Tensor) -> Tensor:
-    """Mean and biased variance of each channel over images and positions, (2, C)."""
+    """Return mean and biased variance of each channel over images and positions, (2, C)."""
     var, mean = torch.var_mean(at_least_float32(x), (0, *range(2, x.dim())), correction=0)
     return torch.stack([mean, var])

@@ -1,4 +1,4 @@
-"""The student learns labels and the teacher's logits from synthetic images (ClusterQ Eq. 9)."""
+"""Distillation: training of the student on labels and the teacher's logits of synthetic images (ClusterQ Eq. 9)."""
 
 from contextlib import closing
 from typing import Any
@@ -33,18 +33,19 @@ def distill(
     *,
     stored_logits: bool,
 ) -> dict[str, Any]:
-    """Train a calibrated student in place, from the `train` split. Several processes share each batch.
+    """Train a calibrated student in place, on the `train` split. Several processes share each batch.
 
     Args:
         student, teacher: on `device`.
-        shards: of that teacher.
-        config: its `recipe` and `runtime` count.
-        device: where the networks are.
-        kept: where records and states go; in a folder, the run also goes on from there, to the same result as without the interruption.
-        stored_logits: learn from the shards' logits instead of asking the teacher.
+        shards: shards of that teacher.
+        config: configuration; only its `recipe` and `runtime` are used.
+        device: device of the networks.
+        kept: stores records and states. In a folder, an interrupted run continues from there, to the same result.
+        stored_logits: learn from the shards' logits instead of running the teacher.
 
     Returns:
-        What the result says of it: `epoch` (the one whose weights the student has; -1: those it began with), and the last figures on held-out images.
+        Values for the result: `epoch` (the epoch of the student's weights; -1: the initial ones), and the last figures on held-out
+            images.
 
     Raises:
         ClusterqError: a loss is no longer finite; the last good checkpoint stays. Or there is no device for --cuda-graphs.
@@ -100,7 +101,7 @@ def distill(
 
 
 def _note(record: dict[str, float], heldout: dict[str, float]) -> str:
-    """The progress line's numbers: the loss, and how often the student says what the teacher says."""
+    """Return the text of the progress line: the loss, and the agreement of student and teacher."""
     loss = sum(value for name, value in record.items() if name.startswith("loss/"))
     parts = [f"loss {loss:.3f}", f"agrees with teacher {100 * record['student/agreement']:.0f} %"]
     if "heldout/agreement" in heldout:

@@ -1,4 +1,4 @@
-"""A fine-tuning between two steps, and what a step does."""
+"""State and training step of a distillation."""
 
 from typing import Any
 
@@ -26,15 +26,15 @@ from clusterq_finetune.recipes.heldout import Selection
 from clusterq_finetune.recipes.optimizer import build_optimizer
 from clusterq_finetune.recipes.relative_lr import RelativeSteps
 
-# Of a batch's images: on which student and teacher name the same class, and on which each names the label.
+# Shares of a batch's images: student and teacher predict the same class; each predicts the label.
 SHARES = ("student/agreement", "student/accuracy", "teacher/accuracy")
 
 
 class Distillation:
-    """A fine-tuning between two steps: what a checkpoint holds, and what a step does.
+    """State and training step of a distillation. A checkpoint holds its state.
 
-    BatchNorm stays in eval mode: synthetic images do not have the statistics that the teacher's layers were trained with.
-    With a `recorder`, full batches are steps of a graph.
+    BatchNorm stays in eval mode, because synthetic images do not have the statistics that the teacher's layers were trained with.
+    With a `recorder`, steps on full batches are replayed as a graph.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Distillation:
     ) -> None:
         recipe = config.recipe
         self.student, self.teacher, self.config, self.device = student.eval(), teacher, config, device
-        # The whole network's activations are what a step needs most memory for. The generator's step has others to hold.
+        # A step needs most of its memory for the whole network's activations. The generator's step needs it for other tensors.
         recompute_values(student)
         self.stored_logits = stored_logits
         self.ranks = Ranks.current()
@@ -70,7 +70,7 @@ class Distillation:
         self.measured: dict[str, float] = {}
 
     def take_step(self, batch: ShardBatch, whole: int, rate: float) -> dict[str, Tensor | float]:
-        """One optimizer step on this process's part of a batch of `whole` images. Returns what metrics.jsonl records."""
+        """Take one optimizer step on this process's part of a batch of `whole` images. Returns the values for metrics.jsonl."""
         set_learning_rate(self.optimizer, rate)
         batch = self._sent(batch, whole)
         if self.graph is None:
@@ -85,7 +85,7 @@ class Distillation:
 
     @torch.no_grad()
     def _sent(self, batch: ShardBatch, whole: int) -> ShardBatch:
-        """A batch as the networks are to see it, on the device. What is random in a step is drawn here."""
+        """Return a batch as network input on the device. The random values of a step are drawn here."""
         random = stream(self.config.runtime.seed, "augment", self.step)
         own = self.ranks.share(whole)
         pixels = augment(batch.pixels, self.config.recipe.augment, random, whole=whole, own=own)
@@ -93,7 +93,7 @@ class Distillation:
         return seen.each(lambda part: part.to(self.device, non_blocking=True))
 
     def _hold(self, batch: ShardBatch) -> None:
-        """A batch into the memory that the graph reads."""
+        """Copy a batch into the memory that the graph reads."""
         if self._held is None:
             self._held = batch.each(torch.empty_like)
         for held, part in zip(self._held, batch, strict=True):
@@ -105,8 +105,8 @@ class Distillation:
         return self._device_step(self._held, len(self._held.labels))
 
     def _device_step(self, batch: ShardBatch, whole: int) -> dict[str, Tensor]:
-        """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
-        # The mean over processes is minimised: unequal parts weigh by their images.
+        """Take the step on the device, without synchronising or reading a value, as a CUDA graph requires."""
+        # The mean over processes is minimised, so unequal parts are weighted by their number of images.
         weight = len(batch.labels) * self.ranks.world / whole
         self.optimizer.zero_grad(set_to_none=True)
         zero = torch.zeros((), device=self.device)
@@ -126,19 +126,19 @@ class Distillation:
             torch.stack(list(terms.values())).sum().backward()
             own_top1, teacher_top1 = student_logits.detach().argmax(1), teacher_logits.argmax(1)
             same = (own_top1 == teacher_top1, own_top1 == batch.labels, teacher_top1 == batch.labels)
-            shares = {name: weight * one.float().mean() for name, one in zip(SHARES, same, strict=True)}
+            shares = {name: weight * hits.float().mean() for name, hits in zip(SHARES, same, strict=True)}
         average_gradients(self.student.parameters())
         self.optimizer.step()
         return {**{f"loss/{name}": term.detach() for name, term in terms.items()}, **shares}
 
     @torch.no_grad()
     def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
-        """A batch's images, and the teacher's logits for them."""
+        """Return a batch's images as network input, and the teacher's logits for them."""
         images = view(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
         return images, (self.teacher.model(images) if batch.logits is None else batch.logits).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs. Random draws and learning rates are functions of (seed, step)."""
+        """Return everything that a resumed run needs. Random draws and learning rates are functions of (seed, step)."""
         return {
             "step": self.step,
             "seed": self.config.runtime.seed,
@@ -150,7 +150,7 @@ class Distillation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint of the same settings."""
+        """Restore a checkpoint of a run with the same settings."""
         self.student.load_state_dict(state["student"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.ema.load_state_dict(state["ema"])

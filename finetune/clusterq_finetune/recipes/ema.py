@@ -1,4 +1,4 @@
-"""An exponential mean of a student's weights: steadier than the last ones, at no cost in steps."""
+"""Exponential moving average of a student's weights. It is steadier than the last weights and costs no additional steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class WeightEma:
-    """`mean <- d mean + (1 - d) weight` after each step, quantizer steps included.
+    """Moving average of the weights, quantizer steps included: `mean <- d mean + (1 - d) weight` after each step.
 
-    d rises to `decay` as (1 + n) / (10 + n), so that a short run does not remember its start. With decay 0 it is the weights
-    themselves.
+    d rises to `decay` as (1 + n) / (10 + n), so that the start does not dominate a short run. With decay 0 the mean is the
+    weights themselves.
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
@@ -21,14 +21,14 @@ class WeightEma:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step number `step`, from 0."""
+        """Update the mean with the weights after step number `step`, from 0."""
         if self.mean:
             decay = min(self.decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(self.mean.values()), list(self.parameters.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the student has the mean's weights, afterwards its own again."""
+        """Give the student the mean's weights within the block, and its own again afterwards."""
         own = {name: self.parameters[name].detach().clone() for name in self.mean}
         self._put(self.mean)
         try:
@@ -37,15 +37,15 @@ class WeightEma:
             self._put(own)
 
     def finish(self) -> None:
-        """The mean becomes the student."""
+        """Copy the mean into the student."""
         self._put(self.mean)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The mean, for a checkpoint."""
+        """Return the mean, for a checkpoint."""
         return self.mean
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a checkpoint's mean."""
+        """Restore a checkpoint's mean."""
         for name, value in state.items():
             self.mean[name].copy_(value)
 

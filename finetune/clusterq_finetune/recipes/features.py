@@ -1,4 +1,4 @@
-"""The student's features beside the teacher's: what comes out of each block, the logits apart."""
+"""Distance between the student's and the teacher's features: the outputs of all blocks except the logits."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ from clusterq_finetune.recipes.blocks import find_blocks
 
 
 def feature_modules(teacher: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Names of the modules whose outputs are compared, in order of execution: the last of each residual unit, or of each layer
-    outside of units; not the one that gives the logits.
+    """Return the names of the modules whose outputs are compared, in order of execution.
+
+    They are the last module of each residual unit, or of each layer outside of units, without the one that gives the logits.
 
     Args:
         teacher: the float network.
@@ -25,26 +26,28 @@ def feature_modules(teacher: nn.Module, example: Tensor) -> tuple[str, ...]:
 
 @contextmanager
 def outputs_of(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
-    """Inside the block, what the modules named gave in the model's latest forward pass, by name."""
-    found: dict[str, Tensor] = {}
+    """Record the outputs of the named modules in the model's latest forward pass, by name, within the block."""
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str, result: Tensor) -> None:
-        found[name] = result
+        outputs[name] = result
 
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _module, _args, result, name=name: keep(name, result))
         for name in names
     ]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
 def feature_distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-    """Mean over modules and images of `||student - teacher||^2 / ||teacher||^2`, a scalar: deep and shallow, wide and narrow
-    features count the same. (FitNets' hint, Romero et al., 2015, Eq. 3, on every block, in relative units.)
+    """Return the mean over modules and images of `||student - teacher||^2 / ||teacher||^2`, a scalar.
+
+    Deep and shallow, wide and narrow features have the same weight. (FitNets' hint, Romero et al., 2015, Eq. 3, on every block,
+    in relative units.)
 
     Args:
         student: (N, ...) by name.

@@ -1,4 +1,4 @@
-"""What may be looked at along the way: synthetic images that training never sees. Real ones never."""
+"""Checkpoint selection on held-out synthetic images. Real images are never used."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,10 @@ MEASURED = ("heldout/agreement", "heldout/student_accuracy", "heldout/teacher_ac
 
 
 def need_heldout(recipe: RecipeConfig, shards: ShardSet) -> None:
-    """Refuse a recipe that chooses by images that are not there.
+    """Raise an error for a recipe that selects by held-out images where there are none.
 
     Raises:
-        ClusterqError: there are no held-out ones.
+        ClusterqError: the shards have no held-out images.
     """
     if recipe.select == "heldout" and "heldout" not in shards.manifest.splits:
         raise ClusterqError(
@@ -36,27 +36,27 @@ def need_heldout(recipe: RecipeConfig, shards: ShardSet) -> None:
 def measure_heldout(
     student: nn.Module, heldout: ShardDataset, teacher: Teacher, config: FinetuneConfig, device: torch.device
 ) -> dict[str, float]:
-    """How close the student is to the teacher on the held-out images, all of them counted once over all processes.
+    """Measure the student's distance to the teacher on the held-out images, each counted once over all processes.
 
     Returns:
-        `heldout/agreement`: share of images on which both name the same class; `heldout/student_accuracy`, `heldout/teacher_accuracy`:
-        on which each names the stored label; `heldout/kl`: `T^2 KL(teacher || student)`, mean.
+        `heldout/agreement`: share of images with the same predicted class; `heldout/student_accuracy`, `heldout/teacher_accuracy`:
+        share with the stored label predicted; `heldout/kl`: `T^2 KL(teacher || student)`, mean.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches(heldout, in_order(heldout, config.recipe.batch_size, Ranks.current())):
         images = view(batch.pixels.to(device), teacher.spec, config.recipe.low_pass)
         own = batch.logits is None or config.recipe.low_pass > 0
         wanted = teacher.model(images).float() if own else batch.logits.to(device).float()
-        found = student(images)
-        top1, teacher_top1, labels = found.argmax(1), wanted.argmax(1), batch.labels.to(device)
+        logits = student(images)
+        top1, teacher_top1, labels = logits.argmax(1), wanted.argmax(1), batch.labels.to(device)
         for place, same in enumerate((top1 == teacher_top1, top1 == labels, teacher_top1 == labels)):
             sums[place] += same.sum()
-        sums[3] += distillation_kl(wanted, found, config.recipe.temperature).double() * len(images)
+        sums[3] += distillation_kl(wanted, logits, config.recipe.temperature).double() * len(images)
     figures = (sum_across(sums) / len(heldout)).tolist()
     return dict(zip(MEASURED, figures, strict=True))
 
 
-# The number of the epoch that a student is from which no epoch has changed.
+# Epoch number of a student that no epoch has changed.
 START = -1
 
 
@@ -69,25 +69,25 @@ class Selection:
     student: dict[str, Tensor] = field(default_factory=dict)
 
     def offer(self, student: nn.Module, kl: float, epoch: int) -> None:
-        """Keep a copy of the student if it is better than the one kept."""
+        """Keep a copy of the student if it is better than the kept one."""
         if kl < self.kl:
             self.kl, self.epoch = kl, epoch
             self.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
 
     def forget_unless_better_than(self, kl: float) -> None:
-        """A student of no more than the kept one's KL takes its place, without being kept."""
+        """Drop the kept student if the current one's KL is not larger. The current student is not copied."""
         if kl <= self.kl:
             self.kl, self.epoch, self.student = kl, START, {}
 
     def finish(self, student: nn.Module) -> None:
-        """The one kept becomes the student."""
+        """Load the kept weights into the student, if there are any."""
         if self.student:
             student.load_state_dict(self.student)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the selection, for a checkpoint."""
         return {"kl": self.kl, "epoch": self.epoch, "student": self.student}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint's selection."""
+        """Restore a checkpoint's selection."""
         self.kl, self.epoch, self.student = state["kl"], state["epoch"], state["student"]

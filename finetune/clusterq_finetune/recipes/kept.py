@@ -1,4 +1,4 @@
-"""Where a distillation's records and states go while it runs: into memory, or into a run's folder."""
+"""Storage of a running distillation's records and states: in memory, or in a run's folder."""
 
 import time
 from pathlib import Path
@@ -14,24 +14,24 @@ from clusterq_finetune.recipes.distillation import Distillation
 
 
 class Records:
-    """Records in a list, and no state: what is interrupted is gone.
+    """Records in a list, without states, so that an interrupted run is lost.
 
     Attributes:
-        records: one for each step, and one for each look at the held-out images.
+        records: one for each step, and one for each measurement on held-out images.
     """
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
     def begin(self, run: Distillation) -> None:
-        """Before the first step: `run` takes over what was kept of it, if anything."""
+        """Prepare for the first step, and restore a stored state into `run`, if there is one."""
 
     def add(self, records: list[dict[str, Any]]) -> None:
-        """Keep records that are plain numbers."""
+        """Store records that are plain numbers."""
         self.records += records
 
     def add_steps(self, records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
-        """Keep what steps returned; returns it as plain numbers.
+        """Store the values of steps. Returns them as plain numbers.
 
         Raises:
             ClusterqError: a value is not finite.
@@ -42,19 +42,19 @@ class Records:
         return numbers
 
     def state(self, run: Distillation, *, last: bool) -> None:
-        """Records up to here are kept; this is the moment to keep the state, too. `last`: no step is to come."""
+        """Store the state, after the records of the same steps. `last`: no step follows."""
 
     def close(self) -> None:
-        """Nothing more is to be kept."""
+        """Close the storage."""
 
 
 class InFolder(Records):
-    """metrics.jsonl and checkpoints of a run; of several processes the first one writes.
+    """Storage in a run's folder, as metrics.jsonl and checkpoints. Of several processes, the first one writes.
 
     Args:
-        folder: the run's.
-        resume: go on from the checkpoint in it, where there is one.
-        tensorboard: write TensorBoard's events, too.
+        folder: folder of the run.
+        resume: continue from the checkpoint in the folder, if there is one.
+        tensorboard: also write TensorBoard events.
     """
 
     def __init__(self, folder: Path, *, resume: bool, tensorboard: bool) -> None:
@@ -71,7 +71,7 @@ class InFolder(Records):
         return self._log
 
     def begin(self, run: Distillation) -> None:
-        """Take over the checkpoint, and drop the records of steps that will be made again."""
+        """Restore the checkpoint, and drop the records of steps that will be repeated."""
         if self.resume and self.checkpoint.is_file():
             with restoring(self.checkpoint):
                 run.load_state_dict(load_checkpoint(self.checkpoint, run.device))
@@ -79,11 +79,11 @@ class InFolder(Records):
         self._last_save = time.monotonic()
 
     def add(self, records: list[dict[str, Any]]) -> None:
-        """Append them to the file."""
+        """Append records to the file."""
         self.log.append(records)
 
     def add_steps(self, records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
-        """Append them to the file; returns them as plain numbers.
+        """Append the values of steps to the file. Returns them as plain numbers.
 
         Raises:
             ClusterqError: a value is not finite.
@@ -91,7 +91,7 @@ class InFolder(Records):
         return self.log.append_step_values(records, self.checkpoint)
 
     def state(self, run: Distillation, *, last: bool) -> None:
-        """Save a checkpoint where the last one is old enough, or nothing comes after."""
+        """Save a checkpoint if the last one is old enough, or if no step follows."""
         if last or time.monotonic() - self._last_save >= run.config.recipe.checkpoint_seconds:
             if Ranks.current().first:
                 save_checkpoint(self.checkpoint, run.state_dict())

@@ -14,9 +14,9 @@ MILESTONES = (100, 200, 300)
 
 
 def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Adam (decoupled weight decay) or SGD (Nesterov 0.9), decay on weight matrices alone.
+    """Build Adam (decoupled weight decay) or SGD (Nesterov 0.9), with decay on weight matrices alone.
 
-    Decay would pull BatchNorm's scales and the quantizers' steps towards zero, which neither wants.
+    Decay would pull BatchNorm's scales and the quantizers' steps towards zero, which harms both.
     """
     weights, scales = parameters_by_kind(student)
     norms = {id(p) for module in student.modules() if isinstance(module, _BatchNorm) for p in module.parameters(recurse=False)}
@@ -32,7 +32,7 @@ def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.devi
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate of a step, a function of its number alone: a resumed run needs no scheduler state."""
+    """Return the learning rate of a step. It depends on the step's number alone, so a resumed run needs no scheduler state."""
     lr = recipe.lr * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
     if recipe.schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))

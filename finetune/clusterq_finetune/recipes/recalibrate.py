@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew in the quantized student."""
+"""Recalibration of BatchNorm statistics in the quantized student."""
 
 from collections.abc import Iterable
 
@@ -12,15 +12,15 @@ from clusterq_common.taps import batchnorm_layers
 
 @torch.no_grad()
 def recalibrate_batchnorm(student: nn.Module, batches: Iterable[Tensor], device: torch.device) -> None:
-    """Replace each BatchNorm layer's running mean and variance by the mean over `batches` of what the student sees.
+    """Replace each BatchNorm layer's running mean and variance by the mean over `batches` of its input's statistics.
 
-    Every layer normalises by the batch meanwhile, as in training, so that deep layers see what recalibrated ones before them
-    give. Several processes are given the same batches and share them out.
+    Meanwhile every layer normalises by the batch, as in training, so that deep layers see the output of recalibrated ones before
+    them. Several processes are given the same batches and divide them among themselves.
 
     Args:
         student: calibrated; in eval mode afterwards.
         batches: images (N, C, H, W) float32.
-        device: where the student is.
+        device: device of the student.
     """
     ranks = Ranks.current()
     layers = batchnorm_layers(student).values()

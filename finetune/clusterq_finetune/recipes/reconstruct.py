@@ -1,7 +1,7 @@
-"""The student's blocks learn, one after the other, to give what the float network's blocks give.
+"""Reconstruction: the student's blocks are trained one after the other to reproduce the float network's blocks.
 
-Weight rounding (AdaRound: Nagel et al., 2020) over blocks (BRECQ: Li et al., 2021) with quantization of activations dropped
-at random (QDrop: Wei et al., 2022) and the weights' steps learned along (Genie: Jeon et al., 2023).
+It learns the rounding of weights (AdaRound: Nagel et al., 2020) over blocks (BRECQ: Li et al., 2021). Quantization of
+activations is dropped at random (QDrop: Wei et al., 2022), and the weights' steps are learned, too (Genie: Jeon et al., 2023).
 """
 
 import copy
@@ -42,19 +42,19 @@ def reconstruct(
     *,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Settle the weights' rounding in place, block by block; float32 throughout.
+    """Learn the weights' rounding in place, block by block; float32 throughout.
 
-    With `resume`, go on after the last finished block; the result is the same as without the interruption. Several processes
-    do the same work on the same images; the first one's student counts, and it writes. A block that comes out worse than it was,
-    on its own images with everything quantized, is left as it was.
+    With `resume`, it continues after the last finished block, with the same result as without the interruption. Several processes
+    do the same work on the same images; the first one's student is used, and it writes. A block whose error increases, on its own
+    images with everything quantized, is left unchanged.
 
     Args:
         student: calibrated.
         teacher: the float network.
         pixels: (N, C, S, S) uint8, synthetic images.
-        config: of the run.
-        folder: of the run; a checkpoint is written to it after each block. None: nothing is written.
-        device: where both networks are.
+        config: configuration of the run.
+        folder: folder of the run; a checkpoint is written to it after each block. None: nothing is written.
+        device: device of both networks.
 
     Returns:
         For each block its name and `||student - teacher||^2 / ||teacher||^2` of its output, before and after.
@@ -107,7 +107,7 @@ def _one_block(
     module, begin = block.of(student), time.monotonic()
     before, at_first = relative_error(module, data), copy.deepcopy(module.state_dict())
     if recipe.batchnorm == "corrected":
-        # The rounding starts where it changes nothing yet.
+        # The learned rounding starts at weights that are still unrounded.
         restore_channels(module, block.of(data.teacher))
     for step in reconstruct_block(module, data, recipe, seed, number, recorder):
         advance(note=f"{block}: error {before:.4f} before, {size}, step {step}")
@@ -123,7 +123,7 @@ def _one_block(
         )
     note = ""
     if after > before:
-        # It happens to tiny layers, and to any in too few steps.
+        # This happens with tiny layers, and with any layer in too few steps.
         module.load_state_dict(at_first)
         after, note = before, f", left rounded to nearest: it came out at {after:.4f}"
     info(f"{block}: error {before:.4f} -> {after:.4f} in {time.monotonic() - begin:.0f} s{note}")

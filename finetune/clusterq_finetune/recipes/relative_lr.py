@@ -1,4 +1,4 @@
-"""Step sizes relative to what is trained, so that one learning rate serves layers and networks of any scale."""
+"""Update sizes relative to the parameters, so that one learning rate suits layers and networks of any scale."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
 class RelativeSteps:
-    """Scales every update of an optimizer by the size of the parameter: a learning rate of 0.01 then means one per cent.
+    """Scaling of an optimizer's updates by the size of the parameter: a learning rate of 0.01 then means one per cent.
 
     Adam moves each number by about the learning rate, whatever its size. That is a hundredth of one layer's weights and a
-    thousandth of another's; and it wakes dead channels (weights zero, running variance 1e-30), whose BatchNorm multiplies by
-    1 / sqrt(eps) what was never meant to be there. Adafactor (Shazeer and Stern, 2018, section 8) scales by the root mean square
-    of a whole tensor; here it is that of each output channel, at the start of the training.
+    thousandth of another's. It also activates dead channels (weights zero, running variance 1e-30), whose BatchNorm multiplies
+    spurious values by 1 / sqrt(eps). Adafactor (Shazeer and Stern, 2018, section 8) scales by the root mean square of a whole
+    tensor; here it is that of each output channel, at the start of the training.
 
     - weights of convolutions and linear layers: root mean square of the output channel;
     - BatchNorm's weight: that of the vector; its bias, which is in the same unit: likewise, of the weight;
@@ -42,17 +42,17 @@ class RelativeSteps:
 
 
 def _sizes(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    found: list[tuple[Tensor, Tensor]] = []
+    sizes: list[tuple[Tensor, Tensor]] = []
     for module in student.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             rows = module.weight.detach().flatten(1)
             size = rows.square().mean(1).sqrt()
-            found.append((module.weight, size.view(-1, *[1] * (module.weight.dim() - 1))))
+            sizes.append((module.weight, size.view(-1, *[1] * (module.weight.dim() - 1))))
             if module.bias is not None:
-                found.append((module.bias, size * rows.shape[1] ** 0.5))
+                sizes.append((module.bias, size * rows.shape[1] ** 0.5))
         elif isinstance(module, _BatchNorm) and module.affine:
             size = module.weight.detach().square().mean().sqrt()
-            found += [(module.weight, size), (module.bias, size)]
+            sizes += [(module.weight, size), (module.bias, size)]
         elif isinstance(module, FakeQuantizer) and isinstance(module.scale, nn.Parameter):
-            found.append((module.scale, module.scale.detach().clone()))
-    return found
+            sizes.append((module.scale, module.scale.detach().clone()))
+    return sizes

@@ -10,7 +10,7 @@ from clusterq_common.settings import Settings, merged
 
 
 class BankConfig(Settings):
-    """How a bank of images is optimised. The defaults are ZeroQ's; the other methods are other values of the same settings."""
+    """Settings for optimising a bank of images. The defaults are ZeroQ's; the other methods set other values."""
 
     bank_steps: int = Field(500, ge=1, description="steps that each batch of images is optimised for")
     bank_lr: float = Field(0.1, gt=0, description="images' learning rate (Adam), on half a cosine down to zero in each batch")
@@ -67,19 +67,19 @@ class BankConfig(Settings):
 
     @property
     def labelled(self) -> bool:
-        """Whether each image is made for a class."""
+        """True where each image is optimised for a class."""
         return self.bank_class_weight > 0
 
 
-# What each method changes in the defaults, which are ZeroQ's: Adam at 0.1, 500 steps a batch, as in its released code.
-# - Batches of 256 are IntraQ's and HAST's (released configurations) and serve the others here, too.
-# - DSG: epsilon 0.9 on 1024 noise images are the paper's; the rest is ZeroQ's. Its one more layer for each image counts once.
-# - IntraQ: the rate, the crops' half and the numbers for CIFAR-10 are those of its released configurations. They have soft_least 0.6
-#   and margins 0.02 to 1.0 for CIFAR-100; for ImageNet 0.9 and 0.3 to 0.8 are in use. All weights are 1. The number of steps
-#   and the probability of a crop are this project's choice, after the paper's text; its mirrored images are left out, since not
-#   every classifier takes them.
-# - HAST's images are `--method intraq --bank-class-loss ce --bank-hard-gamma 2 --bank-crop 0 --bank-margin-weight 0`: gamma is its
-#   released configuration's for CIFAR-10; where its weight of 10 stands could not be told, so all weights stay 1.
+# Each method's changes to the defaults. The defaults are ZeroQ's: Adam at 0.1, 500 steps a batch, as in its released code.
+# - Batches of 256 are IntraQ's and HAST's (released configurations). The other methods use them here, too.
+# - DSG: epsilon 0.9 on 1024 noise images is the paper's; the rest is ZeroQ's. Its additional layer for each image has weight 1.
+# - IntraQ: the learning rate, the crops' half and the numbers for CIFAR-10 are those of its released configurations. They have
+#   soft_least 0.6 and margins 0.02 to 1.0 for CIFAR-100; for ImageNet 0.9 and 0.3 to 0.8 are in use. All weights are 1. The
+#   number of steps and the probability of a crop are this project's choice, after the paper's text. Its mirrored images are left
+#   out, since not every classifier accepts them.
+# - HAST's images are `--method intraq --bank-class-loss ce --bank-hard-gamma 2 --bank-crop 0 --bank-margin-weight 0`. gamma is its
+#   released configuration's for CIFAR-10. It was unclear which term its weight of 10 applies to, so all weights stay 1.
 BANK_METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "zeroq": {"train": {"batch_size": 256}},
     "dsg": {"train": {"batch_size": 256}, "bank": {"bank_slack": 0.9, "bank_emphasis": 1.0}},
@@ -97,7 +97,7 @@ BANK_METHODS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# What each preset changes on top: as for generators, but with a bank's own settings.
+# Each preset's changes on top: as for generators, but with a bank's own settings.
 BANK_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper-cifar": {},
     "paper-imagenet": {"emit": {"per_class": 200}},
@@ -106,28 +106,31 @@ BANK_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # Settings of generator training that a bank uses, too.
 SHARED = {"method": {"method"}, "quant": {"bits"}, "generator": set[str](), "train": {"batch_size", "classes_per_batch"}}
-# And one that changes how long images take, not which ones come out: a bank's shards do not tell of it.
+# This setting changes the speed and not the images, so a bank's shards do not record it.
 PACE = {"cuda_graphs"}
 
 
 def is_bank(method: str) -> bool:
-    """Whether the method optimises images and trains no generator."""
+    """Return whether the method optimises images and trains no generator."""
     return method in BANK_METHODS
 
 
 def method_of(values: dict[str, Any]) -> str:
-    """The method that settings name, section -> field -> value; the default where they name none."""
+    """Return the method that the settings (section -> field -> value) name, or the default where they name none."""
     return str(_section(values, "method").get("method", "clusterq"))
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section that may be missing, or, in a file that someone wrote, no section at all: that is said when it is checked."""
+    """Return a section, or an empty one where it is missing or not a mapping. Validation reports a wrong type later."""
     section = values.get(name)
     return section if isinstance(section, dict) else {}
 
 
 def with_method(values: dict[str, Any], flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A saved configuration for the method that the flags name: another bank method starts from its own settings, not the file's."""
+    """Return a saved configuration adapted to the method that the flags name.
+
+    Another bank method starts from its own bank settings instead of the file's.
+    """
     method = flags.get("method", {}).get("method")
     if method is None or method == method_of(values) or not is_bank(method):
         return values
@@ -135,15 +138,15 @@ def with_method(values: dict[str, Any], flags: dict[str, dict[str, Any]]) -> dic
 
 
 def refuse_idle_emission(method: str, steps: int, given: Iterable[str]) -> None:
-    """A setting of the emission that would change nothing is a mistake, too.
+    """Raise an error for emission settings that would have no effect.
 
     Args:
-        method: the run's.
-        steps: of the refinement.
-        given: names of the emission's settings that were asked for.
+        method: method of the run.
+        steps: number of refinement steps.
+        given: names of the emission's settings that the user gave.
 
     Raises:
-        ClusterqError: naming the first one.
+        ClusterqError: names the first such setting.
     """
     for name in given:
         flag = f"--{name.replace('_', '-')}"
@@ -161,14 +164,14 @@ def refuse_idle_emission(method: str, steps: int, given: Iterable[str]) -> None:
 
 
 def refuse_meaningless(values: dict[str, Any], flags: dict[str, dict[str, Any]]) -> None:
-    """A flag that the method does not look at is a mistake, not a wish.
+    """Raise an error for flags that the method ignores.
 
     Args:
-        values: section -> field -> value, flags and everything below them, not yet checked.
-        flags: those given on the command line.
+        values: section -> field -> value: flags merged over all lower-priority settings, not yet validated.
+        flags: flags given on the command line.
 
     Raises:
-        ClusterqError: naming the first one.
+        ClusterqError: names the first such flag.
     """
     method = method_of(values)
     labelled = bool(_section(values, "bank").get("bank_class_weight"))

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import atomic_write, make_folder, sha256_file
 from clusterq_common.run.run_folder import BANK
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.layout import BankLayout
@@ -38,7 +38,7 @@ def made_of(config: GenConfig, teacher: Teacher) -> str:
 
 def write_batch(path: Path, batch: BankBatch, made: str) -> None:
     """Pixels, labels, the teacher's answers and the losses, in one file written whole; the same batch gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # safetensors refuses tensors that share memory, as answers that are the labels do.
     tensors = {"pixels": batch.pixels, "labels": batch.labels, "top1": batch.top1.clone()}
     # One key: safetensors writes several in any order.

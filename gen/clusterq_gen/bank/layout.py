@@ -1,4 +1,4 @@
-"""How large a bank is, and what each of its batches is asked for: functions of the settings alone."""
+"""Size of a bank and classes of each of its batches, computed from the settings alone."""
 
 import math
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from clusterq_gen.training.latent import classes_in_batch
 
 @dataclass(frozen=True)
 class BankLayout:
-    """A bank's shape.
+    """Layout of a bank.
 
     Attributes:
-        batches: how many batches it has.
-        batch_size: images in each.
-        num_classes: of the teacher.
-        classes: distinct classes in a batch, with equally many images; None where no class is asked for.
+        batches: number of batches.
+        batch_size: images in each batch.
+        num_classes: number of the teacher's classes.
+        classes: number of distinct classes in a batch, with equally many images each; None where images have no requested class.
     """
 
     batches: int
@@ -30,9 +30,10 @@ class BankLayout:
 
     @classmethod
     def of(cls, config: GenConfig, num_classes: int) -> "BankLayout":
-        """Batches for all images that the run's shards want, with some to spare for those that the teacher rejects.
+        """Return a layout with enough batches for the run's shards, plus spare images for those that the teacher rejects.
 
-        Where no class is asked for, none is rejected and none is spare: the number of each class is then a mean over classes.
+        Without requested classes no image is rejected, so there are no spare images. The number of images of each class is then a
+        mean over classes.
         """
         train, bank, wanted = config.train, config.bank, images_of_a_class(config.emit, num_classes)
         if not bank.labelled:
@@ -43,19 +44,19 @@ class BankLayout:
         return cls(math.ceil(turns * num_classes / classes), each * classes, num_classes, classes)
 
     def labels(self, number: int) -> Tensor | None:
-        """Classes asked for in a batch, (N,) int64: classes take turns from batch to batch. None where none is asked for."""
+        """Return a batch's requested classes, (N,) int64, which rotate from batch to batch; None where none are requested."""
         if self.classes is None:
             return None
         first = number * self.classes % self.num_classes
         return (first + torch.arange(self.batch_size) % self.classes) % self.num_classes
 
     def share(self, ranks: Ranks) -> range:
-        """The batches that one process makes: every `world`-th."""
+        """Return the batches that one process makes: every `world`-th."""
         return range(ranks.rank, self.batches, ranks.world)
 
 
 def images_of_a_class(emit: EmitConfig, num_classes: int) -> int:
-    """Images wanted of each class, in both splits."""
+    """Return the number of images wanted of each class, in both splits together."""
     return sum(emit.wanted(num_classes).values())
 
 

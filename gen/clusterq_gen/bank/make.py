@@ -1,4 +1,4 @@
-"""From noise to a whole bank on disk: batches that are finished are kept, the others are shared out among processes."""
+"""Making of a bank on disk, from noise. Finished batches are kept; the others are divided among the processes."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from clusterq_common.device.cuda_graph import Recorder, cuda_recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_write
+from clusterq_common.files import atomic_write, make_folder
 from clusterq_common.progress.console import progress
 from clusterq_common.run.run_folder import METRICS, SAMPLES, TENSORBOARD
 from clusterq_common.run.seeding import stream
@@ -25,19 +25,19 @@ from clusterq_gen.training.samples import COLUMNS, MOST_CLASSES, write_grid
 
 @dataclass(frozen=True)
 class BankRun:
-    """What all batches of a bank share: batch `number` is a function of the seed and the number alone."""
+    """Data shared by all batches of a bank. Batch `number` depends on the seed and the number alone."""
 
     optimiser: Optimiser
     layout: BankLayout
 
     @classmethod
     def start(cls, config: GenConfig, teacher: Teacher, device: torch.device, recorder: Recorder | None = None) -> "BankRun":
-        """Measure the margins, if there are any, and lay the bank out. With a recorder steps are recorded and replayed."""
+        """Measure the margins, if there are any, and compute the layout. With a recorder, steps are recorded and replayed."""
         optimiser = Optimiser.start(config.bank, config.runtime, teacher, device, recorder)
         return cls(optimiser, BankLayout.of(config, teacher.spec.num_classes))
 
     def optimise(self, number: int) -> BankBatch:
-        """Make one batch, from noise.
+        """Optimise one batch, starting from noise.
 
         Raises:
             ClusterqError: the images, or a loss, are no longer finite.
@@ -53,10 +53,10 @@ class BankRun:
 
 
 def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device) -> None:
-    """Optimise every batch that is not there yet, then write what each one cost (metrics.jsonl) and a grid of images.
+    """Optimise every missing batch, then write the losses of each batch (metrics.jsonl) and a grid of images.
 
-    A batch is a function of the seed and its number, so an interrupted bank goes on to the same bytes, and under torchrun process
-    r makes the batches r, r + world, ...
+    A batch depends on the seed and its number alone, so an interrupted bank continues to the same bytes. Under torchrun,
+    process r makes the batches r, r + world, ...
 
     Raises:
         ClusterqError: see `BankRun.optimise`. Or there is no device for --cuda-graphs.
@@ -84,7 +84,7 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
         paths = [batch_path(folder, number) for number in range(layout.batches)]
         records = [_record(folder, number) for number in range(layout.batches)]
         atomic_write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in records))
-        (folder / SAMPLES).mkdir(exist_ok=True)
+        make_folder(folder / SAMPLES)
         drawn = _save_grid(folder / SAMPLES / "bank.png", paths, layout.num_classes)
         if events is not None:
             events.add(record for record in records if record["step"] not in mine)  # what other processes made
@@ -95,14 +95,14 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
 
 
 def _note(losses: dict[str, float], agreed: float | None) -> str:
-    """The progress line's numbers: each term, first and last."""
+    """Return the text of the progress line: first and last value of each loss term."""
     names = [name.removeprefix("loss/") for name in losses if name.startswith("loss/")]
     parts = [f"{name} {losses[f'first/{name}']:.3g} -> {losses[f'loss/{name}']:.3g}" for name in names]
     return ", ".join(parts + ([] if agreed is None else [f"teacher {100 * agreed:.0f} %"]))
 
 
 def _record(folder: Path, number: int) -> dict[str, float]:
-    """What metrics.jsonl says of a batch: its number as `step`, its losses, the share of images in which the teacher sees their label."""
+    """Return a batch's record for metrics.jsonl: its number as `step`, its losses, and the teacher's accuracy on its labels."""
     batch = batch_path(folder, number)
     labels, top1 = read_answers(batch)
     agreed = sum(a == b for a, b in zip(labels, top1, strict=True)) / len(labels)
@@ -110,7 +110,11 @@ def _record(folder: Path, number: int) -> dict[str, float]:
 
 
 def _save_grid(path: Path, batches: list[Path], num_classes: int) -> bool:
-    """The first images of each of the first classes, a row each; white where the bank has none. Returns whether there were any."""
+    """Write a grid with the first images of each of the first classes, one row a class. Missing images are white.
+
+    Returns:
+        Whether the bank had any image to show.
+    """
     classes = min(num_classes, MOST_CLASSES)
     rows: list[list[torch.Tensor]] = [[] for _ in range(classes)]
     for batch in batches:

@@ -1,4 +1,4 @@
-"""A batch of images, optimised: from noise (one of a bank), or from what a generator drew."""
+"""Optimisation of a batch of images that starts from noise (a bank) or from a generator's images (refinement)."""
 
 import math
 from contextlib import ExitStack
@@ -27,7 +27,7 @@ from clusterq_gen.bank.steps import ImageSteps
 
 
 class NotFiniteError(ArithmeticError):
-    """Optimising went astray; who asked for it knows which setting to name."""
+    """Images or losses became non-finite. The caller turns it into an error that names the right setting."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class BankBatch:
 
     Attributes:
         pixels: (N, C, S, S) uint8.
-        labels: (N,) int64, the class asked for; where none was, the teacher's top-1.
-        top1: (N,) int64, the teacher's on those pixels.
+        labels: (N,) int64, the requested classes, or the teacher's top-1 where none were requested.
+        top1: (N,) int64, the teacher's top-1 on those pixels.
         losses: weighted terms, as `first/NAME` at the first step and `loss/NAME` at the last.
     """
 
@@ -49,9 +49,9 @@ class BankBatch:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Makes images out of others: what is to be minimised, for which teacher, where.
+    """Optimiser of images for one teacher: loss settings, teacher and device.
 
-    With a recorder steps are recorded and replayed, for one batch after another; the images stay the same.
+    With a recorder, steps are recorded once and replayed for all batches. The resulting images are the same.
     """
 
     bank: BankConfig
@@ -71,19 +71,20 @@ class Optimiser:
         device: torch.device,
         recorder: Recorder | None = None,
     ) -> "Optimiser":
-        """Measure the margins, if there are any."""
+        """Create an optimiser, and measure the margins if there are any."""
         return cls(bank, runtime, teacher, device, layer_targets(teacher, runtime.seed, bank.bank_slack), recorder)
 
     @torch.enable_grad()  # emission, which may be what asks, needs none
     def optimise(self, start: Tensor, labels: Tensor | None, number: int) -> BankBatch:
-        """Adam on the images themselves; after each step they are clamped to what eight-bit pixels can hold.
+        """Optimise a batch of images with Adam. After each step they are clamped to the range of eight-bit pixels.
 
-        The papers lower the rate when the loss stops falling; here it falls on half a cosine, which needs no look at the loss.
+        The papers lower the learning rate when the loss stops falling. Here it follows half a cosine, which does not depend on
+        the loss.
 
         Args:
-            start: (N, C, S, S) normalised; left as it is.
-            labels: (N,) int64, the classes asked for, or None.
-            number: of the batch; with the seed it keys what steps draw at random.
+            start: (N, C, S, S) normalised; not modified.
+            labels: (N,) int64, the requested classes, or None.
+            number: number of the batch. With the seed it keys the random draws of the steps.
 
         Raises:
             NotFiniteError: the images, or a loss, are no longer finite.
@@ -108,7 +109,7 @@ class Optimiser:
         return BankBatch(pixels.cpu().contiguous(), top1 if labels is None else labels.cpu(), top1, losses)
 
     def steps_for(self, shape: torch.Size, *, labelled: bool) -> ImageSteps:
-        """What takes steps on images (N, C, S, S) of a shape: the same for all batches, as its recording is."""
+        """Return the `ImageSteps` for images of shape (N, C, S, S). All batches share it, and so its recording."""
         if (shape, labelled) not in self._steps:
             bounds = pixel_bounds(self.teacher.spec)
             self._steps[shape, labelled] = ImageSteps(
@@ -117,18 +118,18 @@ class Optimiser:
         return self._steps[shape, labelled]
 
     def draws(self, count: int, number: int, step: int) -> tuple[Tensor | None, Crop | None]:
-        """What one step on `count` images of batch `number` draws on the host: see `terms`."""
+        """Draw the random values of one step on `count` images of batch `number`, on the host: `soft` and `crop` of `terms`."""
         bank, random = self.bank, stream(self.runtime.seed, "bank step", number, step)
         soft = torch.rand(count, generator=random) if bank.bank_class_loss == "soft" else None
         return soft, random_crop(self.teacher.spec.size, random, bank.bank_crop, bank.bank_crop_least)
 
     def terms(self, images: Tensor, labels: Tensor | None, soft: Tensor | None, crop: Crop | None) -> dict[str, Tensor]:
-        """Weighted terms of one step by name, scalars; their sum is what is minimised.
+        """Return the weighted loss terms of one step by name, scalars. Their sum is minimised.
 
         Args:
             images: (N, C, S, S) normalised, with gradient. labels: (N,) int64.
-            soft: (N,) in [0, 1), where between their least and 1 the classes' probabilities are to be; None: at 1, by cross-entropy.
-            crop: what the teacher sees of the images; None: all.
+            soft: (N,) in [0, 1), position of each image's target probability between the least one and 1; None: cross-entropy.
+            crop: part of the images that the teacher sees; None: all.
         """
         bank, model = self.bank, self.teacher.model
         targets = None if soft is None else bank.bank_soft_least + (1 - bank.bank_soft_least) * soft

@@ -1,4 +1,4 @@
-"""A bank as the source of shards: what it holds of each class, and which of it each shard gets."""
+"""A bank as a candidate source for shards: its images by class, and the images of each shard."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from clusterq_gen.emission.shard_plan import ShardPlan, turns_of
 
 
 class BankSource:
-    """The images of a bank, in order; the `attempt`-th candidate of a class is the `attempt`-th image with that label.
+    """The images of a bank, in order. The `attempt`-th candidate of a class is the `attempt`-th image with that label.
 
-    Its first images are the held-out split's, as large a part as the run was asked for, and the rest the training split's.
-    Where images were made for classes, this holds for each class: its t-th image of a split is the t-th that the teacher agrees with,
-    and those rejected before it are its candidates, too. Where the labels are the teacher's own, a split is simply so many
-    images, however they fall on the classes.
+    The first images form the held-out split, in the proportion that the run's settings ask for. The rest is the training split.
+    Where images were made for classes, this holds for each class. The t-th image of a split is then the t-th one that the teacher
+    agrees with, and the rejected ones before it are its candidates, too. Where the labels are the teacher's top-1, a split is a
+    number of consecutive images, whatever their classes.
 
     Attributes:
-        digest: of the bank's files.
-        capacity: images of a class that may be asked for, by split; a mean over classes where the labels are the teacher's own.
+        digest: digest of the bank's files.
+        capacity: largest number of images of a class by split; a mean over classes where the labels are the teacher's top-1.
 
     Args:
         paths: the bank's files, in order.
-        config: of the run that made it.
-        spec: of the teacher's images.
-        device: where images are wanted.
-        keep_misclassified: whether images count that the teacher takes for another class.
+        config: configuration of the run that made the bank.
+        spec: format of the teacher's images.
+        device: device of the returned images.
+        keep_misclassified: whether to accept images that the teacher assigns to another class.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class BankSource:
             border = kept[heldout - 1] + 1 if heldout else 0
             self._stretches["heldout"].append(_Stretch(kept[:heldout], 0, border))
             self._stretches["train"].append(_Stretch(kept[heldout:], border, len(self._places[label])))
-        # What the run was made for may be asked for, even if the teacher rejected too many; more, where there are spare ones.
+        # The requested number stays allowed even if the teacher rejected too many; spare images allow more.
         self.capacity: dict[SplitName, int] = dict(wanted)
         if self.labelled:
             for split, stretches in self._stretches.items():
@@ -74,7 +74,7 @@ class BankSource:
     def load(
         cls, run: Path, config: GenConfig, teacher: Teacher, device: torch.device, *, keep_misclassified: bool
     ) -> "BankSource":
-        """The bank that a run folder holds; `config` is the run's own.
+        """Load the bank in a run folder; `config` is the run's own.
 
         Raises:
             ClusterqError: the bank is not finished, or was made for other settings or another teacher.
@@ -90,18 +90,18 @@ class BankSource:
         return cls(paths, config, teacher.spec, device, keep_misclassified=keep_misclassified)
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
-        """Normalised images (N, C, S, S) for `(label, attempt)` pairs."""
+        """Return normalised images (N, C, S, S) for `(label, attempt)` pairs."""
         wanted: dict[int, list[tuple[int, int]]] = {}
         for place, (label, attempt) in enumerate(tries):
             number, row = self._places[label][attempt]
             wanted.setdefault(number, []).append((place, row))
         pixels = torch.empty(len(tries), self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
-        for number, found in wanted.items():
-            pixels[[place for place, _ in found]] = read_pixels(self.paths[number], [row for _, row in found])
+        for number, places in wanted.items():
+            pixels[[place for place, _ in places]] = read_pixels(self.paths[number], [row for _, row in places])
         return normalise(pixels.to(self.device), self.spec)
 
     def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
-        """A stretch of the split's line: the next images of the bank, or of each class of it."""
+        """Plan one shard: the next images of the split, or of each class in it."""
         if self.labelled:
             turns = turns_of(slots, num_classes)
             stretches = [stretch.between(turn) for stretch, turn in zip(self._stretches[split], turns, strict=True)]
@@ -115,14 +115,14 @@ class BankSource:
 
 
 class _Stretch:
-    """One class's candidates for one split: attempts [start, end), among them `kept`, those that become images."""
+    """Candidates of one class for one split: attempts [start, end), among them the accepted ones, `kept`."""
 
     def __init__(self, kept: Sequence[int], start: int, end: int) -> None:
         self.kept, self.end = kept, end
         self._bounds = [start, *(attempt + 1 for attempt in kept)]
 
     def between(self, turns: range) -> tuple[int, int]:
-        """The attempts for some of its images: from behind the image before up to the last; what is left where they run out."""
+        """Return the range of attempts for some of the images: from after the previous image to the last one, or what is left."""
         first = self._bounds[turns.start] if turns.start < len(self._bounds) else self.end
         last = self._bounds[turns.stop] if turns.stop < len(self._bounds) else self.end
         return first, last
@@ -133,5 +133,5 @@ def _columns(pairs: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def _part(count: int, share: int, whole: int) -> int:
-    """`share` of `whole` images, or as large a part of fewer."""
+    """Return `share` of `whole` images, or the same proportion of `count` if that is smaller."""
     return min(share, count * share // whole)

@@ -1,4 +1,4 @@
-"""The steps in which images are optimised: Adam on images that stay in one place, whichever batch they are of."""
+"""Optimisation steps on images: Adam on one image tensor whose memory all batches share."""
 
 from collections.abc import Callable
 
@@ -9,27 +9,27 @@ from clusterq_common.device.cuda_graph import GraphedStep, Recorder
 from clusterq_common.device.setup import to_device_async
 from clusterq_gen.bank.classes import Crop
 
-# From images, labels, draws for soft targets, and a crop to scalars by name: see `Optimiser.terms`.
+# (images, labels, draws for soft targets, crop) -> scalars by name; see `Optimiser.terms`.
 Terms = Callable[[Tensor, Tensor | None, Tensor | None, Crop | None], dict[str, Tensor]]
 
 
 class ImageSteps:
-    """Images of one shape in training, one batch after another.
+    """Images of one shape under optimisation, one batch after another.
 
-    All that a step reads lies in tensors whose memory stays: images, labels, draws, the rate and Adam's state. So one recording of a
-    step serves every batch. Steps that see a crop run plainly, between those that are replayed: the crop's size decides shapes, which a
-    recording holds fast.
+    All tensors that a step reads keep their memory: images, labels, draws, learning rate and Adam's state. So one recording of a
+    step serves every batch. Steps with a crop run eagerly between replayed ones, because a recording has fixed shapes and the
+    crop's size changes them.
 
     Attributes:
         images: (N, C, S, S) float32, normalised, channels_last.
 
     Args:
-        shape: of the images.
-        terms: what is minimised is their sum. They wait for nothing and look at no value.
-        bounds: the lowest and the highest value of a pixel, (1, C, 1, 1) each; images are clamped to them.
-        device: where all that lies.
+        shape: shape of the images.
+        terms: function that returns the loss terms; their sum is minimised. It must neither wait for the device nor read a value.
+        bounds: lowest and highest value of a pixel, (1, C, 1, 1) each; images are clamped to them.
+        device: device of all tensors.
         labelled: whether each image has a class.
-        recorder: where steps are recorded and replayed.
+        recorder: records and replays the steps.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ImageSteps:
         self._low, self._high = (bound.to(device) for bound in bounds)
         self._labels = torch.empty(len(self.images), dtype=torch.int64, device=device) if labelled else None
         self._soft: Tensor | None = None
-        # A tensor also where nothing is recorded, so that rates are rounded alike: a GPU's fused update reads float32, a CPU's float64.
+        # A tensor also without a recorder, so that rates are rounded alike: a GPU's fused update reads float32, a CPU's float64.
         precision = torch.float32 if device.type == "cuda" else torch.float64
         self._rate = torch.zeros((), dtype=precision, device=device)
         groups = [{"params": [self.images], "lr": self._rate}]
@@ -57,10 +57,10 @@ class ImageSteps:
 
     @torch.no_grad()
     def begin(self, start: Tensor, labels: Tensor | None) -> None:
-        """Go on to another batch, of which nothing depends on the one before.
+        """Start another batch, independent of the one before.
 
         Args:
-            start: (N, C, S, S) normalised; left as it is.
+            start: (N, C, S, S) normalised; not modified.
             labels: (N,) int64, where images have classes.
         """
         self.images.copy_(start).clamp_(self._low, self._high)
@@ -70,12 +70,12 @@ class ImageSteps:
             value.zero_()
 
     def take_step(self, rate: float, soft: Tensor | None, crop: Crop | None) -> dict[str, Tensor]:
-        """One step; afterwards images are clamped to what eight-bit pixels can hold. Returns the terms before it.
+        """Take one step, then clamp the images to the range of eight-bit pixels. Returns the loss terms before the step.
 
         Args:
-            rate: Adam's.
-            soft: (N,) on the host, in every step of these images or in none.
-            crop: what the step sees; None: whole images.
+            rate: Adam's learning rate.
+            soft: (N,) on the host, given in every step of these images or in none.
+            crop: part of the images that the step sees; None: whole images.
         """
         self._rate.fill_(rate)
         if soft is not None:
@@ -89,7 +89,7 @@ class ImageSteps:
         return self.graph()
 
     def _device_step(self, crop: Crop | None = None) -> dict[str, Tensor]:
-        """The step itself, on what lies on the device: it waits for nothing and looks at no value, as a CUDA graph needs it."""
+        """Take the step on the device, without synchronising or reading a value, as a CUDA graph requires."""
         terms = self._terms(self.images, self._labels, self._soft, crop)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()

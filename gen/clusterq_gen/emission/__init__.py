@@ -1,1 +1,1 @@
-"""Candidates, the teacher's judgement on them, and the shards they become."""
+"""Emission of shards: candidates, their acceptance by the teacher, and the shard files."""

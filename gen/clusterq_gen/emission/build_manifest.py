@@ -1,4 +1,4 @@
-"""From what was written and counted to the manifest of a set."""
+"""Manifest of a set of shards, built from the written files and the counts."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ SHOWN_CLASSES = 8
 def how_made(
     config: GenConfig, teacher: Teacher, source: CandidateSource, seed: int, before: Manifest | None
 ) -> dict[str, Any]:
-    """What the bytes of a shard depend on, apart from its block."""
+    """Return everything that the bytes of a shard depend on, apart from its block."""
     earlier = before.generation if before else None
     return {
         "method": shown_arch(config.method.method),
@@ -47,10 +47,10 @@ def how_made(
 def gather(
     folder: Path, num_classes: int, made: list[tuple[ShardPlan, Written, EmissionCounts]], before: Manifest | None
 ) -> tuple[dict[SplitName, Written], EmissionCounts]:
-    """What the splits hold now, and what was counted on the way to the new shards.
+    """Return the contents of the splits, old and new shards together, and the counts of the new shards.
 
     Raises:
-        ClusterqError: a damaged shard, made anew, holds other images than it did.
+        ClusterqError: a damaged shard, made again, holds other images than before.
     """
     parts: dict[SplitName, Written] = {"train": Written.nothing(num_classes), "heldout": Written.nothing(num_classes)}
     tally = EmissionCounts.nothing(num_classes)
@@ -61,7 +61,7 @@ def gather(
             parts[block.split].add(written)
             tally.add(counts)
             continue
-        # Counted when it was made first. Its bytes may differ, from another PNG encoder; its images may not.
+        # It was counted when it was first made. Its bytes may differ, from another PNG encoder; its images may not.
         if [shard.content for shard in written.shards] != [listed[block.name].content]:
             raise ClusterqError(
                 f"{folder / block.name} was damaged, and made anew it holds other images (other versions or threads than the "
@@ -84,7 +84,7 @@ def describe_set(
     tally: EmissionCounts,
     before: Manifest | None,
 ) -> Manifest:
-    """The manifest: counts of this emission and of the ones it extends, together.
+    """Return the manifest. Its counts cover this emission and those that it extends.
 
     Raises:
         ClusterqError: there is no training image.
@@ -112,7 +112,7 @@ def describe_set(
         created_by=f"clusterq {versions()['clusterq']}",
         commit=commit(),
         teacher=teacher_facts(teacher),
-        # What was said of the set before holds until something else is said.
+        # Earlier metadata stays valid unless new values are given.
         class_names=class_names or (before.class_names if before else None),
         license=config.emit.license or (before.license if before else None),
         note=config.emit.note or (before.note if before else None),
@@ -131,7 +131,7 @@ def describe_set(
 
 
 def rounds_of(emit: EmitConfig, num_classes: int, before: Manifest | None) -> list[dict[SplitName, int]]:
-    """What the set was asked for so far, and now; a set never shrinks."""
+    """Return the images requested so far and now, by round and split. A set never shrinks."""
     earlier = list(before.generation.rounds) if before and before.generation else []
     wanted = emit.wanted(num_classes)
     last = earlier[-1] if earlier else {}

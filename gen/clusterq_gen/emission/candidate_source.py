@@ -1,4 +1,4 @@
-"""Where candidate images for shards come from."""
+"""Sources of candidate images for shards."""
 
 from pathlib import Path
 from typing import Protocol
@@ -20,25 +20,25 @@ from clusterq_gen.training.latent import candidate_noise
 
 
 class CandidateSource(Protocol):
-    """Anything that can draw the `attempt`-th candidate of a class, the same one each time.
+    """A source that draws the `attempt`-th candidate of a class, the same one each time.
 
     Attributes:
-        digest: SHA-256 of whatever the images depend on, apart from the seed.
+        digest: SHA-256 of everything that the images depend on, apart from the seed.
     """
 
     digest: str
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
-        """Normalised images (N, C, S, S) for `(label, attempt)` pairs."""
+        """Return normalised images (N, C, S, S) for `(label, attempt)` pairs."""
         ...
 
     def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
-        """What one shard is to hold, and from which attempts: a function of its slots alone."""
+        """Plan one shard: its images and their range of attempts. The plan depends on its slots alone."""
         ...
 
 
 class GeneratorSource:
-    """A trained generator in eval mode: no image depends on the others in its batch."""
+    """A trained generator in eval mode, so that no image depends on the others in its batch."""
 
     def __init__(self, generator: Generator, seed: int) -> None:
         self.generator = generator.eval()
@@ -47,7 +47,7 @@ class GeneratorSource:
 
     @classmethod
     def load(cls, run: Path, config: GenConfig, spec: InputSpec, seed: int, device: torch.device) -> "GeneratorSource":
-        """The generator that a run folder holds.
+        """Load the generator of a run folder.
 
         Raises:
             ClusterqError: the run has no finished generator, or one of another shape.

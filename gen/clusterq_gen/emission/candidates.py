@@ -1,4 +1,4 @@
-"""Candidate images and the teacher's judgement: which of them become samples."""
+"""Candidate images, and their acceptance as samples by the teacher."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,19 +16,19 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_gen.emission.candidate_source import CandidateSource
 from clusterq_gen.emission.shard_plan import ShardPlan
 
-# Networks round differently in batches of different size: a fixed one makes an image independent of how many are wanted.
+# Networks round differently at other batch sizes. A fixed size makes an image independent of how many are wanted.
 CHUNK = 64
-# Chunks on their way through the encoding processes, for each of them.
+# Chunks queued for each encoding process.
 QUEUED = 4
 
 
 @dataclass
 class EmissionCounts:
-    """Counts over candidates: what the manifest reports.
+    """Counts over candidates, for the manifest.
 
     Attributes:
-        rejected: by the class asked for, candidates that were dropped: the teacher took them for another one, or for one that had enough.
-        candidates, agreed: how many were drawn, and in how many the teacher saw the class asked for.
+        rejected: by requested class, dropped candidates. The teacher assigned them to another class, or to one that had enough.
+        candidates, agreed: number of candidates drawn, and number of those in which the teacher saw the requested class.
         clipped: sum over candidates of the share of values at the end of the pixel range.
         short: by class, wanted images that its candidates did not yield.
     """
@@ -41,11 +41,11 @@ class EmissionCounts:
 
     @classmethod
     def nothing(cls, num_classes: int) -> "EmissionCounts":
-        """All counts at zero."""
+        """Return counts that are all zero."""
         return cls([0] * num_classes, [0] * num_classes)
 
     def add(self, other: "EmissionCounts") -> None:
-        """Count other candidates in."""
+        """Add the counts of other candidates."""
         self.rejected = [a + b for a, b in zip(self.rejected, other.rejected, strict=True)]
         self.short = [a + b for a, b in zip(self.short, other.short, strict=True)]
         self.candidates += other.candidates
@@ -54,7 +54,7 @@ class EmissionCounts:
 
 
 class Facts(NamedTuple):
-    """What is known of an accepted candidate: see `Sample`."""
+    """Metadata of an accepted candidate: see `Sample`."""
 
     label: int
     asked: int
@@ -65,7 +65,7 @@ class Facts(NamedTuple):
 
 @dataclass
 class Accepted:
-    """The accepted candidates of one chunk, not yet encoded."""
+    """Accepted candidates of one chunk, not yet encoded."""
 
     pixels: list[Array] = field(default_factory=list)
     facts: list[Facts] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Accepted:
 
 
 class CandidateScheduler:
-    """Which candidates come next: classes take turns, each through its own attempts.
+    """Order of the candidates: classes take turns, each with its own attempts.
 
     Attributes:
         need: images still wanted, by class; the caller counts down.
@@ -85,7 +85,7 @@ class CandidateScheduler:
         self._at = 0
 
     def next_tries(self) -> list[tuple[int, int]]:
-        """At most a chunk of (label, attempt), never more of a class than it needs; none when all is done."""
+        """Return at most a chunk of (label, attempt), and never more of a class than it needs. Empty when all is done."""
         tries: list[tuple[int, int]] = []
         taken = [0] * len(self.need)
         idle = 0
@@ -103,11 +103,13 @@ class CandidateScheduler:
 
 
 class Emitter:
-    """Draws candidates and turns those the teacher agrees with into samples; or, where labels are the teacher's, all of them, each as
-    one of the class that it sees, as long as that class wants images.
+    """Drawing of candidates and their conversion to samples.
 
-    Labels, logits and confidence are the teacher's on the eight-bit pixels that the PNG holds, which are those a student
-    will see. Classes take turns, so that a shard read from its start is mixed.
+    A candidate becomes a sample if the teacher agrees with its class. Where labels are the teacher's, every candidate becomes a
+    sample of the class that the teacher sees, as long as that class needs images.
+
+    Labels, logits and confidence are the teacher's on the eight-bit pixels of the PNG, which are the pixels that a student sees.
+    Classes take turns, so that a shard read from its start is mixed.
     """
 
     def __init__(
@@ -131,13 +133,13 @@ class Emitter:
         self.device = next(teacher.model.parameters()).device
 
     def samples(self, block: ShardPlan, tally: EmissionCounts, done: Callable[[int], None]) -> Iterator[Sample]:
-        """The samples of one shard, until each class has as many as wanted or its candidates are used up.
+        """Yield the samples of one shard, until each class has as many as wanted or its candidates are used up.
 
-        Encoding runs in the pool's processes, if there is one; the order of samples does not depend on it.
+        Encoding runs in the pool's processes, if there is one. The order of samples does not depend on it.
 
         Args:
-            tally: counts what was drawn.
-            done: called with the number of samples that each chunk gave.
+            tally: updated with the counts of the drawn candidates.
+            done: called with the number of samples of each chunk.
         """
         waiting: deque[tuple[Accepted, Future[list[tuple[bytes, bytes]]] | None]] = deque()
         processes = getattr(self.pool, "_max_workers", 0)
@@ -167,7 +169,7 @@ class Emitter:
             )
 
     def _judged(self, block: ShardPlan, tally: EmissionCounts) -> Iterator[Accepted]:
-        """Chunk by chunk, the candidates that become samples."""
+        """Yield the accepted candidates, one chunk at a time."""
         turns = CandidateScheduler(block)
         while tries := turns.next_tries():
             judged = self._judge(tries, turns.need, tally)
@@ -178,7 +180,7 @@ class Emitter:
 
     @torch.no_grad()
     def _judge(self, tries: list[tuple[int, int]], need: list[int], tally: EmissionCounts) -> Accepted:
-        """The accepted ones among the candidates, in order, no more of a class than are needed."""
+        """Return the accepted candidates, in order, and no more of a class than are needed."""
         spec = self.teacher.spec
         padded = tries + [tries[-1]] * (CHUNK - len(tries))
         images = self.source.images(padded).float()

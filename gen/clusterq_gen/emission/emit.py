@@ -1,4 +1,4 @@
-"""From a source of candidate images to a folder of class-labelled shards."""
+"""Writing of class-labelled shards from a source of candidate images."""
 
 import multiprocessing
 import signal
@@ -33,13 +33,12 @@ def emit_shards(
     overwrite: bool = False,
     ranks: Ranks | None = None,
 ) -> Manifest:
-    """Write a set of shards, add to the one that is there, or mend it: finished shards that verify are kept.
+    """Write a set of shards, extend an existing one, or repair it. Finished shards that verify are kept.
 
-    Under torchrun every process calls this; each writes its share of the shards, the first one the manifest.
+    Under torchrun every process calls this. Each writes its part of the shards, and the first one writes the manifest.
 
     Raises:
-        ClusterqError: the folder holds something else, or a set of other settings; none of the candidates was accepted; the
-            disk is full.
+        ClusterqError: the folder holds other files, or a set of other settings; no candidate was accepted; the disk is full.
     """
     ranks = ranks or Ranks()
     classes = teacher.spec.num_classes
@@ -50,7 +49,7 @@ def emit_shards(
     blocks = plan_blocks(generation["rounds"], classes, generation["samples_per_shard"], source.block)
     todo = blocks_to_make(folder, blocks, before)
     if before is not None and not todo:
-        if ranks.first:  # the emission that wrote the manifest may have died before it tidied up
+        if ranks.first:  # the emission that wrote the manifest may have died before its cleanup
             Journal(folder, {}).close()
         info(f"{folder} holds that many images already, and its shards are whole; nothing to do")
         return before
@@ -94,15 +93,15 @@ def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:
 
 
 def _made(journal: Journal, block: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
-    found = journal.finished(block)
-    if found is None:
+    entry = journal.finished(block)
+    if entry is None:
         raise RuntimeError(f"{journal.folder / block.name} was written and is not there")
-    return block, *found
+    return block, *entry
 
 
 @contextmanager
 def _encoders(workers: int) -> Iterator[Executor | None]:
-    """Processes that encode images; none for 0, when this one does it."""
+    """Yield a pool of processes that encode images, or None for 0 workers, where this process encodes."""
     if not workers:
         yield None
         return
@@ -110,7 +109,7 @@ def _encoders(workers: int) -> Iterator[Executor | None]:
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C is this process's to answer.
+        # Only this process handles Ctrl-C.
         initializer=signal.signal,
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )

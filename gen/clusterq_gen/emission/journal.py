@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import atomic_write, make_folder, sha256_file
 from clusterq_common.shards.manifest import Shard
 from clusterq_common.shards.write import Written
 from clusterq_gen.emission.candidates import EmissionCounts
@@ -54,7 +54,7 @@ class Journal:
         shards = [shard.model_dump() for shard in written.shards]
         values = {"made_of": self._made_of(block), "written": {**asdict(written), "shards": shards}, "tally": asdict(tally)}
         path = self._note(block)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         atomic_write(path, json.dumps(values))
 
     def close(self) -> None:

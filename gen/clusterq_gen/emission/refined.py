@@ -1,4 +1,4 @@
-"""A generator's images, optimised before the teacher judges them: their BatchNorm statistics come near the stored ones."""
+"""Refinement: a generator's images, optimised towards the stored BatchNorm statistics before the teacher accepts them."""
 
 import hashlib
 import json
@@ -27,21 +27,21 @@ from clusterq_gen.training.latent import classes_in_batch
 
 
 class RefinedCandidates:
-    """The candidates of another source, each batch of them optimised together: ZeroQ's loss, started where the generator ends.
+    """Candidates of another source, optimised in batches with ZeroQ's loss, starting from the generator's images.
 
-    An image depends on those in its batch, so which candidates share one is a function of their class and attempt alone
-    (`Batches`). A batch is made when the first of its images is wanted and kept in a file, so that an interrupted emission
-    goes on, and a batch whose images are wanted in turn is made once.
+    An image depends on the others in its batch. So the candidates of a batch are determined by class and attempt alone
+    (`Batches`). A batch is made when the first of its images is wanted, and kept in a file. So an interrupted emission
+    continues, and each batch is made once even if its images are wanted one after another.
 
     Attributes:
-        digest: the other source's.
+        digest: digest of the other source.
 
     Args:
-        source: what is refined.
-        optimiser: how; where its class weight is 0, no class is asked for.
+        source: source of the candidates to refine.
+        optimiser: optimiser of the images. Where its class weight is 0, no class is requested.
         batch_size: candidates in a batch.
-        folder: where batches are kept.
-        identity: everything else that they depend on.
+        folder: folder of the finished batches.
+        identity: everything else that the batches depend on.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class RefinedCandidates:
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
         spec = self._optimiser.teacher.spec
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for place, one in enumerate(tries):
-            batch, row = self._batches.find(*one)
+        for place, candidate in enumerate(tries):
+            batch, row = self._batches.find(*candidate)
             wanted.setdefault(batch, []).append((place, row))
         pixels = torch.empty(len(tries), spec.channels, spec.size, spec.size, dtype=torch.uint8)
-        for batch, found in wanted.items():
+        for batch, places in wanted.items():
             path = self._finished(*batch)
-            pixels[[place for place, _ in found]] = read_pixels(path, [row for _, row in found])
+            pixels[[place for place, _ in places]] = read_pixels(path, [row for _, row in places])
         return normalise(pixels.to(self._optimiser.device), spec)
 
     def _finished(self, group: int, turn: int) -> Path:
-        """The file of a batch, made where it is not there yet."""
+        """Return the file of a batch, and make it if it is missing."""
         path = self._folder / f"{group:04d}-{turn:013d}.safetensors"
         if not is_finished(path, self._made):
             tries = self._batches.tries(group, turn)
             start = self._source.images(tries)
             labels = torch.tensor([label for label, _ in tries]) if self._optimiser.bank.labelled else None
-            # Unlike any other batch's: what steps draw at random is keyed by it.
+            # Unique to the batch, because it keys the random draws of the steps.
             number = turn * self._batches.groups + group
             try:
                 batch = self._optimiser.optimise(start, labels, number)
@@ -89,10 +89,10 @@ class RefinedCandidates:
 
 @dataclass(frozen=True)
 class Batches:
-    """Which candidates are refined together: so many of each of some classes, with attempts that follow each other.
+    """Assignment of candidates to batches: equally many of each of some classes, with consecutive attempts.
 
     Args:
-        num_classes: of the teacher.
+        num_classes: number of the teacher's classes.
         batch_size: candidates in a batch, at most.
     """
 
@@ -101,29 +101,29 @@ class Batches:
 
     @property
     def classes(self) -> int:
-        """Classes in a batch, one group of them; the last group may have fewer."""
+        """Number of classes in a batch, which form a group; the last group may have fewer."""
         return classes_in_batch(self.num_classes, self.batch_size, None)
 
     @property
     def groups(self) -> int:
-        """Groups of classes."""
+        """Number of groups of classes."""
         return -(-self.num_classes // self.classes)
 
     def find(self, label: int, attempt: int) -> tuple[tuple[int, int], int]:
-        """A candidate's batch (group of classes, turn) and its place in there."""
+        """Return a candidate's batch (group of classes, turn) and its position in the batch."""
         group = label // self.classes
         members, each = self._shape(group)
         turn, place = divmod(attempt, each)
         return (group, turn), place * members + label - group * self.classes
 
     def tries(self, group: int, turn: int) -> list[tuple[int, int]]:
-        """The (label, attempt) pairs of a batch, in order: `find`'s inverse."""
+        """Return the (label, attempt) pairs of a batch, in order. This is the inverse of `find`."""
         members, each = self._shape(group)
         first = group * self.classes
         return [(first + label, turn * each + place) for place in range(each) for label in range(members)]
 
     def _shape(self, group: int) -> tuple[int, int]:
-        """Classes of a group, and candidates of each in a batch."""
+        """Return the number of classes of a group, and of candidates of each class in a batch."""
         members = min(self.classes, self.num_classes - group * self.classes)
         return members, self.batch_size // members
 
@@ -136,12 +136,12 @@ def refined(
     shards: Path,
     recorder: Recorder | None = None,
 ) -> CandidateSource:
-    """`source` with its images refined as the settings say, or as it is where they say nothing.
+    """Return `source` with its images refined as the settings say, or `source` itself without refinement.
 
     Args:
-        shards: the folder they are for; batches lie in its scratch folder until its manifest is written. Each process has its own: two may
-            want the same batch, and must not write one file.
-        recorder: where steps are recorded and replayed. The images are the same, so it is no part of what they depend on.
+        shards: folder of the shards. Batches lie in its scratch folder until its manifest is written. Each process has its own,
+            because two may need the same batch and must not write one file.
+        recorder: records and replays the steps. The images do not depend on it.
     """
     bank = emit.refinement
     if bank is None:

@@ -1,8 +1,8 @@
-"""What each shard will hold, before any image exists: a shard is a function of (seed, class, attempt) alone.
+"""Plans of shards, made before any image exists. A shard depends on (seed, class, attempt) alone.
 
-Wanted images stand in one line, classes taking turns; a shard is the next stretch of it. The candidates of the t-th image
-of a class are its attempts 20 t ... 20 t + 19; a class's candidates within a shard serve its images there in turn. So shards
-need nothing from each other: any number of processes may make them, in any order, and one may be made again.
+The wanted images form one line in which classes take turns, and a shard is the next stretch of it. The candidates of the t-th
+image of a class are its attempts 20 t ... 20 t + 19. A class's candidates within a shard serve its images there in turn. So
+shards are independent: any number of processes may make them, in any order, and one may be made again.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ FIRST_ATTEMPT: dict[SplitName, int] = {"train": 0, "heldout": 1 << 40}
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard's worth of wanted images.
+    """Plan of one shard.
 
     Attributes:
-        split, number: name the shard.
-        first_slot: place of its first image in the split's line; its samples' keys start there.
-        wanted: images by class index.
-        attempts: by class index, the first attempt.
-        limit: by class index, the one after the last.
+        split, number: they name the shard.
+        first_slot: position of its first image in the split's line. The keys of its samples start there.
+        wanted: number of wanted images by class index.
+        attempts: first attempt by class index.
+        limit: end of the attempts by class index, exclusive.
     """
 
     split: SplitName
@@ -37,16 +37,16 @@ class ShardPlan:
 
     @property
     def name(self) -> str:
-        """The shard's file name."""
+        """File name of the shard."""
         return shard_name(self.split, self.number)
 
 
-# What a source puts into the slots of one shard: (split, number, slots, classes) -> Block.
+# Plan of a source for the slots of one shard: (split, number, slots, classes) -> ShardPlan.
 Fill = Callable[[SplitName, int, range, int], ShardPlan]
 
 
 def fresh_block(split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
-    """A shard of a source that never runs out: slot s is the (s // classes)-th image of class s % classes, with tries of its own."""
+    """Plan a shard of an unlimited source. Slot s is the (s // classes)-th image of class s % classes, with attempts of its own."""
     turns = turns_of(slots, num_classes)
     attempts = [FIRST_ATTEMPT[split] + CANDIDATES_PER_IMAGE * turn.start for turn in turns]
     return ShardPlan(
@@ -60,7 +60,7 @@ def fresh_block(split: SplitName, number: int, slots: range, num_classes: int) -
 
 
 def turns_of(slots: range, num_classes: int) -> list[range]:
-    """By class, which of its images lie in a stretch of the line, classes taking turns."""
+    """Return, by class, the range of its images that lie in a stretch of the line, where classes take turns."""
     # Slot s is the (s // classes)-th image of class s % classes.
     return [
         range(-(-(slots.start - label) // num_classes), -(-(slots.stop - label) // num_classes)) for label in range(num_classes)
@@ -70,12 +70,12 @@ def turns_of(slots: range, num_classes: int) -> list[range]:
 def plan_blocks(
     rounds: list[dict[SplitName, int]], num_classes: int, samples_per_shard: int, fill: Fill = fresh_block
 ) -> list[ShardPlan]:
-    """All shards of a set, by the images of each class that it was asked for: at first, then at each extension.
+    """Plan all shards of a set.
 
     Args:
-        rounds: images of each class by split; each at least as many as the one before.
+        rounds: requested images of each class by split, at first and at each extension; never fewer than in the round before.
         samples_per_shard: slots of a shard; the last one of a round may have fewer.
-        fill: the source's.
+        fill: the source's function that plans one shard.
     """
     blocks = []
     for split in FIRST_ATTEMPT:

@@ -1,4 +1,4 @@
-"""Samples that teacher and student both get right: the other end of what AdaDFQ generates."""
+"""AdaDFQ's agreement loss: it favours samples that teacher and student both classify correctly."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What the losses of one generator step may look at."""
+"""Inputs of the losses in one generator step."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,19 @@ class StepBatch:
     """One batch of generated images after the teacher has seen it.
 
     Attributes:
-        draws: what losses draw at random in this step.
+        draws: random draws of the losses in this step.
         images: (N, C, S, S), normalised, with gradient.
-        labels: (N,) int64, the classes asked for.
-        groups: the labels' groups.
+        labels: (N,) int64, the requested classes.
+        groups: the labels grouped by class.
         teacher_logits: (N, classes), with gradient to the images.
         taps: moments at every BatchNorm layer of the teacher, with gradient.
         stored: the teacher's running statistics by layer.
         features: class-wise statistics in the semantic layers, with gradient; None during warm-up.
         centroids: None during warm-up.
         student_logits: (N, classes), with gradient to the images and none to the student; None during warm-up, and for methods
-            none of whose terms asks for them.
+            without a term that uses them.
         mixture: (N, classes) shares of the classes in each image, rows sum to one; None where no image is mixed. Class features
-            hold unmixed images only.
+            cover unmixed images only.
     """
 
     draws: StepRandom
@@ -43,5 +43,5 @@ class StepBatch:
 
     @property
     def targets(self) -> Tensor:
-        """What a cross-entropy aims at: labels (N,), or shares (N, classes) where images are mixed."""
+        """Targets of a cross-entropy: labels (N,), or shares (N, classes) where images are mixed."""
         return self.labels if self.mixture is None else self.mixture

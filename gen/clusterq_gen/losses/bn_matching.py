@@ -1,4 +1,4 @@
-"""The batch's BatchNorm statistics must be those the teacher was trained with."""
+"""Loss that matches the batch's BatchNorm statistics to the teacher's stored ones."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ class BatchNormMatchingLoss:
     Mean over each layer's channels, then over all layers, so that a wide layer counts no more than a narrow one.
 
     Args:
-        units: `raw` as in the paper, where a layer whose inputs are twice as large counts 4 (mean) and 16 times (variance) as much;
+        units: `raw` as in the paper, where a layer whose inputs are twice as large weighs 4 (mean) and 16 times (variance) as much;
             `std`: squared distance of mean and standard deviation, sqrt(var + eps), in units of the running standard deviation.
     """
 
@@ -26,10 +26,13 @@ class BatchNormMatchingLoss:
         channels = [layer.first.shape[1] for layer in layers]
         stored = [batch.stored[layer.name] for layer in layers]
         seen = Moments.joined(layers).batch()
-        off = seen.mean - torch.cat([one.mean for one in stored])
+        off = seen.mean - torch.cat([statistics.mean for statistics in stored])
         if self.units == "raw":
-            squares = off.square() + (seen.var - torch.cat([one.var for one in stored])).square()
+            squares = off.square() + (seen.var - torch.cat([statistics.var for statistics in stored])).square()
         else:
-            std, unit = torch.sqrt(seen.var + torch.cat([one.eps for one in stored])), torch.cat([one.std for one in stored])
+            std, unit = (
+                torch.sqrt(seen.var + torch.cat([statistics.eps for statistics in stored])),
+                torch.cat([statistics.std for statistics in stored]),
+            )
             squares = (off / unit).square() + (std / unit - 1).square()
         return torch.stack([part.mean() for part in squares.split(channels)]).mean()

@@ -1,4 +1,4 @@
-"""How much a sample tells the student, kept between two boundaries."""
+"""AdaDFQ's boundary loss: it keeps the disagreement of teacher and student between two boundaries."""
 
 import math
 
@@ -10,8 +10,8 @@ from clusterq_common.distill.entropy import softmax_entropy
 from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.losses.disagreement import logit_difference
 
-# In nats. Where all entropies are this close to the largest possible one, student and teacher are alike, and the quotient would
-# only magnify rounding.
+# In nats. If all entropies are this close to the largest possible one, student and teacher agree, and the quotient would only
+# magnify rounding errors.
 LEAST_SPAN = 1e-3
 
 
@@ -23,8 +23,8 @@ class BoundaryLoss:
     gradient through it, a batch could get inside the boundaries by making its worst image worse.
 
     Args:
-        lower: lambda_l, below which an image disagrees too much.
-        upper: lambda_u, above which it tells the student too little.
+        lower: lambda_l; below it student and teacher disagree too much on an image.
+        upper: lambda_u; above it they agree too much for the student to learn from the image.
     """
 
     def __init__(self, lower: float, upper: float) -> None:

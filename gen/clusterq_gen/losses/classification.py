@@ -1,4 +1,4 @@
-"""The generated image must look like its class to the teacher."""
+"""Loss that makes the teacher classify a generated image as its class."""
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +13,20 @@ from clusterq_gen.losses.batch import StepBatch
 class ClassificationLoss:
     """First term of ClusterQ Eq. 7: `CE(M_FP(x), y)`, mean over the batch; a mixed image's y is its shares (Qimera's soft label).
 
-    Two ways not to let easy images count alike, each off by default; with p the teacher's probability of the class:
+    Two options weigh down easy images, each off by default; p is the teacher's probability of the class:
 
-    - HAST (Li et al., CVPR 2023): each image weighs `(1 - p)^gamma`, so that those which the teacher already knows fade out. With
-      gradient through the weight, as its equation is written; the mean is over images, not over weights. Of a mixed image p is the
-      mean under its shares.
-    - IntraQ's soft inception loss (Zhong et al., CVPR 2022, Eq. 8): p aims at t drawn from U(epsilon, 1), afresh for each image and
-      step, instead of 1. The paper writes `(p - t)^2`, whose gradient vanishes for a generator that knows no class yet; here it is
-      `-t log p - (1 - t) log(1 - p)`, least at the same p = t, and the plain cross-entropy where t = 1. Mixed images keep t = 1.
+    - HAST (Li et al., CVPR 2023): each image weighs `(1 - p)^gamma`, so that images which the teacher already classifies well count
+      less. The gradient runs through the weight, as its equation is written. The mean is over images, not over weights. For a mixed
+      image p is the mean under its shares.
+    - IntraQ's soft inception loss (Zhong et al., CVPR 2022, Eq. 8): the target of p is t instead of 1. t is drawn from
+      U(epsilon, 1) for each image and step. The paper writes `(p - t)^2`, whose gradient vanishes for a generator that knows no
+      class yet. Here the loss is `-t log p - (1 - t) log(1 - p)`. It is smallest at the same p = t, and is the plain cross-entropy
+      where t = 1. Mixed images keep t = 1.
 
     Args:
-        hard_gamma: HAST's gamma; 0 weighs all images alike.
-        soft_target: IntraQ's epsilon, in (0, 1]; 1 aims at certainty.
-        seed: the targets are a function of the seed and the step.
+        hard_gamma: HAST's gamma; 0: all images weigh the same.
+        soft_target: IntraQ's epsilon, in (0, 1]; 1: the target probability is 1.
+        seed: with the step, it determines the targets.
     """
 
     def __init__(self, hard_gamma: float = 0.0, soft_target: float = 1.0, seed: int = 0) -> None:
@@ -39,14 +40,14 @@ class ClassificationLoss:
         shares = F.one_hot(batch.labels, logs.shape[1]) if batch.mixture is None else batch.mixture
         shares = shares.to(logs)
         hit = (shares * logs).sum(1)
-        # log(1 - p) from the other classes' probabilities: finite, and so is its gradient, also where p rounds to one.
+        # log(1 - p) from the other classes' probabilities. It and its gradient are finite also where p rounds to one.
         miss = torch.logsumexp(logs + torch.log1p(-shares), dim=1)
         target = self._targets(batch, shares)
         losses = -target * hit - (1 - target) * miss
         return torch.mean(torch.exp(self.hard_gamma * miss) * losses)
 
     def _targets(self, batch: StepBatch, shares: Tensor) -> Tensor:
-        """t of this process's images, (N,), drawn for the whole batch."""
+        """Return t of this process's images, (N,), drawn for the whole batch."""
         ranks = Ranks.current()
         whole = len(shares) * ranks.world
 

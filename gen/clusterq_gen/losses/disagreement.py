@@ -1,4 +1,4 @@
-"""Samples that the teacher gets right and the student wrong: one end of what AdaDFQ generates."""
+"""AdaDFQ's disagreement loss: it favours samples that the teacher classifies correctly and the student does not."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +10,7 @@ from clusterq_gen.losses.batch import StepBatch
 class DisagreementLoss:
     """L_ds of AdaDFQ (Qian et al., CVPR 2023): `CE(zP - zQ, y)`, mean over the batch.
 
-    Least where the teacher's logits zP lead for the class and the student's zQ do not.
+    It is smallest where the teacher's logits zP lead for the class and the student's zQ do not.
     """
 
     def __call__(self, batch: StepBatch) -> Tensor:
@@ -18,6 +18,6 @@ class DisagreementLoss:
 
 
 def logit_difference(batch: StepBatch) -> Tensor:
-    """`zP - zQ`, teacher minus student, (N, classes), at least float32, with gradient to the images through both."""
+    """Return `zP - zQ`, teacher minus student, (N, classes), at least float32, with gradient to the images through both."""
     assert batch.student_logits is not None
     return at_least_float32(batch.teacher_logits) - at_least_float32(batch.student_logits)

@@ -1,4 +1,4 @@
-"""Diversity enhancement: a moving target around each centroid, so that a class does not collapse onto it."""
+"""Diversity enhancement: a random target around each centroid, so that a class does not collapse onto the centroid."""
 
 from typing import Literal
 
@@ -11,16 +11,16 @@ from clusterq_gen.losses.fda import Reduction, distance_to
 
 
 class DiversityLoss:
-    """L_DE, ClusterQ Eq. 6: as FDA, but to `N(mu, lambda_mu)` and `N(sigma, lambda_sigma)`, drawn afresh each step.
+    """L_DE, ClusterQ Eq. 6: as FDA, but with targets `N(mu, lambda_mu)` and `N(sigma, lambda_sigma)`, drawn anew in each step.
 
-    In expectation its gradient is FDA's: what it adds is noise around the centroid.
+    Its expected gradient is FDA's. It adds noise around the centroid.
 
     Args:
         noise: gaussian with the given standard deviations (Eq. 6), or uniform within plus/minus them (the paper's setup).
         mean_std: lambda_mu, in the units of the centroids: those of the BatchNorm inputs, or their running stds.
         std_std: lambda_sigma, likewise.
         reduction: as for FDA.
-        seed: the targets are a function of the seed and the step.
+        seed: with the step, it determines the targets.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class DiversityLoss:
         return distance_to(batch.features, batch.centroids, mean, std, self.reduction)
 
     def _noise(self, step: int, shape: torch.Size) -> Tensor:
-        """For means and for stds, (2, *shape)."""
+        """Draw the noise for means and for stds, (2, *shape)."""
         random = stream(self.seed, "diversity", step)
         if self.noise == "gaussian":
             return torch.stack([torch.randn(shape, generator=random) for _ in range(2)])

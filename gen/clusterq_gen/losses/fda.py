@@ -1,4 +1,4 @@
-"""Feature distribution alignment, and what it shares with diversity enhancement."""
+"""Feature distribution alignment, and the distance that it shares with diversity enhancement."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ Reduction = Literal["sum", "mean"]
 class FeatureAlignmentLoss:
     """L_FDA, ClusterQ Eq. 4: `sum_C sum_{l >= l_st} ||mu_hat - mu||^2 + ||sigma_hat - sigma||^2`.
 
-    Class-wise; samples that the teacher misclassifies take no part, nor do classes without a centroid.
+    It is computed by class, without samples that the teacher misclassifies and without classes that have no centroid.
 
     Args:
         reduction: `sum` over present classes, semantic layers and channels, or `mean` over each of them.
@@ -33,7 +33,7 @@ class FeatureAlignmentLoss:
 
 
 def distance_to(features: ClassFeatures, centroids: Centroids, mean: Tensor, std: Tensor, reduction: Reduction) -> Tensor:
-    """Squared distance of each present class's mean and std to targets (K, D), over classes that have a centroid."""
+    """Return the squared distance of each present class's mean and std to targets (K, D), over classes that have a centroid."""
     taking_part = ((features.count > 0) & centroids.known[features.classes]).to(mean.dtype)
     squares = (features.mean - mean).square() + (features.std - std).square()
     if reduction == "sum":

@@ -1,4 +1,4 @@
-"""Spread within classes: a penalty where images of one class are too much alike."""
+"""Spread within classes: a penalty where images of one class are too similar."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from clusterq_common.device.setup import at_least_float32
 from clusterq_common.taps import Moments
 from clusterq_gen.losses.batch import StepBatch
 
-# Images are compared as about so many cells a side, each the mean of its pixels: what is where counts, single pixels do not.
+# Images are compared as about this many cells a side, each the mean of its pixels. Layout counts, single pixels do not.
 CELLS = 8
 
 
@@ -21,13 +21,14 @@ class ClassSpreadLoss:
     std. So s is near 0 where every image of a class is the same, and 1 where classes do not differ. Real images of CIFAR-10 and
     CIFAR-100 have 0.89 and 0.86 as images, 0.6 to 0.7 in most layers of a ResNet-20, and 0.27 and 0.51 in the last.
 
-    A generator that knows its classes soon draws one picture for each. FDA and DE compare whole classes, so they do not see it.
-    Asked for in one of the two only, the spread is had cheaply: as another tint in every layer, or as pixels that no layer looks at.
+    A generator that knows its classes soon draws one picture for each. FDA and DE compare whole classes, so they do not detect it.
+    With one of the two terms alone, the generator satisfies it cheaply: as another tint in every layer, or as pixels that no layer
+    reacts to.
 
-    Images that mix classes take no part. A batch with one image of each class has no spread within: the loss is 0 there.
+    Images that mix classes are excluded. A batch with one image of each class has no spread within classes; the loss is 0 there.
 
     Args:
-        images, layers: the shares from which on nothing is asked.
+        images, layers: shares from which on the penalty is zero.
     """
 
     def __init__(self, images: float, layers: float) -> None:
@@ -43,15 +44,15 @@ class ClassSpreadLoss:
 
 
 def _shares_within(parts: list[Tensor], batch: StepBatch) -> Tensor:
-    """W / T of each part, (parts,); infinite where no two images share a class. Parts are (N, values) each."""
+    """Return W / T of each part, (parts,); infinite where no two images share a class. Parts are (N, values) each."""
     keep = torch.ones_like(batch.labels, dtype=torch.bool) if batch.mixture is None else batch.mixture.amax(1) == 1
     values = torch.cat(parts, dim=1)
-    # Class means over all processes' images; second moments are not looked at.
+    # Class means over all processes' images; the second moments are unused.
     classes = Moments("spread", values, values.detach(), values.new_zeros(values.shape[1])).by_class(batch.groups, keep)
     images, present = classes.count.sum(), (classes.count > 0).sum()
     whole = (classes.mean * classes.count[:, None]).sum(0) / images.clamp_min(1)
     weight = keep.to(values.dtype)[:, None]
-    # Means over the images of all processes: how many there are cancels, but for the degrees of freedom.
+    # Means over the images of all processes: the number of images cancels, except for the degrees of freedom.
     squares = [(weight * (values - centre).square()).mean(0) for centre in (classes.mean[batch.groups.row], whole)]
     by_part = [part.sum(1) for part in mean_across(torch.stack(squares)).split([part.shape[1] for part in parts], dim=1)]
     within, total = torch.stack(by_part, dim=1).unbind()

@@ -1,4 +1,4 @@
-"""The methods by name, and a user's own. A new one here is a file, a line below, and its name in `GENERATOR_METHODS`."""
+"""The methods by name, and the user's own. A new one needs a file, an entry below, and its name in `GENERATOR_METHODS`."""
 
 from collections.abc import Callable
 
@@ -23,11 +23,11 @@ EXPECTED = "expected path/to/file.py:function, a function of the settings and th
 
 
 def build_method(config: MethodConfig, seed: int) -> Method:
-    """The method that the settings name; `seed` keys whatever its losses draw.
+    """Return the method that the settings name; `seed` keys the random draws of its losses.
 
     Raises:
-        ClusterqError: a function of the user's own that cannot be had or returns something else; or weights that leave nothing to do
-            in warm-up.
+        ClusterqError: the user's function cannot be loaded or returns something else; or the weights leave no loss for the
+            warm-up.
     """
     method = _own(config, seed) if is_factory(config.method) else METHODS[config.method](config, seed)
     if not any(term.weight and term.warmup for term in method.terms):
@@ -40,7 +40,7 @@ def build_method(config: MethodConfig, seed: int) -> Method:
 
 
 def _own(config: MethodConfig, seed: int) -> Method:
-    """A method that is a file of the user's."""
+    """Return a method from a user's file."""
     method = call_function(config.method, config, seed, flag="--method", expected=EXPECTED)
     if not isinstance(method, Method):
         raise ClusterqError(f"--method: {config.method} returned {type(method).__name__}; {EXPECTED}.")

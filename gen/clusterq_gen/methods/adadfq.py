@@ -1,4 +1,4 @@
-"""AdaDFQ (Qian et al., CVPR 2023): generator and student play over how much a sample tells the student."""
+"""AdaDFQ (Qian et al., CVPR 2023): a game between generator and student over how informative a sample is for the student."""
 
 from clusterq_common.distill.entropy import EntropyObjective
 from clusterq_gen.config import MethodConfig
@@ -11,12 +11,14 @@ from clusterq_gen.methods.method import Method, Term
 
 
 def adadfq(config: MethodConfig, seed: int) -> Method:
-    """Generator: `L_bound + beta (alpha_ds L_ds + alpha_as L_as) + gamma L_BNS`; student: `-T^2 mean H(softmax((zP - zQ) / T))`.
+    """Return AdaDFQ.
 
-    The released code lets a student, quantized from the start, take part in every step of the generator and only holds its own
-    steps back during warm-up. Here a student exists, and is calibrated, once the generator draws something. Until then the teacher
-    stands in for it: L_as becomes `CE(2 zP, y)`, while L_ds and L_bound, functions of a difference that would be zero, are left
-    out. So `beta alpha_as CE(2 zP, y) + gamma L_BNS` is the warm-up. It draws nothing, so `seed` is unused.
+    Generator: `L_bound + beta (alpha_ds L_ds + alpha_as L_as) + gamma L_BNS`; student: `-T^2 mean H(softmax((zP - zQ) / T))`.
+
+    In the released code a student, quantized from the start, takes part in every step of the generator, and only its own steps
+    are skipped during warm-up. Here the student is created and calibrated after the warm-up. Until then the teacher replaces it:
+    L_as becomes `CE(2 zP, y)`, and L_ds and L_bound, functions of a difference that would be zero, are left out. So the loss of
+    the warm-up is `beta alpha_as CE(2 zP, y) + gamma L_BNS`. The method draws nothing at random, so `seed` is unused.
     """
     terms = (
         Term("agreement", config.beta * config.alpha_as, AgreementLoss(), warmup=True, student=True),

@@ -8,7 +8,7 @@ from clusterq_gen.methods.method import Method, Term
 
 
 def clusterq(config: MethodConfig, seed: int) -> Method:
-    """Generator: Eq. 7 in warm-up, then `L1 + a2 L_FDA + a3 L_DE` (Eq. 8); student: Eq. 9."""
+    """Return ClusterQ. Generator: Eq. 7 in warm-up, then `L1 + a2 L_FDA + a3 L_DE` (Eq. 8); student: Eq. 9."""
     fda = FeatureAlignmentLoss(config.fda_reduction)
     diversity = DiversityLoss(config.de_noise, config.de_mean_std, config.de_std_std, config.fda_reduction, seed)
     terms = (

@@ -9,12 +9,12 @@ from clusterq_gen.methods.method import Method, Term
 
 
 def gdfq(config: MethodConfig, seed: int) -> Method:
-    """Generator: `CE(M_FP(x), y) + a1 L_BNS` (Eq. 7) throughout; student: Eq. 9."""
+    """Return GDFQ. Generator: `CE(M_FP(x), y) + a1 L_BNS` (Eq. 7) throughout; student: Eq. 9."""
     return Method("gdfq", base_terms(config, seed), student_objective(config))
 
 
 def base_terms(config: MethodConfig, seed: int) -> tuple[Term, ...]:
-    """ClusterQ Eq. 7, which every phase of GDFQ's line of methods contains, and the spread within classes where it is asked for."""
+    """Return ClusterQ Eq. 7, which every phase of GDFQ and its descendants uses, and the optional spread within classes."""
     return (
         Term("class", 1.0, ClassificationLoss(config.hard_gamma, config.soft_target, seed), warmup=True),
         Term("bns", config.alpha_bns, BatchNormMatchingLoss(config.bns_units), warmup=True),
@@ -23,10 +23,10 @@ def base_terms(config: MethodConfig, seed: int) -> tuple[Term, ...]:
 
 
 def spread_term(config: MethodConfig) -> Term:
-    """Images of a class that differ: of no paper, for any generator."""
+    """Return the term for the spread within classes. It is from no paper and suits any generator."""
     return Term("spread", config.alpha_spread, ClassSpreadLoss(config.spread_images, config.spread_layers), warmup=True)
 
 
 def student_objective(config: MethodConfig) -> StudentObjective:
-    """ClusterQ Eq. 9."""
+    """Return the student's objective, ClusterQ Eq. 9."""
     return StudentObjective(ce_weight=1.0, kl_weight=config.kl_weight, temperature=config.temperature)

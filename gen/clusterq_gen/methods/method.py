@@ -1,4 +1,4 @@
-"""What a method is: which loss terms at which weight, in which phase, and what the in-loop student minimises."""
+"""Definition of a method: weighted loss terms for each phase, and the objective of the in-loop student."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Term:
     """One weighted loss of the generator.
 
     Attributes:
-        warmup: it takes part before centroids and student exist, too.
-        centroids: it looks at class features and centroids.
-        student: it looks at the student's logits.
+        warmup: the term is also used before centroids and student exist.
+        centroids: the term uses class features and centroids.
+        student: the term uses the student's logits.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Method:
     student: Objective
 
     def generator_terms(self, batch: StepBatch, *, warmup: bool) -> dict[str, Tensor]:
-        """Weighted terms by name, scalars; their sum is the generator's loss. A term of weight zero is not computed."""
+        """Return the weighted terms by name, scalars; their sum is the generator's loss. Terms of weight zero are not computed."""
         return {term.name: term.weight * term.loss(batch) for term in self.terms if term.weight and (term.warmup or not warmup)}
 
     @property
     def needs_centroids(self) -> bool:
-        """Whether any term that is computed looks at class centroids."""
+        """True where a computed term uses class centroids."""
         return any(term.weight and term.centroids for term in self.terms)
 
     @property
     def needs_student(self) -> bool:
-        """Whether any term that is computed looks at the student's logits: another forward pass in the generator's step."""
+        """True where a computed term uses the student's logits, which costs another forward pass in the generator's step."""
         return any(term.weight and term.student for term in self.terms)

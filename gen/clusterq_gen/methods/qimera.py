@@ -6,9 +6,9 @@ from clusterq_gen.methods.method import Method
 
 
 def qimera(config: MethodConfig, seed: int) -> Method:
-    """GDFQ's terms and student; what is its own is what the generator is asked for (`mixture.py`), with soft labels throughout.
+    """Return Qimera: GDFQ's terms and student, with mixed classes as the generator's input (`mixture.py`) and soft labels.
 
-    Left out: the paper's disentanglement layer between embeddings and generator, and embeddings that start from the teacher's last
-    layer.
+    Left out are the paper's disentanglement layer between embeddings and generator, and embeddings initialised from the teacher's
+    last layer.
     """
     return Method("qimera", base_terms(config, seed), student_objective(config))

@@ -1,9 +1,9 @@
 """Conditional generators, `(z, y) -> image`, for any square input size and number of channels.
 
 The shapes are those of GDFQ (Xu et al., 2020), which ClusterQ uses unchanged: two blocks of upsampling and convolution
-from a quarter of the image's side, then a convolution, tanh and a BatchNorm without affine parameters. What leaves is a
-normalised image, kept inside what eight-bit pixels can hold. How the class enters is a choice: GDFQ's two ways need its
-80,000 steps before the teacher sees the class asked for, the other two a few hundred (docs/results.md).
+from a quarter of the image's side, then a convolution, tanh and a BatchNorm without affine parameters. The output is a
+normalised image, clamped to the range of eight-bit pixels. How the class enters is a choice. GDFQ's two ways need its
+80,000 steps before the teacher sees the class asked for; the other two need a few hundred (docs/results.md).
 """
 
 from typing import Literal
@@ -19,15 +19,15 @@ from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.networks.synced_norm import SyncedBatchNorm2d
 from clusterq_gen.networks.upsampled_conv import UpsampledConv2d
 
-# GDFQ multiplies noise and embedding for images of up to so many pixels a side.
+# Largest image side at which GDFQ multiplies noise and embedding.
 LARGEST_PRODUCT_SIZE = 64
-# Of `sum`: the class is to be seen from the first step on, whatever the noise.
+# Weights for `sum`, chosen so that the class dominates the noise from the first step on.
 NOISE_SHARE, CLASS_SHARE = 0.5, 2.0
 SLOPE = 0.2
 
 
 def build_generator(config: GeneratorConfig, spec: InputSpec) -> "Generator":
-    """Make a generator with fresh weights for a teacher's images."""
+    """Build a generator with new weights for a teacher's images."""
     conditioning = config.conditioning
     if conditioning == "paper":
         conditioning = "product" if spec.size <= LARGEST_PRODUCT_SIZE else "batchnorm"
@@ -37,13 +37,13 @@ def build_generator(config: GeneratorConfig, spec: InputSpec) -> "Generator":
 
 
 class Generator(nn.Module):
-    """The parts that all generators share: the first feature map, and the way from the last one to an image.
+    """Base class of the generators: the layers to the first feature map, and from the last one to an image.
 
-    Call with z (N, latent_size) float32 and y: (N,) int64, or (N, classes) shares for images between classes; returns
-    (N, C, S, S) float32, normalised as the teacher wants.
+    Call it with z (N, latent_size) float32 and y: (N,) int64, or (N, classes) shares for images between classes. It returns
+    (N, C, S, S) float32, normalised as the teacher expects.
 
     Args:
-        inputs: values for each image that the first layer takes.
+        inputs: number of input values of the first layer.
     """
 
     low: Tensor
@@ -54,7 +54,7 @@ class Generator(nn.Module):
         self.latent_size = config.latent_size
         self.width = config.width
         self.image_size = spec.size
-        # Sides that are no multiple of four are generated slightly too large and cut.
+        # Sides that are no multiple of four are generated slightly too large and then cropped.
         self.start = -(-spec.size // 4)
         low, high = pixel_bounds(spec)
         self.register_buffer("low", low, persistent=False)
@@ -73,15 +73,17 @@ class Generator(nn.Module):
     def _image(self, features: Tensor) -> Tensor:
         image = self.standardise(at_least_float32(torch.tanh(self.to_image(features))))
         image = image[:, :, : self.image_size, : self.image_size]
-        # Outside these bounds a pixel could not be stored; inside them only rounding separates training from the shards.
+        # Pixels outside these bounds could not be stored. Inside them, training and shards differ by rounding only.
         return torch.clamp(image, self.low, self.high)
 
 
 class EmbeddingGenerator(Generator):
-    """GDFQ's CIFAR generator, the class in its first layer: map -> BN -> up -> conv BN LeakyReLU -> up -> conv BN LeakyReLU -> image.
+    """GDFQ's CIFAR generator, with the class in its first layer.
 
-    The first layer's input is made of the noise z and the class's embedding e, both of latent_size values that start standard
-    normal. GDFQ has `product`, z * e: with z symmetric around 0 the class is left in the magnitudes of e alone.
+    Layers: map -> BN -> up -> conv BN LeakyReLU -> up -> conv BN LeakyReLU -> image.
+
+    The first layer's input combines the noise z and the class's embedding e, both of latent_size values that start standard
+    normal. GDFQ uses `product`, z * e. As z is symmetric around 0, only the magnitudes of e then carry the class.
 
     Args:
         conditioning: product: z * e; concat: z and e side by side; sum: 0.5 z + 2 e.
@@ -128,7 +130,7 @@ class ConditionalBatchNormGenerator(Generator):
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """BatchNorm whose scale and shift are looked up by class (de Vries et al., 2017); x (N, C, H, W), classes as the generator's."""
+    """BatchNorm with scale and shift by class (de Vries et al., 2017); x (N, C, H, W), classes as for the generator."""
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -144,10 +146,10 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 def look_up(table: nn.Embedding, classes: Tensor) -> Tensor:
-    """Rows (N, width) of a class table: those of labels (N,) int64, or superposed by shares (N, classes), as in Qimera."""
+    """Return rows (N, width) of a class table, by labels (N,) int64 or superposed by shares (N, classes) as in Qimera."""
     if classes.dim() == 1:
         rows: Tensor = table(classes)
         return rows
-    # As exact as the look-up is: not in bf16.
+    # Not in bf16, so that it is as exact as the look-up.
     with torch.autocast(classes.device.type, enabled=False):
         return classes @ table.weight

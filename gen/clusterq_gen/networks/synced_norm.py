@@ -1,4 +1,4 @@
-"""BatchNorm over the whole batch, also where several processes hold a part of it each."""
+"""BatchNorm over the whole batch, also when it is divided among several processes."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from clusterq_common.device.setup import at_least_float32
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d`, with the statistics of all processes' images while it trains; each holds equally many.
+    """`nn.BatchNorm2d` that trains with the statistics of all processes' images. Each process holds equally many.
 
-    torch's own SyncBatchNorm needs CUDA. Mean first, then the variance around it: exact where |mean| >> std.
+    torch's own SyncBatchNorm needs CUDA. The mean is computed first, then the variance around it, which is exact where
+    |mean| >> std.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return out.to(x.dtype)
 
     def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Running statistics as `nn.BatchNorm2d` keeps them: the variance without bias."""
+        """Update the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

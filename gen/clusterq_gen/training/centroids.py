@@ -1,4 +1,4 @@
-"""Class centroids: where each class lies in the teacher's deep BatchNorm layers, and their exponential mean."""
+"""Class centroids: statistics of each class in the teacher's deep BatchNorm layers, and their exponential moving average."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +12,13 @@ from clusterq_gen.config import Units
 
 @dataclass(frozen=True)
 class SemanticLayers:
-    """The deep BatchNorm layers whose statistics separate classes, laid side by side: D channels in all.
+    """The deep BatchNorm layers, whose statistics separate classes, with concatenated channels: D in all.
 
     Attributes:
         names: layers in the order of execution.
         channels: channels of each.
         eps: (D,) BatchNorm's own eps for each channel: sqrt(var + eps) keeps the gradient of dead channels finite.
-        unit: (D,) what means and stds are divided by; None for the units of the BatchNorm inputs.
+        unit: (D,) divisor of means and stds; None for the units of the BatchNorm inputs.
     """
 
     names: tuple[str, ...]
@@ -30,10 +30,10 @@ class SemanticLayers:
     def choose(
         cls, moments: list[Moments], stored: dict[str, StoredStatistics], start: int | None, units: Units = "raw"
     ) -> "SemanticLayers":
-        """Layers from number `start` on (in order of execution), the deep half when None.
+        """Return the layers from number `start` on (in order of execution), or the deep half when None.
 
-        In units of `std` everything is counted in a channel's own std, sqrt(running var + eps): what BatchNorm divides by, so that
-        distances mean the same in every channel and for every teacher.
+        In units of `std`, values are divided by a channel's own std, sqrt(running var + eps). BatchNorm divides by the same value,
+        so distances are comparable across channels and teachers.
 
         Raises:
             ValueError: there is no such layer.
@@ -49,26 +49,26 @@ class SemanticLayers:
         return cls(tuple(moment.name for moment in deep), channels, eps, unit)
 
     def statistics(self, taps: BatchNormTaps, groups: ClassGroups, keep: Tensor) -> "ClassFeatures":
-        """Class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
-        found = Moments.joined(taps.moments[-len(self.names) :]).by_class(groups, keep)
-        mean, std = found.mean, torch.sqrt(found.var + self.eps)
+        """Return the class-wise mean and std of a batch in these layers, over the samples for which `keep` holds."""
+        by_class = Moments.joined(taps.moments[-len(self.names) :]).by_class(groups, keep)
+        mean, std = by_class.mean, torch.sqrt(by_class.var + self.eps)
         if self.unit is not None:
             mean, std = mean / self.unit, std / self.unit
-        return ClassFeatures(groups.classes, mean, std, found.count)
+        return ClassFeatures(groups.classes, mean, std, by_class.count)
 
     def layer_mean(self, values: Tensor) -> Tensor:
-        """Mean over each layer's channels, then over layers: (K, D) -> (K,), no matter how wide a layer is."""
+        """Return the mean over each layer's channels, then over layers: (K, D) -> (K,). A layer's width has no influence."""
         return values @ self.shares.to(values)
 
     @cached_property
     def shares(self) -> Tensor:
-        """(D,) what each channel counts in that mean; they sum to one."""
+        """(D,) weight of each channel in that mean; they sum to one."""
         return torch.cat([self.eps.new_full((width,), 1 / (width * len(self.channels))) for width in self.channels])
 
 
 @dataclass(frozen=True)
 class ClassFeatures:
-    """Statistics of the classes in a batch: classes (K,), mean and std (K, D), count (K,) of samples behind each."""
+    """Statistics of the classes in a batch: classes (K,), mean and std (K, D), number of samples count (K,)."""
 
     classes: Tensor
     mean: Tensor
@@ -77,7 +77,7 @@ class ClassFeatures:
 
 
 class Centroids:
-    """Mean and std of each class in the semantic layers, (classes, D) float32, and which classes have any yet, (classes,)."""
+    """Mean and std of each class in the semantic layers, (classes, D) float32, and whether it has a centroid yet, (classes,)."""
 
     def __init__(self, num_classes: int, layers: SemanticLayers) -> None:
         self.layers = layers
@@ -87,10 +87,13 @@ class Centroids:
 
     @torch.no_grad()
     def update(self, features: ClassFeatures, rate: float) -> Tensor:
-        """Eq. 5: `mu <- (1 - b) mu + b mu_hat`, likewise sigma. Absent classes keep theirs; a new class takes its first.
+        """Update the centroids by Eq. 5: `mu <- (1 - b) mu + b mu_hat`, likewise sigma.
 
-        Returns how far apart `mu` and `mu_hat` were before: root mean square over channels and layers, mean over the classes that had
-        a centroid and are present, scalar; 0 where there is none.
+        Absent classes keep their centroid. A new class takes its first statistics.
+
+        Returns:
+            Distance of `mu` and `mu_hat` before the update, a scalar: root mean square over channels and layers, mean over the
+            present classes that had a centroid; 0 where there is none.
         """
         rows = features.classes
         seen = (features.count > 0)[:, None]
@@ -105,12 +108,13 @@ class Centroids:
 
     @torch.no_grad()
     def drift(self, features: ClassFeatures, stored: dict[str, StoredStatistics]) -> Tensor:
-        """How far apart `mu` and `mu_hat` are in each semantic layer, (L,) in running stds, so that layers compare.
+        """Return the distance of `mu` and `mu_hat` in each semantic layer, (L,) in running stds, which makes layers comparable.
 
-        Root mean square over a layer's channels, mean over the classes that have a centroid and are present; 0 where there is none.
+        It is the root mean square over a layer's channels, mean over the present classes that have a centroid, and 0 where there is
+        none.
 
         Args:
-            features: of a batch, before `update` has taken them in.
+            features: statistics of a batch, before `update` has used them.
             stored: the layers' running statistics.
         """
         rows, layers = features.classes, self.layers
@@ -122,9 +126,9 @@ class Centroids:
         return (apart * met[:, None]).sum(0) / met.sum().clamp_min(1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint."""
+        """Return the tensors of a checkpoint."""
         return {"mean": self.mean, "std": self.std, "known": self.known}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a checkpoint's tensors."""
+        """Restore a checkpoint's tensors."""
         self.mean, self.std, self.known = state["mean"], state["std"], state["known"]

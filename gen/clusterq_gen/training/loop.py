@@ -1,4 +1,4 @@
-"""Generator training: the generator's step and the student's step, in turn."""
+"""Generator training: alternating steps of the generator and of the student."""
 
 import time
 from contextlib import closing
@@ -11,6 +11,7 @@ from torch import Tensor
 from clusterq_common.device.cuda_graph import GraphedStep, Recorder, cuda_recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import average_gradients, broadcast, sum_across
+from clusterq_common.files import make_folder
 from clusterq_common.progress.console import progress
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
 from clusterq_common.run.metrics import MetricsLog
@@ -22,7 +23,7 @@ from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.training.samples import save_grid
 from clusterq_gen.training.state import Training
 
-# Metrics are fetched from the device, checked and written once in so many steps.
+# Metrics are fetched from the device, checked and written once in this many steps.
 STEPS_BETWEEN_RECORDS = 25
 GRIDS_IN_A_RUN = 8
 
@@ -32,8 +33,8 @@ GraphedSteps = dict[bool, GraphedStep]
 def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: torch.device, *, resume: bool) -> Training:
     """Train a generator for a teacher and write checkpoints, metrics, sample grids and the final networks into `folder`.
 
-    With `resume`, go on from the last checkpoint; the result is the same as without the interruption. Several processes
-    share each batch; the first one writes.
+    With `resume`, training continues from the last checkpoint, with the same result as without the interruption. Several
+    processes share each batch; the first one writes.
 
     Raises:
         ClusterqError: a loss is no longer finite; the last good checkpoint stays.
@@ -79,7 +80,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     if first:
         if run.student is not None:
             save_weights(folder / STUDENT, run.student)
-        # Last, since its presence says that the training is finished.
+        # Written last, since its presence marks the training as finished.
         save_weights(folder / GENERATOR, run.generator)
     Ranks.current().wait()
     return run
@@ -88,11 +89,11 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
 def train_step(
     run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], graphs: GraphedSteps | None = None
 ) -> dict[str, Tensor | float]:
-    """One step of the generator and, after warm-up, one of the student; of ClusterQ's, Eq. 7 in warm-up, then Eq. 8 and Eq. 9.
+    """Take one step of the generator and, after warm-up, one of the student.
 
-    One teacher forward serves both; the student is asked in the generator's step only where the method looks at its answer.
-    Returns what metrics.jsonl records, as scalars still on the device. The teacher's accuracy on a mixed image is whether it names
-    one of its classes. With `graphs`, steps that are all alike are replayed.
+    For ClusterQ these are Eq. 7 in warm-up, then Eq. 8 and Eq. 9. One teacher forward serves both. The student runs in the
+    generator's step only if the method uses its logits. With `graphs`, recorded steps are replayed. Returns the values for
+    metrics.jsonl, as scalars still on the device. On a mixed image the teacher is correct if it names one of its classes.
     """
     run.draws.begin(run.step)
     in_detail = run.step % run.config.train.gradient_norm_every == 0
@@ -104,7 +105,7 @@ def train_step(
 
 
 def graphed_steps(run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], recorder: Recorder) -> GraphedSteps:
-    """Both kinds of a step, with gradient norms (True) and without (False), each to be recorded on its own."""
+    """Return both kinds of a step, with gradient norms (True) and without (False). Each is recorded on its own."""
     return {
         in_detail: GraphedStep(partial(device_step, run, taps, stored, in_detail=in_detail), recorder)
         for in_detail in (False, True)
@@ -114,7 +115,7 @@ def graphed_steps(run: Training, taps: BatchNormTaps, stored: dict[str, StoredSt
 def device_step(
     run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], *, in_detail: bool = False
 ) -> dict[str, Tensor]:
-    """The step itself, from draws that are there already: it waits for nothing and looks at no value, as a CUDA graph needs it."""
+    """Take the step from prepared draws, without synchronising or reading a value, as a CUDA graph requires."""
     config, student = run.config, run.student
     latent = run.inputs()
 
@@ -153,7 +154,7 @@ def device_step(
     # ---- centroids
     drift: dict[str, Tensor] = {}
     if run.centroids is not None and features is not None:
-        if in_detail:  # of each step, they would be most of what is recorded
+        if in_detail:  # recorded for each step, they would be most of the metrics
             by_layer = run.centroids.drift(features, stored).unbind()
             names = run.centroids.layers.names
             drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
@@ -174,7 +175,7 @@ def device_step(
         student_metrics = {f"student/{name}": term.detach() for name, term in student_terms.items()}
         student_metrics |= {"student/agreement": agreement}
 
-    # They hold the step's whole autograd graph, and with it its memory.
+    # The moments keep the step's whole autograd graph, and so its memory, alive.
     taps.moments.clear()
     return {
         **{f"loss/{name}": term.detach() for name, term in terms.items()},
@@ -186,7 +187,7 @@ def device_step(
 
 
 def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) -> float:
-    """How long the whole training will take, from one timed full step of a run that is then thrown away."""
+    """Return the estimated seconds of the whole training, from one timed full step of a discarded run."""
     run = Training.start(config, teacher, device)
     with batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
@@ -198,15 +199,15 @@ def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) 
         train_step(run, taps, stored)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    # The student's step after warm-up costs about as much again as its share of the networks; more where it takes part twice.
+    # The student's step after warm-up costs about its share of the networks again; more where it runs twice.
     return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
 
 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     """Back-propagate the sum of the terms, and return the norm of each term's gradient at the generator's output.
 
-    Everything reaches the generator through its images, so the sum of these gradients, sent on, is the whole gradient. What is
-    minimised is the mean of the processes' losses, so a process's gradient counts 1 / world.
+    All gradients reach the generator through its images, so back-propagating their sum gives the whole gradient. The processes'
+    mean loss is minimised, so a process's gradient has weight 1 / world.
     """
     gradients = {}
     for name, term in terms.items():
@@ -218,7 +219,7 @@ def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Ten
 
 
 def _note(record: dict[str, float]) -> str:
-    """The progress line's numbers: the method's first loss, and who agrees."""
+    """Return the text of the progress line: the method's first loss and the agreement of teacher and student."""
     name = next(key for key in record if key.startswith("loss/"))
     parts = [f"{name.removeprefix('loss/')} {record[name]:.3f}", f"teacher {100 * record['teacher/accuracy']:.0f} %"]
     if "student/agreement" in record:
@@ -227,7 +228,7 @@ def _note(record: dict[str, float]) -> str:
 
 
 def open_log(config: GenConfig, folder: Path, *, before: int) -> MetricsLog:
-    """The run's metrics up to the step `before`, to append to; with TensorBoard also the grids of images up to there."""
+    """Open the run's metrics log, cut at the step `before`, for appending. With TensorBoard, add the image grids up to there."""
     log = MetricsLog(folder / METRICS, keep_before_step=before, tensorboard=config.output.tensorboard)
     if log.events is not None:
         for epoch in range(1, before // config.train.steps_per_epoch + 1):
@@ -243,7 +244,7 @@ def _grid(folder: Path, epoch: int) -> Path:
 def _maybe_grid(run: Training, folder: Path, log: MetricsLog) -> None:
     epoch, epochs = run.step // run.config.train.steps_per_epoch, run.config.train.epochs
     if epoch == epochs or epoch % max(1, epochs // GRIDS_IN_A_RUN) == 0:
-        (folder / SAMPLES).mkdir(exist_ok=True)
+        make_folder(folder / SAMPLES)
         save_grid(_grid(folder, epoch), run.generator, run.teacher.spec, run.config.runtime.seed)
         if log.events is not None:
             log.events.add_picture(SAMPLES, _grid(folder, epoch), run.step - 1)

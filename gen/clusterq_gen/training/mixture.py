@@ -1,4 +1,4 @@
-"""Images between classes: which of a batch are asked for several classes at once, and in which shares."""
+"""Images between classes: the shares of several classes in each image of a batch."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from clusterq_common.run.seeding import stream
 
 
 def classes_in_mixture(num_classes: int, wanted: int | None) -> int:
-    """Classes in a mixed image, K: as wanted, else a tenth of all, at least two.
+    """Return the number of classes in a mixed image, K: as wanted, else a tenth of all, at least two.
 
     Qimera's released settings: 2 of CIFAR-10's, 10 of CIFAR-100's, 100 (MobileNetV2) or 500 (ResNets) of ImageNet's.
 
@@ -21,7 +21,7 @@ def classes_in_mixture(num_classes: int, wanted: int | None) -> int:
 
 
 def mixtures(seed: int, step: int, labels: Tensor, *, probability: float, per_image: int, num_classes: int) -> Tensor:
-    """Shares of the classes in each image of a batch, (N, num_classes) float32; rows sum to one.
+    """Return the shares of the classes in each image of a batch, (N, num_classes) float32; rows sum to one.
 
     Qimera (Choi et al., NeurIPS 2021): superposed class embeddings give samples near the teacher's decision boundaries.
     With `probability`, each image by itself, an image mixes its label with `per_image - 1` other classes in shares softmax(n), n

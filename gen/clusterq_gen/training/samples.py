@@ -15,16 +15,19 @@ from clusterq_gen.training.latent import candidate_noise
 COLUMNS = 10
 MOST_CLASSES = 20
 MARGIN = 2
-# Larger images are shown smaller: at 224x224 a grid of 200 took longer to encode than many steps of training on a GPU.
+# Larger images are scaled down: at 224x224 a grid of 200 took longer to encode than many steps of training on a GPU.
 MOST_PIXELS = 64
 
 
 def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> None:
-    """Write a PNG with one row of images for each class (the first 20 classes), as emission would draw them; at most 64 pixels a side each."""
+    """Write a PNG with one row of images for each of the first 20 classes, as emission would draw them.
+
+    Each image has at most 64 pixels a side.
+    """
     classes = min(spec.num_classes, MOST_CLASSES)
     labels = torch.arange(classes).repeat_interleave(COLUMNS)
     tries = [(label, attempt) for label in range(classes) for attempt in range(COLUMNS)]
-    z = torch.stack([candidate_noise(seed, *one, latent_size=generator.latent_size) for one in tries])
+    z = torch.stack([candidate_noise(seed, *candidate, latent_size=generator.latent_size) for candidate in tries])
     training = generator.training
     generator.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a generator training holds between steps, how it starts and how it is saved."""
+"""State of a generator training: its networks, its start and its checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -30,8 +30,8 @@ from clusterq_gen.training.latent import LatentBatch, batch_labels, classes_in_b
 from clusterq_gen.training.mixture import classes_in_mixture, mixtures
 from clusterq_gen.training.step_random import StepRandom
 
-# Centroids start from as many rounds through all classes as these images allow, at least one and at most four; ranges start
-# from about half as many images, taken evenly from them.
+# Centroids start from as many passes over all classes as this number of images allows, between one and four. Ranges start from
+# about half as many images, taken evenly from them.
 START_IMAGES = 1024
 MOST_START_ROUNDS = 4
 MILESTONES = (100, 200, 300)
@@ -39,7 +39,7 @@ MILESTONES = (100, 200, 300)
 
 @dataclass
 class Training:
-    """Networks, optimisers and centroids of one run. `student` and `centroids` exist from the end of warm-up on."""
+    """Networks, optimisers and centroids of one run. `student` and `centroids` exist after the warm-up only."""
 
     config: GenConfig
     teacher: Teacher
@@ -56,10 +56,10 @@ class Training:
 
     @classmethod
     def start(cls, config: GenConfig, teacher: Teacher, device: torch.device) -> "Training":
-        """A new run: the generator has fresh weights, drawn from the seed.
+        """Start a new run. The generator has new weights, drawn from the seed.
 
         Raises:
-            ClusterqError: the batch cannot be shared evenly among the processes, or the method does not fit the teacher.
+            ClusterqError: the processes cannot share the batch evenly, or the method does not fit the teacher.
         """
         world = Ranks.current().world
         if config.train.batch_size % world:
@@ -72,7 +72,7 @@ class Training:
                 classes_in_mixture(teacher.spec.num_classes, config.method.mix_classes)
             except ValueError as error:
                 raise ClusterqError(f"--mix-classes: {error}; choose a smaller number.") from error
-        # Layers draw their first weights from the global generator: it is seeded here, and put back afterwards.
+        # Layers draw their initial weights from the global generator, which is seeded here and restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
             generator = build_generator(config.generator, teacher.spec)
@@ -97,11 +97,11 @@ class Training:
         return self.config.train.warmup_epochs * self.config.train.steps_per_epoch
 
     def autocast(self) -> torch.autocast:
-        """The context for training forwards."""
+        """Return the autocast context for forward passes in training."""
         return training_autocast(self.config.runtime, self.device, images=True)
 
     def network(self, name: Literal["generator", "teacher", "student"], *, plain: bool = False) -> Callable[..., Tensor]:
-        """A network for a training step: compiled where the settings ask for it, and not `plain`."""
+        """Return a network for a training step, compiled if the settings ask for it and `plain` is false."""
         network = self.teacher.model if name == "teacher" else getattr(self, name)
         if plain or not self.config.train.compile:
             return network
@@ -110,7 +110,7 @@ class Training:
         return self._compiled[name]
 
     def inputs(self, *, mixed: bool = True) -> LatentBatch:
-        """What the generator is asked for in the step that `draws` has begun, on the device: this process's part of the batch.
+        """Return the generator's input for the step that `draws` has begun, on the device: this process's part of the batch.
 
         Args:
             mixed: whether images may mix classes, where the settings say so.
@@ -140,9 +140,9 @@ class Training:
         return LatentBatch(take("noise", z, dtype), take("labels", lambda step: whole(step)[0][own]), groups, mixture)
 
     def opponent_logits(self, images: Tensor) -> Tensor | None:
-        """The in-loop student's logits (N, classes), with gradient to the images and none to its parameters.
+        """Return the in-loop student's logits (N, classes), with gradient to the images and none to its parameters.
 
-        None during warm-up, and for methods that do not look at them.
+        None during warm-up, and for methods that do not use them.
         """
         if self.student is None or not self.method.needs_student:
             return None
@@ -153,11 +153,11 @@ class Training:
 
     @property
     def rate(self) -> float:
-        """The generator's learning rate in the coming step."""
+        """Learning rate of the generator in the next step."""
         return self.config.train.lr * schedule_factor(self.config.train, self.step // self.config.train.steps_per_epoch)
 
     def set_learning_rates(self, epoch: int) -> None:
-        """Both optimisers' rates for an epoch, by the schedule."""
+        """Set both optimisers' learning rates for an epoch, by the schedule."""
         factor = schedule_factor(self.config.train, epoch)
         set_learning_rate(self.optimizer, self.config.train.lr * factor)
         if self.student_optimizer is not None:
@@ -176,8 +176,8 @@ class Training:
         with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
             self.generator.eval()
             for number in range(rounds * steps_per_round):
-                # Numbered after the last step of training: these batches are no step's batches.
-                # Images of one class, as the shards will hold.
+                # Numbered after the last training step, so that no training step has the same batch.
+                # Each image has a single class, as in the shards.
                 self.draws.begin(self.total_steps + number)
                 latent = self.inputs(mixed=False)
                 batch = self.generator(latent.z, latent.labels)
@@ -218,7 +218,7 @@ class Training:
             self.centroids = Centroids(self.teacher.spec.num_classes, layers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, for a checkpoint."""
+        """Return everything that a resumed run needs, for a checkpoint."""
         return {
             "step": self.step,
             "generator": self.generator.state_dict(),
@@ -229,7 +229,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint of the same settings."""
+        """Restore a checkpoint of a run with the same settings."""
         self.generator.load_state_dict(state["generator"])
         load_optimizer(self.optimizer, state["optimizer"])
         if state["student"] is not None:
@@ -248,12 +248,12 @@ class Training:
         self.step = state["step"]
 
     def stored_statistics(self) -> dict[str, StoredStatistics]:
-        """The teacher's running statistics by layer."""
+        """Return the teacher's running statistics by layer."""
         return stored_statistics(self.teacher.model)
 
 
 def schedule_factor(train: TrainConfig, epoch: int) -> float:
-    """What a learning rate is multiplied by in `epoch`: x0.1 at epochs 100, 200, 300, or half a cosine down to zero."""
+    """Return the learning rate's factor in `epoch`: x0.1 at epochs 100, 200, 300, or half a cosine down to zero."""
     if train.schedule == "step":
         return float(0.1 ** sum(epoch >= milestone for milestone in MILESTONES))
     return 0.5 * (1 + math.cos(math.pi * epoch / train.epochs))

@@ -1,4 +1,4 @@
-"""What a step draws on the host: each a function of the seed and the step, sent to the device without waiting."""
+"""Random draws of a step on the host. Each depends on the seed and the step, and is copied to the device asynchronously."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,9 @@ class StepRandom:
     """The draws of one step, by name.
 
     Attributes:
-        device: where they go.
-        kept: whether a draw lies in the same memory in every step, as a CUDA graph of the step needs it.
-        step: the step in hand.
+        device: device of the draws.
+        kept: whether a draw keeps the same memory in every step, as a CUDA graph of the step requires.
+        step: the current step.
     """
 
     def __init__(self, device: torch.device, *, kept: bool = False) -> None:
@@ -22,24 +22,24 @@ class StepRandom:
         self._kept: dict[str, tuple[Callable[[int], Tensor], Tensor]] = {}
 
     def begin(self, step: int) -> None:
-        """Go on to a step: what is kept is drawn anew now, everything else when it is asked for."""
+        """Start a step. Kept draws are renewed now, all others when they are requested."""
         self.step = step
         for make, held in self._kept.values():
             held.copy_(to_device_async(make(step), self.device, held.dtype), non_blocking=True)
 
     def take(self, name: str, make: Callable[[int], Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """One draw, on the device.
+        """Return one draw, on the device.
 
         Args:
-            name: the same name is the same draw.
-            make: from the step to values on the host; their shape is that of every step, where draws are kept.
+            name: name of the draw. The same name returns the same draw.
+            make: function from the step to values on the host. Where draws are kept, their shape must not depend on the step.
             dtype: of the result; as drawn when None.
         """
         if name in self._kept:
             return self._kept[name][1]
         drawn = to_device_async(make(self.step), self.device, dtype)
         if self.kept:
-            # A tensor of its own: what `make` gave may be a view of something.
+            # Copied, because the result of `make` may be a view of another tensor.
             drawn = drawn.clone()
             self._kept[name] = (make, drawn)
         return drawn

@@ -1,14 +1,16 @@
 """Images inside tars: ImageNet's original archive with the devkit's ground truth, and webdataset shards of anyone's."""
 
+import gzip
 import io
 import os
-import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.tar import BLOCK, Member, TarFormatError, TarHeaders, member_bytes, shortened
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.labels import imagenet_wnids
@@ -18,6 +20,8 @@ IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp"}
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 # An image in a tar is refused above this before it is read.
 LARGEST_MEMBER = 256 << 20
+# Ten times the devkit, unpacked.
+LARGEST_DEVKIT = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
     wnids = imagenet_wnids(spec)
     members = {}
     for member in _members(path):
-        if member.isreg() and member.name.lower().endswith((".jpeg", ".jpg")):
+        if member.name.lower().endswith((".jpeg", ".jpg")):
             members[Path(member.name).name] = member
     truth_text, meta = _devkit(path.parent)
     try:
@@ -76,7 +80,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
     if unknown is not None:
         raise ClusterqError(f"--val: the devkit's class {unknown} is none of ImageNet's 1000; get the devkit again.")
     ordered = sorted(members)
-    spans = [Span(path, name, members[name].offset_data, members[name].size) for name in ordered]
+    spans = [Span(path, name, members[name].offset, members[name].size) for name in ordered]
     return ImagesInTars(path, "ImageNet's tar with the devkit", spans, [index[names[number]] for number in truth], spec)
 
 
@@ -95,12 +99,12 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
         for member in _members(tar):
             folder, _, file = member.name.rpartition("/")
             key, _, suffix = file.partition(".")
-            span = Span(tar, member.name, member.offset_data, member.size)
-            if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
+            span = Span(tar, member.name, member.offset, member.size)
+            if suffix.lower() in IMAGE_SUFFIXES:
                 images[f"{folder}/{key}"] = span
-            elif member.isreg() and suffix == "cls":
+            elif suffix == "cls":
                 classes[f"{folder}/{key}"] = span
-            elif member.isreg() and suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
+            elif suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
                 skipped.append(f"{tar.name}/{member.name}")
         lonely = next(iter(images.keys() ^ classes.keys()), None)
         if lonely is not None:
@@ -124,22 +128,24 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
     return images_in_tars
 
 
-def _members(path: Path) -> list[tarfile.TarInfo]:
-    """All members, found by their headers alone.
+def _members(path: Path) -> list[Member]:
+    """All files in a tar, found by their headers alone.
 
     Raises:
         ClusterqError: it is no plain tar, or one of its members is absurdly large.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
-            members = tar.getmembers()
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        with path.open("rb", buffering=BLOCK) as file:
+            members = [member for member in TarHeaders(file, extended=True) if member.plain]
+    except TarFormatError as error:
         raise ClusterqError(
             f"--val: {path} is no readable tar ({error}), expected an uncompressed one; get it again."
         ) from error
-    large = next((member for member in members if not 0 <= member.size <= LARGEST_MEMBER), None)
+    large = next((member for member in members if member.size > LARGEST_MEMBER), None)
     if large is not None:
-        raise ClusterqError(f"--val: {large.name!r} in {path} has {large.size} bytes, expected an image; do not use it.")
+        raise ClusterqError(
+            f"--val: {shortened(large.name)} in {path} has {large.size} bytes, expected an image; do not use it."
+        )
     return members
 
 
@@ -147,13 +153,9 @@ def _devkit(folder: Path) -> tuple[str, bytes]:
     """The ground truth and meta.mat, from the devkit's archive or from its unpacked folder."""
     archives = sorted(folder.glob("ILSVRC2012_devkit*.tar.gz"))
     if archives:
-        with tarfile.open(archives[0], "r:gz") as tar:
-            found = {Path(member.name).name: member for member in tar if member.isreg()}
-            if {GROUND_TRUTH, "meta.mat"} <= found.keys():
-                truth, meta = tar.extractfile(found[GROUND_TRUTH]), tar.extractfile(found["meta.mat"])
-                assert truth is not None
-                assert meta is not None
-                return truth.read().decode("ascii", "replace"), meta.read()
+        truth, meta = _devkit_files(archives[0])
+        if truth is not None and meta is not None:
+            return truth.decode("ascii", "replace"), meta
     for truth_path in sorted(folder.glob(f"**/{GROUND_TRUTH}")):
         meta_path = truth_path.parent / "meta.mat"
         if meta_path.is_file():
@@ -162,6 +164,18 @@ def _devkit(folder: Path) -> tuple[str, bytes]:
         f"--val: there is no devkit in {folder}, expected ILSVRC2012_devkit_t12.tar.gz beside the images; get it, or sort the images "
         "into class folders."
     )
+
+
+def _devkit_files(archive: Path) -> list[bytes | None]:
+    """The ground truth and meta.mat in the devkit's archive."""
+    try:
+        with gzip.open(archive) as file:
+            data = file.read(LARGEST_DEVKIT + 1)
+        if len(data) > LARGEST_DEVKIT:
+            raise TarFormatError(f"it unpacks to more than {LARGEST_DEVKIT} bytes")
+        return member_bytes(data, GROUND_TRUTH, "meta.mat")
+    except (TarFormatError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ClusterqError(f"--val: {archive} is no readable devkit ({error}); get the devkit again.") from error
 
 
 def _wnid_of_number(meta: bytes) -> dict[int, str]:

@@ -1,0 +1,55 @@
+"""What would make hours of work worthless, found when a classifier is loaded."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.taps import batchnorm_layers
+from clusterq_common.teacher.spec import InputSpec
+
+IMAGES = 6
+# Far above what kernels for other batch sizes round otherwise.
+TOLERANCE = 1e-2
+
+
+@torch.no_grad()
+def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
+    """Refuse a classifier whose answers are no logits of each image alone.
+
+    Raises:
+        ClusterqError: an image's answer depends on the other images of its batch; answers are probabilities; answers are not finite.
+    """
+    device = next(model.parameters()).device
+    images = torch.randn(IMAGES, spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0)).to(device)
+    together: Tensor = model(images)
+    if not bool(torch.isfinite(together).all()):
+        return  # fresh weights may overflow; weights from a file are checked value by value
+    alone: Tensor = torch.cat([model(image[None]) for image in images])
+    spread = float(together.abs().max()) or 1.0
+    if float((together - alone).abs().max()) > TOLERANCE * spread:
+        culprit = next(
+            (name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None),
+            None,
+        )
+        why = f"the layer {culprit} keeps no running statistics" if culprit else "something in it mixes the images of a batch"
+        raise ClusterqError(
+            f"--arch: the answers of {arch} for an image depend on the other images of its batch ({why}), expected a classifier of single images; "
+            "train it with track_running_stats=True."
+        )
+    if float(together.min()) >= 0 and bool(((together.sum(1) - 1).abs() < 1e-4).all()):
+        raise ClusterqError(
+            f"--arch: {arch} returns probabilities (each row sums to 1), expected logits; return what goes into the softmax."
+        )
+
+
+def untrained_statistics(model: nn.Module) -> list[str]:
+    """Names of the BatchNorm layers whose running statistics are those of a fresh layer: mean 0, variance 1."""
+    return [
+        name
+        for name, layer in batchnorm_layers(model).items()
+        if layer.running_mean is not None
+        and layer.running_var is not None
+        and not bool(layer.running_mean.any())
+        and bool((layer.running_var == 1).all())
+    ]

@@ -1,0 +1,120 @@
+"""Checkpoints as training programs leave them."""
+
+import argparse
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.teacher.weights import load_weights, read_checkpoint
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
+
+
+STATE: dict[str, Tensor] = network().state_dict()
+OTHER = network().state_dict()
+
+
+def under(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def loaded(tmp_path: Path, content: Any, key: str | None = None) -> tuple[bool, str]:
+    """Whether a network now has the weights of STATE, and what was said."""
+    torch.save(content, tmp_path / "file.pth")
+    model = network()
+    remarks = load_weights(model, read_checkpoint(tmp_path / "file.pth"), "file.pth", key)
+    return all(torch.equal(value, STATE[name]) for name, value in model.state_dict().items()), "; ".join(remarks)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (STATE, ""),
+        (OrderedDict(STATE), ""),
+        ({"net": under("module."), "acc": 93.1, "epoch": 199}, "taken from 'net' in file.pth; 'module.' is taken off"),
+        (under("_orig_mod."), "'_orig_mod.' is taken off"),
+        (under("module._orig_mod."), "'module._orig_mod.' is taken off"),
+        (under("module.module."), "'module.module.' is taken off"),
+        ({"state_dict": under("model."), "global_step": 10, "hyper_parameters": {"lr": 0.1}}, "'state_dict'"),
+        ({"state_dict": {**under("model."), "loss.weight": torch.ones(4)}}, "1 entries are left out: 'loss.weight'"),
+        ({"model_ema": STATE, "epoch": 3}, "'model_ema'"),
+        ({"ema": {"model": {"net": STATE}}}, "'ema.model.net'"),
+        ({"state_dict": STATE, "args": argparse.Namespace(lr=0.1, out=PurePosixPath("x"))}, "'state_dict'"),
+        ({"model": STATE, "best": np.float64(93.1), "seen": np.int64(3)}, "'model'"),
+        ({**STATE, "total_ops": torch.zeros(1), "1.total_params": torch.zeros(1)}, "2 entries are left out"),
+        ({name: value.numpy() for name, value in STATE.items()}, ""),
+        ({"a": STATE, "b": {name: value.clone() for name, value in STATE.items()}}, "'a'"),
+        ({"model": STATE, "optimizer": {"state": {0: {"exp_avg": torch.zeros(8)}}, "param_groups": [{"lr": 0.1}]}}, "'model'"),
+    ],
+)
+def test_weights_are_found_and_the_choice_is_told(content: Any, told: str, tmp_path: Path) -> None:
+    same, said = loaded(tmp_path, content)
+    assert same
+    assert told in said
+    assert bool(said) == bool(told)
+
+
+def test_narrow_weights_are_taken(tmp_path: Path) -> None:
+    torch.save({name: value.half() for name, value in STATE.items()}, tmp_path / "half.pth")
+    model = network()
+    load_weights(model, read_checkpoint(tmp_path / "half.pth"), "half.pth")
+    assert all(value.dtype == STATE[name].dtype for name, value in model.state_dict().items())
+    assert torch.allclose(model.state_dict()["0.weight"], STATE["0.weight"], atol=1e-3)
+
+
+def test_of_several_that_fit_one_has_to_be_named(tmp_path: Path) -> None:
+    both = {"state_dict": OTHER, "state_dict_ema": STATE, "epoch": 3}
+    with pytest.raises(
+        ClusterqError, match=r"several weights that fit, at 'state_dict', 'state_dict_ema'.*--weights-key state_dict"
+    ):
+        loaded(tmp_path, both)
+    assert loaded(tmp_path, both, "state_dict_ema") == (True, "")
+    assert not loaded(tmp_path, both, "state_dict")[0]
+    with pytest.raises(
+        ClusterqError, match=r"--weights-key: file.pth has no weights at 'ema', expected one of 'state_dict', 'state_dict_ema'"
+    ):
+        loaded(tmp_path, both, "ema")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"epoch": 3}, r"holds a dict of int and no state dict"),
+        ([STATE], r"holds a list and no state dict"),
+        ({}, r"a dict of nothing"),
+        (
+            {"net": {"0.weight": STATE["0.weight"]}},
+            r"does not fit the architecture: missing 1.weight.*its weights lie at 'net'",
+        ),
+        (under("module.", {**STATE, "0.weight": torch.ones(1)}), r"does not fit the architecture"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_the_file_holds(content: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterqError, match=said):
+        loaded(tmp_path, content)
+
+
+class Whole(nn.Module):
+    pass
+
+
+def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
+    torch.save(Whole(), tmp_path / "whole.pth")
+    with pytest.raises(
+        ClusterqError, match=r"holds an object of the class tests\.common\.test_checkpoints\.Whole, which only code"
+    ):
+        read_checkpoint(tmp_path / "whole.pth")
+    torch.jit.script(network()).save(tmp_path / "script.pt")
+    with pytest.raises(ClusterqError, match=r"is a TorchScript archive, expected a state dict"):
+        read_checkpoint(tmp_path / "script.pt")
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08")
+    with pytest.raises(ClusterqError, match=r"is an ONNX file, expected the PyTorch weights"):
+        read_checkpoint(tmp_path / "net.onnx")
