@@ -24,6 +24,11 @@ FACTORY = f"{DEMO / 'digits_net.py'}:digits_net"
 # What tests index and verify is nothing to keep in the user's cache.
 CACHE = tempfile.TemporaryDirectory(prefix="clusterq-cache-")
 os.environ["CLUSTERQ_CACHE"] = CACHE.name
+# Nor is it anybody's business which runs a test has started.
+STATES = "clusterq-state-"
+if not Path(os.environ.get("CLUSTERQ_STATE", "")).name.startswith(STATES):  # a test's own processes go on with its runs
+    STATE = tempfile.TemporaryDirectory(prefix=STATES)
+    os.environ["CLUSTERQ_STATE"] = STATE.name
 # The networks here are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 # Time limits of single examples only tell how busy the machine is.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from clusterq_common.files import atomic_write
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_gen.config import GenConfig
+from clusterq_gen.commands import config_of_run
 from clusterq_gen.emission.candidate_source import GeneratorSource
 
 VARIANTS = {
@@ -67,14 +67,14 @@ def main() -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Return mean and standard deviation over seeds as text."""
+    """Mean and standard deviation over seeds."""
     return f"{mean(values):.4g} ± {stdev(values) if len(values) > 1 else 0:.2g}"
 
 
 @torch.no_grad()
 def measure(run: Path, candidates: int) -> dict[str, float]:
-    """Return the four measures of a finished run."""
-    config = GenConfig.from_yaml(run / "config.yaml")
+    """The four measures of a finished run."""
+    config = config_of_run(run, {})
     teacher = load_teacher(config.teacher)
     source = GeneratorSource.load(run, config, teacher.spec, config.runtime.seed, torch.device("cpu"))
     features, pixels, labels, agreed = [], [], [], 0
@@ -101,7 +101,7 @@ def measure(run: Path, candidates: int) -> dict[str, float]:
 
 
 def scatter(x: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the traces of the between-class and within-class scatter of x (N, D), with classes weighted equally."""
+    """Traces of the between-class and within-class scatter of x (N, D), classes weighed equally."""
     groups = [x[labels == label] for label in labels.unique()]
     centres = torch.stack([group.mean(0) for group in groups])
     between = (centres - centres.mean(0)).square().sum(1).mean()
@@ -110,7 +110,7 @@ def scatter(x: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def last_features(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits, and the input of the teacher's last linear layer or convolution, (N, D)."""
+    """Logits, and what enters the teacher's last linear layer or convolution, (N, D)."""
     last = [module for module in teacher.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     caught: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].flatten(1)))

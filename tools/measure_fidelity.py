@@ -27,6 +27,7 @@ from clusterq_finetune.data.shard_batches import EpochBatches
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.kept import Records
+from clusterq_gen.commands import config_of_run
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emission.candidate_source import GeneratorSource
 
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--val", type=Path, required=True)
     options = parser.parse_args()
-    config = GenConfig.from_yaml(options.run / "config.yaml")
+    config = config_of_run(options.run, {})
     teacher = load_teacher(config.teacher)
     to_device(teacher.model, CPU)
     like = ShardSet.open(shard_folder(options.run))

@@ -60,18 +60,22 @@ def load_teacher(
         return load(config, device=device)
 
 
-def load_student(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple[nn.Module, InputSpec]:
+def load_student(
+    folder: Path | str, *, arch: str | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, InputSpec]:
     """The low-bit network of an earlier run, and the images it takes. The teacher's weights are not needed for it.
 
     Args:
         folder: of a fine-tuning (`finetune-w4a4` or the like), or of a generator's run: then it is the one trained along with it.
+        arch: the architecture; as the folder says if left out, except for a file's function in a folder that you were given.
         device: where it is put.
 
     Raises:
-        ClusterqError: the folder holds no student, or one that does not fit its settings.
+        ClusterqError: the folder holds no student, one that does not fit its settings, or it names a file's function and was not written by
+            a run of yours.
     """
     with called():
-        student, spec, _ = load_saved(Path(folder), torch.device(device))
+        student, spec, _ = load_saved(Path(folder), torch.device(device), arch)
         return student, spec
 
 

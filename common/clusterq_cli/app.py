@@ -39,5 +39,20 @@ def version_option(program: str) -> Any:
     return typer.Option("--version", help="Say which version this is.", is_eager=True, callback=print_version)
 
 
+# For commands that read the teacher's name from a folder: code is run only where the command line names it.
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        help="The teacher's architecture; needed where the folder is not of your own making and names a factory.",
+        show_default="as the run has it",
+    ),
+]
+Weights = Annotated[str | None, typer.Option("--weights", help="The teacher's weights.", show_default="as the run has it")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]
+
+
+def named_teacher(arch: str | None, weights: str | None) -> dict[str, str]:
+    """The fields of a teacher's settings that the command line gives."""
+    return {name: value for name, value in (("arch", arch), ("weights", weights)) if value is not None}

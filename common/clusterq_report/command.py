@@ -1,4 +1,4 @@
-"""The command `report` of both programs, and the report at the end of a run."""
+"""`report`, as both programs have it, and the report at the end of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from clusterq_common.teacher.load import Teacher
 
 
-def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
-    """Draw the report of a run or a comparison. torch is imported only to measure.
+def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, str] | None = None) -> None:
+    """Draw a run or a comparison; torch is imported only to measure.
 
     Args:
-        folder: folder of the run or the comparison.
-        out: file to write; report.html in the folder when None.
-        analyse: first load teacher and student and measure them (analysis.json).
+        folder: the run's or the comparison's.
+        out: the file; report.html in the folder when None.
+        analyse: load teacher and student first and measure them (analysis.json).
+        teacher: fields of the teacher's settings that the command line gives, instead of the run's.
 
     Raises:
         ClusterqError: see `draw_report` and `analyse_folder`.
     """
     if out is not None and not out.parent.is_dir():
         raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or leave --out out.")
+    if teacher and not analyse:
+        raise ClusterqError(
+            f"--{next(iter(teacher))}: a report without --analyse asks no network, expected it beside --analyse; leave it out."
+        )
     if analyse:
         from clusterq_report.measure.reload import analyse_folder
 
-        analyse_folder(folder)
+        analyse_folder(folder, teacher or {})
     path = draw_report(folder, out)
     source = Source.open(folder)
     if source.kind != "comparison" and not (folder / ANALYSIS).is_file():
@@ -42,13 +47,12 @@ def report(folder: Path, out: Path | None, *, analyse: bool) -> None:
 
 
 def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, device: "torch.device | None" = None) -> None:
-    """Measure and draw after the rest of a run is written, in its first process.
-
-    An error becomes a one-line warning, and nothing of the run is lost.
+    """Measure and draw when everything else of a run is written, in its first process; what goes wrong is said in a line and loses
+    nothing.
 
     Args:
-        folder: folder of the run, or of a comparison.
-        again: command that tries again.
+        folder: of the run, or of a comparison.
+        again: the command that tries once more.
         teacher, device: the run's teacher, on that device; nothing is measured without them.
     """
     try:
@@ -57,6 +61,6 @@ def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, de
 
             measure(Source.open(folder), teacher, device)
         info(f"report: {draw_report(folder)}")
-    except Exception as error:  # the run is complete even if its report fails
+    except Exception as error:  # the run is finished and whole, whatever happens to its picture
         what = " ".join(f"{type(error).__name__}: {error}".split())
         warn(f"the run is complete, but its report is not ({what}); try `{again} --debug`.")

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from clusterq_common.progress.console import info, print_result, progress
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions, write_environment
+from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.trust import remember_code
 from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data.calibration import calibration_batches, first_pixels
 from clusterq_finetune.data.logits import choose_logits
@@ -65,10 +68,9 @@ def finetune(
     Raises:
         ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
-    with process_group() as ranks:
-        result = _finetune(
-            flags, shards_path, out, val, classes, keep, ranks, resume=resume, overwrite=overwrite, dry_run=dry_run
-        )
+    with process_group() as ranks, ExitStack() as held:
+        choice = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
+        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, **choice)
     return result if ranks.first else {}
 
 
@@ -80,6 +82,7 @@ def _finetune(
     classes: Path | None,
     keep: KeptPredictions,
     ranks: Ranks,
+    held: ExitStack,
     *,
     resume: bool,
     overwrite: bool,
@@ -93,7 +96,8 @@ def _finetune(
     run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
     large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
-    config = resolve(flags, str(shards.folder.resolve()), teacher_config, imagenet_sized=large)
+    where = str(shards.folder.resolve())
+    config = resolve(flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
     device = prepare_device(config.runtime)
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
@@ -122,11 +126,13 @@ def _finetune(
     logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
 
     def open_folder() -> bool:
+        held.enter_context(only_program(folder))
         resuming = open_run_folder(folder, resume=resume, overwrite=overwrite)
         if resuming:
             _refuse_other_settings(folder, config)
         else:
             config.to_yaml(folder / CONFIG)
+            remember_code(folder, config.teacher)
         write_environment(folder / ENVIRONMENT, device)
         return resuming
 
@@ -205,12 +211,21 @@ def _evaluate(
 
 
 def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
-    """A resumed run goes on with what it was started with; device, threads and workers may differ."""
+    """A resumed run goes on with what it was started with; device, threads, workers and where files lie may differ.
+
+    The teacher's file and weights are no names to compare: the set's digest stands for the teacher too, whose digest it holds.
+    """
     saved = FinetuneConfig.from_yaml(folder / CONFIG).model_dump(mode="json")
     wanted = config.model_dump(mode="json")
+    if saved["shards_digest"] not in {None, wanted["shards_digest"]}:
+        raise ClusterqError(
+            f"--shards: {config.shards} has digest {wanted['shards_digest'][:19]}, but the run in {folder} was started with "
+            f"{saved['shards_digest'][:19]}, expected the same set; name it, or start anew with --overwrite."
+        )
+    moved = {"arch", "weights"} if saved["shards_digest"] is not None else set()
     for section in ("teacher", "quant", "recipe", "runtime"):
         for name, value in wanted[section].items():
-            if name not in {"device", "threads", "workers", "checkpoint_seconds"} and saved[section][name] != value:
+            if name not in {"device", "threads", "workers", "checkpoint_seconds", *moved} and saved[section][name] != value:
                 raise ClusterqError(
                     f"--resume: {name} is {value}, but the run in {folder} was started with {saved[section][name]}; give the same "
                     "flags, or start anew with --overwrite."

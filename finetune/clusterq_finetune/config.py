@@ -239,6 +239,8 @@ class FinetuneConfig(Settings):
     """Everything that determines a fine-tuned student, apart from the shards' content; saved as config.yaml."""
 
     shards: str
+    # Which set that was: a resumed run learns from the same images, wherever they lie by then. None in configs of older versions.
+    shards_digest: str | None = None
     teacher: TeacherConfig
     quant: QuantConfig = QuantConfig()
     recipe: RecipeConfig = RecipeConfig()
@@ -277,8 +279,12 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
 PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}
 
 
-def resolve(flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, imagenet_sized: bool = False) -> FinetuneConfig:
+def resolve(
+    flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, digest: str | None = None, imagenet_sized: bool = False
+) -> FinetuneConfig:
     """Defaults, then the recipe, then the flags that were given: section -> field -> value.
+
+    `digest` is that of the set in the folder `shards`.
 
     Raises:
         ClusterqError: a value that does not fit.
@@ -288,7 +294,7 @@ def resolve(flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, image
     values = dict(RECIPES.get(recipe, {}))
     if recipe == "paper" and imagenet_sized:
         values |= PAPER_IMAGENET
-    base = {"shards": shards, "teacher": teacher.model_dump(), "recipe": values}
+    base = {"shards": shards, "shards_digest": digest, "teacher": teacher.model_dump(), "recipe": values}
     return FinetuneConfig.validated(merged(base, given))
 
 

@@ -30,7 +30,9 @@ IMAGES = 16
 LEAST_AGREEMENT, MOST_APART = 75.0, 0.1
 
 
-def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
+def export(
+    folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, arch: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Write the student in `folder` as `out`. Returns what `--json` prints: bytes, and how the file compares with the student.
 
     Raises:
@@ -48,7 +50,7 @@ def export(folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, over
     if kind == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             need(package, "--format onnx", "onnx")
-    student, spec, saved = load_student(folder, torch.device("cpu"))
+    student, spec, saved = load_student(folder, torch.device("cpu"), arch)
     description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
     data, description, twin = _FORMATS[kind](student, spec, description, config)
     compared = {} if twin is None else _compare(student, twin, spec, kind)

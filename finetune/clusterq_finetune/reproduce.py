@@ -8,14 +8,17 @@ from safetensors.torch import load_file
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
-from clusterq_common.run.run_folder import STUDENT
+from clusterq_common.run.run_folder import RESULT, STUDENT
+from clusterq_common.settings import merged
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.network_input import view
 from clusterq_finetune.data.shard_batches import ShardDataset, batches, in_order
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
+from clusterq_report.run_data import section
 
 # On another machine, or with other versions or threads, float32 sums round differently and training amplifies it: students count
 # as equivalent when they name the same class on this share of the set's held-out images.
@@ -23,13 +26,16 @@ EQUIVALENT_AGREEMENT = 0.95
 BATCH = 128
 
 
-def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool = True) -> dict[str, Any]:
+def reproduce(
+    path: Path, out: Path, shards_path: Path | None, *, teacher: dict[str, str] | None = None, report: bool = True
+) -> dict[str, Any]:
     """Repeat a fine-tuning with the same shards, teacher, settings, seed and threads into `out`.
 
     Args:
         path: its result.json, or the folder that holds it.
         out: folder of the new run.
         shards_path: where the shards are now; where they were then when None.
+        teacher: fields of the teacher's settings that the command line gives, instead of the result's.
         report: whether the new run draws its page.
 
     Returns:
@@ -38,10 +44,13 @@ def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool =
         in every process of several but the first.
 
     Raises:
-        ClusterqError: the result cannot be read, or the shards or the teacher are not those it was made with.
+        ClusterqError: the result cannot be read, it names code that this user did not, or the shards or the teacher are not those it was made with.
     """
     saved = read_result(path)
-    config = FinetuneConfig.validated(saved["settings"], source=str(path))
+    file = path / RESULT if path.is_dir() else path
+    settings, given = section(saved["settings"]), {"teacher": teacher or {}}
+    refuse_foreign_code(settings, given, file, looks_at=(ARCH, WEIGHTS))
+    config = FinetuneConfig.validated(merged(settings, given), source=str(path))
     shards = ShardSet.open(shards_path or Path(config.shards))
     if shards.manifest.digest != saved["shards"]["digest"]:
         raise ClusterqError(
@@ -69,14 +78,17 @@ def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool =
     original = path if path.is_dir() else path.parent
     if not (original / STUDENT).is_file():
         return {"verdict": "different", **verdict}
-    verdict |= compare_students(original, out, shards)
+    verdict |= compare_students(original, out, shards, config.teacher.arch)
     same = verdict["agreement"] is not None and verdict["agreement"] >= EQUIVALENT_AGREEMENT
     return {"verdict": "equivalent" if same else "different", **verdict}
 
 
 @torch.no_grad()
-def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, Any]:
-    """How far apart two students are: in their weights, and in what they say of the held-out images (None without such)."""
+def compare_students(first: Path, second: Path, shards: ShardSet, arch: str) -> dict[str, Any]:
+    """How far apart two students are: in their weights, and in what they say of the held-out images (None without such).
+
+    `arch` is their architecture, as this user names it.
+    """
     one, two = load_file(first / STUDENT), load_file(second / STUDENT)
     apart = max(
         float((one[name].double() - two[name].double()).abs().max() / one[name].double().abs().max().clamp_min(1e-12))
@@ -86,7 +98,7 @@ def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, A
     if "heldout" not in shards.manifest.splits:
         return {"weights_apart": apart, "agreement": None}
     cpu = torch.device("cpu")
-    models = [load_student(folder, cpu)[0] for folder in (first, second)]
+    models = [load_student(folder, cpu, arch)[0] for folder in (first, second)]
     agreed = count = 0
     heldout = ShardDataset(shards, "heldout")
     for batch in batches(heldout, in_order(heldout, BATCH)):

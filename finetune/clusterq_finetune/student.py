@@ -9,20 +9,25 @@ from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.load import load_quantized
 from clusterq_common.run.run_folder import CONFIG, STUDENT
-from clusterq_common.settings import read_yaml
-from clusterq_common.teacher.factory import refuse_code_of_folder
+from clusterq_common.settings import merged, read_yaml
 from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_common.teacher.trust import ARCH, refuse_foreign_code
 from clusterq_finetune.config import FinetuneConfig
 
 
-def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSpec, FinetuneConfig]:
+def load_student(folder: Path, device: torch.device, arch: str | None = None) -> tuple[nn.Module, InputSpec, FinetuneConfig]:
     """Rebuild a student, ranges included; it needs the architecture but not the teacher's weights.
 
     The folder is that of a fine-tuning, or of a generator's run: then it is the student that was trained beside the generator.
 
+    Args:
+        folder: the student's.
+        device: where it goes.
+        arch: the architecture as this call's user names it; the folder's config says it when None.
+
     Raises:
-        ClusterqError: the folder holds no student, or one that does not fit its config.
+        ClusterqError: the folder holds no student, one that does not fit its config, or code of a stranger.
     """
     path = folder / STUDENT
     if not path.is_file():
@@ -30,8 +35,7 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
             f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like), or of "
             "a generator's run."
         )
-    config = _config_of(folder)
-    refuse_code_of_folder(config.teacher.arch, folder)
+    config = _config_of(folder, {} if arch is None else {"arch": arch})
     model, spec = build_architecture(config.teacher)
     example = torch.zeros(1, spec.channels, spec.size, spec.size)
     student = load_quantized(path, model, config.quant, example)
@@ -39,9 +43,12 @@ def load_student(folder: Path, device: torch.device) -> tuple[nn.Module, InputSp
     return student, spec, config
 
 
-def _config_of(folder: Path) -> FinetuneConfig:
-    """The settings saved with a student. A generator's run has more sections, which say nothing about its student."""
-    values = read_yaml(folder / CONFIG)
+def _config_of(folder: Path, given: dict[str, str]) -> FinetuneConfig:
+    """The settings saved with a student, its teacher's as given instead. A generator's run has more sections, which say nothing about its student."""
+    saved = read_yaml(folder / CONFIG)
+    # The student has the weights; the teacher's are not read.
+    refuse_foreign_code(saved, {"teacher": given}, folder / CONFIG, looks_at=(ARCH,))
+    values = merged(saved, {"teacher": given})
     if "generator" in values:
         values = {"shards": str(folder), **{name: values[name] for name in ("teacher", "quant", "runtime") if name in values}}
     return FinetuneConfig.validated(values, source=str(folder / CONFIG))

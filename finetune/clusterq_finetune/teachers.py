@@ -10,9 +10,9 @@ from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
-from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig, is_factory
+from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 
 SPEC_FIELDS = {"input_size": "size", "in_channels": "channels", "num_classes": "num_classes", "mean": "mean", "std": "std"}
 
@@ -27,22 +27,28 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
     """The teacher's settings: flags, else the local run folder's config, else a pytorchcv name in the manifest.
 
     A factory file or a weights path is never taken from a manifest: shards come from strangers. Sizes and normalisation,
-    which cannot do harm, are.
+    which cannot do harm, are. A config's factory is taken where this user's program wrote the config (`trust`).
 
     Args:
-        flags: teacher fields given on the command line.
+        flags: teacher fields given on the command line, or that `refuse_foreign_code` let through.
         run: the local run folder that the shards lie in, if they do.
         manifest: the shards' manifest.
 
     Raises:
-        ClusterqError: nothing names the teacher.
+        ClusterqError: nothing names the teacher, or a folder that was received names code.
     """
-    saved = read_yaml(run / CONFIG).get("teacher", {}) if run is not None and (run / CONFIG).is_file() else {}
-    if "arch" in flags and flags["arch"] != saved.get("arch"):
+    values = read_yaml(run / CONFIG) if run is not None and (run / CONFIG).is_file() else {}
+    saved = values.get("teacher", {})
+    if not isinstance(saved, dict):
+        raise ClusterqError(f"{run}/{CONFIG}: teacher is {type(saved).__name__}, expected a section; get the file again.")
+    # Two factories are likely one model at two places, and the digest tells; a name is another model, with sizes of its own.
+    before = saved.get("arch")
+    both_own = is_factory(str(before)) and is_factory(flags.get("arch", ""))
+    if "arch" in flags and flags["arch"] != before and not both_own:
         saved = {}
     known = {**saved, **flags}
-    if run is not None and "arch" not in flags and "arch" in known:
-        refuse_code_of_folder(known["arch"], run)
+    if run is not None:
+        refuse_foreign_code({"teacher": saved}, {"teacher": flags}, run / CONFIG, looks_at=(ARCH, WEIGHTS))
     if "arch" not in known:
         # Whatever the manifest says of itself: a name that would load code is never followed.
         if manifest.teacher.is_factory or is_factory(manifest.teacher.arch):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Debug, Quiet, version_option
+from clusterq_cli.app import App, Arch, Debug, Quiet, Weights, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
@@ -86,6 +86,8 @@ def emit(
     flags: dict[str, dict[str, Any]],
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished `clusterq-gen train`.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the shards.", show_default="RUN/shards")] = None,
+    arch: Arch = None,
+    weights: Weights = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the shards there; otherwise images are added.")
     ] = False,
@@ -104,7 +106,10 @@ def emit(
     def go() -> None:
         from clusterq_gen import commands
 
-        commands.emit(run, flags.get("emit", {}), flags.get("runtime", {}), out, overwrite=overwrite, report=page)
+        teacher = named_teacher(arch, weights)
+        commands.emit(
+            run, flags.get("emit", {}), flags.get("runtime", {}), out, teacher=teacher, overwrite=overwrite, report=page
+        )
 
     run_guarded(go, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM))
 
@@ -116,6 +121,8 @@ def report(
     analyse: Annotated[
         bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
     ] = False,
+    arch: Arch = None,
+    weights: Weights = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -124,7 +131,7 @@ def report(
     def go() -> None:
         from clusterq_report import command
 
-        command.report(run, out, analyse=analyse)
+        command.report(run, out, analyse=analyse, teacher=named_teacher(arch, weights))
 
     run_guarded(go, debug=debug, quiet=quiet)
 
@@ -155,10 +162,12 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
     from clusterq_common.settings import merged, read_yaml
+    from clusterq_common.teacher.trust import refuse_foreign_code
 
     values = read_yaml(config)
     if "teacher" not in values:
         raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
+    refuse_foreign_code(values, flags, config)
     whole = merged(with_method(values, flags), flags)
     lift_limit(whole, flags.get("emit", {}))
     refuse_meaningless(whole, flags)

@@ -1,5 +1,6 @@
 """What `clusterq-gen train` and `emit` do, once their settings are known."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,10 +14,13 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.environment import write_environment
+from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
 from clusterq_common.run.tensorboard import need_tensorboard
-from clusterq_common.teacher.factory import refuse_code_of_folder
+from clusterq_common.settings import merged, read_yaml
 from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import is_factory, shown_arch
+from clusterq_common.teacher.trust import ARCH, CLASS_NAMES, WEIGHTS, refuse_foreign_code, remember_code
 from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
@@ -53,13 +57,15 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         return
 
     def open_folder() -> tuple[bool, bool]:
+        _hold(held, out)
         resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
         if not resuming:
             config.to_yaml(out / CONFIG)
+            remember_code(out, config.teacher, config.method.method, class_names=config.emit.class_names)
         write_environment(out / ENVIRONMENT, device)
         return resuming, resuming and (out / GENERATOR).is_file()
 
-    with process_group() as ranks:
+    with process_group() as ranks, ExitStack() as held:
         if config.train.compile:
             need_compiler(device)
         if config.train.cuda_graphs:
@@ -74,6 +80,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
         elif ranks.first and config.output.tensorboard:
             open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
+        ranks.from_first(lambda: _hold(held, out / SHARDS))
         source = refined(source, config.emit, config.runtime, teacher, out / SHARDS, _recorder(config, device))
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     print_result(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
@@ -89,6 +96,7 @@ def emit(
     runtime: dict[str, object],
     out: Path | None,
     *,
+    teacher: dict[str, str] | None = None,
     overwrite: bool,
     report: bool | None = None,
 ) -> None:
@@ -99,6 +107,7 @@ def emit(
         updates: emission settings that differ from the run's.
         runtime: runtime settings (seed, device, threads) that differ from the run's.
         out: the shard folder; the run's own `shards/` when None.
+        teacher: fields of the teacher's settings that the command line gives, instead of the run's.
         overwrite: replace shards that are there instead of adding to them.
         report: whether the run's page is drawn again; as the run has it when None.
 
@@ -106,8 +115,7 @@ def emit(
         ClusterqError: no run there, no finished generator or bank, more images than a bank holds, another teacher, or shards of
             other settings in the way.
     """
-    made = GenConfig.from_yaml(run / CONFIG)
-    refuse_code_of_folder(made.teacher.arch, run)
+    made = config_of_run(run, teacher or {}, updates)
     values = {**made.model_dump(), "emit": {**made.emit.model_dump(), **updates}}
     lift_limit(values, updates)
     config = GenConfig.validated(values)
@@ -115,20 +123,42 @@ def emit(
     # The run's own seed is a fact about its generator; the one given here only draws the candidates.
     drawing = RuntimeConfig.validated({**config.runtime.model_dump(), **runtime})
     device = prepare_device(drawing)
-    teacher = load_teacher(config.teacher, device=device)
-    source = _source(run, made, config.emit, drawing.seed, teacher, device)
+    loaded = load_teacher(config.teacher, device=device)
+    source = _source(run, made, config.emit, drawing.seed, loaded, device)
     if out is None:
         refuse_links(run, "--run")
     folder = out or run / SHARDS
-    with process_group() as ranks:
-        source = refined(source, config.emit, drawing, teacher, folder, _recorder(config, device))
-        manifest = emit_shards(config, teacher, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
+    with process_group() as ranks, ExitStack() as held:
+        ranks.from_first(lambda: _hold(held, folder))
+        source = refined(source, config.emit, drawing, loaded, folder, _recorder(config, device))
+        manifest = emit_shards(config, loaded, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
         print_result(f"shards: {folder} ({counts})")
         wanted = config.output.report if report is None else report
         if out is None and wanted:  # the run's own shards: its page shows them
-            report_at_end(run, shell_command("clusterq-gen", "report", run, "--analyse"), teacher, device)
+            report_at_end(run, shell_command("clusterq-gen", "report", run, "--analyse"), loaded, device)
+
+
+def _hold(held: ExitStack, folder: Path) -> None:
+    """Keep other programs from the folder until `held` ends."""
+    held.enter_context(only_program(folder))
+
+
+def config_of_run(run: Path, teacher: dict[str, str], emit: dict[str, object] | None = None) -> GenConfig:
+    """The settings of a finished run.
+
+    Args:
+        run: its folder.
+        teacher: fields of the teacher's settings that the command line gives instead of the run's.
+        emit: fields that it gives for emission; the run's own stay as they are.
+
+    Raises:
+        ClusterqError: no run there, or one whose teacher is code that no command line of this user named.
+    """
+    saved = read_yaml(run / CONFIG)
+    refuse_foreign_code(saved, {"teacher": teacher, "emit": emit or {}}, run / CONFIG, looks_at=(ARCH, WEIGHTS, CLASS_NAMES))
+    return GenConfig.validated(merged(saved, {"teacher": teacher}), source=str(run / CONFIG))
 
 
 def _recorder(config: GenConfig, device: torch.device) -> Recorder | None:
@@ -168,11 +198,12 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
     """The configuration of the run to resume.
 
     Raises:
-        ClusterqError: no run there, one whose code lies in its own folder, or a flag that contradicts what the run was started with.
+        ClusterqError: no run there, one with code that no command line of this user named, or a flag that contradicts what the run was
+            started with.
     """
-    config = GenConfig.from_yaml(out / CONFIG)
-    refuse_code_of_folder(config.teacher.arch, out)
-    refuse_code_of_folder(config.method.method, out, "--method")
+    read = read_yaml(out / CONFIG)
+    refuse_foreign_code(read, flags, out / CONFIG)
+    config = GenConfig.validated(read, source=str(out / CONFIG))
     saved = config.model_dump()
     for section, values in flags.items():
         for name, value in values.items():
@@ -183,7 +214,11 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
             before = saved[section][name]
             given = type(config).validated({**saved, section: {**saved[section], name: value}}).model_dump()[section][name]
             if section == "teacher" and name in {"arch", "weights"}:
-                continue  # the digest is compared when the teacher has been loaded
+                saved[section][name] = value  # never the folder's code in place of what the command line names
+                continue
+            if (section, name) == ("method", "method") and is_factory(given) and shown_arch(given) == shown_arch(before):
+                saved[section][name] = given  # the same method, from where this user keeps it
+                continue
             if given != before:
                 raise ClusterqError(
                     f"--{name.replace('_', '-')}: {value} contradicts the run in {out}, which was started with {before}; leave "

@@ -1,9 +1,13 @@
 """Merging and cutting sets."""
 
+import errno
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from clusterq_common import files
 from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.derive import merge, subset
 from clusterq_common.shards.manifest import read_manifest
@@ -89,3 +93,73 @@ def test_subset(tmp_path: Path) -> None:
     with pytest.raises(ClusterqError, match="names class 3, the teacher has classes 0 to 2"):
         subset(source, tmp_path / "none", classes=[1, 3])
     assert not (tmp_path / "none").exists()
+
+
+def test_an_interruption_removes_what_was_made_and_nothing_else(tmp_path: Path) -> None:
+    ours = opened(tmp_path / "a", 1)
+    out = tmp_path / "out"
+
+    def interrupt(_: int) -> None:
+        (out / "notes.txt").write_text("somebody's")
+        (out / "synth-train-000007.tar").write_text("somebody's")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        subset(ours, out, advance=interrupt)
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "synth-train-000007.tar"]
+
+
+def test_a_full_disk_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = opened(tmp_path / "a", 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "publish", full)
+        with pytest.raises(ClusterqError, match=r"full, and the unfinished set was removed; .* same command again") as told:
+            subset(ours, tmp_path / "out")
+    assert "kept" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+    assert subset(ours, tmp_path / "out").digest == subset(ours, tmp_path / "whole").digest
+
+
+@pytest.mark.parametrize("file", ["synth-train-000000.tar", "README.md", "wids-train.json", "manifest.json"])
+def test_the_same_command_again_after_a_kill(file: str, tmp_path: Path) -> None:
+    ours = opened(tmp_path / "a", 1)
+    out = tmp_path / "out"
+    pid = os.fork()
+    if not pid:  # dies as the file is about to get its name, like a process that is killed
+
+        def die(_: Path, path: Path) -> None:
+            if path.name == file:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.replace(_, path)
+
+        files.publish = die
+        subset(ours, out)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert list(out.iterdir())
+    (out / "synth-train-000007.tar").write_text("somebody's")
+    with pytest.raises(ClusterqError, match="not empty"):
+        subset(ours, out)
+    assert (out / "synth-train-000007.tar").read_text() == "somebody's"
+    (out / "synth-train-000007.tar").unlink()
+    whole = tmp_path / "whole"
+    assert subset(ours, out).digest == subset(ours, whole).digest
+    assert verify_set(out, read_manifest(out)) == []
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_a_list_that_came_with_a_folder_removes_nothing_outside(tmp_path: Path) -> None:
+    ours = opened(tmp_path / "a", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "out" / "kept.txt").write_text("mine")
+    names = ["../precious.txt", "kept.txt", str(tmp_path / "precious.txt"), "", "..", "../a/synth-train-000000.tar"]
+    (tmp_path / "out" / ".derivation").write_text("\n".join(names))
+    with pytest.raises(ClusterqError, match="not empty"):
+        subset(ours, tmp_path / "out")
+    assert (tmp_path / "precious.txt").read_text() == (tmp_path / "out" / "kept.txt").read_text() == "mine"
+    assert (tmp_path / "a" / "synth-train-000000.tar").exists()

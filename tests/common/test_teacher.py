@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -241,3 +242,37 @@ def test_the_given_teachers_load(real_data: Path) -> None:
         )
     )
     assert mobilenet.spec.num_classes == 1000
+
+
+def test_a_factory_imports_the_files_beside_it(tmp_path: Path) -> None:
+    # Two folders with a file of the same name: each factory gets its own.
+    for folder, channels in (("one", 4), ("two", 6)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "blocks.py").write_text(f"CHANNELS = {channels}\n")
+        (tmp_path / folder / "net.py").write_text(FACTORY.replace("4", "CHANNELS") + "from blocks import CHANNELS\n")
+        model, _ = build_architecture(own(str(tmp_path / folder / "net.py")))
+        assert model[0].out_channels == channels
+    assert "blocks" not in sys.modules
+    assert not any(str(tmp_path) in entry for entry in sys.path)
+
+
+def test_a_factory_may_hold_dataclasses(tmp_path: Path) -> None:
+    lines = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Sizes:\n    channels: int = 4\n"
+    (tmp_path / "net.py").write_text(lines + FACTORY)
+    assert isinstance(build_architecture(own(str(tmp_path / "net.py")))[0], torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def net():\n    return undefined_name\n", r"NameError: .*\(net.py, line 2: return undefined_name\); mend the file"),
+        ("import helper\n", r"ZeroDivisionError: .*\(helper.py, line 1: 1 / 0\)"),
+        ("def net(:\n", r"SyntaxError: .*\(net.py, line 1\)"),
+        ("import no_such_package\n", r"ModuleNotFoundError: .*\(net.py, line 1: import no_such_package\)"),
+    ],
+)
+def test_an_error_in_a_factory_names_its_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(text)
+    (tmp_path / "helper.py").write_text("1 / 0\n")
+    with pytest.raises(ClusterqError, match=said):
+        build_architecture(own(str(tmp_path / "net.py")))

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DEMO, Cli, DigitsTeacher
+from clusterq_common.run.run_folder import CONFIG
+from clusterq_common.settings import read_yaml
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.trust import remember_code
+from tests.conftest import DEMO, FACTORY, Cli, DigitsTeacher
 from tests.docs.blocks import PAGES, PRINTS, PROGRAMS, Block, blocks, calls, command_lines
 
 RUNNABLE = [page for page in PAGES if any(block.language != "text" and block.not_run is None for block in blocks(page))]
@@ -36,7 +40,7 @@ def after_start(
     shutil.copytree(demo_left, folder)
     shutil.copytree(digits_run, folder / "out")
     flags = ("--bits", "w4a4", "--epochs", 1, "--val", digits_teacher.val)
-    done = finetune("--shards", folder / "out", *flags, "--out", folder / "out" / "finetune-w4a4")
+    done = finetune("--shards", folder / "out", "--arch", FACTORY, *flags, "--out", folder / "out" / "finetune-w4a4")
     assert done.code == 0, done.err
     return folder
 
@@ -54,6 +58,9 @@ def test_page_runs(
     left = demo_left if page.name == "start.md" else request.getfixturevalue("after_start")
     folder = tmp_path / "checkout"
     shutil.copytree(left, folder, symlinks=True)
+    for run in (folder / "out", folder / "out" / "finetune-w4a4"):
+        if run.is_dir():  # the reader has started them here
+            remember_code(run, TeacherConfig.validated(read_yaml(run / CONFIG)["teacher"]))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     reader = Reader({"clusterq-gen": gen, "clusterq-finetune": finetune})

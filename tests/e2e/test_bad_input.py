@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clusterq_common import files
-from tests.conftest import TINY, Cli, DigitsTeacher, Outcome
+from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher, Outcome
 
 
 def refused(done: Outcome, *words: str) -> None:
@@ -88,7 +88,7 @@ def test_a_folder_in_use_is_kept(gen: Cli, digits_run: Path, digits_teacher: Dig
 def test_emit_without_a_run(gen: Cli, tmp_path: Path, digits_run: Path) -> None:
     refused(gen("emit", "--run", tmp_path), "config.yaml does not exist")
     shutil.copy(digits_run / "config.yaml", tmp_path)
-    refused(gen("emit", "--run", tmp_path), "generator.safetensors", "--resume")
+    refused(gen("emit", "--run", tmp_path, "--arch", FACTORY), "generator.safetensors", "--resume")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     refused(gen("emit", "--run", digits_run, "--out", tmp_path / "full", "--overwrite"), "files that are no shards")

@@ -18,7 +18,7 @@ from clusterq_common.quant.convert import quantizers
 from clusterq_common.run.checkpoint import save_checkpoint
 from clusterq_finetune.recipes import kept
 from clusterq_finetune.student import load_student
-from tests.conftest import TINY, Cli, DigitsTeacher
+from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,8 @@ def tuned(
     done = finetune(
         "--shards",
         run,
+        "--arch",
+        FACTORY,
         "--bits",
         "w3a3",
         "--epochs",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.browser import Browser
-from tests.conftest import Cli, DigitsTeacher
+from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.e2e.page import Page
 
 
@@ -96,7 +96,7 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
 def test_more_images_are_on_the_page_too(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
     run = tmp_path / "out"
     shutil.copytree(digits_run, run)
-    assert gen("emit", "--run", run, "--per-class", 14).code == 0
+    assert gen("emit", "--run", run, "--arch", FACTORY, "--per-class", 14).code == 0
     page = Page(run / "report.html")
     assert "clusterq made 140 training and" in page.text
     assert "Scatter of classes" in page.text, "measured on the new set"
@@ -128,7 +128,7 @@ def test_it_is_drawn_again_and_measured_again(tuned: Path, finetune: Cli, tmp_pa
     done = finetune("report", run, "--out", tmp_path / "page.html")
     assert "--analyse measures them" in done.err
     assert "Signal to quantization noise" not in Page(tmp_path / "page.html").text
-    assert finetune("report", run, "--analyse").code == 0
+    assert finetune("report", run, "--analyse", "--arch", FACTORY).code == 0
     assert (run / "analysis.json").read_bytes() == before["analysis.json"]
     # Figures of another student are not shown as this one's; and that training did harm is said.
     result = json.loads((run / "result.json").read_text())
@@ -180,10 +180,10 @@ def test_the_commands_on_a_page_work(tuned: Path, finetune: Cli, tmp_path: Path,
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     monkeypatch.chdir(run)
-    done = finetune("reproduce", "result.json", "--out", "../again", "--no-report")
+    done = finetune("reproduce", "result.json", "--out", "../again", "--no-report", "--arch", FACTORY)
     assert (done.code, done.out.splitlines()[-1].partition(":")[0]) == (0, "identical")
     assert not (tmp_path / "again" / "report.html").exists()
-    dry = finetune("--config", "config.yaml", "--out", "../once-more", "--dry-run")
+    dry = finetune("--config", "config.yaml", "--out", "../once-more", "--dry-run", "--arch", FACTORY)
     assert (dry.code, "120 training images" in dry.out) == (0, True)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import Cli, DigitsTeacher
+from tests.conftest import FACTORY, Cli, DigitsTeacher
 
 RUN = ["--bits", "w3a3", "--epochs", 1, "--steps-per-epoch", 0, "--batch-size", 32]
 
@@ -47,13 +47,13 @@ def altered(runs: Path, folder: Path, scale: float) -> Path:
 
 
 def test_equivalent_and_different(runs: Path, finetune: Cli, tmp_path: Path) -> None:
-    close = finetune("reproduce", altered(runs, tmp_path / "close", 1e-6), "--out", tmp_path / "1", "--json")
+    close = finetune("reproduce", altered(runs, tmp_path / "close", 1e-6), "--arch", FACTORY, "--out", tmp_path / "1", "--json")
     assert close.code == 0, close.err
     report = json.loads(close.out.splitlines()[-1])
     assert report["verdict"] == "equivalent"
     assert 0 < report["weights_apart"] < 1e-3
     assert report["agreement"] >= 0.95
-    far = finetune("reproduce", altered(runs, tmp_path / "far", 10.0), "--out", tmp_path / "2", "--json")
+    far = finetune("reproduce", altered(runs, tmp_path / "far", 10.0), "--arch", FACTORY, "--out", tmp_path / "2", "--json")
     assert far.code == 1
     assert json.loads(far.out.splitlines()[-1])["verdict"] == "different"
 

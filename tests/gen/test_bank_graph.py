@@ -15,7 +15,7 @@ from clusterq_gen import commands
 from clusterq_gen.bank import make
 from clusterq_gen.bank.make import BankRun
 from clusterq_gen.bank.optimise import BankBatch
-from tests.conftest import Cli, DigitsTeacher
+from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.gen.bank_settings import SMALL, settings
 from tests.gen.conftest import CPU
 from tests.tape import TapeRecorder
@@ -100,7 +100,20 @@ def test_refinement_goes_by_the_run_where_it_can(
     config["train"]["cuda_graphs"] = True
     (run / CONFIG).write_text(yaml.safe_dump(config))
     # Seven classes share batches of 28 images, the other three those of 30.
-    flags = ["--per-class", 12, "--heldout-per-class", 1, "--refine-steps", 10, "--refine-batch", 30, "--device", "cpu"]
+    flags = [
+        "--per-class",
+        12,
+        "--heldout-per-class",
+        1,
+        "--refine-steps",
+        10,
+        "--refine-batch",
+        30,
+        "--device",
+        "cpu",
+        "--arch",
+        FACTORY,
+    ]
     done = gen("emit", "--run", run, *flags, "--out", tmp_path / "plain")
     assert done.code == 0, "there is no GPU, and none is needed"
     monkeypatch.setattr(commands, "can_use_cuda_graphs", lambda _: True)

@@ -23,7 +23,7 @@ from clusterq_gen.emission.candidate_source import GeneratorSource
 from clusterq_gen.emission.candidates import CHUNK, CandidateScheduler
 from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, plan_blocks
 from clusterq_gen.networks.generator import build_generator
-from tests.conftest import Cli
+from tests.conftest import FACTORY, Cli
 
 # Ten classes, seven images of each, sixteen slots in a shard: five training shards and one of held-out images.
 WANTED = ("--per-class", 7, "--heldout-per-class", 1, "--samples-per-shard", 16)
@@ -105,7 +105,7 @@ def test_what_the_set_says_of_itself(whole: Path) -> None:
 def test_labels_may_be_the_teachers_own(unsure: Path, tmp_path: Path, gen: Cli) -> None:
     """No candidate is lost for having another class than was asked for, and classes are still even."""
     for labels, name in (("asked", "plain"), ("teacher", "set")):
-        done = gen("emit", "--run", unsure, *WANTED, "--labels", labels, "--out", tmp_path / name)
+        done = gen("emit", "--run", unsure, "--arch", FACTORY, *WANTED, "--labels", labels, "--out", tmp_path / name)
         assert done.code == 0, done.err
     manifest, plain = read_manifest(tmp_path / "set"), read_manifest(tmp_path / "plain")
     assert manifest.splits["train"].per_class == [7] * 10
@@ -125,9 +125,11 @@ def test_labels_may_be_the_teachers_own(unsure: Path, tmp_path: Path, gen: Cli) 
     for sample in moved[:3]:  # the class asked for and the attempt say where the image comes from
         again = to_pixels(source.images([(sample.asked, sample.attempt)]), teacher.spec)[0]
         assert (again.int() - decode_png(sample.png, teacher.spec).int()).abs().max() <= 1
-    refused = gen("emit", "--run", unsure, *WANTED, "--out", tmp_path / "set")
+    refused = gen("emit", "--run", unsure, "--arch", FACTORY, *WANTED, "--out", tmp_path / "set")
     assert "shards of another --labels" in refused.err
-    refused = gen("emit", "--run", unsure, "--labels", "teacher", "--keep-misclassified", "--out", tmp_path / "no")
+    refused = gen(
+        "emit", "--run", unsure, "--arch", FACTORY, "--labels", "teacher", "--keep-misclassified", "--out", tmp_path / "no"
+    )
     assert refused.code == 2
     assert "keep_misclassified has no meaning" in refused.err
     assert not (tmp_path / "no").exists()
@@ -295,7 +297,7 @@ def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path,
     config = GenConfig.from_yaml(run / "config.yaml")
     teacher = load_teacher(config.teacher)
     save_file(build_generator(config.generator, teacher.spec).state_dict(), run / "generator.safetensors")
-    done = gen("emit", "--run", run, "--per-class", 4, "--heldout-per-class", 0, "--out", tmp_path / "few")
+    done = gen("emit", "--run", run, "--arch", FACTORY, "--per-class", 4, "--heldout-per-class", 0, "--out", tmp_path / "few")
     if done.code == 0:
         values = json.loads((tmp_path / "few" / "manifest.json").read_text())
         counts = values["splits"]["train"]["per_class"]
@@ -306,7 +308,7 @@ def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path,
         assert "got fewer images than wanted" in done.err
     else:
         assert "agreed with none" in done.err
-    kept = gen("emit", "--run", run, "--per-class", 4, "--keep-misclassified", "--out", tmp_path / "kept")
+    kept = gen("emit", "--run", run, "--arch", FACTORY, "--per-class", 4, "--keep-misclassified", "--out", tmp_path / "kept")
     assert kept.code == 0
     values = json.loads((tmp_path / "kept" / "manifest.json").read_text())
     assert values["splits"]["train"]["per_class"] == [4] * 10

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Cli, DigitsTeacher
+from tests.conftest import FACTORY, Cli, DigitsTeacher
 
 SHORT = ["--preset", "quick", "--epochs", 3, "--warmup-epochs", 1, "--steps-per-epoch", 5, "--batch-size", 40, "--width", 16]
 SHORT += ["--per-class", 1, "--keep-misclassified"]
@@ -107,9 +107,11 @@ def test_a_method_of_ones_own_is_a_file(
     shutil.move(tmp_path / "mine.py", tmp_path / "out" / "mine.py")
     config = Path("config.yaml")
     config.write_text(config.read_text().replace("/mine.py:build", "/out/mine.py:build"))
-    refused = gen("train", "--resume", "--out", ".")
+    refused = gen("train", "--resume", "--out", ".", "--arch", FACTORY)
     assert refused.code == 2
-    assert "--method: the config in" in refused.err, "code that came with a folder is not run"
+    assert "--method: config.yaml names code in a file" in refused.err, "code that came with a folder is not run"
+    looked_at = gen("train", "--resume", "--out", ".", "--arch", FACTORY, "--method", "mine.py:build")
+    assert looked_at.code == 0, looked_at.err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from clusterq_gen.presets import PRESETS, preset_notes, resolve
 from clusterq_gen.training import loop
 from clusterq_gen.training.loop import train_generator, train_step
 from clusterq_gen.training.state import Training, schedule_factor
-from tests.conftest import Cli
+from tests.conftest import FACTORY, Cli
 from tests.gen.conftest import CPU, small
 
 
@@ -221,6 +221,6 @@ def test_a_number_for_each_class_lifts_a_saved_limit(digits_run: Path, tmp_path:
     saved["emit"] |= {"per_class": 12, "images": 20}
     (run / "config.yaml").write_text(yaml.safe_dump(saved))
     for flags, each in (([], 2), (["--per-class", 3], 3)):
-        done = gen("emit", "--run", run, *flags, "--out", tmp_path / f"{each}")
+        done = gen("emit", "--run", run, "--arch", FACTORY, *flags, "--out", tmp_path / f"{each}")
         assert done.code == 0, done.err
         assert read_manifest(tmp_path / f"{each}").splits["train"].per_class == [each] * 10

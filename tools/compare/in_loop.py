@@ -26,7 +26,7 @@ def evaluate_in_loop(folder: Path, run: Path, val: Path, teacher: Teacher, devic
         teacher: teacher of the run.
         device: device of the networks.
     """
-    student, spec, config = load_student(run, device)
+    student, spec, config = load_student(run, device, teacher.config.arch)
     images, predictions = open_validation(val, spec), Predictions()
     with progress("evaluating", len(images)) as ticker:
         evaluate_models(

@@ -117,7 +117,9 @@ class Comparison:
             first = next(iter(self.sets))
             if self.one_generator and name != first:
                 where = ["--run", str(self._set(first, seed)), "--out", str(folder / SHARDS)]
-                _once(folder, ["clusterq_gen", "emit", *where, *flags], f"{SHARDS}/{MANIFEST}")
+                pairs = zip(self.teacher[::2], self.teacher[1::2], strict=True)
+                named = [word for pair in pairs if pair[0] in {"--arch", "--weights"} for word in pair]
+                _once(folder, ["clusterq_gen", "emit", *where, *named, *flags], f"{SHARDS}/{MANIFEST}")
                 return
             own = ["--per-class", str(self.images), *self.train, *flags, "--seed", str(seed), "--out", str(folder), "--resume"]
             _once(folder, ["clusterq_gen", "train", *self.teacher, *own], f"{SHARDS}/{MANIFEST}")

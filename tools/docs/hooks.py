@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: pages generated with the site, so that nothing is written twice or becomes outdated.
+"""Hooks of mkdocs: pages that are made when the site is built and lie nowhere, so that nothing is said twice or goes stale.
 
-The front page is README.md. CONTRIBUTING.md and CHANGELOG.md are pages. Each program has a page made from its command line, and the
-library has one made from its docstrings.
+The front page is README.md; CONTRIBUTING.md, SECURITY.md and CHANGELOG.md are pages; each program has one, made from its command line, and the library
+one, made from its docstrings.
 """
 
 import re
@@ -16,19 +16,24 @@ from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+}
 BLOCKS = {"list", "table", "fence"}
 PROGRAMS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 
 
 def on_config(config: Any) -> Any:
-    """Disable a download of the theme's plugin `offline`: its search helper. Without the plugin, pages opened from disk fail."""
+    """The theme's plugin `offline`, without which pages opened from disk end in a script error, would fetch its search's helper."""
     config.extra["polyfills"] = []
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages."""
+    """Add the pages that are made."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=moved((ROOT / source).read_text(encoding="utf-8"))))
     for program, app in PROGRAMS.items():
@@ -38,12 +43,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return a page without the marks for blocks that tests cannot run, and with the empty lines that Python-Markdown needs."""
+    """Without the marks that tell the tests which blocks of code they cannot run; with the empty lines that Python-Markdown wants."""
     return spaced(re.sub(r"^<!-- not run: .*? -->\n", "", markdown, flags=re.MULTILINE | re.DOTALL))
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep names with hyphens unbroken, because a browser would break the line after the first hyphen of an option."""
+    """Names with hyphens in one piece: a browser would break the line behind the first hyphen of an option."""
 
     def whole(found: re.Match[str]) -> str:
         return re.sub(r"(?<![\w/-])-?-?\w[\w-]*-[\w-]+|--\w+", r'<span class="whole">\g<0></span>', found[0])
@@ -52,9 +57,9 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def spaced(markdown: str) -> str:
-    """Return the page with an empty line before each list, table and code block that follows other text, and after code blocks.
+    """The page with an empty line before each list, table and block of code that follows something else, and after each block of code.
 
-    CommonMark, as which the source pages are read elsewhere, does not need them, but Python-Markdown does.
+    CommonMark, as which the pages are read where their source lies, needs none of these; Python-Markdown does.
     """
     lines: list[str] = []
     fenced, before = False, ""
@@ -69,7 +74,7 @@ def spaced(markdown: str) -> str:
 
 
 def kind_of(line: str, before: str) -> str:
-    """Return the kind of block that a line outside code blocks begins or continues; empty for an empty line."""
+    """What a line outside blocks of code begins or goes on with; empty for an empty one."""
     if before == "list" and line.startswith("  "):
         return "list"
     if re.match(r"([-*]|\d+\.) ", line):
@@ -80,7 +85,7 @@ def kind_of(line: str, before: str) -> str:
 
 
 def moved(text: str) -> str:
-    """Return a file of the project's root with its links adapted to docs/."""
+    """A file of the project's root with its links as they are from within docs/."""
     for source, page in PAGES.items():
         text = text.replace(f"]({source}", f"]({page}")
     return text.replace("](docs/", "](").replace('src="docs/', 'src="')

@@ -1,6 +1,6 @@
 """New sets out of others: merged, cut, or saved from damage; where the images come from stays written down."""
 
-import shutil
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -9,14 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.files import PARTIAL_SUFFIX
 from clusterq_common.run.environment import commit, versions
-from clusterq_common.shards.manifest import Derivation, Manifest, Parent, SplitName, set_digest
+from clusterq_common.run.folder_lock import only_program
+from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Derivation, Manifest, Parent, SplitName, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import good_samples
-from clusterq_common.shards.write import Written, samples_per_shard, shard_name, write_manifest, write_shard
+from clusterq_common.shards.write import (
+    INDEX_FILES,
+    DiskFullError,
+    Written,
+    index_files,
+    samples_per_shard,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
 
 Advance = Callable[[int], None]
+
+# In an unfinished set: the names of the files that were made for it, one a line, each written before its file is.
+MADE = ".derivation"
+LARGEST_LIST = 1 << 24
 
 
 def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, advance: Advance = lambda _: None) -> Manifest:
@@ -122,51 +137,71 @@ def _write(
     settings: dict[str, Any],
     advance: Advance,
 ) -> Manifest:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ClusterqError(f"--out: {out} is not empty, expected a new or empty folder; choose another one.")
+    with only_program(out):
+        _remove_unfinished(out)
+        if any(out.iterdir()):
+            raise ClusterqError(f"--out: {out} is not empty, expected a new or empty folder; choose another one.")
+        try:
+            manifest = _write_set(sets, out, parts, operation, settings, advance)
+        except BaseException as error:  # an interruption too; it goes on its way below
+            # Without a manifest this is no set, and would be in the way of the next try.
+            _remove_unfinished(out)
+            if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}):
+                raise ClusterqError(
+                    f"--out: the disk of {out} is full, and the unfinished set was removed; free some space and run the same command "
+                    "again, or choose another --out."
+                ) from error
+            raise
+        (out / MADE).unlink(missing_ok=True)
+        return manifest
+
+
+def _write_set(
+    sets: list[ShardSet],
+    out: Path,
+    parts: dict[SplitName, Iterator[Sample]],
+    operation: str,
+    settings: dict[str, Any],
+    advance: Advance,
+) -> Manifest:
     first = sets[0].manifest
     has_logits = all(one.manifest.has_logits for one in sets)
     splits = {}
     confidence = 0.0
-    try:
-        for name, samples in parts.items():
-            written = _write_split(out, name, _counted(samples, advance), first, keep_logits=has_logits)
-            confidence += written.confidence
-            if written.shards:
-                splits[name] = written.split()
-        if "train" not in splits:
-            raise ClusterqError(
-                f"shards {operation}: no training image is left; ask for more classes, images or confidence less."
-            )
-        total = sum(split.samples for split in splits.values())
-        counts = [sum(split.samples for split in one.manifest.splits.values()) for one in sets]
-        clipped = sum(one.manifest.pixels.clipped * count for one, count in zip(sets, counts, strict=True)) / sum(counts)
-        notes = sorted({one.manifest.note for one in sets if one.manifest.note})
-        licences = {one.manifest.license for one in sets}
-        manifest = Manifest(
-            digest=set_digest(splits),
-            created_by=f"clusterq {version('clusterq')}",
-            commit=commit(),
-            teacher=first.teacher,
-            class_names=first.class_names,
-            pixels=first.pixels.model_copy(update={"clipped": clipped}),
-            has_logits=has_logits,
-            mean_confidence=min(1.0, confidence / total),
-            derivation=Derivation.model_validate(
-                {"operation": operation, "inputs": [one.manifest.digest for one in sets], "settings": settings}
-            ),
-            parents=_parents(sets),
-            splits=splits,
-            # Where licences differ nobody can say here which one holds.
-            license=licences.pop() if len(licences) == 1 else None,
-            note="\n\n".join(notes) or None,
-            versions=versions(),
-        )
-        write_manifest(out, manifest)
-    except BaseException:  # an interruption too; it goes on its way below
-        # Without a manifest this is no set, and would be in the way of the next try. The folder was empty or missing before.
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    for name, samples in parts.items():
+        written = _write_split(out, name, _counted(samples, advance), first, keep_logits=has_logits)
+        confidence += written.confidence
+        if written.shards:
+            splits[name] = written.split()
+    if "train" not in splits:
+        raise ClusterqError(f"shards {operation}: no training image is left; ask for more classes, images or confidence less.")
+    total = sum(split.samples for split in splits.values())
+    counts = [sum(split.samples for split in one.manifest.splits.values()) for one in sets]
+    clipped = sum(one.manifest.pixels.clipped * count for one, count in zip(sets, counts, strict=True)) / sum(counts)
+    notes = sorted({one.manifest.note for one in sets if one.manifest.note})
+    licences = {one.manifest.license for one in sets}
+    manifest = Manifest(
+        digest=set_digest(splits),
+        created_by=f"clusterq {version('clusterq')}",
+        commit=commit(),
+        teacher=first.teacher,
+        class_names=first.class_names,
+        pixels=first.pixels.model_copy(update={"clipped": clipped}),
+        has_logits=has_logits,
+        mean_confidence=min(1.0, confidence / total),
+        derivation=Derivation.model_validate(
+            {"operation": operation, "inputs": [one.manifest.digest for one in sets], "settings": settings}
+        ),
+        parents=_parents(sets),
+        splits=splits,
+        # Where licences differ nobody can say here which one holds.
+        license=licences.pop() if len(licences) == 1 else None,
+        note="\n\n".join(notes) or None,
+        versions=versions(),
+    )
+    for file in index_files(manifest):
+        _will_make(out, file)
+    write_manifest(out, manifest)
     return manifest
 
 
@@ -177,11 +212,31 @@ def _write_split(out: Path, name: SplitName, samples: Iterator[Sample], first: M
     while True:
         part = islice(samples, per_shard)
         fitting: Iterable[Sample] = part if keep_logits else (replace(sample, logits=None) for sample in part)
+        _will_make(out, shard_name(name, number))
         written = write_shard(out, shard_name(name, number), fitting, start_key=number * per_shard, num_classes=classes)
         if not written.shards:
             return whole
         whole.add(written)
         number += 1
+
+
+def _will_make(out: Path, name: str) -> None:
+    """Note a file of this set before it is there, so that whatever ends this process, the next one knows whose it is."""
+    with (out / MADE).open("a", encoding="utf-8") as file:
+        file.write(f"{name}\n")
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove what an unfinished derivation made in a folder, and nothing else. A set with its manifest is finished."""
+    note = out / MADE
+    if (out / MANIFEST).exists() or note.is_symlink() or not note.is_file() or note.stat().st_size > LARGEST_LIST:
+        return
+    for name in note.read_text(encoding="utf-8", errors="replace").splitlines():
+        # The list may have come with the folder: no name but those of a set's files is followed.
+        if SHARD_NAME.fullmatch(name) or name in INDEX_FILES:
+            (out / name).unlink(missing_ok=True)
+            (out / f"{name}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
+    note.unlink()
 
 
 def _counted(samples: Iterator[Sample], advance: Advance) -> Iterator[Sample]:

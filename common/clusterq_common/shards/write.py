@@ -23,6 +23,12 @@ from clusterq_common.teacher.spec import InputSpec
 
 LARGEST_SHARD = 8192
 BYTES_PER_SHARD = 1 << 30
+# What lies beside the shards of a set.
+INDEX_FILES = ("README.md", "_info.json", "wids-train.json", "wids-heldout.json", MANIFEST)
+
+
+class DiskFullError(ClusterqError):
+    """No room for a shard."""
 
 
 @dataclass
@@ -69,7 +75,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
         start_key: number of the first sample in its split.
 
     Raises:
-        ClusterqError: the disk is full. Whatever is raised, no half-written file stays behind.
+        DiskFullError: the disk is full. Whatever is raised, no half-written file stays behind.
     """
     written = Written.nothing(num_classes)
     content = ContentDigest()
@@ -97,11 +103,16 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise ClusterqError(
+        raise DiskFullError(
             f"{path}: the disk is full; finished shards are kept, free some space and run the same command again."
         ) from error
     written.shards = [Shard(file=name, bytes=size, samples=count, sha256=digest, content=content.hexdigest())]
     return written
+
+
+def index_files(manifest: Manifest) -> list[str]:
+    """The files that `write_manifest` writes, in its order."""
+    return [name for name in INDEX_FILES if not name.startswith("wids-") or name[5:-5] in manifest.splits]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,32 +1,21 @@
-"""A user's own function, `path/to/file.py:function`: a model, or a method. Only ever taken from the command line or a local run's config."""
+"""A user's own function, `path/to/file.py:function`: a model, or a method. `trust` says which may be run."""
 
+import hashlib
+import importlib
 import importlib.util
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.teacher.spec import is_factory
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
-
-
-def refuse_code_of_folder(arch: str, folder: Path, flag: str = "--arch") -> None:
-    """Make sure that a folder's own config does not have its own code loaded: the folder may be somebody else's.
-
-    A run of one's own names a factory by its absolute path, outside the run.
-
-    Raises:
-        ClusterqError: it names a relative path, or one inside the folder.
-    """
-    file = Path(arch.rpartition(":")[0])
-    if is_factory(arch) and (not file.is_absolute() or file.resolve().is_relative_to(folder.resolve())):
-        raise ClusterqError(
-            f"{flag}: the config in {folder} names the factory {arch}, which may have come with the folder and is code; expected the "
-            "absolute path of a file elsewhere; look at it, keep a copy outside the folder, and pass or write that path."
-        )
 
 
 def build_factory(arch: str) -> nn.Module:
@@ -53,18 +42,55 @@ def call_function(where: str, *arguments: object, flag: str, expected: str) -> o
         raise ClusterqError(f"{flag}: {where!r} names no function; {expected}.")
     if not path.is_file():
         raise ClusterqError(f"{flag}: {path} does not exist; {expected}.")
-    specification = importlib.util.spec_from_file_location(f"_clusterq_factory_{path.stem}", path)
+    # One name for each file: dataclasses look their module up by it.
+    name = f"_clusterq_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise ClusterqError(f"{flag}: {path} is no Python file; {expected}.")
     module = importlib.util.module_from_spec(specification)
     try:
-        specification.loader.exec_module(module)
-        function: Callable[..., Any] | None = getattr(module, function_name, None)
-        made = function(*arguments) if callable(function) else None
+        with _as_a_program(path, name, module):
+            specification.loader.exec_module(module)
+            function: Callable[..., Any] | None = getattr(module, function_name, None)
+            made = function(*arguments) if callable(function) else None
     except Exception as error:  # the user's own code may raise anything
         raise ClusterqError(
-            f"{flag}: {where} failed with {type(error).__name__}: {error}; mend the file and try again."
+            f"{flag}: {where} failed with {type(error).__name__}: {error}{_own_line(error, path)}; mend the file and try again."
         ) from error
     if not callable(function):
         raise ClusterqError(f"{flag}: {path} has no function {function_name}; {expected}.")
     return made
+
+
+@contextmanager
+def _as_a_program(path: Path, name: str, module: ModuleType) -> Iterator[None]:
+    """Let a file import the files beside it, as `python file.py` does.
+
+    Afterwards these are forgotten again, so that another file may have other ones of the same names.
+    """
+    folder = str(path.resolve().parent)
+    before = set(sys.modules)
+    sys.modules[name] = module
+    sys.path.insert(0, folder)
+    # A file that has just been written may be newer than what was listed of its folder.
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+        for other in set(sys.modules) - before - {name}:
+            file = getattr(sys.modules[other], "__file__", None)
+            if file is not None and Path(file).resolve().is_relative_to(folder):
+                del sys.modules[other]
+
+
+def _own_line(error: Exception, path: Path) -> str:
+    """Where in the user's own folder an error arose; empty where it did not."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f" ({Path(error.filename).name}, line {error.lineno})"
+    folder = path.resolve().parent
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve().is_relative_to(folder)
+    ]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""

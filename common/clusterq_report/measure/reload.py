@@ -1,4 +1,4 @@
-"""Loading of a run's networks from its folder, to measure them after the run."""
+"""A run's networks from its folder, to measure them after the run."""
 
 from pathlib import Path
 
@@ -11,18 +11,22 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.load import load_quantized
 from clusterq_common.run.run_folder import CONFIG, STUDENT
 from clusterq_common.shards.read import ShardSet
-from clusterq_common.teacher.factory import refuse_code_of_folder
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 from clusterq_report.measure.analysis import write_analysis
 from clusterq_report.run_data import Source, section
 
 
-def analyse_folder(folder: Path) -> None:
-    """Load the networks that a run's config names, and write its analysis.json.
+def analyse_folder(folder: Path, given: dict[str, str]) -> None:
+    """Load what a run's config names and write its analysis.json.
+
+    Args:
+        folder: the run's.
+        given: fields of the teacher's settings that the command line gives; they stand above the config.
 
     Raises:
-        ClusterqError: the folder is a comparison; or see `load_teacher` and `measure`.
+        ClusterqError: a comparison; code that came with the folder; or see `load_teacher` and `measure`.
     """
     source = Source.open(folder)
     if source.kind == "comparison":
@@ -31,17 +35,17 @@ def analyse_folder(folder: Path) -> None:
         )
     where = str(folder / CONFIG)
     device = prepare_device(RuntimeConfig())
-    config = TeacherConfig.validated(section(source.config.get("teacher")), source=where)
-    refuse_code_of_folder(config.arch, folder)
+    refuse_foreign_code(source.config, {"teacher": given}, folder / CONFIG, looks_at=(ARCH, WEIGHTS))
+    config = TeacherConfig.validated({**section(source.config.get("teacher")), **given}, source=where)
     teacher = load_teacher(config, device=device)
     measure(source, teacher, device)
 
 
 def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
-    """Write the analysis.json of a run whose teacher is already loaded.
+    """Write the analysis.json of a run whose teacher is at hand.
 
     Raises:
-        ClusterqError: the run's shards are missing or were made for another teacher, or the student cannot be read.
+        ClusterqError: the run's shards are not there, were made for another teacher, or the student cannot be read.
     """
     folder = source.folder
     if source.manifest is None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Debug, Quiet, version_option
+from clusterq_cli.app import App, Arch, Debug, Quiet, Weights, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
@@ -75,8 +75,9 @@ def finetune(
         return
 
     def run() -> None:
-        values: dict[str, Any] = flags if config is None else merged(read_yaml(config), flags)
+        values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
         saved = values.pop("shards", None)
+        values.pop("shards_digest", None)  # of the set then; the one now is its own
         path = shards or saved
         if path is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
@@ -105,6 +106,7 @@ def evaluate(
     flags: dict[str, dict[str, Any]],
     val: Annotated[Path, typer.Option("--val", help=f"Real images: {LAYOUTS_OR_OWN}.")],
     student: Annotated[Path | None, typer.Option("--student", help=STUDENT_HELP)] = None,
+    arch: Arch = None,
     onnx: Annotated[
         Path | None,
         typer.Option("--onnx", help="An exported model, in ONNX Runtime; with --student also how far the two are apart."),
@@ -150,6 +152,7 @@ def evaluate(
             classes,
             evaluation,
             runtime,
+            arch=arch,
             batch_size=batch_size,
             workers=workers,
             integer=integer,
@@ -172,6 +175,7 @@ def export(
     flags: dict[str, dict[str, Any]],
     student: Annotated[Path, typer.Option("--student", help=STUDENT_HELP)],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    arch: Arch = None,
     kind: Annotated[
         Format,
         typer.Option(
@@ -191,7 +195,7 @@ def export(
     def run() -> None:
         from clusterq_finetune.export import export, summary_lines
 
-        result = export(student, kind, out, flags.get("onnx", {}), overwrite=overwrite)
+        result = export(student, kind, out, flags.get("onnx", {}), arch=arch, overwrite=overwrite)
         _print(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
@@ -209,6 +213,8 @@ def reproduce(
     shards: Annotated[
         Path | None, typer.Option("--shards", help="Where the shards are now.", show_default="where they were then")
     ] = None,
+    arch: Arch = None,
+    weights: Weights = None,
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Draw report.html (default: on).", show_default=False)
     ] = True,
@@ -221,7 +227,7 @@ def reproduce(
     def run() -> None:
         from clusterq_finetune.reproduce import reproduce
 
-        report = reproduce(result, out, shards, report=page)
+        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page)
         if not report:
             return
         print_result(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
@@ -269,6 +275,8 @@ def report(
     analyse: Annotated[
         bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
     ] = False,
+    arch: Arch = None,
+    weights: Weights = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -277,9 +285,18 @@ def report(
     def go() -> None:
         from clusterq_report import command
 
-        command.report(run, out, analyse=analyse)
+        command.report(run, out, analyse=analyse, teacher=named_teacher(arch, weights))
 
     run_guarded(go, debug=debug, quiet=quiet)
+
+
+def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The values of a saved configuration, with the flags on top."""
+    from clusterq_common.teacher.trust import refuse_foreign_code
+
+    values = read_yaml(config)
+    refuse_foreign_code(values, flags, config)
+    return merged(values, flags)
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:

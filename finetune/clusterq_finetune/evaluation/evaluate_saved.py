@@ -33,6 +33,7 @@ def evaluate_saved(
     evaluation: EvaluationConfig,
     runtime: RuntimeConfig,
     *,
+    arch: str | None = None,
     batch_size: int,
     workers: int,
     integer: bool = False,
@@ -46,6 +47,7 @@ def evaluate_saved(
         onnx: an exported file, for ONNX Runtime on the CPU; with a student also how far the two are apart.
         val, classes: see `open_validation`.
         evaluation, runtime: settings.
+        arch: the student's architecture, as the command line names it.
         batch_size: images in a batch.
         workers: decoding processes.
         integer: also the student in integer arithmetic, and how far the two are apart.
@@ -61,13 +63,13 @@ def evaluate_saved(
             "--probabilities: there is no --predictions, expected a file that they go to; pass --predictions FILE."
         )
     wanted = keep.npz is not None or keep.csv is not None
-    _refuse_flags(student_folder, onnx, runtime, integer=integer, optimise=optimise)
+    _refuse_flags(student_folder, onnx, runtime, arch, integer=integer, optimise=optimise)
     device = prepare_device(runtime)
     models: dict[str, nn.Module] = {}
     result: dict[str, Any] = {}
     saved_range = None
     if student_folder is not None:
-        student, spec, config = load_student(student_folder, device)
+        student, spec, config = load_student(student_folder, device, arch)
         geometry = config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch))
         saved_range = config.evaluation.black_and_white
         models["student"] = student
@@ -117,10 +119,16 @@ def evaluate_saved(
     return result
 
 
-def _refuse_flags(student: Path | None, onnx: Path | None, runtime: RuntimeConfig, *, integer: bool, optimise: bool) -> None:
+def _refuse_flags(
+    student: Path | None, onnx: Path | None, runtime: RuntimeConfig, arch: str | None, *, integer: bool, optimise: bool
+) -> None:
     if student is None and onnx is None:
         raise ClusterqError(
             "--student is missing, expected a student's folder, or an exported file with --onnx; pass either or both."
+        )
+    if arch is not None and student is None:
+        raise ClusterqError(
+            "--arch: there is no --student, expected one of that architecture; pass --student, or leave it out."
         )
     if integer and student is None:
         raise ClusterqError(

@@ -1,7 +1,6 @@
-"""Writing of class-labelled shards from a source of candidate images."""
+"""From a source of candidate images to a folder of class-labelled shards."""
 
 import multiprocessing
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.progress.console import Ticker, info, progress
+from clusterq_common.run.child_process import end_with_parent
 from clusterq_common.run.environment import versions
 from clusterq_common.shards.manifest import Manifest, read_manifest
 from clusterq_common.shards.write import Written, write_manifest, write_shard
@@ -33,12 +33,13 @@ def emit_shards(
     overwrite: bool = False,
     ranks: Ranks | None = None,
 ) -> Manifest:
-    """Write a set of shards, extend an existing one, or repair it. Finished shards that verify are kept.
+    """Write a set of shards, add to the one that is there, or mend it: finished shards that verify are kept.
 
-    Under torchrun every process calls this. Each writes its part of the shards, and the first one writes the manifest.
+    Under torchrun every process calls this; each writes its share of the shards, the first one the manifest.
 
     Raises:
-        ClusterqError: the folder holds other files, or a set of other settings; no candidate was accepted; the disk is full.
+        ClusterqError: the folder holds something else, or a set of other settings; none of the candidates was accepted; the
+            disk is full.
     """
     ranks = ranks or Ranks()
     classes = teacher.spec.num_classes
@@ -49,7 +50,7 @@ def emit_shards(
     blocks = plan_blocks(generation["rounds"], classes, generation["samples_per_shard"], source.block)
     todo = blocks_to_make(folder, blocks, before)
     if before is not None and not todo:
-        if ranks.first:  # the emission that wrote the manifest may have died before its cleanup
+        if ranks.first:  # the emission that wrote the manifest may have died before it tidied up
             Journal(folder, {}).close()
         info(f"{folder} holds that many images already, and its shards are whole; nothing to do")
         return before
@@ -93,15 +94,15 @@ def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:
 
 
 def _made(journal: Journal, block: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
-    entry = journal.finished(block)
-    if entry is None:
+    found = journal.finished(block)
+    if found is None:
         raise RuntimeError(f"{journal.folder / block.name} was written and is not there")
-    return block, *entry
+    return block, *found
 
 
 @contextmanager
 def _encoders(workers: int) -> Iterator[Executor | None]:
-    """Yield a pool of processes that encode images, or None for 0 workers, where this process encodes."""
+    """Processes that encode images; none for 0, when this one does it."""
     if not workers:
         yield None
         return
@@ -109,9 +110,7 @@ def _encoders(workers: int) -> Iterator[Executor | None]:
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        # Only this process handles Ctrl-C.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=end_with_parent,
     )
     try:
         yield pool

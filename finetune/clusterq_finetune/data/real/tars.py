@@ -104,7 +104,7 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
                 images[f"{folder}/{key}"] = span
             elif suffix == "cls":
                 classes[f"{folder}/{key}"] = span
-            elif suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
+            elif member.plain and suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
                 skipped.append(f"{tar.name}/{member.name}")
         lonely = next(iter(images.keys() ^ classes.keys()), None)
         if lonely is not None:

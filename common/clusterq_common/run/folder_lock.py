@@ -1,0 +1,83 @@
+"""One program at a time on a folder: a lock of the operating system, which ends with the process, however it ends."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clusterq_common.errors import ClusterqError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: there is no such lock
+    fcntl = None  # type: ignore[assignment]
+
+
+# The descriptors that hold locks.
+_held: set[int] = set()
+
+
+@contextmanager
+def only_program(folder: Path, flag: str = "--out") -> Iterator[None]:
+    """Keep other programs of clusterq from writing to a folder. The folder is made, and removed again if it stays empty.
+
+    The folder itself is locked, so that no file is added to it. Where the file system knows no such lock, as some network ones,
+    nothing is locked. Of several processes of one job the first one alone calls this.
+
+    Args:
+        folder: what is written to.
+        flag: the option that named it, for the error.
+
+    Raises:
+        ClusterqError: another program has it, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ClusterqError(f"{flag}: {folder} is a file, expected a folder; choose another name.")
+    made = not folder.is_dir()
+    descriptor = _locked(folder, flag)
+    if descriptor is not None:
+        _held.add(descriptor)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # something is in it, as it should be
+                folder.rmdir()
+        if descriptor is not None:
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+def _locked(folder: Path, flag: str) -> int | None:
+    """An open descriptor that holds the lock; None where there are none."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ClusterqError(
+                f"{flag}: another program is writing to {folder}, expected a folder that no other one uses; wait for it to end, or "
+                "choose another folder."
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+        # It may have been removed, and made anew by another program, since it was opened.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _let_go() -> None:
+    """In a process that was forked off: it must not hold the lock when it outlives the one that took it. That one keeps it."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
