@@ -85,6 +85,7 @@ def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
         "teacher top-1": None,
         "calibrated top-1": None,
         "student top-1": None,
+        "student balanced": None,
         "spread": None,
         "below teacher": None,
     }
@@ -95,10 +96,17 @@ def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
             "teacher top-1": round(teacher, 2),
             "calibrated top-1": round(mean(result["calibrated"]["top1"] for result in results), 2),
             "student top-1": round(mean(top1), 2),
+            "student balanced": _balanced(results),
             "spread": round(stdev(top1), 2) if len(top1) > 1 else None,
             "below teacher": round(teacher - mean(top1), 2),
         }
     return row
+
+
+def _balanced(results: list[dict[str, Any]]) -> float | None:
+    """Mean balanced accuracy of the students; None where a result is from before it was measured."""
+    found = [result["student"].get("balanced_accuracy") for result in results]
+    return None if None in found else round(mean(found), 2)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

@@ -81,6 +81,7 @@ def test_compare(runs: Path, finetune: Cli, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "t.json").read_text())
     assert [row["runs"] for row in rows] == [2, 1]
     both = [json.loads((runs / name / "result.json").read_text())["student"]["top1"] for name in "ab"]
+    assert 0 < rows[0]["student balanced"] <= 100
     assert rows[0]["student top-1"] == pytest.approx(sum(both) / 2, abs=0.01)
     assert rows[0]["spread"] == pytest.approx(abs(both[0] - both[1]) / 2**0.5, abs=0.01)
     assert rows[0]["seeds"] == "0, 1"

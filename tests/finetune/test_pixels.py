@@ -215,7 +215,7 @@ def test_the_result_has_the_modes_and_prints_unusual_ones(tmp_path: Path) -> Non
     result: dict[str, object] = {"m": {}}
     add_evaluation(result, evaluate_models({"m": Brightness()}, images, device=CPU), images, GREY)
     assert result["evaluated_on"] == {"layout": "class folders", "images": 2, "modes": {"L": 2}, "remarks": []}
-    assert len(summary_lines(result)) == 1
+    assert "pixel modes" not in "".join(summary_lines(result))
     folders(tmp_path, "1.png", Image.fromarray(RAMP.astype(np.uint16) * 257))
     images = open_validation(tmp_path, GREY)
     add_evaluation(result, evaluate_models({"m": Brightness()}, images, device=CPU), images, GREY)

@@ -18,7 +18,7 @@ from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.binary import auroc, binary_result
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.evaluation.predictions import KeptPredictions, Predictions, need_place, plain_cell, save_csv
+from clusterq_finetune.evaluation.predictions import KeptPredictions, Predictions, need_place, save_csv
 from clusterq_finetune.evaluation.summary import summary_lines
 from tests.several import in_processes
 
@@ -164,12 +164,6 @@ def test_the_table_has_a_line_an_image_and_no_formulas(tmp_path: Path) -> None:
         assert row["name"].removeprefix("'") == name
         assert (int(row["label"]), int(row["m_class"])) == (label, said)
         assert float(row["m_confidence"]) == pytest.approx(float(best[0]), abs=1e-6)
-
-
-@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\t=1", "\r=1"])
-def test_a_cell_is_no_formula(text: str) -> None:
-    assert plain_cell(text) == f"'{text}"
-    assert plain_cell(f"a{text}") == f"a{text}"
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -69,12 +69,22 @@ def overall(source: Source) -> str:
     drawn = bar_chart(
         groups, ["top-1"], title="Top-1 accuracy", x_label="top-1, percent of real images", high=100.0, decimals=2
     )
-    heads = ["", "top-1", "95 % interval", "top-5", "agrees with teacher", "calibration error", "images", "images/s"]
+    heads = [
+        "",
+        "top-1",
+        "95 % interval",
+        "top-5",
+        "balanced",
+        "agrees with teacher",
+        "calibration error",
+        "images",
+        "images/s",
+    ]
     rows = []
     for name, part in parts.items():
         ends = pair(part.get("top1_interval"))
         interval = "–" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
-        figures = [percent(real(part.get(key))) for key in ("top5", "agreement", "calibration_error")]
+        figures = [percent(real(part.get(key))) for key in ("top5", "balanced_accuracy", "agreement", "calibration_error")]
         counts = [number(real(part.get(key))) for key in ("images", "images_per_second")]
         rows.append([name, percent(real(part.get("top1"))), interval, *figures, *counts])
     caption = "The thin line is the 95 % interval: what other images of the same kind might have given. It knows nothing of other seeds."

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import csv_cell
 from clusterq_common.files import atomic_write
 
 TOP = 5
-# A spreadsheet takes a cell that begins so for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -82,7 +81,7 @@ def save_csv(path: Path, arrays: dict[str, Array]) -> None:
     heads = ["name", "label"]
     for model in models:
         heads += [f"{model}_class", f"{model}_confidence"]
-    columns: list[list[str]] = [[plain_cell(name) for name in arrays["name"].tolist()], _texts(arrays["label"])]
+    columns: list[list[str]] = [[csv_cell(name) for name in arrays["name"].tolist()], _texts(arrays["label"])]
     for model in models:
         confidence = [f"{value:.6f}" for value in arrays[f"{model}_top5_probabilities"][:, 0].tolist()]
         columns += [_texts(arrays[model]), confidence]
@@ -91,11 +90,6 @@ def save_csv(path: Path, arrays: dict[str, Array]) -> None:
     writer.writerow(heads)
     writer.writerows(zip(*columns, strict=True))
     atomic_write(path, buffer.getvalue())
-
-
-def plain_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: one that begins like it gets an apostrophe before it."""
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _texts(values: Array) -> list[str]:
