@@ -12,6 +12,7 @@ from clusterq_common.device.distributed import process_group
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
+from clusterq_common.files import sha256_file
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
@@ -213,11 +214,13 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
                 continue
             before = saved[section][name]
             given = type(config).validated({**saved, section: {**saved[section], name: value}}).model_dump()[section][name]
-            if section == "teacher" and name in {"arch", "weights"}:
-                saved[section][name] = value  # never the folder's code in place of what the command line names
-                continue
-            if (section, name) == ("method", "method") and is_factory(given) and shown_arch(given) == shown_arch(before):
-                saved[section][name] = given  # the same method, from where this user keeps it
+            moved = (
+                (section, name) == ("teacher", "arch")  # the teacher's weights have to fit it
+                or ((section, name) == ("teacher", "weights") and not _differ(given, before))
+                or ((section, name) == ("method", "method") and is_factory(given) and shown_arch(given) == shown_arch(before))
+            )
+            if moved:  # what the command line names, from where this user keeps it, in place of what the folder names
+                saved[section][name] = given
                 continue
             if given != before:
                 raise ClusterqError(
@@ -225,6 +228,12 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
                     "the flag out, or start a new run in another folder."
                 )
     return GenConfig.validated(saved)
+
+
+def _differ(given: str, before: str | None) -> bool:
+    """Whether two files of weights are known to be different ones."""
+    paths = [Path(given), Path(before or "")]
+    return all(path.is_file() for path in paths) and sha256_file(paths[0]) != sha256_file(paths[1])
 
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:

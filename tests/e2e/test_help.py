@@ -11,7 +11,7 @@ import typer
 
 from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
-from tests.conftest import Cli
+from tests.conftest import FACTORY, Cli
 
 APPS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 
@@ -156,6 +156,6 @@ def test_a_mistyped_choice_in_a_file(digits_run: Path, gen: Cli, tmp_path: Path)
     text = (digits_run / "config.yaml").read_text()
     assert "de_noise: gaussian" in text
     (tmp_path / "config.yaml").write_text(text.replace("de_noise: gaussian", "de_noise: gausian"))
-    done = gen("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out")
+    done = gen("train", "--config", tmp_path / "config.yaml", "--arch", FACTORY, "--out", tmp_path / "out")
     assert done.code == 2
     assert "--de-noise: must be one of gaussian, uniform (found 'gausian'); did you mean gaussian?" in done.err

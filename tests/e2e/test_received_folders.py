@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from clusterq_common.run import own_runs
 from clusterq_common.run.own_runs import STATE
@@ -312,3 +313,14 @@ def test_odd_names_are_refused_in_a_sentence(arch: str, received: Received, fine
     assert "nothing of that file was run" in done.err
     assert "\x1b" not in done.err
     assert "\0" not in done.err
+
+
+def test_a_run_is_not_resumed_with_other_weights(own: Path, digits_teacher: DigitsTeacher, gen: Cli) -> None:
+    state = {name: 2 * value for name, value in load_file(digits_teacher.weights).items()}
+    save_file(state, "other.safetensors")
+    done = gen("train", "--out", own, "--resume", "--weights", "other.safetensors")
+    assert done.code == 2
+    assert "--weights: other.safetensors contradicts the run" in done.err
+    shutil.copy(digits_teacher.weights, "copy.safetensors")
+    done = gen("train", "--out", own, "--resume", "--weights", "copy.safetensors", "--no-report")
+    assert done.code == 0, done.err

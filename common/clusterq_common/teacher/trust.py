@@ -58,8 +58,9 @@ def refuse_foreign_code(
         code = value if isinstance(value, str) else repr(value)
         if not is_own_code(source.parent, code):
             raise ClusterqError(
-                f"{flag}: {source} names code in a file, {_printable(code)}, and no run that you started here; nothing of that file was "
-                f"run, expected code that you name yourself; look at the file, then add {flag} {_printable(_suggested(code))}."
+                f"{flag}: {source} names code in a file, {_printable(code)}, and is of no run that you started here with it, so nothing of "
+                "that file was run; expected code that you name yourself: look at the file, then add "
+                f"{flag} {_printable(_suggested(code))}."
             )
 
 
@@ -88,8 +89,8 @@ def _check_file(setting: tuple[str, str, str], path: Any, source: Path) -> None:
         return
     if setting == CLASS_NAMES:
         raise ClusterqError(
-            f"--class-names: {source} names the file {_printable(path)}, and no run that you started here; its lines would go into the "
-            "set's manifest, expected a file that you name yourself; look at it, then add --class-names FILE."
+            f"--class-names: {source} names the file {_printable(path)}, and is of no run that you started here with it; its lines would go "
+            "into the set's manifest, expected a file that you name yourself: look at it, then add --class-names FILE."
         )
     info(f"Note: {source}, which no command of yours wrote here, says that the weights are {_printable(path)}.")
 
