@@ -77,7 +77,13 @@ def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool =
 @torch.no_grad()
 def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, Any]:
     """How far apart two students are: in their weights, and in what they say of the held-out images (None without such)."""
+    cpu = torch.device("cpu")
+    models = [load_student(folder, cpu)[0] for folder in (first, second)]  # first: it refuses what is no student
     one, two = load_file(first / STUDENT), load_file(second / STUDENT)
+    if {name: value.shape for name, value in one.items()} != {name: value.shape for name, value in two.items()}:
+        raise ClusterqError(
+            f"{first / STUDENT} has other weights than {second / STUDENT}, expected one architecture; get it again."
+        )
     apart = max(
         float((one[name].double() - two[name].double()).abs().max() / one[name].double().abs().max().clamp_min(1e-12))
         for name in one
@@ -85,8 +91,6 @@ def compare_students(first: Path, second: Path, shards: ShardSet) -> dict[str, A
     )
     if "heldout" not in shards.manifest.splits:
         return {"weights_apart": apart, "agreement": None}
-    cpu = torch.device("cpu")
-    models = [load_student(folder, cpu)[0] for folder in (first, second)]
     agreed = count = 0
     heldout = ShardDataset(shards, "heldout")
     for batch in batches(heldout, in_order(heldout, BATCH)):

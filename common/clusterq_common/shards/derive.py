@@ -23,7 +23,7 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
     """One set of all images of several sets of one teacher.
 
     Raises:
-        ClusterqError: sets of different teachers or with different class names, the same image twice, or `out` in use.
+        ClusterqError: sets of different teachers, images, normalisations or class names, the same image twice, or `out` in use.
     """
     first = sets[0].manifest
     for other in sets[1:]:
@@ -31,6 +31,13 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
             raise ClusterqError(
                 f"shards merge: {other.folder} was made for {other.manifest.teacher.arch} ({other.manifest.teacher.digest[:19]}), "
                 f"{sets[0].folder} for {first.teacher.arch} ({first.teacher.digest[:19]}); merge sets of one teacher."
+            )
+        ours, theirs = first.teacher.spec.model_dump(), other.manifest.teacher.spec.model_dump()
+        differing = next((name for name in ours if ours[name] != theirs[name]), None)
+        if differing is not None:
+            raise ClusterqError(
+                f"shards merge: {other.folder} has {differing} {theirs[differing]}, {sets[0].folder} {ours[differing]}; merge sets whose "
+                "images have one size, the same channels and one normalisation."
             )
         if other.manifest.class_names != first.class_names:
             raise ClusterqError(
@@ -162,12 +169,12 @@ def _write(
             note="\n\n".join(notes) or None,
             versions=versions(),
         )
-        write_manifest(out, manifest)
+        sealed = write_manifest(out, manifest)
     except BaseException:  # an interruption too; it goes on its way below
         # Without a manifest this is no set, and would be in the way of the next try. The folder was empty or missing before.
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return manifest
+    return sealed
 
 
 def _write_split(out: Path, name: SplitName, samples: Iterator[Sample], first: Manifest, *, keep_logits: bool) -> Written:

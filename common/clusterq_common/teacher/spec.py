@@ -16,6 +16,10 @@ def _numbers(value: Any) -> Any:
     return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
 
 
+# Far above what classifiers take: images beyond it were asked for to fill the memory.
+LARGEST_SIDE = 4096
+MOST_CHANNELS = 64
+MOST_CLASSES = 1_000_000
 Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
@@ -31,9 +35,9 @@ class InputSpec(Settings):
         std: of each channel, above 0.
     """
 
-    size: int = Field(ge=1)
-    channels: int = Field(ge=1)
-    num_classes: int = Field(ge=2)
+    size: int = Field(ge=1, le=LARGEST_SIDE)
+    channels: int = Field(ge=1, le=MOST_CHANNELS)
+    num_classes: int = Field(ge=2, le=MOST_CLASSES)
     mean: PerChannel
     std: PerChannel
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from clusterq_common.progress.console import remarks
 RANDOM = "random"
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 KEYS_SHOWN = 3
+COUNTERS = "num_batches_tracked"
 
 
 def weights_cache() -> Path:
@@ -56,6 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ClusterqError(f"--weights: {path} does not exist, expected a .safetensors file or a PyTorch state dict.")
+    _refuse_packed(path)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
@@ -67,7 +70,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
         raise ClusterqError(
             f"--weights: {path} holds {type(state).__name__}, expected a state dict of tensors; export it again."
         )
@@ -85,9 +92,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     Raises:
         ClusterqError: missing, unexpected or misshapen names (the first few are shown), or values that are not finite.
     """
-    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
+    # Names and shapes first: a small file may hold tensors of any shape, whose values must not be touched before.
     complaint = _complaint(model, state)
     if complaint:
         fitting = [
@@ -96,13 +101,34 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
         if len(fitting) != 1:
             raise ClusterqError(f"--weights: {source} does not fit the architecture: {complaint}; check --arch and the file.")
         model = fitting[0]
-    model.load_state_dict(state, strict=False)
+    # Batch counters are taken along where they are such.
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    own = {name: value for name, value in state.items() if wanted.get(name) == value.shape}
+    bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
+    model.load_state_dict(own, strict=False)
+
+
+def _refuse_packed(path: Path) -> None:
+    """PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # torch says what is wrong with it
+    if packed:
+        raise ClusterqError(
+            f"--weights: {path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...)."
+        )
 
 
 def _complaint(model: nn.Module, state: dict[str, Tensor]) -> str:
     """What keeps a state dict from fitting; empty when it fits."""
-    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    expected = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTERS)}
+    given = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
     misshapen = [
         f"{name} is {tuple(given[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()

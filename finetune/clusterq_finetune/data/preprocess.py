@@ -10,6 +10,8 @@ from torch import Tensor
 from clusterq_common.png import MODES
 from clusterq_common.teacher.spec import Geometry, InputSpec
 
+# Pixels of a resized photograph. One of 1 x 20,000 pixels would have billions, its shorter side at 256.
+LARGEST_RESIZED = 1 << 26
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -19,6 +21,9 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tenso
     With a crop share: the shorter side resized to ceil(S / share) (256 for 224 at 0.875), antialiased, then the centre cropped;
     what torchvision's Resize and CenterCrop do to a PIL image, pixel by pixel. Without: the whole image, resized where its size
     differs.
+
+    Raises:
+        ValueError: it is so long and narrow that resizing it would fill the memory.
     """
     image = image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
@@ -26,7 +31,10 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tenso
         if image.size != (spec.size, spec.size):
             image = image.resize((spec.size, spec.size), resampling)
     else:
-        image = image.resize(resized(image.size, shorter_side(spec.size, geometry.crop_share)), resampling)
+        width, height = resized(image.size, shorter_side(spec.size, geometry.crop_share))
+        if width * height > LARGEST_RESIZED:
+            raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {width}x{height} after resizing")
+        image = image.resize((width, height), resampling)
         # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
         left, top = (round((side - spec.size) / 2) for side in image.size)
         image = image.crop((left, top, left + spec.size, top + spec.size))
