@@ -12,6 +12,9 @@ from clusterq_common.errors import ClusterqError
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 MODES = {1: "L", 3: "RGB"}
+COLOUR_TYPES = {1: 0, 3: 2}
+# In a PNG, behind its signature and the header's width and height; the colour type follows.
+BITS_AT = 24
 # A fixed level: another one would give other bytes for the same pixels.
 LEVEL = 6
 
@@ -38,6 +41,13 @@ def decode(data: bytes, size: int, channels: int) -> Array:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         if image.size != (size, size) or image.mode != mode:
             raise ClusterqError(f"an image is {image.mode} {image.size[0]}x{image.size[1]}, {expected}.")
+        # PIL hands out images of 16 bits, or of fewer than 8, as ones of 8, and leaves transparency to whoever asks for it.
+        bits, kind = data[BITS_AT], data[BITS_AT + 1]
+        if (bits, kind) != (8, COLOUR_TYPES[channels]) or "transparency" in image.info or getattr(image, "n_frames", 1) != 1:
+            raise ClusterqError(
+                f"an image has {bits} bits, colour type {kind} or transparency or frames besides, expected plain 8 bits, colour type "
+                f"{COLOUR_TYPES[channels]}; write the shards again."
+            )
         array = np.array(image)
     except ClusterqError:
         raise

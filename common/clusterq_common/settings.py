@@ -7,8 +7,12 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clusterq_common.documents import LARGEST_YAML, parse_yaml
 from clusterq_common.errors import ClusterqError, did_you_mean
 from clusterq_common.files import atomic_write
+
+# Of a value that does not fit, in an error.
+LONGEST_FOUND = 200
 
 
 class Settings(BaseModel):
@@ -53,11 +57,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ClusterqError: the file is missing, unreadable, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > LARGEST_YAML:
+            raise ClusterqError(f"{path} has {size} bytes, expected at most {LARGEST_YAML}; use a run's config.yaml.")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ClusterqError(f"{path} does not exist; expected a saved configuration (config.yaml of a run).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ClusterqError(f"{path} is not readable as YAML ({type(error).__name__}); use a run's config.yaml.") from error
+    except OSError as error:
+        raise ClusterqError(f"{path} cannot be read ({error.strerror}); expected a saved configuration.") from error
+    except UnicodeDecodeError as error:
+        raise ClusterqError(f"{path} is not readable as YAML (it is no UTF-8); use a run's config.yaml.") from error
+    except ValueError as error:
+        raise ClusterqError(f"{path} is not readable as YAML ({error}); use a run's config.yaml.") from error
     if not isinstance(values, dict):
         raise ClusterqError(f"{path} holds {type(values).__name__}, expected a YAML mapping; use a run's config.yaml.")
     return values
@@ -70,6 +81,11 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         known = result.get(key)
         result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
     return result
+
+
+def _shown(found: object) -> str:
+    text = repr(found)
+    return text if len(text) <= LONGEST_FOUND else f"{text[:LONGEST_FOUND]} ..."
 
 
 def _sentence(error: ValidationError, source: str) -> str:
@@ -86,6 +102,6 @@ def _sentence(error: ValidationError, source: str) -> str:
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         reason = f"must be one of {', '.join(choices)}"
         meant = did_you_mean(str(first["input"]), choices)
-    found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {first['input']!r})"
+    found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {_shown(first['input'])})"
     advice = "correct it there, or get the file again" if source else "see --help for the accepted values"
     return f"{where}: {reason[:1].lower()}{reason[1:]}{found}" + (meant or f"; {advice}.")

@@ -1,8 +1,10 @@
 """What a run folder says of itself, read with care: the folder may be unfinished, old, broken or a stranger's. Free of torch."""
 
-import json
+import io
 import math
+import sys
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.records import read_metrics
 from clusterq_common.run.run_folder import ANALYSIS, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
@@ -20,7 +23,6 @@ from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 LARGEST_FILE = 1 << 28
 # Arrays of predictions.npz with several values an image.
 PROBABILITIES = ("_top5_classes", "_probabilities")
-LARGEST_CONFIG = 1 << 20
 Kind = Literal["generator", "fine-tuning", "comparison"]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 # (x, y), y None where it was not finite.
@@ -51,7 +53,6 @@ class Source:
         if not folder.is_dir():
             raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
         if (folder / CONFIG).is_file():
-            _refuse_large(folder / CONFIG, LARGEST_CONFIG)
             config = read_yaml(folder / CONFIG)
             if "generator" in config:
                 return cls(folder, "generator", config)
@@ -165,18 +166,18 @@ class Source:
         try:
             with zipfile.ZipFile(path) as packed:
                 sizes = {member.filename.removesuffix(".npy"): member.file_size for member in packed.infolist()}
-            # Probabilities are many, and no page shows them: they are left where they lie.
-            wanted = [name for name in sizes if not name.endswith(PROBABILITIES)]
-            if sum(sizes[name] for name in wanted) > LARGEST_FILE:
-                raise ValueError("it unpacks to more than any evaluation writes")
-            with np.load(path, allow_pickle=False) as found:
-                arrays = {name: found[name] for name in wanted}
+                # Probabilities are many, and no page shows them: they are left where they lie.
+                wanted = [name for name in sizes if not name.endswith(PROBABILITIES)]
+                if sum(sizes[name] for name in wanted) > LARGEST_FILE:
+                    raise ValueError("it unpacks to more than any evaluation writes")
+                arrays = {name: _array(packed.read(f"{name}.npy")) for name in wanted}
             lengths = {array.shape for array in arrays.values()}
             kinds = {name: array.dtype.kind for name, array in arrays.items()}
             if len(lengths) != 1 or len(next(iter(lengths))) != 1 or kinds.get("label") != "i" or kinds.get("name") != "U":
                 raise ValueError("expected arrays of one length, name and label among them")
-        # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            arrays["name"] = np.array([str(name) for name in arrays["name"]])
+        # zipfile raises NotImplementedError or RuntimeError for an archive packed in a way that it does not know.
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise ClusterqError(
                 f"{path} is not what an evaluation writes ({error}), expected arrays name and label and one a model; evaluate again."
             ) from error
@@ -184,15 +185,28 @@ class Source:
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
-        if not path.is_file():
-            return None
-        _refuse_large(path)
-        try:
-            return json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ClusterqError(
-                f"{path} is no JSON ({type(error).__name__}), expected what a run writes; get the run again."
-            ) from error
+        return read_json(path, what="what a run writes") if path.is_file() else None
+
+
+def _array(data: bytes) -> np.ndarray[Any, Any]:
+    """An array of numbers or text from the bytes of an .npy file, whose header must be about just these bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = header(stream)
+    except Exception as error:  # numpy's header parser lets tokenizer and recursion errors through
+        raise ValueError(f"an array's header is broken ({type(error).__name__})") from error
+    values = data[stream.tell() :]
+    if len(shape) != 1 or kind.kind not in "iU" or shape[0] * kind.itemsize != len(values):
+        raise ValueError(f"an array is {kind.kind}{shape} in {len(values)} bytes")
+    if kind.kind == "U" and values and np.frombuffer(values, kind.byteorder + "u4").max() > sys.maxunicode:
+        raise ValueError("an array of text holds what is no character")
+    return np.frombuffer(values, kind).copy() if values else np.zeros(shape, kind)
 
 
 def section(value: Any, *keys: str) -> dict[str, Any]:
@@ -248,7 +262,7 @@ def pair(value: Any) -> tuple[float, float] | None:
     return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
 
 
-def _refuse_large(path: Path, most: int = LARGEST_FILE) -> None:
+def _refuse_large(path: Path) -> None:
     size = path.stat().st_size
-    if size > most:
-        raise ClusterqError(f"{path} has {size} bytes, expected at most {most}; it is not what a run writes.")
+    if size > LARGEST_FILE:
+        raise ClusterqError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}; it is not what a run writes.")

@@ -89,7 +89,13 @@ def compare_students(first: Path, second: Path, shards: ShardSet, arch: str) -> 
 
     `arch` is their architecture, as this user names it.
     """
+    cpu = torch.device("cpu")
+    models = [load_student(folder, cpu, arch)[0] for folder in (first, second)]  # first: it refuses what is no student
     one, two = load_file(first / STUDENT), load_file(second / STUDENT)
+    if {name: value.shape for name, value in one.items()} != {name: value.shape for name, value in two.items()}:
+        raise ClusterqError(
+            f"{first / STUDENT} has other weights than {second / STUDENT}, expected one architecture; get it again."
+        )
     apart = max(
         float((one[name].double() - two[name].double()).abs().max() / one[name].double().abs().max().clamp_min(1e-12))
         for name in one
@@ -97,8 +103,6 @@ def compare_students(first: Path, second: Path, shards: ShardSet, arch: str) -> 
     )
     if "heldout" not in shards.manifest.splits:
         return {"weights_apart": apart, "agreement": None}
-    cpu = torch.device("cpu")
-    models = [load_student(folder, cpu, arch)[0] for folder in (first, second)]
     agreed = count = 0
     heldout = ShardDataset(shards, "heldout")
     for batch in batches(heldout, in_order(heldout, BATCH)):

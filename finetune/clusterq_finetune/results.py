@@ -8,12 +8,23 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell, markdown
 from clusterq_common.run.run_folder import RESULT
 from clusterq_report.pages.comparison import rows_report
 
 NEEDED = ("teacher", "shards", "student", "settings", "threads")
+# What the values are that other commands go by.
+SHAPE = {
+    "teacher.arch": str,
+    "teacher.digest": str,
+    "shards.digest": str,
+    "shards.method": str,
+    "student.sha256": str,
+    "settings": dict,
+    "threads": int,
+}
 # What differs between runs that are repeats of each other, or says nothing about the recipe.
 NOT_RECIPE = ("workers", "checkpoint_seconds")
 
@@ -25,17 +36,15 @@ def read_result(path: Path) -> dict[str, Any]:
         ClusterqError: there is none, or it is no finished fine-tuning's.
     """
     file = path / RESULT if path.is_dir() else path
-    try:
-        values = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ClusterqError(
-            f"{file} cannot be read ({error.strerror}), expected the {RESULT} of a finished fine-tuning."
-        ) from error
-    except ValueError as error:
-        raise ClusterqError(f"{file} is no JSON ({error}), expected the {RESULT} of a finished fine-tuning.") from error
+    values = read_json(file, what=f"the {RESULT} of a finished fine-tuning")
     missing = [name for name in NEEDED if not isinstance(values, dict) or name not in values]
     if missing:
         raise ClusterqError(f"{file} has no {missing[0]}, expected the {RESULT} of a finished fine-tuning; run it again.")
+    for place, kind in SHAPE.items():
+        name, _, part = place.partition(".")
+        value = values[name].get(part) if part and isinstance(values[name], dict) else None if part else values[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ClusterqError(f"{file} has no usable {place}, expected the {RESULT} of a finished fine-tuning; run it again.")
     return dict(values)
 
 
@@ -48,7 +57,14 @@ def compare(paths: list[Path]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
         result = read_result(path)
-        groups.setdefault(json.dumps(_kind(result), sort_keys=True), []).append(result)
+        try:
+            _row([result])
+            groups.setdefault(json.dumps(_kind(result), sort_keys=True), []).append(result)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ClusterqError(
+                f"{path} lacks what a table is made of ({type(error).__name__}: {error}), expected the {RESULT} of a finished "
+                "fine-tuning; run it again."
+            ) from error
     return [_row(results) for results in groups.values()]
 
 

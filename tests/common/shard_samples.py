@@ -9,7 +9,17 @@ import numpy as np
 
 from clusterq_common import png
 from clusterq_common.shards.digest import sample_digest
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, Split, SplitName, TeacherFacts, set_digest
+from clusterq_common.shards.manifest import (
+    MEANING,
+    Generation,
+    Manifest,
+    Pixels,
+    Split,
+    SplitName,
+    TeacherFacts,
+    meaning_of,
+    set_digest,
+)
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.write import Written, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.spec import InputSpec
@@ -83,4 +93,6 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     change(values)
+    if isinstance(values.get(MEANING), str):
+        values[MEANING] = meaning_of(values)
     path.write_text(json.dumps(values))

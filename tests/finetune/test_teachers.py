@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.shards.manifest import read_manifest
+from clusterq_common.shards.manifest import meaning_of, read_manifest
 from clusterq_finetune.teachers import find_teacher
 from tests.conftest import Cli, DigitsTeacher
 
@@ -19,7 +19,7 @@ def foreign(digits_run: Path, tmp_path: Path, **facts: object) -> Path:
     shutil.copytree(digits_run / "shards", folder)
     values = json.loads((folder / "manifest.json").read_text())
     values["teacher"].update(facts)
-    (folder / "manifest.json").write_text(json.dumps(values))
+    (folder / "manifest.json").write_text(json.dumps({**values, "meaning": meaning_of(values)}))
     return folder
 
 

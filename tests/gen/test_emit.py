@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from clusterq_common.images import decode_png, to_pixels
-from clusterq_common.shards.manifest import Split, SplitName, read_manifest, set_digest
+from clusterq_common.shards.manifest import Split, SplitName, meaning_of, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
 from clusterq_gen.config import GenConfig
@@ -245,7 +245,7 @@ def test_a_shard_that_cannot_be_made_again_is_said(digits_run: Path, whole: Path
     values["splits"]["train"]["shards"][1]["content"] = "0" * 64
     splits = {name: Split.model_validate(split) for name, split in values["splits"].items()}
     values["digest"] = set_digest(splits)
-    (folder / "manifest.json").write_text(json.dumps(values))
+    (folder / "manifest.json").write_text(json.dumps({**values, "meaning": meaning_of(values)}))
     (folder / "synth-train-000001.tar").write_bytes(b"damaged")
     done = gen("emit", "--run", digits_run, *WANTED, "--out", folder)
     assert done.code == 2

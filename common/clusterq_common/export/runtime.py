@@ -58,12 +58,34 @@ class OnnxModel(nn.Module):
                 f"{name}: {described} does not say which images it takes, expected the metadata that clusterq-finetune export writes; "
                 "export the student again."
             )
-        self.description = Description.validated(
-            {key: json.loads(value) for key, value in properties.items()}, source=str(described)
-        )
-        self._input = self._session.get_inputs()[0].name
+        try:
+            values = {key: json.loads(value) for key, value in properties.items()}
+        except (ValueError, RecursionError) as error:
+            raise ClusterqError(
+                f"{name}: {described} has metadata that are no JSON ({type(error).__name__}), expected what clusterq-finetune export "
+                "writes; export the student again."
+            ) from error
+        self.description = Description.validated(values, source=str(described))
+        taken, spec = self._session.get_inputs()[0], self.description.input
+        # Its own images are made by what it says: they must be those that its graph takes.
+        if len(self._session.get_inputs()) != 1 or taken.shape[1:] != [spec.channels, spec.size, spec.size]:
+            raise ClusterqError(
+                f"{name}: {described} takes images of {taken.shape[1:]} and says [{spec.channels}, {spec.size}, {spec.size}], expected the "
+                "same; export the student again."
+            )
+        self._name, self._input = f"{name}: {described}", taken.name
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (N, C, S, S) float32 to logits (N, classes) float32, on the device of `x`."""
         images = np.ascontiguousarray(x.cpu().numpy())
-        return torch.from_numpy(self._session.run(None, {self._input: images})[0]).to(x.device)
+        try:
+            logits = self._session.run(None, {self._input: images})[0]
+        except Exception as error:  # its exceptions have no common base but Exception
+            raise ClusterqError(f"{self._name} cannot be run ({error}); export the student again.") from error
+        expected = (len(images), self.description.input.num_classes)
+        if not isinstance(logits, np.ndarray) or logits.shape != expected or logits.dtype != np.float32:
+            raise ClusterqError(
+                f"{self._name} gives {getattr(logits, 'shape', type(logits).__name__)}, expected float32 logits of shape {expected}; export "
+                "the student again."
+            )
+        return torch.from_numpy(logits).to(x.device)

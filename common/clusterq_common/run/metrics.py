@@ -34,7 +34,7 @@ class MetricsLog:
         self.events: EventFiles | None = None
         if not self.ranks.first:
             return
-        kept = [record for record in read_metrics(path) if record["step"] < keep_before_step] if path.exists() else []
+        kept = _records_before(path, keep_before_step) if path.is_file() else []
         atomic_write(path, "".join(_line(record) for record in kept))
         if tensorboard:
             self.events = EventFiles(path.parent / TENSORBOARD)
@@ -69,6 +69,17 @@ class MetricsLog:
         """Nothing more is recorded."""
         if self.events is not None:
             self.events.close()
+
+
+def _records_before(path: Path, step: int) -> list[dict[str, Any]]:
+    try:
+        records = read_metrics(path)
+    except (ValueError, RecursionError) as error:
+        raise ClusterqError(
+            f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; use --overwrite to start anew."
+        ) from error
+    steps = [record.get("step") if isinstance(record, dict) else None for record in records]
+    return [record for record, at in zip(records, steps, strict=True) if isinstance(at, int | float) and at < step]
 
 
 def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:

@@ -38,7 +38,7 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
     """One set of all images of several sets of one teacher.
 
     Raises:
-        ClusterqError: sets of different teachers or with different class names, the same image twice, or `out` in use.
+        ClusterqError: sets of different teachers, images, normalisations or class names, the same image twice, or `out` in use.
     """
     first = sets[0].manifest
     for other in sets[1:]:
@@ -46,6 +46,13 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
             raise ClusterqError(
                 f"shards merge: {other.folder} was made for {other.manifest.teacher.arch} ({other.manifest.teacher.digest[:19]}), "
                 f"{sets[0].folder} for {first.teacher.arch} ({first.teacher.digest[:19]}); merge sets of one teacher."
+            )
+        ours, theirs = first.teacher.spec.model_dump(), other.manifest.teacher.spec.model_dump()
+        differing = next((name for name in ours if ours[name] != theirs[name]), None)
+        if differing is not None:
+            raise ClusterqError(
+                f"shards merge: {other.folder} has {differing} {theirs[differing]}, {sets[0].folder} {ours[differing]}; merge sets whose "
+                "images have one size, the same channels and one normalisation."
             )
         if other.manifest.class_names != first.class_names:
             raise ClusterqError(
@@ -201,8 +208,7 @@ def _write_set(
     )
     for file in index_files(manifest):
         _will_make(out, file)
-    write_manifest(out, manifest)
-    return manifest
+    return write_manifest(out, manifest)
 
 
 def _write_split(out: Path, name: SplitName, samples: Iterator[Sample], first: Manifest, *, keep_logits: bool) -> Written:

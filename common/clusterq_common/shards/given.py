@@ -179,8 +179,7 @@ class ShardWriter:
             raise ClusterqError(
                 f"{self.folder / problems[0].file}: {problems[0].what}, just after it was written; write the set anew."
             )
-        write_manifest(self.folder, manifest)
-        self.manifest = manifest
+        self.manifest = write_manifest(self.folder, manifest)
 
     def _described(self) -> Manifest:
         splits = {name: part.split() for name, part in self._parts.items()}

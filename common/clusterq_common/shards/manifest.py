@@ -11,7 +11,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import InputSpec
 
@@ -19,9 +21,12 @@ FORMAT_NAME: Final = "clusterq-shards"
 FORMAT_VERSION: Final = 1
 FORMAT: Final = "clusterq-shards/1"
 MANIFEST = "manifest.json"
+MEANING: Final = "meaning"
 # The method of images that clusterq did not make.
 GIVEN: Final = "given"
 LARGEST_MANIFEST = 64 * 1024 * 1024
+# Manifests without a digest of their own of which this process has said so.
+_said_of: set[Path] = set()
 SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")
 
 SplitName = Literal["train", "heldout"]
@@ -149,6 +154,10 @@ class Manifest(Settings):
     license: str | None = Field(None, description="SPDX identifier or the like, as its makers say")
     note: str | None = Field(None, description="free text")
     versions: dict[str, str] = Field(description="of Python and of the packages that results depend on")
+    meaning: Digest | None = Field(
+        None,
+        description="SHA-256 over everything else in this file, as JSON with sorted keys and without spaces; earlier versions wrote none",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -180,27 +189,45 @@ def set_digest(splits: dict[SplitName, Split]) -> str:
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def meaning_of(values: dict[str, Any]) -> str:
+    """`sha256:` over all that a manifest says apart from this digest, whatever the order and the layout of its JSON.
+
+    Over the values as they stand in the file: fields that later versions add with a default do not change it.
+    """
+    said = {name: value for name, value in values.items() if name != MEANING}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a folder's manifest.
 
     Raises:
-        ClusterqError: there is none, or it is too large, no JSON, of another format, or inconsistent.
+        ClusterqError: there is none, or it is too large, no JSON, of another format, inconsistent, or not as it was written.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise ClusterqError(
             f"--shards: {folder} holds no {MANIFEST}, expected a finished set of shards (it is written last); run `clusterq-gen emit`."
         )
-    if path.stat().st_size > LARGEST_MANIFEST:
-        raise ClusterqError(
-            f"--shards: {path} has {path.stat().st_size} bytes, expected at most {LARGEST_MANIFEST}; do not use it."
-        )
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ClusterqError(f"--shards: {path} is no JSON ({type(error).__name__}); get the set again.") from error
+        values = read_json(path, what=f"a {MANIFEST}", largest=LARGEST_MANIFEST)
+    except ClusterqError as error:
+        raise ClusterqError(f"--shards: {error}") from error
     _check_format(path, values.get("format") if isinstance(values, dict) else None)
-    return Manifest.validated(values, source=str(path))
+    manifest = Manifest.validated(values, source=str(path))
+    if manifest.meaning is None:
+        if path not in _said_of:
+            _said_of.add(path)
+            info(
+                f"Note: {path} has no digest of its own, as earlier versions wrote it: changes in what it says cannot be seen."
+            )
+    elif manifest.meaning != meaning_of(values):
+        raise ClusterqError(
+            f"--shards: {path} was changed after it was written: its digest of itself is {manifest.meaning[:19]}..., expected "
+            f"{meaning_of(values)[:19]}...; get the set again."
+        )
+    return manifest
 
 
 def _check_format(path: Path, found: object) -> None:

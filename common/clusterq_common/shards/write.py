@@ -17,7 +17,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write
 from clusterq_common.shards.card import dataset_card, timm_info, wids_index
 from clusterq_common.shards.digest import ContentDigest
-from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, Split, SplitName
+from clusterq_common.shards.manifest import MANIFEST, MEANING, Manifest, Shard, Split, SplitName, meaning_of
 from clusterq_common.shards.sample import Sample
 from clusterq_common.teacher.spec import InputSpec
 
@@ -115,13 +115,18 @@ def index_files(manifest: Manifest) -> list[str]:
     return [name for name in INDEX_FILES if not name.startswith("wids-") or name[5:-5] in manifest.splits]
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the dataset card and the indexes of other tools, then manifest.json: with it the set is complete."""
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the dataset card and the indexes of other tools, then manifest.json: with it the set is complete.
+
+    Returns what is written: the manifest with the digest of its own meaning.
+    """
     atomic_write(folder / "README.md", dataset_card(manifest))
     atomic_write(folder / "_info.json", json.dumps(timm_info(manifest), indent=2) + "\n")
     for split in manifest.splits:
         atomic_write(folder / f"wids-{split}.json", json.dumps(wids_index(manifest, split), indent=2) + "\n")
-    atomic_write(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    written = manifest.model_copy(update={MEANING: meaning_of(manifest.model_dump(mode="json"))})
+    atomic_write(folder / MANIFEST, json.dumps(written.model_dump(mode="json"), indent=2) + "\n")
+    return written
 
 
 class _NothingToWriteError(Exception):

@@ -18,6 +18,10 @@ def _numbers(value: Any) -> Any:
 
 # For pixels in [0, 1] larger ones make no sense; the customary ones for 0..255 lie far above.
 MOST_MEAN, MOST_STD = 2.0, 2.0
+# Far above what classifiers take: images beyond it were asked for to fill the memory.
+LARGEST_SIDE = 4096
+MOST_CHANNELS = 64
+MOST_CLASSES = 1_000_000
 Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
@@ -38,9 +42,9 @@ class InputSpec(Settings):
         std: of each channel, above 0.
     """
 
-    size: int = Field(ge=1)
-    channels: int = Field(ge=1)
-    num_classes: int = Field(ge=2)
+    size: int = Field(ge=1, le=LARGEST_SIDE)
+    channels: int = Field(ge=1, le=MOST_CHANNELS)
+    num_classes: int = Field(ge=2, le=MOST_CLASSES)
     mean: PerChannel
     std: PerChannel
 

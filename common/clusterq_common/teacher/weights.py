@@ -24,6 +24,7 @@ from clusterq_common.teacher.state_dicts import choose_weights
 # As an argument of --weights: keep the fresh weights. For trials of speed and memory.
 RANDOM = "random"
 KEYS_SHOWN = 3
+COUNTERS = "num_batches_tracked"
 
 
 def weights_cache() -> Path:
@@ -66,6 +67,7 @@ def read_checkpoint(path: Path) -> object:
     if not path.is_file():
         raise ClusterqError(f"--weights: {path} does not exist, expected a .safetensors file or a PyTorch state dict.")
     _refuse_other_kinds(path)
+    _refuse_packed(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -153,19 +155,37 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         return "" if any(not _complaint(child, state) for child in children) else own
 
     state, remarks = choose_weights(loaded, complaint, source, key)
-    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
     if _complaint(model, state):
         model = next(child for child in children if not _complaint(child, state))
-    model.load_state_dict(state, strict=False)
+    # Names and shapes fit by now. A small file may hold tensors of any shape, whose values must not be touched before.
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    own = {name: value for name, value in state.items() if wanted.get(name) == value.shape}
+    bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
+    model.load_state_dict(own, strict=False)
     return remarks
+
+
+def _refuse_packed(path: Path) -> None:
+    """PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # torch says what is wrong with it
+    if packed:
+        raise ClusterqError(
+            f"--weights: {path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...)."
+        )
 
 
 def _complaint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """What keeps a state dict from fitting; empty when it fits."""
-    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    expected = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTERS)}
+    given = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
     misshapen = [
         f"{name} is {tuple(given[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()

@@ -11,6 +11,8 @@ from clusterq_common.png import MODES
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.data.pixels import PixelRange, eight_bits
 
+# Pixels of a resized photograph. One of 1 x 20,000 pixels would have billions, its shorter side at 256.
+LARGEST_RESIZED = 1 << 26
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -24,6 +26,7 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
 
     Raises:
         ClusterqError: an image of 32 bits or floats without a range.
+        ValueError: it is so long and narrow that resizing it would fill the memory.
     """
     image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
@@ -31,7 +34,10 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
         if image.size != (spec.size, spec.size):
             image = image.resize((spec.size, spec.size), resampling)
     else:
-        image = image.resize(resized(image.size, shorter_side(spec.size, geometry.crop_share)), resampling)
+        width, height = resized(image.size, shorter_side(spec.size, geometry.crop_share))
+        if width * height > LARGEST_RESIZED:
+            raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {width}x{height} after resizing")
+        image = image.resize((width, height), resampling)
         # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
         left, top = (round((side - spec.size) / 2) for side in image.size)
         image = image.crop((left, top, left + spec.size, top + spec.size))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class GeneratorSource:
         generator = build_generator(config.generator, spec)
         try:
             generator.load_state_dict(load_file(path))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise ClusterqError(f"{path} does not fit the run's config.yaml ({error}); train the run again.") from error
         to_device(generator, device)
         return cls(generator, seed)

@@ -123,11 +123,11 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         try:
             with self.open(index) as image:
                 return self._read(image, label, name)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            # Reported, not swallowed: the result counts and names every image that could not be read.
-            return Sample(None, label, name)
         except ClusterqError as error:
             return Sample(None, label, name, refused=str(error))
+        except Exception:  # a decoder may raise anything on a broken file
+            # Reported, not swallowed: the result counts and names every image that could not be read.
+            return Sample(None, label, name)
 
     def _read(self, image: Image.Image, label: int, name: str) -> Sample:
         """Decode and preprocess an open image."""

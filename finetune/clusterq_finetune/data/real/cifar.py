@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from clusterq_finetune.data.real.base import ValidationImages
 # Test batch and the entry of its labels, by the number of classes.
 BATCHES = {10: ("test_batch", b"labels"), 100: ("test", b"fine_labels")}
 PIXELS = 3 * 32 * 32
+# The real ones have 31 MB, and remember some twenty thousand values.
+LARGEST_BATCH = 256 << 20
+MOST_REMEMBERED = 1 << 20
 
 
 class CifarBatch(ValidationImages):
@@ -52,7 +56,11 @@ def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
         )
     _, labels_key = BATCHES[spec.num_classes]
     try:
-        values = _PlainUnpickler(io.BytesIO(batch.read_bytes()), encoding="bytes").load()
+        if batch.stat().st_size > LARGEST_BATCH:
+            raise pickle.UnpicklingError(f"it has more than {LARGEST_BATCH} bytes")
+        data = batch.read_bytes()
+        _refuse_far_places(data)
+        values = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
         pixels = np.asarray(values[b"data"])
         labels = [int(label) for label in values[labels_key]]
     except Exception as error:  # a broken pickle raises anything
@@ -65,6 +73,12 @@ def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
             f"--val: {batch} holds {pixels.dtype} {pixels.shape}, expected uint8 (images, {PIXELS}); get it again."
         )
     return CifarBatch(batch, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), labels, spec)
+
+
+def _refuse_far_places(data: bytes) -> None:
+    """A pickle numbers what it remembers; a single high number would make Python reserve all memory below it."""
+    if any("PUT" in code.name and int(place or 0) > MOST_REMEMBERED for code, place, _ in pickletools.genops(data)):
+        raise pickle.UnpicklingError(f"it remembers a value at a place above {MOST_REMEMBERED}")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -1,0 +1,85 @@
+"""JSON and YAML that someone else may have written: bounded in size, in depth and in what a few lines unfold to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clusterq_common.errors import ClusterqError
+
+# config.yaml has some kilobytes; reading YAML takes seconds a megabyte.
+LARGEST_YAML = 1 << 18
+# Far above what any run writes: a file beyond it was made to fill the memory.
+LARGEST_JSON = 64 << 20
+DEEPEST = 32
+
+
+def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: the file.
+        what: the end of a sentence that begins with "expected".
+        largest: bytes, at most.
+
+    Raises:
+        ClusterqError: it cannot be read, is too large, no JSON, or nested too deeply.
+    """
+    try:
+        size = path.stat().st_size
+        if size > largest:
+            raise ClusterqError(f"{path} has {size} bytes, expected at most {largest}; do not use it.")
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ClusterqError(f"{path} cannot be read ({error.strerror}), expected {what}; check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise ClusterqError(f"{path} is no JSON ({type(error).__name__}), expected {what}; get it again.") from error
+    if is_nested_deeper(values, DEEPEST):
+        raise ClusterqError(f"{path} is nested more than {DEEPEST} deep, expected {what}; get it again.")
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document of plain scalars, lists and mappings.
+
+    Raises:
+        ValueError: it is none, or uses aliases, which fold gigabytes into a few lines; or it is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)  # a SafeLoader that knows less
+    except _UnusualError:
+        raise
+    except Exception as error:  # PyYAML lets anything through where a tag and its value do not fit
+        raise ValueError(type(error).__name__) from error
+
+
+def is_nested_deeper(value: Any, deepest: int) -> bool:
+    """Whether lists and dictionaries lie in each other more than `deepest` deep."""
+    level = [value]
+    for _ in range(deepest + 1):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        if not parts:
+            return False
+        level = [one for part in parts for one in part]
+    return True
+
+
+class _UnusualError(ValueError):
+    """Said as it is."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases and depth while the text is read, before anything is built."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise _UnusualError("it uses aliases")
+        if self.depth > DEEPEST:
+            raise _UnusualError(f"it is nested more than {DEEPEST} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
