@@ -14,8 +14,9 @@ from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import TrainConfig
 from clusterq_gen.presets import PRESETS, preset_notes, resolve
+from clusterq_gen.training import loop
 from clusterq_gen.training.loop import train_generator, train_step
-from clusterq_gen.training.state import Training, loop, schedule_factor
+from clusterq_gen.training.state import Training, schedule_factor
 from tests.conftest import FACTORY, Cli
 from tests.gen.conftest import CPU, small
 
