@@ -102,7 +102,7 @@ def test_the_library_has_its_names_and_no_others(site: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_has_the_parts_that_commonmark_sees(site: Path, page: Path) -> None:
     tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
-    name = {"README": "index", "CONTRIBUTING": "contributing"}.get(page.stem, page.stem)
+    name = {"README": "index", "CONTRIBUTING": "contributing", "SECURITY": "security"}.get(page.stem, page.stem)
     html = (site / f"{name}.html").read_text(encoding="utf-8").split("<article", 1)[1].split("</article>", 1)[0]
     for tag, kind in (
         ("table", "table_open"),
@@ -141,7 +141,7 @@ def test_marks_for_the_tests_are_not_shown(site: Path) -> None:
 def test_what_leads_nowhere_fails_the_build(page: str, text: str, said: str, tmp_path: Path) -> None:
     for name in ("docs", "tools/docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     with (tmp_path / "docs" / page).open("a", encoding="utf-8") as file:
         file.write(text)
