@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.files import home_folder
 from clusterq_common.progress.console import remarks
 
 # As an argument of --weights: keep the fresh weights. For trials of speed and memory.
@@ -23,7 +24,7 @@ COUNTERS = "num_batches_tracked"
 def weights_cache() -> Path:
     """Where pytorchcv's downloads are kept: $TORCH_HOME/models, or ~/.torch/models as pytorchcv itself has it."""
     home = os.environ.get("TORCH_HOME")
-    return (Path(home) if home else Path.home() / ".torch") / "models"
+    return (Path(home) if home else home_folder("TORCH_HOME") / ".torch") / "models"
 
 
 def download_weights(arch: str) -> Path:

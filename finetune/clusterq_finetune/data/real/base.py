@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from clusterq_common.escape import encodable
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.preprocess import preprocess
@@ -60,7 +61,8 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
         """Pixels (C, S, S) uint8, or None for an image that cannot be decoded; label; name."""
-        label, name = self.labels[index], self.name(index)
+        # Names go into results, which hold Unicode alone; file systems hold any bytes.
+        label, name = self.labels[index], encodable(self.name(index), "utf-8")
         try:
             with self.open(index) as image:
                 return preprocess(image, self.spec, self.geometry), label, name
