@@ -11,13 +11,25 @@ from clusterq_common.escape import shell_command
 from clusterq_common.progress.console import is_main_process, quietly, say
 
 USER_ERROR = 2
+_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_RIGHTS = {errno.EACCES, errno.EROFS, errno.EPERM}
+_PLACES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EINVAL, errno.EXDEV, errno.ESTALE}
+# What to try, where it is neither space nor rights nor a place that is not there.
+_ADVICE = {
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another file system",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "put a file or a folder in the place of the link",
+    errno.EPIPE: "whoever read the output has closed it; run the command again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOMEM: "free some memory",
+}
 INTERRUPTED = 130
 
 
 def run_guarded(
     action: Callable[[], None], *, debug: bool = False, quiet: bool = False, resume: Callable[[], str] | None = None
 ) -> None:
-    """Run a command. Exit code 2 with one sentence for a user's mistake or a full disk, 130 when interrupted.
+    """Run a command. Exit code 2 with one sentence for a user's mistake or an error of the operating system, 130 when interrupted.
 
     Any other exception is a defect of the program and goes through with its traceback.
 
@@ -32,13 +44,18 @@ def run_guarded(
             action()
     except ClusterqError as error:
         _leave(str(error), USER_ERROR, debug=debug)
+    except UnicodeEncodeError as error:  # of a file's name: the file system holds any bytes
+        _leave(
+            f"A file has a name that is no UTF-8 ({error.object[:80]!r}), expected one that can be written down; rename the file.",
+            USER_ERROR,
+            debug=debug,
+        )
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}:
+        if error.errno not in _SPACE | _RIGHTS | _PLACES | _ADVICE.keys():  # a broken disk, or a defect
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        advice = "free some space or choose another --out, then use --resume" if full else "check its permissions and its owner"
-        _leave(f"{'Writing' if full else 'Access'} failed{where}: {error.strerror}; {advice}.", USER_ERROR, debug=debug)
+        if error.errno == errno.EPIPE:
+            _drop_stdout()
+        _leave(_sentence(error), USER_ERROR, debug=debug)
     except KeyboardInterrupt:
         further = "" if resume is None else f" What is finished is on disk; to go on:\n  {resume()}"
         _leave(f"Interrupted.{further}", INTERRUPTED, debug=debug)
@@ -75,6 +92,24 @@ def run_to_end(app: Callable[[], object]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _sentence(error: OSError) -> str:
+    """What the operating system refused, where, and what to try."""
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in _SPACE:
+        return f"Writing failed{where}: {error.strerror}; free some space or choose another --out, then use --resume."
+    advice = (
+        "check its permissions and its owner" if error.errno in _RIGHTS else _ADVICE.get(error.errno or 0, "check the path")
+    )
+    return f"Access failed{where}: {error.strerror}; {advice}."
+
+
+def _drop_stdout() -> None:
+    """Let the interpreter's last flush of a closed stdout go nowhere, without a complaint of its own."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _leave(sentence: str, code: int, *, debug: bool) -> None:

@@ -15,13 +15,14 @@ LARGEST_JSON = 64 << 20
 DEEPEST = 32
 
 
-def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON) -> Any:
+def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON, deepest: int | None = DEEPEST) -> Any:
     """The value in a JSON file.
 
     Args:
         path: the file.
         what: the end of a sentence that begins with "expected".
         largest: bytes, at most.
+        deepest: how deep lists and dictionaries may lie in each other; None for callers that never walk through all of a value.
 
     Raises:
         ClusterqError: it cannot be read, is too large, no JSON, or nested too deeply.
@@ -35,19 +36,24 @@ def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON) -> Any:
         raise ClusterqError(f"{path} cannot be read ({error.strerror}), expected {what}; check the path.") from error
     except (ValueError, RecursionError) as error:
         raise ClusterqError(f"{path} is no JSON ({type(error).__name__}), expected {what}; get it again.") from error
-    if is_nested_deeper(values, DEEPEST):
-        raise ClusterqError(f"{path} is nested more than {DEEPEST} deep, expected {what}; get it again.")
+    if deepest is not None and is_nested_deeper(values, deepest):
+        raise ClusterqError(f"{path} is nested more than {deepest} deep, expected {what}; get it again.")
     return values
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, aliases: bool = False) -> Any:
     """The value of a YAML document of plain scalars, lists and mappings.
 
+    Args:
+        text: the document.
+        aliases: whether lists and mappings may stand in several places, which folds gigabytes into a few lines; for callers that never
+            walk through all of a value.
+
     Raises:
-        ValueError: it is none, or uses aliases, which fold gigabytes into a few lines; or it is nested too deeply.
+        ValueError: it is none, or uses aliases where they are not allowed; or it is nested too deeply.
     """
     try:
-        return yaml.load(text, _PlainLoader)  # a SafeLoader that knows less
+        return yaml.load(text, _SharingLoader if aliases else _PlainLoader)  # a SafeLoader that knows less
     except _UnusualError:
         raise
     except Exception as error:  # PyYAML lets anything through where a tag and its value do not fit
@@ -73,9 +79,10 @@ class _PlainLoader(yaml.SafeLoader):
     """Refuses aliases and depth while the text is read, before anything is built."""
 
     depth = 0
+    aliases = False
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+        if not self.aliases and self.check_event(yaml.AliasEvent):
             raise _UnusualError("it uses aliases")
         if self.depth > DEEPEST:
             raise _UnusualError(f"it is nested more than {DEEPEST} deep")
@@ -83,3 +90,13 @@ class _PlainLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+class _SharingLoader(_PlainLoader):
+    """Refuses merge keys, which copy what they name."""
+
+    aliases = True
+
+    def flatten_mapping(self, node: Any) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise _UnusualError("it uses merge keys")

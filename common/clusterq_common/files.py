@@ -74,6 +74,20 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+def home_folder(instead: str) -> Path:
+    """The user's home folder.
+
+    Raises:
+        ClusterqError: the user has none; `instead` is the variable to set.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ClusterqError(
+            f"{instead} and HOME are not set, and this user has no home folder; set {instead} to a folder of yours."
+        ) from error
+
+
 def final_name(name: str) -> str:
     """The name that an unfinished file was to get; any other name as it is.
 

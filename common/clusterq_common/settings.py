@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, Self
 
 import yaml
@@ -50,8 +51,8 @@ class Settings(BaseModel):
         atomic_write(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a local file.
+def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
+    """A YAML mapping from a local file; `aliases` as in `parse_yaml`.
 
     Raises:
         ClusterqError: the file is missing, unreadable, or no mapping.
@@ -60,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > LARGEST_YAML:
             raise ClusterqError(f"{path} has {size} bytes, expected at most {LARGEST_YAML}; use a run's config.yaml.")
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"), aliases=aliases)
     except FileNotFoundError as error:
         raise ClusterqError(f"{path} does not exist; expected a saved configuration (config.yaml of a run).") from error
     except OSError as error:
@@ -84,8 +85,10 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(found: object) -> str:
-    text = repr(found)
-    return text if len(text) <= LONGEST_FOUND else f"{text[:LONGEST_FOUND]} ..."
+    """A value in an error: the beginning of it, however large it is."""
+    short = Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, LONGEST_FOUND, LONGEST_FOUND, LONGEST_FOUND
+    return short.repr(found)
 
 
 def _sentence(error: ValidationError, source: str) -> str:
@@ -101,7 +104,7 @@ def _sentence(error: ValidationError, source: str) -> str:
     if first["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         reason = f"must be one of {', '.join(choices)}"
-        meant = did_you_mean(str(first["input"]), choices)
+        meant = did_you_mean(first["input"], choices) if isinstance(first["input"], str) else ""
     found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {_shown(first['input'])})"
     advice = "correct it there, or get the file again" if source else "see --help for the accepted values"
     return f"{where}: {reason[:1].lower()}{reason[1:]}{found}" + (meant or f"; {advice}.")

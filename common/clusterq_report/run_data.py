@@ -53,7 +53,7 @@ class Source:
         if not folder.is_dir():
             raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
         if (folder / CONFIG).is_file():
-            config = read_yaml(folder / CONFIG)
+            config = read_yaml(folder / CONFIG, aliases=True)
             if "generator" in config:
                 return cls(folder, "generator", config)
             if "recipe" in config or "shards" in config:
@@ -185,7 +185,7 @@ class Source:
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
-        return read_json(path, what="what a run writes") if path.is_file() else None
+        return read_json(path, what="what a run writes", deepest=None) if path.is_file() else None
 
 
 def _array(data: bytes) -> np.ndarray[Any, Any]:

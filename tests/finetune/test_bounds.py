@@ -1,6 +1,7 @@
 """Files that ask for far more than they hold: refused in a sentence, in little time and memory."""
 
 import io
+import itertools
 import json
 import pickle
 import resource
@@ -189,6 +190,22 @@ def test_yaml_that_is_more_than_it_looks(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ClusterqError, match=r"config\.yaml"):
         read_yaml(tmp_path / "config.yaml")
+
+
+def test_a_report_reads_aliases_and_an_error_shows_little_of_them(tmp_path: Path) -> None:
+    wide = "a: &a [x, x]\n" + "".join(
+        f"{b}: &{b} [{', '.join(['*' + a] * 20)}]\n" for a, b in itertools.pairwise("abcdefghijklmnop")
+    )
+    (tmp_path / "config.yaml").write_text(wide + "recipe: {}\nbits: *p\n")
+    config = Source.open(tmp_path).config
+    with pytest.raises(ClusterqError, match="bits") as found:
+        QuantConfig.validated({"bits": config["bits"]})
+    with pytest.raises(ClusterqError, match="quantizer"):
+        QuantConfig.validated({"quantizer": config["bits"]})
+    assert len(str(found.value)) < 1000
+    (tmp_path / "config.yaml").write_text("a: &a {b: 1}\nc: {<<: [*a, *a]}\nrecipe: {}\n")
+    with pytest.raises(ClusterqError, match="uses merge keys"):
+        Source.open(tmp_path)
 
 
 def test_json_that_is_more_than_it_looks(tmp_path: Path) -> None:

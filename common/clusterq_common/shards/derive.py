@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import PARTIAL_SUFFIX
+from clusterq_common.files import final_name
 from clusterq_common.run.environment import commit, versions
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Derivation, Manifest, Parent, SplitName, set_digest
@@ -237,11 +237,12 @@ def _remove_unfinished(out: Path) -> None:
     note = out / MADE
     if (out / MANIFEST).exists() or note.is_symlink() or not note.is_file() or note.stat().st_size > LARGEST_LIST:
         return
-    for name in note.read_text(encoding="utf-8", errors="replace").splitlines():
-        # The list may have come with the folder: no name but those of a set's files is followed.
-        if SHARD_NAME.fullmatch(name) or name in INDEX_FILES:
-            (out / name).unlink(missing_ok=True)
-            (out / f"{name}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
+    listed = note.read_text(encoding="utf-8", errors="replace").splitlines()
+    # The list may have come with the folder: no name but those of a set's files is followed.
+    ours = {name for name in listed if SHARD_NAME.fullmatch(name) or name in INDEX_FILES}
+    for path in out.iterdir():
+        if final_name(path.name) in ours:
+            path.unlink()
     note.unlink()
 
 

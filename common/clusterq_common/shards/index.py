@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import atomic_write, home_folder, sha256_file
 from clusterq_common.progress.console import info
 from clusterq_common.shards.manifest import Manifest, Shard
 from clusterq_common.tar import BLOCK, TarFormatError, TarHeaders, shortened
@@ -31,7 +31,11 @@ Index = np.ndarray[Any, np.dtype[np.int64]]
 def cache_folder() -> Path:
     """`CLUSTERQ_CACHE`, else `clusterq` in the user's cache folder."""
     named = os.environ.get("CLUSTERQ_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusterq"
+    return (
+        Path(named)
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or home_folder("CLUSTERQ_CACHE") / ".cache") / "clusterq"
+    )
 
 
 def verify_shard(path: Path, shard: Shard) -> None:
@@ -44,7 +48,7 @@ def verify_shard(path: Path, shard: Shard) -> None:
     # ctime cannot be set by a program: a file that was touched after it had been verified is hashed again.
     stamp = [str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
     known = cache_folder() / "verified" / f"{shard.sha256}.json"
-    if known.is_file() and _stamp(known) == stamp:
+    if _stamp(known) == stamp:
         return
     if sha256_file(path) != shard.sha256:
         raise ClusterqError(
@@ -60,10 +64,9 @@ def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
         ClusterqError: the tar holds what no shard of clusterq holds, or another number of samples than the manifest says.
     """
     kept = cache_folder() / INDEXES / f"{shard.sha256}.npy"
-    if kept.is_file():
-        found = _load(kept)
-        if found is not None and _fits(found, shard, has_logits=manifest.has_logits):
-            return found
+    found = _load(kept)
+    if found is not None and _fits(found, shard, has_logits=manifest.has_logits):
+        return found
     index = index_tar(path, manifest)
     if len(index) != shard.samples:
         raise ClusterqError(f"--shards: {path} holds {len(index)} samples, expected {shard.samples}; {ADVICE}.")
@@ -120,15 +123,15 @@ def _fits(index: Index, shard: Shard, *, has_logits: bool) -> bool:
 def _stamp(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
-    except ValueError:
-        return None
+    except (OSError, ValueError):
+        return None  # not there, or not to be read: the shard is hashed
 
 
 def _load(path: Path) -> Index | None:
     try:
         found: Index = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        return None
+    except (OSError, ValueError, EOFError):
+        return None  # not there, or not to be read: the headers are read again
     return found
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.files import home_folder
 from clusterq_common.progress.console import remarks
 from clusterq_common.teacher.state_dicts import choose_weights
 
@@ -30,7 +31,7 @@ COUNTERS = "num_batches_tracked"
 def weights_cache() -> Path:
     """Where pytorchcv's downloads are kept: $TORCH_HOME/models, or ~/.torch/models as pytorchcv itself has it."""
     home = os.environ.get("TORCH_HOME")
-    return (Path(home) if home else Path.home() / ".torch") / "models"
+    return (Path(home) if home else home_folder("TORCH_HOME") / ".torch") / "models"
 
 
 def download_weights(arch: str) -> Path:

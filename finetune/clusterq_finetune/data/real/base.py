@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import encodable
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.pixels import PixelRange, eight_bits, is_deep
@@ -119,7 +120,8 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
 
     def sample(self, index: int) -> Sample:
         """The image, and what there is to say of it."""
-        label, name = self.labels[index], self.name(index)
+        # Names go into results, which hold Unicode alone; file systems hold any bytes.
+        label, name = self.labels[index], encodable(self.name(index), "utf-8")
         try:
             with self.open(index) as image:
                 return self._read(image, label, name)
