@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
+from clusterq_common.files import final_name
 from clusterq_common.progress.console import is_main_process, quietly, say
 
 USER_ERROR = 2
@@ -96,7 +97,7 @@ def run_to_end(app: Callable[[], object]) -> None:
 
 def _sentence(error: OSError) -> str:
     """What the operating system refused, where, and what to try."""
-    where = f" at {error.filename}" if error.filename else ""
+    where = f" at {final_name(str(error.filename))}" if error.filename else ""
     if error.errno in _SPACE:
         return f"Writing failed{where}: {error.strerror}; free some space or choose another --out, then use --resume."
     advice = (

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: write beside, fsync, rename. Nothing is written through a link that someone planted."""
 
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from clusterq_common.errors import ClusterqError
 PARTIAL_SUFFIX = ".partial"
 # NAME.partial is what earlier versions wrote.
 _PARTIAL = re.compile(r"(?P<name>.+?)(\.[0-9a-f]{16})?\.partial")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Windows knows no such links, and would change the ends of lines without O_BINARY.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -35,6 +37,10 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
         publish(partial, path)
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:  # a write knows no names
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import home_folder
+from clusterq_common.files import atomic_file, atomic_write, home_folder
 from clusterq_common.run.run_folder import PREDICTIONS
 from clusterq_common.shards.index import cache_folder
 from clusterq_common.shards.read import ShardSet
@@ -65,14 +65,19 @@ def test_names_that_are_no_utf8(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_over_long_name_and_a_file_in_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from clusterq_common.files import atomic_write
-
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     for path in (tmp_path / ("x" * 300), tmp_path / "file" / "x", tmp_path / "no" / "x", tmp_path / "folder"):
         with pytest.raises(OSError) as found:  # noqa: PT011 (of four kinds)
             atomic_write(path, "data")
-        said(found.value, capsys)
+        assert ".partial" not in said(found.value, capsys)
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="large") as found, atomic_file(tmp_path / "name"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert f"at {tmp_path / 'name'}: File too large" in said(found.value, capsys)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", ["print_result('x' * 100)", "import os; os.close(2); info('x'); print_result('y')"])
