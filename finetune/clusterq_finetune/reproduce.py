@@ -40,7 +40,7 @@ def reproduce(path: Path, out: Path, shards_path: Path | None, *, report: bool =
     Raises:
         ClusterqError: the result cannot be read, or the shards or the teacher are not those it was made with.
     """
-    saved = read_result(path)
+    saved = read_result(path, "teacher.digest", "shards.digest", "student.sha256")
     config = FinetuneConfig.validated(saved["settings"], source=str(path))
     shards = ShardSet.open(shards_path or Path(config.shards))
     if shards.manifest.digest != saved["shards"]["digest"]:
