@@ -152,7 +152,7 @@ def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec, kind: Format)
 def _teacher_of(folder: Path) -> str:
     """The digest of the teacher's weights, from what lies beside the student; empty where nothing says it."""
     if (folder / RESULT).is_file():
-        return str(read_result(folder)["teacher"]["digest"])
+        return str(read_result(folder, "teacher.digest")["teacher"]["digest"])
     shards = folder / SHARDS
     return read_manifest(shards).teacher.digest if (shards / MANIFEST).is_file() else ""
 

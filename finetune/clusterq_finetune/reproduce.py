@@ -46,7 +46,7 @@ def reproduce(
     Raises:
         ClusterqError: the result cannot be read, it names code that this user did not, or the shards or the teacher are not those it was made with.
     """
-    saved = read_result(path)
+    saved = read_result(path, "teacher.digest", "shards.digest", "student.sha256")
     file = path / RESULT if path.is_dir() else path
     settings, given = section(saved["settings"]), {"teacher": teacher or {}}
     refuse_foreign_code(settings, given, file, looks_at=(ARCH, WEIGHTS))

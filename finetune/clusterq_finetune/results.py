@@ -15,8 +15,11 @@ from clusterq_common.run.run_folder import RESULT
 from clusterq_report.pages.comparison import rows_report
 
 NEEDED = ("teacher", "shards", "student", "settings", "threads")
-# What the values are that other commands go by.
-SHAPE = {
+# What the values are that other commands go by, where they are there.
+SHAPE: dict[str, type] = {
+    "teacher": dict,
+    "shards": dict,
+    "student": dict,
     "teacher.arch": str,
     "teacher.digest": str,
     "shards.digest": str,
@@ -24,13 +27,15 @@ SHAPE = {
     "student.sha256": str,
     "settings": dict,
     "threads": int,
+    "versions": dict,
+    "processes": int,
 }
 # What differs between runs that are repeats of each other, or says nothing about the recipe.
 NOT_RECIPE = ("workers", "checkpoint_seconds")
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """A result.json, or the one in a folder.
+def read_result(path: Path, *needed: str) -> dict[str, Any]:
+    """A result.json, or the one in a folder; `needed` are values that it must have, as "teacher.digest".
 
     Raises:
         ClusterqError: there is none, or it is no finished fine-tuning's.
@@ -42,8 +47,10 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ClusterqError(f"{file} has no {missing[0]}, expected the {RESULT} of a finished fine-tuning; run it again.")
     for place, kind in SHAPE.items():
         name, _, part = place.partition(".")
-        value = values[name].get(part) if part and isinstance(values[name], dict) else None if part else values[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
+        holder, key = (values[name], part) if part else (values, name)
+        found = holder.get(key)
+        fits = isinstance(found, kind) and not isinstance(found, bool)
+        if not fits and (key in holder or place in needed):
             raise ClusterqError(f"{file} has no usable {place}, expected the {RESULT} of a finished fine-tuning; run it again.")
     return dict(values)
 

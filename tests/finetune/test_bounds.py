@@ -257,7 +257,7 @@ def test_results_of_any_shape(tmp_path: Path, place: str, value: object) -> None
         assert compare([path])
         return
     with pytest.raises(ClusterqError, match="expected"):
-        read_result(path)
+        read_result(path, "teacher.arch", "shards.digest", "student.sha256")
         compare([path])
 
 

@@ -1,11 +1,12 @@
 """Tracing of a student to an ONNX graph in which every quantizer is one named node, for `qdq.py` to replace."""
 
 import copy
+import io
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -132,15 +133,18 @@ def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> str
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the remarks of torch's exporters on unneeded packages and on their own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence torch's exporters for the block.
+
+    They remark on packages that nothing here needs and on their own deprecations, and print whole graphs before an error that we tell in
+    one sentence.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore", category=FutureWarning)
             warnings.simplefilter("ignore", category=DeprecationWarning)
             warnings.simplefilter("ignore", category=UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
