@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clusterq_cli.main import run_guarded
@@ -123,7 +124,7 @@ def test_names_of_images_never_cost_an_evaluation(tmp_path: Path, capsys: pytest
             else:
                 Path(os.fsdecode(path)).write_bytes(b"junk")
     images = open_validation(tmp_path / "val", SPEC)
-    batch = images.collate([images[index] for index in range(len(images))])
+    batch = images.collate([images.sample(index) for index in range(len(images))])
     assert len(batch.names) == len(batch.unreadable) == 2
     result = EvaluationResult(
         images=2,
@@ -137,11 +138,15 @@ def test_names_of_images_never_cost_an_evaluation(tmp_path: Path, capsys: pytest
         images_per_second=1.0,
         decode_seconds=0.0,
         unreadable=batch.unreadable,
+        balanced_accuracy=50.0,
+        binary=None,
+        modes={"RGB": 2},
+        remarks=[],
     )
     lines = summary_lines({"student": result.model_dump()})
     assert "2 unreadable images" in lines[-1]
     lines[-1].encode()
     predictions = Predictions()
-    predictions.add(batch.names, batch.labels, {"student": batch.labels})
+    predictions.add(batch.names, batch.labels, {"student": torch.eye(2)[batch.labels]})
     predictions.save(tmp_path / PREDICTIONS)
     assert (tmp_path / PREDICTIONS).is_file()

@@ -30,7 +30,7 @@ from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.metrics import MetricsLog
 from clusterq_common.settings import read_yaml
 from clusterq_common.teacher.spec import Geometry, InputSpec
-from clusterq_common.teacher.weights import load_weights, read_weights
+from clusterq_common.teacher.weights import load_weights, read_checkpoint
 from clusterq_finetune.data.preprocess import preprocess
 from clusterq_finetune.data.real.cifar import open_cifar
 from clusterq_finetune.results import compare, read_result
@@ -58,7 +58,7 @@ def test_expanded_tensors_and_giant_shapes_are_compared_before_they_are_read(tmp
         ("1.num_batches_tracked", None),
     ):
         torch.save({**net.state_dict(), name: giant}, tmp_path / "w.pt")
-        state = read_weights(tmp_path / "w.pt")
+        state = read_checkpoint(tmp_path / "w.pt")
         if sentence is None:
             load_weights(net, state, "w.pt")
         else:
@@ -67,8 +67,8 @@ def test_expanded_tensors_and_giant_shapes_are_compared_before_they_are_read(tmp
     with pytest.raises(ClusterqError, match=r"not finite, in 0\.bias"):
         load_weights(net, {**net.state_dict(), "0.bias": torch.full((4,), torch.nan)}, "w.pt")
     torch.save({3: torch.zeros(1)}, tmp_path / "w.pt")
-    with pytest.raises(ClusterqError, match="expected a state dict of tensors"):
-        read_weights(tmp_path / "w.pt")
+    with pytest.raises(ClusterqError, match="no state dict of tensors"):
+        load_weights(net, read_checkpoint(tmp_path / "w.pt"), "w.pt")
 
 
 def test_a_packed_weights_file_is_not_unpacked(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_a_packed_weights_file_is_not_unpacked(tmp_path: Path) -> None:
         for member in plain.namelist():
             packed.writestr(member, plain.read(member))
     with pytest.raises(ClusterqError, match="is a packed archive"):
-        read_weights(tmp_path / "w.pt")
-    assert read_weights(tmp_path / "plain.pt")["a"].shape == (1 << 20,)
+        read_checkpoint(tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "plain.pt")["a"].shape == (1 << 20,)
 
 
 @pytest.mark.parametrize(
