@@ -105,22 +105,16 @@ def _refuse_other_kinds(path: Path) -> None:
 
 def _harmless() -> list[Any]:
     """Classes whose objects are made without running anything of the file."""
-    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    old = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
-    dtypes = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType") and name != "ObjectDType"]
-    paths = [PurePosixPath, PosixPath, PureWindowsPath]
-    return [
-        argparse.Namespace,
-        SimpleNamespace,
-        np.dtype,
-        np.ndarray,
-        scalar,
-        reconstruct,
-        _codecs.encode,
-        *old,
-        *dtypes,
-        *paths,
+    # numpy 2 moved the module, and files name it as the numpy that wrote them.
+    multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
+    made_by = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
     ]
+    dtypes = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType") and name != "ObjectDType"]
+    plain = [argparse.Namespace, SimpleNamespace, PurePosixPath, PosixPath, PureWindowsPath]
+    return [*plain, np.dtype, np.ndarray, _codecs.encode, *made_by, *dtypes]
 
 
 def _tensors_of_arrays(value: object) -> object:
