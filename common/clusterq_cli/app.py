@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clusterq_cli.help import Readable, version_line
+from clusterq_common.device.config import Device
 
 
 class Command(Readable, TyperCommand):
@@ -49,6 +50,9 @@ Arch = Annotated[
     ),
 ]
 Weights = Annotated[str | None, typer.Option("--weights", help="The teacher's weights.", show_default="as the run has it")]
+OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Where networks run: auto, cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]
 

@@ -96,7 +96,7 @@ def run_to_end(app: Callable[[], object]) -> None:
 
 
 def _sentence(error: OSError) -> str:
-    """What the operating system refused, where, and what to try."""
+    """Describe an error of the operating system: the refusal, its place, and what to try."""
     where = f" at {final_name(str(error.filename))}" if error.filename else ""
     if error.errno in _SPACE:
         return f"Writing failed{where}: {error.strerror}; free some space or choose another --out, then use --resume."

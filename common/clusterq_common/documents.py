@@ -61,7 +61,7 @@ def parse_yaml(text: str, *, aliases: bool = False) -> Any:
 
 
 def is_nested_deeper(value: Any, deepest: int) -> bool:
-    """Whether lists and dictionaries lie in each other more than `deepest` deep."""
+    """Return whether lists and dictionaries are nested more than `deepest` deep."""
     level = [value]
     for _ in range(deepest + 1):
         parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]

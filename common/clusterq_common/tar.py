@@ -1,4 +1,4 @@
-"""Where the plain files in a tar lie, found by its headers alone. The tar may be a stranger's: what is not needed is not parsed."""
+"""Places of the plain files in a tar, from its headers alone. The tar may be a stranger's: only what is needed is parsed."""
 
 import io
 import os
@@ -85,7 +85,7 @@ class TarHeaders:
         self.end = place
 
     def has_data_behind(self) -> bool:
-        """Whether anything but zeros follows the mark of the end; all entries have been seen before."""
+        """Return whether anything but zeros follows the end mark. Call it when all entries have been seen."""
         assert self.end is not None
         self.file.seek(self.end)
         while data := self.file.read(LOOK_AT_ONCE):

@@ -1,4 +1,4 @@
-"""What a run folder says of itself, read with care: the folder may be unfinished, old, broken or a stranger's. Free of torch."""
+"""Data of a run folder, read with care: it may be unfinished, old, broken or a stranger's. Free of torch."""
 
 import io
 import math
@@ -122,7 +122,7 @@ class Source:
 
     @cached_property
     def steps(self) -> dict[str, Points]:
-        """What metrics.jsonl records of each step, by name."""
+        """Values that metrics.jsonl records of each step, by name."""
         return columns([record for record in self.metrics if "epoch" not in record], "step")
 
     @cached_property
@@ -132,7 +132,7 @@ class Source:
 
     @cached_property
     def steps_done(self) -> int:
-        """How many steps are on record."""
+        """Number of steps on record."""
         return len({record["step"] for record in self.metrics})
 
     @property

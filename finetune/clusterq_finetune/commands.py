@@ -1,4 +1,4 @@
-"""What `clusterq-finetune` does, once its flags are known."""
+"""The command `clusterq-finetune`, once its flags are known."""
 
 import copy
 import json

@@ -189,12 +189,12 @@ class RecipeConfig(Settings):
 
     @property
     def changes_images(self) -> bool:
-        """Whether networks see other images than those that the stored logits belong to."""
+        """Return whether networks see other images than those that the stored logits belong to."""
         return self.augment != "none" or self.low_pass > 0
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether each step needs a teacher forward, whatever is stored."""
+        """Return whether each step needs a teacher forward, whatever is stored."""
         return self.changes_images or self.feature_weight > 0
 
 
@@ -299,7 +299,7 @@ def resolve(
 
 
 def recipe_notes() -> dict[str, dict[str, str]]:
-    """What each recipe sets, for the help: section -> field -> the value of the one taken if none is named, then those that differ."""
+    """Notes on each recipe for the help: section -> field -> the default recipe's value, then those that differ."""
     plain = RecipeConfig().model_dump()
     usual, *others = ({**plain, **values} for values in RECIPES.values())
     notes = {}

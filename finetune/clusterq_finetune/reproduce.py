@@ -85,7 +85,7 @@ def reproduce(
 
 @torch.no_grad()
 def compare_students(first: Path, second: Path, shards: ShardSet, arch: str) -> dict[str, Any]:
-    """How far apart two students are: in their weights, and in what they say of the held-out images (None without such).
+    """Compare two students: their weights, and their answers for the held-out images (None without such).
 
     `arch` is their architecture, as this user names it.
     """

@@ -1,4 +1,4 @@
-"""Which teacher a set of shards belongs to, and where its weights may come from."""
+"""The teacher of a set of shards, and the permitted sources of its weights."""
 
 from pathlib import Path
 from typing import Any

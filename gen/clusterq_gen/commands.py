@@ -1,4 +1,4 @@
-"""What `clusterq-gen train` and `emit` do, once their settings are known."""
+"""The commands `clusterq-gen train` and `emit`, once their settings are known."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -168,7 +168,7 @@ def _recorder(config: GenConfig, device: torch.device) -> Recorder | None:
 
 
 def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> CandidateSource:
-    """What a run folder draws its images from: a generator or a bank.
+    """Source of a run folder's images: a generator or a bank.
 
     Args:
         made: the run's own settings.
@@ -231,7 +231,7 @@ def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
 
 
 def _differ(given: str, before: str | None) -> bool:
-    """Whether two files of weights are known to be different ones."""
+    """Return whether two files of weights are known to be different ones."""
     paths = [Path(given), Path(before or "")]
     return all(path.is_file() for path in paths) and sha256_file(paths[0]) != sha256_file(paths[1])
 

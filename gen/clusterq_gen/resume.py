@@ -1,4 +1,4 @@
-"""What lies in a folder of shards already: a set to go on with, leftovers of an interruption, or something else."""
+"""Content of a folder before an emission: a set to go on with, leftovers of an interruption, or something else."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def _of_today(section: str, value: Any) -> Any:
 
 
 def labelled_by_teacher(config: GenConfig) -> bool:
-    """Whether labels are the teacher's own answers: where that is wished, and in a bank that asks for no classes."""
+    """Return whether labels are the teacher's own answers: as the settings ask, or in a bank that asks for no classes."""
     return not config.bank.labelled if is_bank(config.method.method) else config.emit.labelling == "teacher"
 
 

@@ -27,7 +27,7 @@ def under(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
 
 
 def loaded(tmp_path: Path, content: Any, key: str | None = None) -> tuple[bool, str]:
-    """Whether a network now has the weights of STATE, and what was said."""
+    """Load a checkpoint; return whether the network has the weights of STATE, and the remarks."""
     torch.save(content, tmp_path / "file.pth")
     model = network()
     remarks = load_weights(model, read_checkpoint(tmp_path / "file.pth"), "file.pth", key)
@@ -84,6 +84,12 @@ def test_of_several_that_fit_one_has_to_be_named(tmp_path: Path) -> None:
         loaded(tmp_path, both, "ema")
 
 
+def test_values_that_the_file_does_not_hold_are_not_compared(tmp_path: Path) -> None:
+    giant = {**STATE, "1.num_batches_tracked": torch.zeros((), dtype=torch.int64).expand(1 << 40)}
+    with pytest.raises(ClusterqError, match="several weights that fit"):
+        loaded(tmp_path, {"a": giant, "b": giant})
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -115,6 +121,11 @@ def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     torch.jit.script(network()).save(tmp_path / "script.pt")
     with pytest.raises(ClusterqError, match=r"is a TorchScript archive, expected a state dict"):
         read_checkpoint(tmp_path / "script.pt")
+    torch.save(STATE, tmp_path / "broken.pth")
+    broken = (tmp_path / "broken.pth").read_bytes()
+    (tmp_path / "broken.pth").write_bytes(broken[: len(broken) // 2] + broken[len(broken) // 2 + 100 :])
+    with pytest.raises(ClusterqError, match=r"is no plain state dict"):
+        read_checkpoint(tmp_path / "broken.pth")
     (tmp_path / "net.onnx").write_bytes(b"\x08\x08")
     with pytest.raises(ClusterqError, match=r"is an ONNX file, expected the PyTorch weights"):
         read_checkpoint(tmp_path / "net.onnx")

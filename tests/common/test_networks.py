@@ -47,7 +47,7 @@ def images(spec: InputSpec, count: int = 4) -> Tensor:
 
 
 def row(kind: str) -> str:
-    """What the page says of a kind, found by doing it: load, convert to W8A8, and stay near the network."""
+    """Make the page's row for a kind by trying it: load, convert to W8A8, and compare with the network."""
     spec = spec_of(kind)
     model = built(kind)
     try:

@@ -74,7 +74,7 @@ def spaced(markdown: str) -> str:
 
 
 def kind_of(line: str, before: str) -> str:
-    """What a line outside blocks of code begins or goes on with; empty for an empty one."""
+    """Return the kind of a line outside blocks of code; empty for an empty line."""
     if before == "list" and line.startswith("  "):
         return "list"
     if re.match(r"([-*]|\d+\.) ", line):

@@ -58,7 +58,12 @@ def to_device(module: nn.Module, device: torch.device | str) -> None:
     module.to(device)
     if getattr(module, CONTIGUOUS, False):
         return
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's own annotations
+    set_memory_format(module, torch.channels_last)
+
+
+def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store a network's four-dimensional parameters and buffers in an order of memory, in place."""
+    module.to(memory_format=memory_format)  # type: ignore[call-overload]  # missing from torch's own annotations
 
 
 def to_device_async(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -5,6 +5,7 @@ import io
 import torch
 from torch import Tensor, fx, nn
 
+from clusterq_common.device.setup import set_memory_format
 from clusterq_common.export.description import Description
 from clusterq_common.export.trace import replaced_quantizers, traced_program
 from clusterq_common.quant.fake_quantize import fake_quantize
@@ -21,9 +22,9 @@ def program_file(student: nn.Module, spec: InputSpec, description: Description) 
     Raises:
         ClusterqError: the forward cannot be traced.
     """
-    # Contiguous, because torch.export.load warns of weights stored in channels_last order. Moving to a memory format is missing
-    # from torch's own annotations.
-    form = replaced_quantizers(student, _Plain).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    form = replaced_quantizers(student, _Plain)
+    # torch.export.load warns of weights stored in channels_last order.
+    set_memory_format(form, torch.contiguous_format)
     program = traced_program(form, spec, "--format pt2")
     for graph in (part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)):
         for node in graph.nodes:

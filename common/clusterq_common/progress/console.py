@@ -1,4 +1,4 @@
-"""What a program says while it works: bars on a terminal, a line now and then elsewhere. All of it on stderr; stdout is for results.
+"""Messages of a running program: bars on a terminal, a line now and then elsewhere. All go to stderr; stdout is for results.
 
 `--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
 """
@@ -67,7 +67,7 @@ def quietly(quiet: bool) -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Whether this process talks to the person watching: of those that torchrun starts, the first."""
+    """Return whether this process prints: of those that torchrun starts, the first."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -156,7 +156,7 @@ def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig
             continue
         quantizer = _activation_quantizer(bits, config)
         if isinstance(layer, nn.BatchNorm2d):
-            _replace(student, name, from_float(layer, quantized_output(type(layer)), output_quantizer=quantizer))  # type: ignore[arg-type]  # classes are hashable
+            _replace(student, name, from_float(layer, quantized_output(type(layer)), output_quantizer=quantizer))
         else:
             layer.register_module("output_quantizer", quantizer)
 

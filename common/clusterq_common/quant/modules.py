@@ -1,7 +1,5 @@
 """Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer that it replaces."""
 
-from functools import cache
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,10 +45,15 @@ class _QuantOutput(nn.Module):
         return _quantized(self.output_quantizer, result)
 
 
-@cache
+# A class of layers -> the class of those whose output is quantized.
+_QUANTIZED_OUTPUT: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def quantized_output(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class of layers of this kind, subclasses with a forward of their own included, whose output is fake-quantized."""
-    return type(f"QuantOutput{kind.__name__}", (_QuantOutput, kind), {"__module__": __name__})
+    if kind not in _QUANTIZED_OUTPUT:
+        _QUANTIZED_OUTPUT[kind] = type(f"QuantOutput{kind.__name__}", (_QuantOutput, kind), {"__module__": __name__})
+    return _QUANTIZED_OUTPUT[kind]
 
 
 class QuantActivation(nn.Module):

@@ -42,7 +42,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """Where a run takes over the state that `load_checkpoint` read from `path`.
+    """Turn errors of loading a state that `load_checkpoint` read from `path` into one sentence.
 
     Raises:
         ClusterqError: the state lacks something, or belongs to a run of another kind or shape.

@@ -1,4 +1,4 @@
-"""What a process does that works for another one, and for nobody once that is gone. Free of torch."""
+"""Helper processes that end when their parent ends. Free of torch."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, threads, the command."""
+"""Environment of a run: versions, device, threads, the command."""
 
 import json
 import os

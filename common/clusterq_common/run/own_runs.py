@@ -1,4 +1,4 @@
-"""Which runs this user's own programs wrote, kept outside of every run: a folder cannot vouch for itself."""
+"""Record of the runs that this user's own programs wrote. It lies outside of every run, since a folder cannot vouch for itself."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def remember_run(folder: Path, code: Iterable[str], files: Iterable[str] = ()) -
 
 
 def is_own_code(folder: Path, code: str) -> bool:
-    """Whether this user's program wrote the run in a folder with this code, and neither its config nor the file has changed since."""
+    """Return whether this user's program wrote the run with this code, and neither its config nor the code's file has changed since."""
     record = _own_record(folder)
     known = record.get("code")
     if not isinstance(known, dict) or code not in known:
@@ -82,7 +82,7 @@ def is_own_code(folder: Path, code: str) -> bool:
 
 
 def is_own_file(folder: Path, path: str) -> bool:
-    """Whether this user's program wrote the run in a folder with this file, and its config has not changed since."""
+    """Return whether this user's program wrote the run with this file, and its config has not changed since."""
     known = _own_record(folder).get("files")
     return isinstance(known, list) and path in known
 

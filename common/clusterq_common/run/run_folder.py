@@ -77,7 +77,7 @@ def refuse_links(folder: Path, flag: str) -> None:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """What processes left behind that died while they wrote. Those among shards are for the emission to judge."""
+    """Unfinished files of processes that died. Those among shards are left to the emission."""
     found = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if final_name(path.name) in OWN_FILES]
     for name in set(OWN_FOLDERS) - {SHARDS}:
         if not (folder / name).is_symlink():

@@ -1,4 +1,4 @@
-"""What lies beside the manifest for people and for other tools."""
+"""Files beside the manifest for people and for other tools."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ it too: `datasets.load_dataset("THIS_FOLDER")`, `webdataset`, `wids` (`wids-trai
 
 
 def holds_given(manifest: Manifest) -> bool:
-    """Whether images of the set were given to clusterq instead of made by it, or come from a set of such."""
+    """Return whether images of the set were given to clusterq instead of made by it, or come from a set of such."""
     made = [manifest.generation, *(parent.generation for parent in manifest.parents)]
     return any(one is not None and one.method == GIVEN for one in made)
 
@@ -150,7 +150,7 @@ def _making(manifest: Manifest) -> str:
 
 
 def _given(made: Generation) -> str:
-    """What can be said of images that clusterq did not make."""
+    """Describe images that clusterq did not make."""
     labels = "Labels are what the teacher takes them for."
     if made.labels == "asked":
         labels = f"Labels were given, too; the teacher names them for {100 * made.teacher_agreement:.1f} % of the images."
@@ -158,14 +158,14 @@ def _given(made: Generation) -> str:
 
 
 def _others(made: Generation) -> str:
-    """What became of images that the teacher takes for another class than was asked for."""
+    """Describe the treatment of images that the teacher takes for another class than was asked for."""
     if made.labels == "teacher":
         return "were given to that class"
     return "were kept" if made.keep_misclassified else "were dropped and replaced"
 
 
 def _images_by(made: Generation) -> str:
-    """What settings say of images that are not simply a generator's."""
+    """Describe images that are not simply a generator's, from the settings."""
     refined = made.settings.get("refine")
     steps = refined.get("refine_steps") if isinstance(refined, dict) else None
     if steps:

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -81,7 +82,8 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
 
     names: list[SplitName] = [name for name in ("train", "heldout") if any(name in one.manifest.splits for one in sets)]
     settings = {"drop_duplicates": drop_duplicates}
-    return _write(sets, out, {name: samples(name) for name in names}, "merge", settings, advance)
+    with _new_set(out):
+        return _write(sets, out, {name: samples(name) for name in names}, "merge", settings, advance)
 
 
 def subset(
@@ -123,7 +125,8 @@ def subset(
             yield split.read_sample(number)
 
     settings = {"classes": classes, "per_class": per_class, "min_confidence": min_confidence}
-    return _write([source], out, {name: samples(name) for name in manifest.splits}, "subset", settings, advance)
+    with _new_set(out):
+        return _write([source], out, {name: samples(name) for name in manifest.splits}, "subset", settings, advance)
 
 
 def repair(folder: Path, manifest: Manifest, out: Path, *, advance: Advance = lambda _: None) -> Manifest:
@@ -133,23 +136,23 @@ def repair(folder: Path, manifest: Manifest, out: Path, *, advance: Advance = la
         ClusterqError: nothing can be read, or `out` is in use.
     """
     parts = {name: good_samples(folder, manifest, name) for name in manifest.splits}
-    return _write([ShardSet(folder, manifest)], out, parts, "repair", {}, advance)
+    with _new_set(out):
+        return _write([ShardSet(folder, manifest)], out, parts, "repair", {}, advance)
 
 
-def _write(
-    sets: list[ShardSet],
-    out: Path,
-    parts: dict[SplitName, Iterator[Sample]],
-    operation: str,
-    settings: dict[str, Any],
-    advance: Advance,
-) -> Manifest:
+@contextmanager
+def _new_set(out: Path) -> Iterator[None]:
+    """Hold a folder for a new set while the block writes it; what a block that fails has made is removed.
+
+    Raises:
+        ClusterqError: another program writes there, it holds other files, or the disk is full.
+    """
     with only_program(out):
         _remove_unfinished(out)
         if any(out.iterdir()):
             raise ClusterqError(f"--out: {out} is not empty, expected a new or empty folder; choose another one.")
         try:
-            manifest = _write_set(sets, out, parts, operation, settings, advance)
+            yield
         except BaseException as error:  # an interruption too; it goes on its way below
             # Without a manifest this is no set, and would be in the way of the next try.
             _remove_unfinished(out)
@@ -160,10 +163,9 @@ def _write(
                 ) from error
             raise
         (out / MADE).unlink(missing_ok=True)
-        return manifest
 
 
-def _write_set(
+def _write(
     sets: list[ShardSet],
     out: Path,
     parts: dict[SplitName, Iterator[Sample]],

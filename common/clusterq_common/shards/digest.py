@@ -1,4 +1,4 @@
-"""What a sample is, as a number: its label and its pixels, however they are encoded. Free of torch."""
+"""Digests of samples: of the label and the pixels, however they are encoded. Free of torch."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What a manifest says of the teacher."""
+"""A manifest's facts about the teacher."""
 
 from clusterq_common.shards.manifest import TeacherFacts
 from clusterq_common.taps import batchnorm_layers

@@ -1,4 +1,4 @@
-"""Where each sample's members lie in a shard: found once, kept in the user's cache, opened in milliseconds."""
+"""Index of the members in a shard: made once, kept in the user's cache, opened in milliseconds."""
 
 import io
 import json
@@ -111,7 +111,7 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
 
 
 def _fits(index: Index, shard: Shard, *, has_logits: bool) -> bool:
-    """Whether a cached index can be of this shard: the cache is the user's own, but it may be old or cut short."""
+    """Return whether a cached index can be of this shard. The cache is the user's own, but it may be old or cut short."""
     if index.dtype != np.int64 or index.shape != (shard.samples, 1 + 2 * len(MEMBERS)):
         return False
     offsets, sizes = index[:, 1::2], index[:, 2::2]

@@ -1,4 +1,4 @@
-"""What a sample's members hold, read from bytes that a stranger may have written: bounds first, nothing unpickled."""
+"""Readers of a sample's members. A stranger may have written the bytes: bounds are checked first, nothing is unpickled."""
 
 import io
 import json

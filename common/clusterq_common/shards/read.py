@@ -85,7 +85,7 @@ class SplitReader:
         return read_label(self._member(number, "cls"), self._spec, self._where(number))
 
     def facts(self, number: int) -> SampleFacts:
-        """What the sample's `.json` says.
+        """The facts in the sample's `.json`.
 
         Raises:
             ClusterqError: it is no JSON, holds other things, or another label than `.cls`.
@@ -233,7 +233,7 @@ def shard_folder(path: Path) -> Path:
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """Whether a listed shard is there, as a file of its own and with the listed size.
+    """Check that a listed shard is there, as a file of its own and with the listed size.
 
     Raises:
         ClusterqError: it is not.

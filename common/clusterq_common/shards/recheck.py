@@ -18,7 +18,7 @@ BATCH = 64
 
 
 def logits_tolerance(logits: Tensor) -> Tensor:
-    """How far stored logits may be from these, (N, classes) -> (N,): 0.02 + 0.002 of an image's largest."""
+    """Allowed distance of stored logits from these, (N, classes) -> (N,): 0.02 + 0.002 of an image's largest."""
     return ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * logits.abs().amax(1)
 
 

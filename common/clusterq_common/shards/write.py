@@ -33,7 +33,7 @@ class DiskFullError(ClusterqError):
 
 @dataclass
 class Written:
-    """What went into a split so far."""
+    """Counts of a split while it is written."""
 
     per_class: list[int]
     shards: list[Shard]

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from clusterq_common.device.setup import CONTIGUOUS
+from clusterq_common.device.setup import CONTIGUOUS, set_memory_format
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.spec import InputSpec
 
@@ -175,7 +175,7 @@ def _logits_of(output: Any, spec: InputSpec, arch: str) -> tuple[Callable[[Any],
 
 
 def _shape_of(value: Tensor, spec: InputSpec) -> str:
-    """How one image's tensor holds logits: `rows`, `maps`, `single`, or empty where it does not."""
+    """Name the form in which one image's tensor holds logits: `rows`, `maps`, `single`, or empty for none."""
     shape = tuple(value.shape)
     if shape == (1, spec.num_classes):
         return "rows"
@@ -198,12 +198,12 @@ def _needs_contiguous(model: nn.Module, spec: InputSpec) -> str:
     images = torch.randn(2, spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         with torch.no_grad():
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's own annotations
+            set_memory_format(model, torch.channels_last)
             model(images.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
         return f"its forward fails in channels_last order ({type(error).__name__})"
     finally:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        set_memory_format(model, torch.contiguous_format)
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What would make hours of work worthless, found when a classifier is loaded."""
+"""Checks of a classifier at load, before hours of work depend on it."""
 
 import torch
 from torch import Tensor, nn

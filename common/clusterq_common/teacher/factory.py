@@ -31,7 +31,7 @@ def build_factory(arch: str) -> nn.Module:
 
 
 def call_function(where: str, *arguments: object, flag: str, expected: str) -> object:
-    """What the function `path/to/file.py:function` makes of the arguments; `flag` and `expected` are for the errors.
+    """Call the function `path/to/file.py:function` with the arguments; `flag` and `expected` are for the errors.
 
     Raises:
         ClusterqError: no such file or function, or an exception inside.
@@ -86,7 +86,7 @@ def _as_a_program(path: Path, name: str, module: ModuleType) -> Iterator[None]:
 
 
 def _own_line(error: Exception, path: Path) -> str:
-    """Where in the user's own folder an error arose; empty where it did not."""
+    """Name the line of the user's own folder where an error arose; empty where it arose elsewhere."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" ({Path(error.filename).name}, line {error.lineno})"
     folder = path.resolve().parent

@@ -1,4 +1,4 @@
-"""What is known about pytorchcv's classifiers: their names, their images, their normalisation, how they were evaluated."""
+"""Facts about pytorchcv's classifiers: names, images, normalisation, and the preprocessing of their evaluation."""
 
 import difflib
 import inspect
@@ -70,7 +70,7 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def known_geometry(size: int, arch: str = "") -> Geometry:
-    """How the published accuracy of an architecture that takes `size` pixels was measured.
+    """Preprocessing of the published accuracy of an architecture that takes `size` pixels.
 
     For a user's own factory, and where nothing else is known, as is usual: up to 64 pixels the whole image, above a bilinear resize
     and a centre crop of 87.5 %.

@@ -142,7 +142,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
 
 
 def _stated_by(model: nn.Module) -> dict[str, Any]:
-    """What a factory's model says of itself in pytorchcv's manner."""
+    """Read the sizes that a factory's model states in pytorchcv's attributes."""
     size, classes = getattr(model, "in_size", None), getattr(model, "num_classes", None)
     return {"input_size": size[0] if isinstance(size, tuple | list) else size, "num_classes": classes}
 

@@ -1,4 +1,4 @@
-"""What a teacher is called and what it expects: settings only, free of torch."""
+"""Settings of a teacher: its name and its input. Free of torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,7 +74,7 @@ class InputSpec(Settings):
 
 
 class Geometry(Settings):
-    """How a photograph becomes the square image that a classifier takes.
+    """Preprocessing of a photograph into the square image that a classifier takes.
 
     Attributes:
         crop_share: side of the centre crop over the shorter side of the resized photograph; None: the whole picture, squeezed
@@ -102,7 +102,7 @@ class TeacherConfig(Settings):
 
 
 def is_factory(arch: str) -> bool:
-    """Whether an architecture is a file and a function rather than a pytorchcv name."""
+    """Return whether an architecture is a file and a function rather than a pytorchcv name."""
     return ":" in arch or arch.endswith(".py") or "/" in arch
 
 

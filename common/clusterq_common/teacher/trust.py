@@ -1,4 +1,4 @@
-"""Whether settings read from a file may have code run. The one place that decides it, for every command.
+"""The decision whether settings from a file may run code, made here for every command.
 
 Code is a factory or a method, `path/to/file.py:function`. What counts is where its name came from, not where it points: paths can
 be spelled so that no comparison of them sees through it.

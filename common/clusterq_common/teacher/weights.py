@@ -29,7 +29,7 @@ COUNTERS = "num_batches_tracked"
 
 
 def weights_cache() -> Path:
-    """Where pytorchcv's downloads are kept: $TORCH_HOME/models, or ~/.torch/models as pytorchcv itself has it."""
+    """Return the folder of pytorchcv's downloads: $TORCH_HOME/models, or ~/.torch/models as in pytorchcv itself."""
     home = os.environ.get("TORCH_HOME")
     return (Path(home) if home else home_folder("TORCH_HOME") / ".torch") / "models"
 
@@ -68,7 +68,6 @@ def read_checkpoint(path: Path) -> object:
     if not path.is_file():
         raise ClusterqError(f"--weights: {path} does not exist, expected a .safetensors file or a PyTorch state dict.")
     _refuse_other_kinds(path)
-    _refuse_packed(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -87,19 +86,28 @@ def read_checkpoint(path: Path) -> object:
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """Name files that hold a program and not weights alone."""
+    """Refuse files that hold a program, and archives that unfold."""
     if path.suffix.lower() == ".onnx":
         raise ClusterqError(
             f"--weights: {path} is an ONNX file, expected the PyTorch weights it was exported from; pass their state dict (.pth, .safetensors)."
         )
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.split("/")[1:2] == ["code"] or name.endswith("/constants.pkl") for name in names):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # torch says what is wrong with it
+    if any(member.filename.split("/")[1:2] == ["code"] or member.filename.endswith("/constants.pkl") for member in members):
         raise ClusterqError(
             f"--weights: {path} is a TorchScript archive, expected a state dict; save it with "
             "torch.save(torch.jit.load(...).state_dict(), ...) and pass the architecture with --arch."
+        )
+    # PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read.
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ClusterqError(
+            f"--weights: {path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...)."
         )
 
 
@@ -162,23 +170,8 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
     return remarks
 
 
-def _refuse_packed(path: Path) -> None:
-    """PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as file:
-            packed = any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return  # torch says what is wrong with it
-    if packed:
-        raise ClusterqError(
-            f"--weights: {path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...)."
-        )
-
-
 def _complaint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What keeps a state dict from fitting; empty when it fits."""
+    """Say why a state dict does not fit; empty when it fits."""
     expected = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTERS)}
     given = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
     misshapen = [

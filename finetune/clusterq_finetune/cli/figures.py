@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Debug, Quiet
+from clusterq_cli.app import App, Debug, Json, OnDevice, Quiet, Threads
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
-from clusterq_common.device.config import Device, RuntimeConfig
+from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import EvaluationConfig
@@ -32,9 +32,6 @@ ValClasses = Annotated[
     Path | None, typer.Option("--val-classes", help="File with one class folder name of --val a line, in index order.")
 ]
 OUT_HELP = "Where to write: a path without ending for one file of each --format, or a file with one."
-OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Where the teacher runs: auto, cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")]
-Json = Annotated[bool, typer.Option("--json", help="Say what was drawn as one line of JSON, last on stdout.")]
 
 TEACHER: dict[str, Any] = {"teacher": TeacherConfig}
 SHARED: dict[str, Any] = {"evaluation": EvaluationConfig, "file": FileConfig}

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Quiet, Weights, named_teacher, version_option
+from clusterq_cli.app import App, Arch, Debug, Json, OnDevice, Quiet, Threads, Weights, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
-from clusterq_common.device.config import Device, RuntimeConfig
+from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.progress.console import print_json, print_result
@@ -41,7 +41,6 @@ PredictionsCsv = Annotated[
 ]
 STUDENT_HELP = "Folder of a finished fine-tuning, or of a generator's run: its in-loop student."
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 
 
 @app.callback(invoke_without_command=True, epilog=f"{EXAMPLES}\n\n{EXIT_CODES}")
@@ -130,8 +129,8 @@ def evaluate(
     predictions_csv: PredictionsCsv = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
-    device: Annotated[Device, typer.Option("--device", metavar="<name>", help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
+    device: OnDevice = "auto",
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

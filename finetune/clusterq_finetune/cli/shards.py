@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Debug, Quiet
+from clusterq_cli.app import App, Debug, Json, OnDevice, Quiet, Threads
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import USER_ERROR, run_guarded
-from clusterq_common.device.config import Device, RuntimeConfig
+from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
@@ -20,7 +20,6 @@ app = App(help="Look at sets of shards, check them, merge them, cut them, mend t
 
 Folder = Annotated[Path, typer.Argument(help="A folder of shards, or a run folder of clusterq-gen.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or empty.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on stdout.")]
 
 
 @app.command(epilog=examples("clusterq-finetune shards info out/"))
@@ -96,8 +95,8 @@ def quality(
         Path | None, typer.Option("--real-classes", help="File with one class folder name of --real a line, in index order.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("quality.html"),
-    device: Annotated[Device, typer.Option("--device", metavar="<name>", help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
+    device: OnDevice = "auto",
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -26,7 +26,7 @@ class EightBits(NamedTuple):
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a pixel has one channel of more than eight bits: 16 or 32, or a float."""
+    """Return whether a pixel is one channel of more than eight bits: 16 or 32, or a float."""
     return image.mode in {"I", "F"} or image.mode.startswith("I;16")
 
 

@@ -12,7 +12,7 @@ Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class BinaryResult(Settings):
-    """How good a classifier of two classes is; class 1 is the positive one. None where the images of a class are too few for a figure.
+    """Figures of a classifier of two classes; class 1 is the positive one. None where a class has too few images for a figure.
 
     Attributes:
         auroc: area under the ROC curve, from 0 to 1: how often an image of class 1 gets a higher score than one of class 0.

@@ -33,7 +33,7 @@ class Confusion(Settings):
 
 
 class EvaluationResult(Settings):
-    """How good one model is.
+    """Result of one model.
 
     Attributes:
         images: readable images, on which the figures are.
@@ -71,7 +71,7 @@ class EvaluationResult(Settings):
 
 
 class _Counts:
-    """What is summed up over batches for one model, on its device."""
+    """Sums over batches for one model, on its device."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
@@ -146,7 +146,7 @@ class _Counts:
 
 
 class _Read:
-    """What was found while images were read: those that could not be, pixel modes, and remarks."""
+    """Record of the reading: unreadable images, pixel modes, and remarks."""
 
     def __init__(self) -> None:
         self.unreadable: list[str] = []

@@ -1,4 +1,4 @@
-"""Which class each model names for each real image, and how sure it is: what paired comparisons and spreadsheets need."""
+"""Predictions image by image, with confidences, for paired comparisons and spreadsheets."""
 
 import csv
 import io
@@ -98,7 +98,7 @@ def _texts(values: Array) -> list[str]:
 
 @dataclass(frozen=True)
 class KeptPredictions:
-    """What a command keeps of each image.
+    """Files that a command keeps its predictions in.
 
     Attributes:
         probabilities: in the .npz also those of every class, not of the five best alone.
@@ -123,7 +123,7 @@ class KeptPredictions:
             raise ClusterqError(f"{flag}: there is no --val, expected real images to predict; pass --val, or leave it out.")
 
     def collector(self) -> Predictions:
-        """What an evaluation fills."""
+        """Return an empty store for an evaluation's predictions."""
         return Predictions(probabilities=self.probabilities)
 
     def save(self, predictions: Predictions, npz: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation found, in result.json and in words."""
+"""An evaluation's result, in result.json and in words."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ def _binary(name: str, found: dict[str, Any]) -> str:
 
 
 def _apart(part: dict[str, Any]) -> str:
-    """How far integer arithmetic is from the student, where that was measured."""
+    """Describe the distance of integer arithmetic from the student, where it was measured."""
     if "agreement_with_student" not in part:
         return ""
     agreement, difference = part["agreement_with_student"], part["largest_logit_difference"]

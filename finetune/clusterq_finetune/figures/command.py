@@ -213,7 +213,7 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
 
 
 def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
-    """What to call each class: its number, and its name where a set knows it."""
+    """Title of each class: its number, and its name where a set knows it."""
     names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
     return {label: f"{label} {names[label]}" if names else str(label) for label in classes}
 

@@ -1,4 +1,4 @@
-"""What `clusterq-finetune shards ...` does, once its flags are known."""
+"""The commands `clusterq-finetune shards ...`, once their flags are known."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `clusterq-finetune shards quality` does, once its flags are known."""
+"""The command `clusterq-finetune shards quality`, once its flags are known."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -46,7 +46,7 @@ def write_batch(path: Path, batch: BankBatch, made: str) -> None:
 
 
 def is_finished(path: Path, made: str) -> bool:
-    """Whether a batch of that making lies there, whole."""
+    """Return whether a whole batch of that making lies there."""
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get(NOTE, "{}")).get("made_of") == made

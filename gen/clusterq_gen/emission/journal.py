@@ -1,4 +1,4 @@
-"""Which shards of an emission are finished: kept beside them until the manifest says so."""
+"""Record of an emission's finished shards, kept beside them until the manifest is written."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ JOURNAL = ".emission"
 
 
 def scratch(folder: Path) -> Path:
-    """What an emission into `folder` needs until its manifest is written, and not afterwards; `Journal.close` removes it."""
+    """Folder of files that an emission into `folder` needs until its manifest is written. `Journal.close` removes it."""
     return folder / JOURNAL / "scratch"
 
 
@@ -34,7 +34,7 @@ class Journal:
         self._identity = identity
 
     def finished(self, block: ShardPlan) -> tuple[Written, EmissionCounts] | None:
-        """What an earlier, interrupted emission noted of this shard, if the file is there, whole and of the same making."""
+        """Return an interrupted emission's record of this shard, if the file is there, whole and of the same making."""
         note = self._note(block)
         if not note.is_file():
             return None

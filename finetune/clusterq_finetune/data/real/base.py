@@ -1,4 +1,4 @@
-"""What every layout becomes: images by index, decoded and preprocessed where a loader asks for them."""
+"""Common form of all layouts: images by index, decoded and preprocessed when a loader asks for them."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -97,7 +97,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a person would find the image by."""
+        """Name by which a person finds the image."""
 
     @abstractmethod
     def open(self, index: int) -> Image.Image:
@@ -194,7 +194,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
 
 
 def _remarks_of(image: Image.Image) -> Iterator[str]:
-    """What a decoded file says of itself that its first picture's pixels do not show."""
+    """Remarks on a decoded file that its first picture's pixels do not show."""
     # Pillow raises anything on broken metadata, which says nothing about the pixels.
     with suppress(Exception):
         if getattr(image, "is_animated", False):

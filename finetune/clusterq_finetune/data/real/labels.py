@@ -1,4 +1,4 @@
-"""Which class a name stands for."""
+"""Classes by name."""
 
 import re
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def class_index(names: list[str], having: str, what: str, spec: InputSpec, class
 
 
 def order_remark(names: Sequence[str]) -> Remark | None:
-    """What there is to say where names sort otherwise by their numbers than letter by letter: 0, 1, 10, 2."""
+    """Remark on names that sort otherwise by number than letter by letter: 0, 1, 10, 2."""
 
     def by_numbers(name: str) -> list[int | str]:
         return [int(part) if part.isdecimal() else part for part in NUMBERS.split(name)]

@@ -24,7 +24,7 @@ COLOURS = {3, 4}
 
 
 def is_own(path: Path) -> bool:
-    """Whether `--val` names a function in a file rather than a place."""
+    """Return whether `--val` names a function in a file rather than a place."""
     file, _, function = str(path).rpartition(":")
     return file.endswith(".py") and function.isidentifier() and not path.exists()
 
@@ -39,7 +39,7 @@ def open_own(path: Path, spec: InputSpec) -> "OwnImages":
 
 
 class OwnImages(ValidationImages):
-    """What a function returned: read by index where it has a length and indices, one after the other where not."""
+    """Images that a function returned: read by index where it has a length and indices, else one after the other."""
 
     def __init__(self, path: Path, spec: InputSpec) -> None:
         super().__init__(path, shown_arch(str(path)), [], spec)
@@ -53,7 +53,7 @@ class OwnImages(ValidationImages):
         return made
 
     def __len__(self) -> int:
-        """How many images there are; 0 where that is not known before they are read."""
+        """Number of images; 0 where it is not known before they are read."""
         return len(self.items) if hasattr(self.items, "__len__") else 0
 
     def name(self, index: int) -> str:
@@ -152,7 +152,7 @@ class OwnImages(ValidationImages):
         return label
 
     def _image(self, value: Any, index: int) -> Image.Image:
-        """What a function gave for an image, as PIL has it."""
+        """Convert what a function gave for an image to a PIL image."""
         if isinstance(value, Image.Image):
             return value
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value

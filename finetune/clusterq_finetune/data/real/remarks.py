@@ -1,4 +1,4 @@
-"""What a reader of images skipped, reordered or guessed: counted, and named as far as a person reads."""
+"""Remarks of a reader of images: things skipped, reordered or guessed, counted, the first few named."""
 
 from collections.abc import Iterable
 

@@ -26,7 +26,7 @@ LARGEST_DEVKIT = 64 << 20
 
 @dataclass(frozen=True)
 class Span:
-    """Where an image lies: `size` bytes from `offset` of a tar."""
+    """Place of an image: `size` bytes from `offset` of a tar."""
 
     tar: Path
     name: str
