@@ -49,7 +49,7 @@ def size(how_many_bytes: float) -> str:
         value, place = value / 1000, place + 1
     if place == 0:
         return count(round(value), "byte")
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f} {SIZES[place]}"
+    return f"{value:,.{min(2, max(0, 2 - math.floor(math.log10(value))))}f} {SIZES[place]}"
 
 
 def duration(seconds: float) -> str:

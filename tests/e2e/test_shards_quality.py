@@ -115,7 +115,7 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
     assert len(steps) == 3
     assert seen == pytest.approx(found["sources"]["set"]["agreement"], abs=1e-6)
     assert np.mean([step["student/accuracy"] for step in steps]) < np.mean([step["student/agreement"] for step in steps])
-    assert "student names the label" in Page(tmp_path / "tuned" / "report.html").text
+    assert "student names the stored label" in Page(tmp_path / "tuned" / "report.html").text
 
 
 def test_the_untouched_set_has_none_of_them(

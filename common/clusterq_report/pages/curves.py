@@ -18,18 +18,19 @@ def curves(
     found: Mapping[str, Points],
     *,
     title: str,
-    x_label: str,
     y_label: str,
     caption: str,
+    x_label: str = "step",
     notes: Sequence[tuple[float, str]] = (),
 ) -> list[Figure]:
     """Return figures of series with a common axis, logarithmic where all values are above zero and far apart.
 
-    Series with values of zero or below get a figure with a linear axis. The caption states the number of missing values.
+    Series with values of zero or below get a figure with a linear axis; both figures then name their series. The caption states the number of missing values.
     """
     above = {name: points for name, points in found.items() if min(usable(y for _, y in points), default=0.0) > 0}
     below = {name: points for name, points in found.items() if name not in above}
     figures = []
+    parted = bool(above) and any(usable(y for _, y in points) for points in below.values())
     for group in (above, below):
         values = usable(y for points in group.values() for _, y in points)
         if not values:
@@ -41,12 +42,12 @@ def curves(
         said += f" Gaps: {count(gaps, 'value that is', 'values that are')} not finite." if gaps else ""
         log = needs_logarithm(values)
         drawn = line_chart(lines, title=title, x_label=x_label, y_label=y_label, log=log, x_range=_extent(group), notes=notes)
-        figures.append(Figure(title, drawn, said))
+        figures.append(Figure(f"{title}: {', '.join(group)}" if parted else title, drawn, said))
     return figures
 
 
 def shares(
-    found: Mapping[str, Points], *, title: str, x_label: str, caption: str, notes: Sequence[tuple[float, str]] = ()
+    found: Mapping[str, Points], *, title: str, caption: str, x_label: str = "step", notes: Sequence[tuple[float, str]] = ()
 ) -> list[Figure]:
     """Return a figure of series that are shares of one, in percent. The axis ends at 100 at most."""
     percent = {n: [(x, None if y is None else 100 * y) for x, y in points] for n, points in found.items()}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from clusterq_common.quantities import count, number, percent, size, without_rounding_below_zero
+from clusterq_common.quantities import count, number, percent, size
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Paragraph
@@ -103,7 +103,6 @@ def _learning(source: Source) -> list[Block]:
         *curves(
             losses,
             title="Losses",
-            x_label="step",
             y_label="weighted loss",
             caption="Terms of the loss, weighted as they are summed.",
         )
@@ -112,7 +111,6 @@ def _learning(source: Source) -> list[Block]:
     blocks += shares(
         training,
         title="Teacher and student on training images",
-        x_label="step",
         caption=f"Shares of a batch's synthetic images: {', '.join(training)}.",
     )
     unseen = _recorded(source.epochs, "heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy")
@@ -124,7 +122,7 @@ def _learning(source: Source) -> list[Block]:
         "overfitting. Real images are looked at once, when training is over.",
     )
     blocks += curves(
-        {"kl": _kl(source.epochs.get("heldout/kl", []), _temperature(source) ** 2)},
+        {"kl": _heldout_kl(source)},
         title="KL on held-out images",
         x_label="epoch",
         y_label="T² KL",
@@ -133,7 +131,6 @@ def _learning(source: Source) -> list[Block]:
     blocks += curves(
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
-        x_label="step",
         y_label="learning rate",
         caption="Learning rate.",
     )
@@ -142,19 +139,14 @@ def _learning(source: Source) -> list[Block]:
 
 def _losses(source: Source) -> dict[str, Points]:
     losses = series(source.steps, "loss/")
-    if "kl" in losses:
-        weight = real(section(source.config.get("recipe")).get("kl_weight")) or 1.0
-        losses["kl"] = _kl(losses["kl"], weight * _temperature(source) ** 2)
-    return losses
+    return {
+        name: loss_terms.from_zero(points, section(source.config.get("recipe"))) if name == "kl" else points
+        for name, points in losses.items()
+    }
 
 
-def _temperature(source: Source) -> float:
-    return real(section(source.config.get("recipe")).get("temperature")) or 1.0
-
-
-def _kl(points: Points, unit: float) -> Points:
-    """Return KL divergences without what rounding made negative; `unit` is what the divergence was multiplied by."""
-    return [(x, None if y is None else without_rounding_below_zero(y, unit)) for x, y in points]
+def _heldout_kl(source: Source) -> Points:
+    return loss_terms.from_zero(source.epochs.get("heldout/kl", []), section(source.config.get("recipe")), weighted=False)
 
 
 def _recorded(columns: Mapping[str, Points], *keys: str) -> dict[str, Points]:
@@ -180,15 +172,7 @@ def _remarks(source: Source) -> list[Remark]:
             )
         )
     remarks += loss_terms.not_finite(series(source.steps, "loss/"))
-    negative = [
-        y
-        for points in (_losses(source).get("kl", []), _kl(source.epochs.get("heldout/kl", []), _temperature(source) ** 2))
-        for _, y in points
-        if (y or 0) < 0
-    ]
-    if negative:
-        sentence = f"A KL divergence of {number(min(negative))} is on record: it cannot be negative, so the program or the record is at fault."
-        remarks.append(Remark("warning", sentence))
+    remarks += loss_terms.negative(_losses(source).get("kl", []), _heldout_kl(source))
     remarks += [*_about_accuracy(source), *_about_synthetic(source), *_about_layers(source)]
     if accuracy.top1(source, "student") is not None:
         remarks.append(

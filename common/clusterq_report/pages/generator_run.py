@@ -100,13 +100,14 @@ def _learning(source: Source) -> list[Block]:
     warm, steps = real(train.get("warmup_epochs")), real(train.get("steps_per_epoch"))
     notes = [(warm * steps, "warm-up ends")] if warm and steps else []
     losses, student = series(source.steps, "loss/"), series(source.steps, "student/")
+    if "kl" in student:
+        student["kl"] = loss_terms.from_zero(student["kl"], section(source.config.get("method")))
     agreement = {"student agrees with teacher": student.pop("agreement")} if "agreement" in student else {}
     accuracy = {"teacher names the class asked for, in training": series(source.steps, "teacher/accuracy").get("", [])}
     blocks: list[Block] = [*loss_terms.legend({**losses, **student}, loss_terms.GENERATOR | loss_terms.STUDENT)]
     blocks += curves(
         losses,
         title="Losses of the generator",
-        x_label="step",
         y_label="weighted loss",
         caption="Terms of the generator's loss, weighted as they are summed.",
         notes=notes,
@@ -114,21 +115,18 @@ def _learning(source: Source) -> list[Block]:
     blocks += shares(
         {**accuracy, **agreement},
         title="Teacher and student",
-        x_label="step",
         notes=notes,
         caption="Share of a training batch's images that the teacher names as the class asked for, and on which teacher and in-loop student name the same class.",
     )
     blocks += curves(
         student,
         title="Losses of the in-loop student",
-        x_label="step",
         y_label="loss",
         caption="What the in-loop student minimises.",
     )
     blocks += curves(
         series(source.steps, "gradient/"),
         title="Gradient norms",
-        x_label="step",
         y_label="gradient norm",
         caption="Norm of each term's gradient at the generator's output: a term far below the others has no say.",
         notes=notes,
@@ -136,7 +134,6 @@ def _learning(source: Source) -> list[Block]:
     blocks += curves(
         series(source.steps, "centroids/"),
         title="Drift of class centroids",
-        x_label="step",
         y_label="drift",
         caption="How far a step's class statistics lie from the class centroids, root mean square over channels, mean over layers and classes: it should fall, and stay above zero while images vary.",
     )
@@ -144,7 +141,6 @@ def _learning(source: Source) -> list[Block]:
     return blocks + curves(
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
-        x_label="step",
         y_label="learning rate",
         caption="Of the generator.",
     )

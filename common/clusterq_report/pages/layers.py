@@ -55,8 +55,8 @@ class Layers:
         return found
 
     def label(self, name: str) -> str:
-        """Return a layer as text, such as `3 features.conv2`."""
-        return f"{self.numbers[name]} {name}" if name in self.numbers else name
+        """Return a layer as text, such as `3 (features.conv2)`."""
+        return f"{self.numbers[name]} ({name})" if name in self.numbers else name
 
     def places(self, names: list[str]) -> list[int]:
         """Return the places of layers on an axis: their numbers, or the order of the list where one has no number."""

@@ -1,11 +1,12 @@
-"""Terms of a loss, by the names that runs record: what each is, and whether its values are finite."""
+"""Terms of a loss, by the names that runs record: what each is, and whether its values can be."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from clusterq_common.quantities import count
+from clusterq_common.quantities import count, number, without_rounding_below_zero
 from clusterq_report.html.blocks import Folded, Table
 from clusterq_report.html.page import Remark
-from clusterq_report.run_data import Points
+from clusterq_report.run_data import Points, real
 
 GENERATOR = {
     "class": "cross-entropy: the teacher is to name the class that an image was made for",
@@ -39,3 +40,22 @@ def not_finite(losses: Mapping[str, Points]) -> list[Remark]:
     missing = sum(y is None for points in losses.values() for _, y in points)
     said = f"{count(missing, 'loss value is', 'loss values are')} not finite: the training went astray; try a smaller --lr."
     return [Remark("warning", said)] if missing else []
+
+
+def from_zero(kl: Points, settings: Mapping[str, Any], *, weighted: bool = True) -> Points:
+    """Return recorded KL divergences without what only rounding made negative.
+
+    Args:
+        kl: as recorded.
+        settings: the section of config.yaml with the temperature and the weight of the KL.
+        weighted: whether the record holds the KL times its weight.
+    """
+    unit = (real(settings.get("temperature")) or 1.0) ** 2 * ((real(settings.get("kl_weight")) or 1.0) if weighted else 1.0)
+    return [(x, None if y is None else without_rounding_below_zero(y, unit)) for x, y in kl]
+
+
+def negative(*kl: Points) -> list[Remark]:
+    """Return a warning where a KL divergence is really negative."""
+    found = [y for points in kl for _, y in points if y is not None and y < 0]
+    said = f"A KL divergence of {number(min(found, default=0.0))} is on record, which cannot be: the program or the record is at fault."
+    return [Remark("warning", said)] if found else []
