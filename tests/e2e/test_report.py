@@ -324,7 +324,8 @@ def test_drawing_is_free_of_torch(tuned: Path, digits_run: Path, tmp_path: Path)
 MEASURE = """<script>
 document.querySelectorAll("details").forEach(function (one) { one.open = true; });
 var sizes = Array.from(document.querySelectorAll("svg text")).map(function (text) {
-  return parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a;
+  var place = text.getScreenCTM();  // Some texts are turned.
+  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(place.a, place.b);
 });
 document.body.dataset.least = Math.min.apply(null, sizes);
 document.body.dataset.wide = document.body.scrollWidth;

@@ -2,9 +2,9 @@
 document.querySelectorAll("table.sortable").forEach(function (table) {
   var body = table.tBodies[0];
   function value(row, column) {
-    var text = row.cells[column].textContent.trim();
-    var plain = Number(text.replace(/[,%\s]/g, ""));
-    return text === "–" ? null : Number.isNaN(plain) ? text : plain;
+    var text = row.cells[column].textContent.trim(), number = parseFloat(text.replace(/,/g, ""));
+    if (text === "–") { return null; }
+    return row.cells[column].className !== "figure" || Number.isNaN(number) ? text : number;
   }
   Array.from(table.tHead.rows[0].cells).forEach(function (head, column) {
     var button = document.createElement("button");
@@ -20,7 +20,7 @@ document.querySelectorAll("table.sortable").forEach(function (table) {
         var one = value(first, column), two = value(second, column);
         if (one === null || two === null) { return (one === null) - (two === null); }
         if (typeof one !== typeof two) { return typeof one === "number" ? -1 : 1; }
-        return sign * (typeof one === "number" ? one - two : one.localeCompare(two));
+        return sign * (typeof one === "number" ? one - two : one.localeCompare(two, "en", { numeric: true }));
       }).forEach(function (row) { body.append(row); });
     });
   });
