@@ -13,7 +13,7 @@ from clusterq_report.pages import accuracy, loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.pages.curves import curves, series, shares
 from clusterq_report.pages.layers import Layers
-from clusterq_report.run_data import Points, Source, pair, real, reals, section, word
+from clusterq_report.run_data import Points, Source, pair, real, reals, rows, section, word
 
 # Thresholds for warnings, in points: half-width of an interval, loss of a student or a class, gap between synthetic and real
 # images, and decrease of the agreement.
@@ -74,12 +74,27 @@ def _tiles(source: Source, bits: str) -> dict[str, str]:
     stored = Layers.of(source).stored_bytes()
     if stored is not None:
         tiles["Weights of the layers"] = f"{size(stored[0])}, in float32 {size(stored[1])}"
+    tiles |= _exported(source)
     tiles["Training images"] = number(real(section(result.get("shards")).get("training_images")))
     agreement = real(section(result.get("student")).get("heldout/agreement"))
     if agreement is not None:
         tiles["Agrees on held-out images, last epoch"] = percent(100 * agreement)
     tiles["Recipe"] = f"{word(recipe.get('recipe'))}, {count(real(recipe.get('epochs')), 'epoch')}"
     return tiles | {"Seed": provenance.seed(source)}
+
+
+def _exported(source: Source) -> dict[str, str]:
+    """Return size and speed of the exported file, where a benchmark measured them: the time of the first batch size."""
+    found, tiles = source.benchmark, {}
+    stored = real(section(found.get("bytes")).get("file"))
+    if stored is not None:
+        tiles["Exported file"] = size(stored)
+    row = next(iter(rows(found.get("latency"))), {})
+    times, ratio = reals(section(row.get("milliseconds")).get("file")), reals(row.get("ratio"))
+    if times and times[0] is not None:
+        beside = f", {ratio[0]:.2f} of float's" if ratio and ratio[0] is not None else ""
+        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = f"{times[0]:.2f} ms{beside}"
+    return tiles
 
 
 def _lead(source: Source, arch: str, bits: str) -> str:

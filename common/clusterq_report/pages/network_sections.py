@@ -116,7 +116,9 @@ def _ranges(layers: Layers, sites: list[dict[str, Any]]) -> list[Block]:
     share, worst = max((real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in sites)
     caption = "The band is what the grid covers; what was seen beyond it is clipped. A band far wider than what was seen wastes steps of the grid."
     caption += (
-        f" Most beyond: {percent(100 * share)} of what flows into layer {layers.label(worst)}." if share else " Nothing was beyond."
+        f" Most beyond: {percent(100 * share)} of what flows into layer {layers.label(worst)}."
+        if share
+        else " Nothing was beyond."
     )
     heads = ["number", "activation", "bits", "grid from", "to", "seen from", "to", "beyond grid", "dB"]
     listed = []
