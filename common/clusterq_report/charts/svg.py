@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 14, 38
 # Width of a letter of a chart's text, in the chart's units.
 LETTER = 6.6
-SMALL_WIDTH, SMALL_HEIGHT = 170, 92
+SMALL_WIDTH, SMALL_HEIGHT = 160, 92
 # Larger ranges cannot be subtracted in floating point.
 LARGEST = 1e300
 # On a logarithmic axis ratios must be finite, too.

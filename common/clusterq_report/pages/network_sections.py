@@ -5,6 +5,7 @@ from typing import Any
 from clusterq_common.quantities import count, number, percent
 from clusterq_report.charts.bars import Bars, bar_chart, grid_histogram
 from clusterq_report.charts.lines import Line, line_chart, small_charts
+from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Figure, Folded, Paragraph, Table
 from clusterq_report.pages.layers import Layers, cost_table
 from clusterq_report.run_data import Source, real, reals, rows, word
@@ -78,7 +79,7 @@ def quantization(source: Source) -> list[Block]:
     ]
     title = "Signal to quantization noise by layer"
     at = {float(place): layers.label(name) for name, place in reversed(layers.numbers.items())}
-    shown = [line for line in lines if line.points]
+    shown = [line for line in lines if usable(y for _, y in line.points)]
     drawn = line_chart(shown, title=title, x_label=LAYER_AXIS, y_label="SQNR, dB", places=at)
     caption = (
         f"On {count(real(layers.analysis.get('images')), 'stored image')}; 10 dB: the noise has a tenth of the signal's power, 0 dB: as much. "
