@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from clusterq_common.run.own_runs import remember_run
 from tests.browser import Browser
 from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.e2e.page import Page
@@ -194,6 +195,7 @@ def test_the_commands_on_a_page_run_as_printed(
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     monkeypatch.chdir(run)
+    remember_run(run, [FACTORY])  # The copy counts as a run of this user's, as the original does.
     export, again, reproduce, started = commands_on(run / "report.html")
     assert started[0] == "clusterq-finetune"
     # Code of one's own runs without being named again, since this user started the run.
@@ -206,6 +208,7 @@ def test_the_commands_on_a_page_run_as_printed(
     assert (done.code, done.out.splitlines()[-1].partition(":")[0]) == (0, "identical")
     assert not (tmp_path / "reproduced" / "report.html").exists()
     shutil.copytree(digits_run, tmp_path / "generator")
+    remember_run(tmp_path / "generator", [FACTORY])
     monkeypatch.chdir(tmp_path / "generator")
     tune, again, _ = commands_on(digits_run / "report.html")
     assert finetune(*tune[1:], "--dry-run").code == 0
@@ -217,6 +220,7 @@ def test_the_next_command_of_an_unfinished_run_goes_on(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(digits_run, run, ignore=shutil.ignore_patterns("shards", "report.html"))
+    remember_run(run, [FACTORY])
     monkeypatch.chdir(run)
     assert gen("report", run).code == 0
     resume, *_ = commands_on(run / "report.html")

@@ -38,9 +38,9 @@ def with_interval(source: Source, model: str) -> str:
 
 
 def below_teacher(source: Source, model: str = "student") -> Interval | None:
-    """Return how many points a model is below the float teacher, paired by image, or None without predictions."""
+    """Return how many points a model is below the float teacher, paired by image, or None without predictions of two images."""
     predictions = source.predictions
-    if not {"teacher", model, "label"} <= predictions.keys() or not len(predictions["label"]):
+    if not {"teacher", model, "label"} <= predictions.keys() or len(predictions["label"]) < 2:
         return None
     return paired((predictions["teacher"] == predictions["label"])[None], (predictions[model] == predictions["label"])[None])
 

@@ -1,6 +1,5 @@
 """Page of a `clusterq-finetune` run: the low-bit student, its training and its accuracy."""
 
-import math
 from collections.abc import Mapping
 
 from clusterq_common.quantities import count, number, percent, size
@@ -49,7 +48,7 @@ def finetuning_report(source: Source) -> Report:
 def _apart(source: Source) -> str:
     """Return the difference from the teacher with its interval in words, such as `, 0.50 points below it`; empty if not known."""
     apart = accuracy.below_teacher(source)
-    if apart is None or not math.isfinite(apart.low):
+    if apart is None:
         return ""
 
     def side(value: float) -> str:
