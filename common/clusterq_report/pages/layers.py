@@ -1,13 +1,11 @@
 """Layers of a run by one numbering, and what each costs: as a table of the page, and as layers.csv."""
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from clusterq_common.escape import csv_cell
+from clusterq_common.escape import csv_table
 from clusterq_common.quantities import number, percent, size
 from clusterq_report.html.blocks import Block, Paragraph, Table
 from clusterq_report.run_data import Source, real, rows, section, word
@@ -147,11 +145,7 @@ def costs_csv(layers: Layers) -> str:
     costs = layers.costs
     if not any(row["weights"] for row in costs):
         return ""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(costs[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(_plain(value)) for name, value in row.items()} for row in costs)
-    return buffer.getvalue()
+    return csv_table([{name: _plain(value) for name, value in row.items()} for row in costs])
 
 
 def _plain(value: Any) -> Any:
