@@ -93,7 +93,7 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     sites = json.loads((tuned / "analysis.json").read_text())["activations"]
     assert page.text.count("the grid covers:") == page.text.count("largest value seen:") == len(sites)
     assert student["sha256"] in page.text
-    assert "clusterq-finetune reproduce result.json --out ../again" in page.text
+    assert "clusterq-finetune reproduce result.json --out ../reproduced" in page.text
     assert "One run of one seed" in page.text
 
 
@@ -196,8 +196,7 @@ def test_the_commands_on_a_page_run_as_printed(
     shutil.copytree(tuned, run)
     monkeypatch.chdir(run)
     remember_run(run, [FACTORY])  # The copy counts as a run of this user's, as the original does.
-    export, again, reproduce, started = commands_on(run / "report.html")
-    assert started[0] == "clusterq-finetune"
+    export, again, reproduce, *_ = commands_on(run / "report.html")
     # Code of one's own runs without being named again, since this user started the run.
     assert {export[0], again[0], reproduce[0]} == {"clusterq-finetune"}
     assert finetune(*export[1:]).code == 0
@@ -210,7 +209,7 @@ def test_the_commands_on_a_page_run_as_printed(
     shutil.copytree(digits_run, tmp_path / "generator")
     remember_run(tmp_path / "generator", [FACTORY])
     monkeypatch.chdir(tmp_path / "generator")
-    tune, again, _ = commands_on(digits_run / "report.html")
+    tune, again, *_ = commands_on(digits_run / "report.html")
     assert finetune(*tune[1:], "--dry-run").code == 0
     assert gen(*again[1:], "--dry-run").code == 0
 

@@ -22,7 +22,7 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
     """
     order = quantizable_layers(model, example)
     modules, norms = dict(model.named_modules()), batchnorm_layers(model)
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {"layer": name, "kind": type(modules[name]).__name__, "weights": 0, "multiply_adds": 0, "batchnorm": []}
         for name in order
     }
@@ -30,7 +30,8 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
     seen: set[str] = set()
 
     def count(name: str, output: Tensor) -> None:
-        weight: Tensor = modules[name].weight  # type: ignore[assignment]
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
         # Each value of the output is a sum over the weights of its output channel.
         rows[name]["weights"] = weight.numel()
         rows[name]["multiply_adds"] += output.numel() // len(output) * weight[0].numel()

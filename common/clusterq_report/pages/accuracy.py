@@ -50,7 +50,7 @@ def drop(source: Source) -> list[Block]:
     teacher = top1(source, "teacher")
     if teacher is None:
         return []
-    found = []
+    found: list[tuple[str, float, tuple[float, float] | None]] = []
     for model, label in (("calibrated", "calibrated"), ("student", "fine-tuned")):
         value, apart = top1(source, model), below_teacher(source, model)
         if apart is not None:
