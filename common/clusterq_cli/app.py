@@ -6,15 +6,27 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from clusterq_cli.flags import flag_of
 from clusterq_cli.help import Readable, version_line
 from clusterq_common.device.config import Device
+from clusterq_common.setting_names import settings_spelled_by
 
 
-class Command(Readable, TyperCommand):
+class _InFlags:
+    """Mixin for commands: texts made while it runs name settings as its flags."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        params = self.get_params(ctx)  # type: ignore[attr-defined]
+        with settings_spelled_by(lambda name, value: flag_of(name, value, params)):
+            return super().invoke(ctx)  # type: ignore[misc]
+
+
+class Command(_InFlags, Readable, TyperCommand):
     """A command with readable help."""
 
 
-class Group(Readable, TyperGroup):
+class Group(_InFlags, Readable, TyperGroup):
     """A command group with readable help."""
 
 

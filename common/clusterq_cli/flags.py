@@ -1,4 +1,4 @@
-"""Command-line options made from settings models, so that names, help and defaults are stated once.
+"""Command-line options made from settings models, so that names, help and defaults are stated once; and the way back, from settings to flags.
 
 It does not depend on a command-line library: the caller passes the function that makes an option.
 """
@@ -8,7 +8,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -71,15 +71,49 @@ def with_flags(
     return decorate
 
 
+def flag_of(name: str, value: object = None, params: Iterable[Any] = ()) -> str:
+    """Write a setting as the command line has it, for texts: a `Spelling`, see `setting_names`.
+
+    Args:
+        name: the setting's name, such as `keep_misclassified`.
+        value: its value in the text; None: the flag alone.
+        params: the command's parameters (click's), which may spell it in their own way: `--logits` for `store_logits`. For a setting of
+            another command the flag follows from the name.
+
+    Examples:
+        >>> flag_of("input_size"), flag_of("integers", "int8"), flag_of("deterministic", False)
+        ('--input-size', '--integers int8', '--no-deterministic')
+    """
+    own = next((param for param in params if param.name == name), None)
+    plain = name.replace("_", "-")
+    flag = _first_flag(getattr(own, "opts", ())) or f"--{plain}"
+    if value is None or value is True:
+        return flag
+    if value is False:
+        return _first_flag(getattr(own, "secondary_opts", ())) or f"--no-{plain}"
+    return f"{flag} {value}"
+
+
+def _first_flag(spellings: Iterable[str]) -> str | None:
+    """Return the first long option; an argument without dashes has none."""
+    return next((spelling for spelling in spellings if spelling.startswith("--")), None)
+
+
+def _with_flags_named(description: str) -> str:
+    """A field's description for the help: settings in backticks, `range` or `range=lsq`, become flags. The text is the program's own."""
+    return re.sub(r"`([a-z][a-z0-9_]*)(?:=([\w.,-]+))?`", lambda found: flag_of(found[1], found[2]), description)
+
+
 def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section: str, note: str | None) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     kind = _plain_type(field.annotation)
     default = note if note is not None else _default(field)
     choices = _choices(field)
-    told = set(re.findall(r"[\w-]+", field.description or ""))
+    description = _with_flags_named(field.description or "")
+    told = set(re.findall(r"[\w-]+", description))
     remarks = [f"one of {', '.join(choices)}"] if not told.issuperset(choices) else []
     remarks += [f"default: {default}"] if default else []
-    text = f"{field.description} ({'; '.join(remarks)})" if remarks else field.description
+    text = f"{description} ({'; '.join(remarks)})" if remarks else description
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     spelling = str(extra.get("flag", flag))
     # A list of names in place of the type would make the description's column too narrow.

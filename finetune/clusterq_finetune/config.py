@@ -92,7 +92,7 @@ class RecipeConfig(Settings):
     reconstruct: Literal["none", "layer", "block"] = Field(
         "none",
         description="before the epochs, learn the weights' rounding (AdaRound) so that each layer, or each residual unit (BRECQ), gives "
-        "what the teacher's gives; with --epochs 0 nothing else is trained",
+        "what the teacher's gives; with `epochs=0` nothing else is trained",
     )
     reconstruct_steps: int = Field(250, ge=1, description="steps for each layer or block")
     reconstruct_batch_size: int = Field(32, ge=1, description="images in a batch of the reconstruction")

@@ -127,7 +127,7 @@ def emit(
     loaded = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, loaded, device)
     if out is None:
-        refuse_links(run, "--run")
+        refuse_links(run, "run")
     folder = out or run / SHARDS
     with process_group() as ranks, ExitStack() as held:
         ranks.from_first(lambda: _hold(held, folder))
