@@ -14,7 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from clusterq_common.settings import Settings
+from clusterq_common.settings import Settings, former_names
 
 Sections = Mapping[str, type[Settings]]
 # Section and field -> text on how the default differs by preset, e.g. {"train": {"lr": "0.001; quick 0.002"}}.
@@ -30,7 +30,7 @@ def with_flags(
     their own, so that a preset or a file can override the model's default and the flag can override both.
 
     Args:
-        sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`.
+        sections: section name -> settings model. A field `kl_weight` becomes `--kl-weight`; by its former names it is accepted, too.
         option: function that makes an option: `option(None, flag, help=..., show_default=..., rich_help_panel=..., metavar=...)`.
             For a text with suggested names also `autocompletion=`, a function from the beginning of a name to the matching names.
         notes: replaces the default shown for a field.
@@ -39,6 +39,7 @@ def with_flags(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         owner: dict[str, str] = {}
+        now_called: dict[str, str] = {}
         parameters = []
         for section, model in sections.items():
             for name, field in model.model_fields.items():
@@ -46,6 +47,9 @@ def with_flags(
                     raise ValueError(f"two sections have a field {name!r}: {owner[name]} and {section}")
                 owner[name] = section
                 parameters.append(_parameter(name, field, option, section, notes.get(section, {}).get(name)))
+                for former in former_names(field):
+                    owner[former], now_called[former] = section, name
+                    parameters.append(_former_parameter(former, name, field, option))
         own = inspect.signature(command)
         kept = list(own.parameters.values())[1:]
 
@@ -55,7 +59,10 @@ def with_flags(
             for name, section in owner.items():
                 value = given.pop(name)
                 if value is not None:
-                    values.setdefault(section, {})[name] = value
+                    # Given by both names it stays under both, which the settings refuse.
+                    called = now_called.get(name, name)
+                    fields = values.setdefault(section, {})
+                    fields[name if called in fields else called] = value
             command(values, **given)
 
         hints = typing.get_type_hints(command, include_extras=True)
@@ -123,6 +130,14 @@ def _parameter(name: str, field: FieldInfo, option: Callable[..., Any], section:
         about["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
     made = option(None, spelling, **about)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind | None)
+
+
+def _former_parameter(former: str, name: str, field: FieldInfo, option: Callable[..., Any]) -> inspect.Parameter:
+    """Make the option for a field's former name; the help does not show it."""
+    made = option(None, f"--{former.replace('_', '-')}", help=f"Former name of {flag_of(name)}.", hidden=True)
+    return inspect.Parameter(
+        former, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=_plain_type(field.annotation) | None
+    )
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from reprlib import Repr
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from clusterq_common.documents import LARGEST_YAML, parse_yaml
 from clusterq_common.errors import ClusterqError, did_you_mean
@@ -82,6 +83,28 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         known = result.get(key)
         result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return result
+
+
+def former_names(field: FieldInfo) -> tuple[str, ...]:
+    """Names that a field had in earlier versions. They are still read, from files and command lines, and written nowhere."""
+    alias = field.validation_alias
+    return tuple(str(name) for name in alias.choices[1:]) if isinstance(alias, AliasChoices) else ()
+
+
+def under_present_names(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Return values of a model, nested as in its files, with present names in place of former ones, so that others can be laid on top.
+
+    Where a file has both, both stay: the model then refuses the former one.
+    """
+    result = dict(values)
+    for name, field in model.model_fields.items():
+        for former in former_names(field):
+            if former in result and name not in result:
+                result[name] = result.pop(former)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(result.get(name), dict):
+            result[name] = under_present_names(inner, result[name])
     return result
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from clusterq_common.device.config import OutputConfig, RuntimeConfig
 from clusterq_common.quant.config import QuantConfig
@@ -57,10 +57,11 @@ class RecipeConfig(Settings):
         description="weight of the relative squared distance of student and teacher after each block; 0: none. Costs a teacher forward "
         "each step",
     )
-    sure: float = Field(
+    ce_min_confidence: float = Field(
         0.0,
         ge=0,
         lt=1,
+        validation_alias=AliasChoices("ce_min_confidence", "sure"),
         description="cross-entropy only where the teacher's confidence in the label is at least this; 0: everywhere",
     )
     low_pass: float = Field(
@@ -201,10 +202,11 @@ class RecipeConfig(Settings):
 class EvaluationConfig(Settings):
     """How real images are read: resized and cropped where that is not as known for the teacher's family, and scaled where they are deep."""
 
-    crop_share: float | None = Field(
+    crop_pct: float | None = Field(
         None,
         gt=0,
         le=1,
+        validation_alias=AliasChoices("crop_pct", "crop_share"),
         description="side of the centre crop over the resized image's shorter side; as known for the architecture (mostly 0.875) if "
         "left out",
     )

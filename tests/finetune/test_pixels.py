@@ -149,14 +149,14 @@ def test_pixels_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["1,0", "1", "0,1,2", "a,b", "0,inf"])
 def test_a_range_is_two_rising_numbers(text: str) -> None:
-    with pytest.raises(ClusterqError, match="--pixel-range"):
+    with pytest.raises(ClusterqError, match=r"^pixel_range"):
         EvaluationConfig.validated({"pixel_range": text})
 
 
 def test_a_range_is_no_part_of_the_geometry() -> None:
-    config = EvaluationConfig.validated({"pixel_range": "0,4095", "crop_share": 0.9})
+    config = EvaluationConfig.validated({"pixel_range": "0,4095", "crop_pct": 0.9})
     assert config.black_and_white == (0, 4095)
-    assert config.override_with(known_geometry(224)).crop_share == 0.9
+    assert config.override_with(known_geometry(224)).crop_pct == 0.9
     assert EvaluationConfig.validated(config.model_dump(mode="json")) == config
 
 

@@ -67,6 +67,6 @@ def _default(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a description as Markdown that shows the same characters, with command-line options as names of settings."""
-    text = re.sub(r"--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
-    return re.sub(r"[\\`*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", text)
+    """Return a description as Markdown that shows the same characters; the backticks around names of settings are left out."""
+    text = text.replace("`", "")
+    return re.sub(r"[\\*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", text)

@@ -77,11 +77,11 @@ def known_geometry(size: int, arch: str = "") -> Geometry:
     and a centre crop of 87.5 %.
     """
     if size <= LARGEST_WHOLE_IMAGE:
-        return Geometry(crop_share=None, interpolation="bilinear")
+        return Geometry(crop_pct=None, interpolation="bilinear")
     name = arch.lower()
     # Variants of a family end in a letter: efficientnet_b1c, efficientnet_edge_large_b.
     share = next((share for family, share in CROP_SHARES.items() if re.fullmatch(family + "(_?[a-z])?", name)), CROP_SHARE)
-    return Geometry(crop_share=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
+    return Geometry(crop_pct=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
 
 
 def _statistics(name: str, classes: int | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -13,10 +13,10 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.progress.console import print_json, print_result
-from clusterq_common.settings import merged, read_yaml
+from clusterq_common.settings import merged, read_yaml, under_present_names
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.figures import app as figures_app
-from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
+from clusterq_finetune.config import SECTIONS, EvaluationConfig, FinetuneConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
 EXAMPLES = examples(
@@ -295,7 +295,7 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     values = read_yaml(config)
     refuse_foreign_code(values, flags, config)
-    return merged(values, flags)
+    return merged(under_present_names(FinetuneConfig, values), flags)
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:
