@@ -87,6 +87,15 @@ def test_a_text_names_settings_and_leaves_what_it_quotes(path: str) -> None:
     assert setting_name("input_size") == "input_size", "the command has ended"
 
 
+def test_programs_without_commands_of_their_own_name_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        raise refusal("net.pth")
+
+    with pytest.raises(SystemExit):
+        run_guarded(run)
+    assert capsys.readouterr().err.startswith("Error: --input-size: net.pth does not fit; check --in-channels, --integers int8")
+
+
 def test_an_error_crosses_processes_as_it_is() -> None:
     with settings_spelled_by(flag_of):
         sent = pickle.dumps(refusal("net.pth"))
