@@ -26,7 +26,7 @@ def need_compiler(device: torch.device) -> None:
             raise
         raise ClusterqError(
             f"torch {torch.__version__} cannot compile here ({_reason(error)}), expected a working C++ compiler (on CUDA: Triton); "
-            "install one, or leave it out.",
+            f"install one, or leave {in_a_command('the flag') or 'it'} out.",
             setting="compile",
         ) from error
 
