@@ -62,7 +62,7 @@ def choose_weights(
     if len(fitting) > 1 and not _all_equal([state for state, _ in fitting.values()]):
         raise ClusterqError(
             f"{source} holds several weights that fit, at {_listed(fitting)}, expected one; say which with {setting_name('weights_key')}, for example "
-            f"{setting_name('weights_key')} {next(iter(fitting))}.",
+            f"{setting_name('weights_key', next(iter(fitting)))}.",
             setting="weights",
         )
     place, (state, remark) = next(iter(fitting.items()))
