@@ -37,6 +37,7 @@ from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_mod
 from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.recipes.calibrated import calibrate_student
+from clusterq_finetune.recipes.chosen_bits import bits_for_run, need_choice
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.recipes.kept import InFolder
@@ -99,6 +100,7 @@ def _finetune(
     where = str(shards.folder.resolve())
     config = resolve(flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
+    need_choice(config, shards)
     device = prepare_device(config.runtime)
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -113,7 +115,9 @@ def _finetune(
 
     spec = teacher.spec
     example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
-    student = convert(teacher.model, config.quant, example, info).eval()
+    # The first look at the given bits; chosen ones are said once they are known.
+    said = info if dry_run or not config.choice.active else None
+    student = convert(teacher.model, config.quant, example, said).eval()
     if dry_run:
         for line in _plan(config, shards, folder, images):
             print_result(line)
@@ -137,6 +141,10 @@ def _finetune(
         return resuming
 
     resuming = ranks.from_first(open_folder)
+    chosen: dict[str, Any] = {}
+    if config.choice.active:
+        config, chosen = bits_for_run(config, teacher, shards, folder, device)
+        student = convert(teacher.model, config.quant, example, info).eval()
     calibrate_student(student, teacher, shards, config, device)
     to_device(student, device)
     calibrated = copy.deepcopy(student)
@@ -161,6 +169,7 @@ def _finetune(
             "training_images": shards.manifest.splits["train"].samples,
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
         },
+        **({"bits": chosen} if chosen else {}),
         "calibrated": {},
         "reconstruction": blocks,
         "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT), **found},
@@ -184,7 +193,7 @@ def _finetune(
 
 def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
     """`finetune-w4a4` in the run folder, or in the current directory for shards from elsewhere or a folder that is read-only."""
-    name = f"finetune-{config.quant.bits}"
+    name = "-".join(filter(None, ("finetune", config.quant.bits, config.choice.label)))
     return run / name if run is not None and os.access(run, os.W_OK) else Path(name)
 
 
@@ -223,7 +232,11 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
             f"{saved['shards_digest'][:19]}, expected the same set; name it, or start anew with --overwrite."
         )
     moved = {"arch", "weights"} if saved["shards_digest"] is not None else set()
-    for section in ("teacher", "quant", "recipe", "runtime"):
+    if config.choice.active:
+        # Chosen bits stand before the given ones.
+        given = wanted["quant"]["layer_bits"]
+        saved["quant"]["layer_bits"] = saved["quant"]["layer_bits"][-len(given) :] if given else given
+    for section in ("teacher", "quant", "choice", "recipe", "runtime"):
         for name, value in wanted[section].items():
             if name not in {"device", "threads", "workers", "checkpoint_seconds", *moved} and saved[section][name] != value:
                 raise ClusterqError(
@@ -242,6 +255,9 @@ def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: Valida
         f"recipe {recipe.recipe}, seed {config.runtime.seed}",
         f"out: {folder} (student, checkpoint with optimizer state, metrics)",
     ]
+    if config.choice.active:
+        aims = ", ".join(f"{name} {value}" for name, value in config.choice.model_dump(exclude_none=True).items())
+        lines.insert(1, f"bits: chosen for each layer; {aims}")
     if recipe.reconstruct != "none":
         lines.insert(
             1,
