@@ -110,10 +110,14 @@ def choose_bits(
     """
     with called(log, progress):
         aims = {"average_bits": average_bits, "target_size": target_size, "max_drop": max_drop}
-        choice = BitChoice.validated({**aims, "average_input_bits": average_input_bits, "sensitivity_images": sensitivity_images})
+        choice = BitChoice.validated(
+            {**aims, "average_input_bits": average_input_bits, "sensitivity_images": sensitivity_images}
+        )
         if not choice.active:
             raise ClusterqError("choose_bits: nothing is asked for, expected average_bits, target_size or max_drop; give one.")
-        config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, "off", quant).model_copy(update={"choice": choice})
+        config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, "off", quant).model_copy(
+            update={"choice": choice}
+        )
         need_choice(config, shards)
         return choose_layer_bits(config, teacher, shards, device_of(teacher.model))[0].quant
 

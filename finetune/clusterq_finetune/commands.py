@@ -19,6 +19,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result, progress
+from clusterq_common.progress.time_budget import timetable
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions, write_environment
@@ -28,11 +29,13 @@ from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.trust import remember_code
+from clusterq_finetune.budget import fit_into, plan_of_run
 from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data.calibration import calibration_batches, first_pixels
 from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.data.shard_batches import EpochBatches
+from clusterq_finetune.estimate import Timed, is_worth_measuring
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
@@ -60,18 +63,20 @@ def finetune(
     overwrite: bool,
     dry_run: bool,
     keep: KeptPredictions = NOTHING_MORE,
+    time_budget: float | None = None,
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
     Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
-    first one writes, and has the result. `keep` says what is kept of each image beyond the usual.
+    first one writes, and has the result. `keep` says what is kept of each image beyond the usual. `time_budget` is in seconds: a new
+    run's steps are planned to fit.
 
     Raises:
         ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
     with process_group() as ranks, ExitStack() as held:
         choice = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, **choice)
+        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, time_budget, **choice)
     return result if ranks.first else {}
 
 
@@ -84,6 +89,7 @@ def _finetune(
     keep: KeptPredictions,
     ranks: Ranks,
     held: ExitStack,
+    time_budget: float | None,
     *,
     resume: bool,
     overwrite: bool,
@@ -118,8 +124,17 @@ def _finetune(
     # The first look at the given bits; chosen ones are said once they are known.
     said = info if dry_run or not config.choice.active else None
     student = convert(teacher.model, config.quant, example, said).eval()
+    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
+    going_on = resume and (folder / CONFIG).is_file()
+    timed = Timed(student, teacher, shards, device, images, stored_logits=logits.stored)
+    if time_budget is not None and going_on:
+        info(f"--time-budget: the run in {folder} keeps the plan that it was started with")
+        config = plan_of_run(folder, config)
+    elif time_budget is not None:
+        fitting = fit_into(config, time_budget, len(shards.split("train")), timed.phases)
+        config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
     if dry_run:
-        for line in _plan(config, shards, folder, images):
+        for line in [*_plan(config, shards, folder, images), f"time: {timetable(timed.phases(config))}"]:
             print_result(line)
         return {}
 
@@ -127,7 +142,6 @@ def _finetune(
         need_compiler(device)
     if config.recipe.cuda_graphs:
         need_cuda_graphs(device)
-    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
 
     def open_folder() -> bool:
         held.enter_context(only_program(folder))
@@ -141,6 +155,8 @@ def _finetune(
         return resuming
 
     resuming = ranks.from_first(open_folder)
+    if not going_on and (time_budget is not None or is_worth_measuring(config, len(shards.split("train")))):
+        info(f"fine-tuning on {device}: {timetable(timed.phases(config))}")
     chosen: dict[str, Any] = {}
     if config.choice.active:
         config, chosen = bits_for_run(config, teacher, shards, folder, device)

@@ -153,7 +153,9 @@ def test_bytes_are_those_of_the_packed_file(granularity: str) -> None:
 
 
 def description(config: QuantConfig) -> Description:
-    return describe("small", config, Geometry(crop_share=None, interpolation="bilinear"), SPEC, clusterq="0", teacher="", student="")
+    return describe(
+        "small", config, Geometry(crop_share=None, interpolation="bilinear"), SPEC, clusterq="0", teacher="", student=""
+    )
 
 
 @pytest.mark.parametrize(("text", "size"), [("1", 1), ("2kB", 2000), ("1.5MiB", 1572864), (" 3 gb ", 3_000_000_000)])
