@@ -73,7 +73,7 @@ def bits_for_run(
         ClusterqError: see `choose_bits`; or the stored choice is not readable.
     """
     path, ranks = folder / CHOSEN_BITS, Ranks.current()
-    stored = ranks.from_first(lambda: _stored(path))
+    stored: dict[str, Any] | None = ranks.from_first(lambda: _stored(path))
     if stored is None:
         config, result = choose_bits(config, teacher, shards, device)
         stored = ranks.from_first(lambda: {"layer_bits": list(config.quant.layer_bits), "choice": result})
@@ -86,7 +86,8 @@ def bits_for_run(
         remember_code(folder, config.teacher)  # of the file as it is now
 
     ranks.from_first(write)
-    return config, stored["choice"]
+    found: dict[str, Any] = stored["choice"]
+    return config, found
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
