@@ -73,10 +73,11 @@ def bits_for_run(
         ClusterqError: see `choose_bits`; or the stored choice is not readable.
     """
     path, ranks = folder / CHOSEN_BITS, Ranks.current()
-    stored: dict[str, Any] | None = ranks.from_first(lambda: _stored(path))
+    stored = ranks.from_first(lambda: _stored(path))
     if stored is None:
         config, result = choose_bits(config, teacher, shards, device)
-        stored = ranks.from_first(lambda: {"layer_bits": list(config.quant.layer_bits), "choice": result})
+        found: dict[str, Any] = {"layer_bits": list(config.quant.layer_bits), "choice": result}
+        stored = ranks.from_first(lambda: found)
     quant = QuantConfig.validated({**config.quant.model_dump(), "layer_bits": stored["layer_bits"]})
     config = config.model_copy(update={"quant": quant})
 
@@ -86,8 +87,7 @@ def bits_for_run(
         remember_code(folder, config.teacher)  # of the file as it is now
 
     ranks.from_first(write)
-    found: dict[str, Any] = stored["choice"]
-    return config, found
+    return config, stored["choice"]
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
