@@ -64,6 +64,14 @@ Arch = Annotated[
 Weights = Annotated[str | None, typer.Option("--weights", help="The teacher's weights.", show_default="as the run has it")]
 OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Where networks run: auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--time-budget",
+        metavar="<time>",
+        help="At most so long, as 45s, 30m or 1h30m: a new run's steps and images are planned to fit what a few timed steps take here.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from clusterq_common.device.config import OutputConfig, RuntimeConfig
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.settings import Settings, merged
 from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel, TeacherConfig
@@ -245,6 +246,7 @@ class FinetuneConfig(Settings):
     shards_digest: str | None = None
     teacher: TeacherConfig
     quant: QuantConfig = QuantConfig()
+    choice: BitChoice = BitChoice()
     recipe: RecipeConfig = RecipeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -254,6 +256,7 @@ class FinetuneConfig(Settings):
 SECTIONS: dict[str, type[Settings]] = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
+    "choice": BitChoice,
     "recipe": RecipeConfig,
     "evaluation": EvaluationConfig,
     "runtime": RuntimeConfig,

@@ -14,7 +14,17 @@ from clusterq_common.settings import Settings
 GROUPS = {
     "Teachers": ["load_teacher", "Teacher", "InputSpec", "batchnorm_taps", "ClassGroups"],
     "Shards": ["ShardSet", "ShardWriter", "normalise"],
-    "Students": ["QuantConfig", "convert", "calibrate", "Recipe", "finetune", "reconstruct", "distill", "load_student"],
+    "Students": [
+        "QuantConfig",
+        "choose_bits",
+        "convert",
+        "calibrate",
+        "Recipe",
+        "finetune",
+        "reconstruct",
+        "distill",
+        "load_student",
+    ],
     "What comes out": ["open_images", "evaluate", "EvaluationResult", "integer_arithmetic", "export_onnx", "ClusterqError"],
 }
 # Classes whose fields are settings that people choose.

@@ -15,6 +15,7 @@ GENERATOR = "generator.safetensors"
 BANK = "bank"
 STUDENT = "student.safetensors"
 RESULT = "result.json"
+CHOSEN_BITS = "bits.json"
 PREDICTIONS = "predictions.npz"
 SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
@@ -26,7 +27,7 @@ TABLE = "table.json"
 
 OWN_FOLDERS = ("checkpoints", BANK, SAMPLES, TENSORBOARD, SHARDS)
 # What a program may delete on `overwrite`: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, RESULT, PREDICTIONS, ANALYSIS, REPORT, *OWN_FOLDERS)
+OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, CHOSEN_BITS, RESULT, PREDICTIONS, ANALYSIS, REPORT, *OWN_FOLDERS)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, setting: str = "out") -> bool:
