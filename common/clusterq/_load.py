@@ -85,7 +85,7 @@ def open_images(
     *,
     arch: str = "",
     classes: Path | str | None = None,
-    crop_share: float | None = None,
+    crop_pct: float | None = None,
     interpolation: Interpolation | None = None,
     pixel_range: Sequence[float] | None = None,
 ) -> ValidationImages:
@@ -97,7 +97,7 @@ def open_images(
         spec: what the network takes.
         arch: pytorchcv's name, where its family has a crop of its own.
         classes: a file with one class folder's name a line in index order, where their sorted order is not it.
-        crop_share: side of the centre crop over the resized image's shorter side; as known for the architecture if left out.
+        crop_pct: side of the centre crop over the resized image's shorter side; as known for the architecture if left out.
         interpolation: of that resizing, likewise.
         pixel_range: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if left
             out, 32 bits and floats need it.
@@ -109,7 +109,7 @@ def open_images(
         ClusterqError: nothing there, no known layout, or labels that do not fit the network.
     """
     with called():
-        given = {"crop_share": crop_share, "interpolation": interpolation, "pixel_range": pixel_range}
+        given = {"crop_pct": crop_pct, "interpolation": interpolation, "pixel_range": pixel_range}
         evaluation = EvaluationConfig.validated(given)
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
         names = None if classes is None else Path(classes)

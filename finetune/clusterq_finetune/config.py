@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from clusterq_common.device.config import OutputConfig, RuntimeConfig
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.settings import Settings, merged
 from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel, TeacherConfig
@@ -57,10 +58,11 @@ class RecipeConfig(Settings):
         description="weight of the relative squared distance of student and teacher after each block; 0: none. Costs a teacher forward "
         "each step",
     )
-    sure: float = Field(
+    ce_min_confidence: float = Field(
         0.0,
         ge=0,
         lt=1,
+        validation_alias=AliasChoices("ce_min_confidence", "sure"),
         description="cross-entropy only where the teacher's confidence in the label is at least this; 0: everywhere",
     )
     low_pass: float = Field(
@@ -92,7 +94,7 @@ class RecipeConfig(Settings):
     reconstruct: Literal["none", "layer", "block"] = Field(
         "none",
         description="before the epochs, learn the weights' rounding (AdaRound) so that each layer, or each residual unit (BRECQ), gives "
-        "what the teacher's gives; with --epochs 0 nothing else is trained",
+        "what the teacher's gives; with `epochs=0` nothing else is trained",
     )
     reconstruct_steps: int = Field(250, ge=1, description="steps for each layer or block")
     reconstruct_batch_size: int = Field(32, ge=1, description="images in a batch of the reconstruction")
@@ -201,10 +203,11 @@ class RecipeConfig(Settings):
 class EvaluationConfig(Settings):
     """How real images are read: resized and cropped where that is not as known for the teacher's family, and scaled where they are deep."""
 
-    crop_share: float | None = Field(
+    crop_pct: float | None = Field(
         None,
         gt=0,
         le=1,
+        validation_alias=AliasChoices("crop_pct", "crop_share"),
         description="side of the centre crop over the resized image's shorter side; as known for the architecture (mostly 0.875) if "
         "left out",
     )
@@ -243,6 +246,7 @@ class FinetuneConfig(Settings):
     shards_digest: str | None = None
     teacher: TeacherConfig
     quant: QuantConfig = QuantConfig()
+    choice: BitChoice = BitChoice()
     recipe: RecipeConfig = RecipeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -252,6 +256,7 @@ class FinetuneConfig(Settings):
 SECTIONS: dict[str, type[Settings]] = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
+    "choice": BitChoice,
     "recipe": RecipeConfig,
     "evaluation": EvaluationConfig,
     "runtime": RuntimeConfig,

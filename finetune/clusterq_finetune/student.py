@@ -32,8 +32,9 @@ def load_student(folder: Path, device: torch.device, arch: str | None = None) ->
     path = folder / STUDENT
     if not path.is_file():
         raise ClusterqError(
-            f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like), or of "
-            "a generator's run."
+            f"{folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like), or of "
+            "a generator's run.",
+            setting="student",
         )
     config = _config_of(folder, {} if arch is None else {"arch": arch})
     model, spec = build_architecture(config.teacher)

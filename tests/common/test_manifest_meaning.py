@@ -45,7 +45,7 @@ def test_a_manifest_that_says_something_else_is_refused(tmp_path: Path, change: 
     write_set(tmp_path)
     assert read_manifest(tmp_path).meaning is not None
     rewrite(tmp_path, change)
-    with pytest.raises(ClusterqError, match=r"--shards: .*manifest.json was changed after it was written.*get the set again"):
+    with pytest.raises(ClusterqError, match=r"^shards: .*manifest.json was changed after it was written.*get the set again"):
         read_manifest(tmp_path)
 
 

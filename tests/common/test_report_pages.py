@@ -42,11 +42,11 @@ def test_the_next_command_is_the_one_that_is_missing(tmp_path: Path) -> None:
 
 def test_one_is_singular(tmp_path: Path) -> None:
     said = [remark.sentence for remark in page_of(tmp_path, [{"step": 0}]).remarks]
-    assert "The run is not finished: 1 step is on record. --resume goes on." in said
+    assert "The run is not finished: 1 step is on record. resume goes on." in said
     evaluated = page_of(tmp_path, [{"step": 0, "loss/ce": None}], result={"teacher": MODEL, "student": MODEL})
     said = [remark.sentence for remark in evaluated.remarks]
     assert "1 real image could not be read and left out of the figures." in said
-    assert "1 loss value is not finite: the training went astray; try a smaller --lr." in said
+    assert "1 loss value is not finite: the training went astray; try a smaller lr." in said
     assert evaluated.lead.endswith("on 1 real image.")
     assert evaluated.tiles["Recipe"] == "fast, 1 epoch"
 

@@ -120,8 +120,8 @@ def test_a_student_with_odd_values_is_refused(
 def test_long_narrow_images_are_not_blown_up(size: tuple[int, int]) -> None:
     spec = InputSpec(size=224, channels=3, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(ValueError, match="after resizing"):
-        preprocess(Image.new("RGB", size), spec, Geometry(crop_share=0.875, interpolation="bilinear"))
-    assert preprocess(Image.new("RGB", size), spec, Geometry(crop_share=None, interpolation="bilinear")).shape == (3, 224, 224)
+        preprocess(Image.new("RGB", size), spec, Geometry(crop_pct=0.875, interpolation="bilinear"))
+    assert preprocess(Image.new("RGB", size), spec, Geometry(crop_pct=None, interpolation="bilinear")).shape == (3, 224, 224)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def model() -> onnx.ModelProto:
     described = describe(
         "plain",
         QuantConfig(bits="w4a4"),
-        Geometry(crop_share=None, interpolation="bilinear"),
+        Geometry(crop_pct=None, interpolation="bilinear"),
         SPEC,
         clusterq="0",
         teacher="",

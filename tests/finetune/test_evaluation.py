@@ -169,7 +169,7 @@ def test_imagenet_index_comes_from_the_full_list(tmp_path: Path) -> None:
 
 def test_plain_folders_and_a_class_list(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", ["ant", "bee"], per_class=1)
-    with pytest.raises(ClusterqError, match=r"2 class folders, expected the teacher's 3 classes; pass --classes"):
+    with pytest.raises(ClusterqError, match=r"2 class folders, expected the teacher's 3 classes; pass classes=FILE"):
         open_validation(tmp_path / "val", SMALL)
     names = tmp_path / "names.txt"
     names.write_text("bee\nwasp\nant\n")
@@ -223,7 +223,7 @@ def test_photographs_are_resized_and_cropped_as_torchvision_does(
     image = Image.effect_noise(size, 60).convert("RGB")
     spec = IMAGENET.model_copy(update={"size": side})
     for name, resampling in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
-        geometry = Geometry.validated({"crop_share": share, "interpolation": name})
+        geometry = Geometry.validated({"crop_pct": share, "interpolation": name})
         expected = np.array(as_torchvision(image, shorter, side, resampling))
         np.testing.assert_array_equal(preprocess(image, spec, geometry).permute(1, 2, 0).numpy(), expected)
         assert f"shorter side to {shorter} ({name}, antialiased), centre crop {side}" in describe_preprocessing(spec, geometry)

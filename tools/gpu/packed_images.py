@@ -64,7 +64,7 @@ def photograph_samples(images: ValidationImages, chosen: Iterable[int], quality:
 
     Evaluation does not resize them again: the network sees the same crop of the same resized photograph, except for the JPEG.
     """
-    margin, geometry = with_margin(images.spec.size), known_geometry(images.spec.size).model_copy(update={"crop_share": 1.0})
+    margin, geometry = with_margin(images.spec.size), known_geometry(images.spec.size).model_copy(update={"crop_pct": 1.0})
     spec = images.spec.model_copy(update={"size": margin})
     for index in chosen:
         with images.open(index) as image:
@@ -76,7 +76,7 @@ def photograph_samples(images: ValidationImages, chosen: Iterable[int], quality:
 
 def with_margin(size: int) -> int:
     """Return the side of the square from which evaluation crops `size` pixels: 256 for 224."""
-    share = known_geometry(size).crop_share
+    share = known_geometry(size).crop_pct
     return size if share is None else shorter_side(size, share)
 
 

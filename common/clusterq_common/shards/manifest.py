@@ -208,12 +208,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ClusterqError(
-            f"--shards: {folder} holds no {MANIFEST}, expected a finished set of shards (it is written last); run `clusterq-gen emit`."
+            f"{folder} holds no {MANIFEST}, expected a finished set of shards (it is written last); run `clusterq-gen emit`.",
+            setting="shards",
         )
     try:
         values = read_json(path, what=f"a {MANIFEST}", largest=LARGEST_MANIFEST)
     except ClusterqError as error:
-        raise ClusterqError(f"--shards: {error}") from error
+        raise ClusterqError(f"{error}", setting="shards") from error
     _check_format(path, values.get("format") if isinstance(values, dict) else None)
     manifest = Manifest.validated(values, source=str(path))
     if manifest.meaning is None:
@@ -224,8 +225,9 @@ def read_manifest(folder: Path) -> Manifest:
             )
     elif manifest.meaning != meaning_of(values):
         raise ClusterqError(
-            f"--shards: {path} was changed after it was written: its digest of itself is {manifest.meaning[:19]}..., expected "
-            f"{meaning_of(values)[:19]}...; get the set again."
+            f"{path} was changed after it was written: its digest of itself is {manifest.meaning[:19]}..., expected "
+            f"{meaning_of(values)[:19]}...; get the set again.",
+            setting="shards",
         )
     return manifest
 
@@ -236,8 +238,11 @@ def _check_format(path: Path, found: object) -> None:
     version = re.fullmatch(rf"{FORMAT_NAME}/([0-9]{{1,6}})", found) if isinstance(found, str) else None
     if version and int(version[1]) > FORMAT_VERSION:
         raise ClusterqError(
-            f"--shards: {path} has format {found!r}, this clusterq reads up to {FORMAT!r}; update clusterq, or ask for the set in "
-            "that format."
+            f"{path} has format {found!r}, this clusterq reads up to {FORMAT!r}; update clusterq, or ask for the set in "
+            "that format.",
+            setting="shards",
         )
     shown = repr(found)[:60]
-    raise ClusterqError(f"--shards: {path} has format {shown}, expected {FORMAT!r}; it is no manifest of clusterq's shards.")
+    raise ClusterqError(
+        f"{path} has format {shown}, expected {FORMAT!r}; it is no manifest of clusterq's shards.", setting="shards"
+    )

@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from clusterq_common.device.setup import CONTIGUOUS, set_memory_format
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 
 # torch (up to 2.13) corrupts its heap in strided 1x1 convolutions of so few channels on channels_last inputs.
@@ -70,8 +71,9 @@ def _run(model: nn.Module, spec: InputSpec, arch: str) -> Any:
     except Exception as error:  # any model, any failure
         reason = str(error).strip().split("\n")[0]
         raise ClusterqError(
-            f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {reason}); check "
-            "--input-size and --in-channels."
+            f"{arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {reason}); check "
+            f"{setting_name('input_size')} and {setting_name('in_channels')}.",
+            setting="arch",
         ) from error
 
 
@@ -101,8 +103,9 @@ def _fold(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
     for one, other in zip(before, after, strict=True):
         if not torch.allclose(one, other, rtol=FOLD_TOLERANCE, atol=FOLD_TOLERANCE * float(one.abs().max())):
             raise ClusterqError(
-                f"--arch: {arch} answers otherwise once its parametrized weights are folded ({folders[0][0]} and others), expected the same; "
-                "fold them in the model and save it again."
+                f"{arch} answers otherwise once its parametrized weights are folded ({folders[0][0]} and others), expected the same; "
+                "fold them in the model and save it again.",
+                setting="arch",
             )
     return [name for name, _ in folders]
 
@@ -148,8 +151,9 @@ def _logits_of(output: Any, spec: InputSpec, arch: str) -> tuple[Callable[[Any],
         found = ", ".join(f"{name or 'output'} {tuple(value.shape)}" for name, value in fields.items()) or type(output).__name__
         several = f", {len(fitting)} of them of that shape" if fitting else ""
         raise ClusterqError(
-            f"--arch: {arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}){several}; check --num-classes, or "
-            "return the logits alone."
+            f"{arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}){several}; check {setting_name('num_classes')}, or "
+            "return the logits alone.",
+            setting="arch",
         )
     name = fitting[0]
     shape = _shape_of(fields[name], spec)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -56,7 +57,7 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
     if name not in _models:
         near = difflib.get_close_matches(name, _models, n=NAMES_OFFERED, cutoff=0.5)
         offer = f"did you mean {', '.join(near)}?" if near else "pytorchcv's model list has them all."
-        raise ClusterqError(f"--arch: {config.arch!r} is no pytorchcv model, nor a path/to/file.py:factory; {offer}")
+        raise ClusterqError(f"{config.arch!r} is no pytorchcv model, nor a path/to/file.py:factory; {offer}", setting="arch")
     model = _construct(name, _models[name], config)
     statistics = _statistics(name, getattr(model, "num_classes", None))
     size = getattr(model, "in_size", None)
@@ -76,11 +77,11 @@ def known_geometry(size: int, arch: str = "") -> Geometry:
     and a centre crop of 87.5 %.
     """
     if size <= LARGEST_WHOLE_IMAGE:
-        return Geometry(crop_share=None, interpolation="bilinear")
+        return Geometry(crop_pct=None, interpolation="bilinear")
     name = arch.lower()
     # Variants of a family end in a letter: efficientnet_b1c, efficientnet_edge_large_b.
     share = next((share for family, share in CROP_SHARES.items() if re.fullmatch(family + "(_?[a-z])?", name)), CROP_SHARE)
-    return Geometry(crop_share=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
+    return Geometry(crop_pct=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
 
 
 def _statistics(name: str, classes: int | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -105,8 +106,8 @@ def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:
     try:
         model: nn.Module = constructor(**(given if takes_any else {k: v for k, v in given.items() if k in parameters}))
     except (TypeError, ValueError, AssertionError) as error:
-        flags = ", ".join(f"--{flag}" for flag in ("input-size", "in-channels", "num-classes"))
+        sizes = ", ".join(setting_name(name) for name in ("input_size", "in_channels", "num_classes"))
         raise ClusterqError(
-            f"--arch: pytorchcv's {name} cannot be built with these sizes ({error}); leave out {flags}."
+            f"pytorchcv's {name} cannot be built with these sizes ({error}); leave out {sizes}.", setting="arch"
         ) from error
     return model

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from clusterq_common.settings import Settings
 
@@ -77,12 +77,12 @@ class Geometry(Settings):
     """Preprocessing of a photograph into the square image that a classifier takes.
 
     Attributes:
-        crop_share: side of the centre crop over the shorter side of the resized photograph; None: the whole picture, squeezed
+        crop_pct: side of the centre crop over the shorter side of the resized photograph; None: the whole picture, squeezed
             into the square.
         interpolation: of the resizing, antialiased.
     """
 
-    crop_share: float | None = Field(gt=0, le=1)
+    crop_pct: float | None = Field(gt=0, le=1, validation_alias=AliasChoices("crop_pct", "crop_share"))
     interpolation: Interpolation
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from clusterq_common.quantities import count, number, percent, size
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Paragraph
@@ -175,14 +176,14 @@ def _remarks(source: Source) -> list[Remark]:
         remarks.append(
             Remark(
                 "warning",
-                f"The run is not finished: {count(source.steps_done, 'step is', 'steps are')} on record. --resume goes on.",
+                f"The run is not finished: {count(source.steps_done, 'step is', 'steps are')} on record. {setting_name('resume')} goes on.",
             )
         )
     elif accuracy.top1(source, "student") is None:
         remarks.append(
             Remark(
                 "warning",
-                "No real image was looked at: how good the student is, is unknown. `clusterq-finetune evaluate --val` tells.",
+                f"No real image was looked at: how good the student is, is unknown. `clusterq-finetune evaluate {setting_name('val')}` tells.",
             )
         )
     remarks += loss_terms.not_finite(series(source.steps, "loss/"))
@@ -194,7 +195,7 @@ def _remarks(source: Source) -> list[Remark]:
         )
     epoch = real(section(source.result.get("student")).get("epoch"))
     if epoch is not None and epoch < 0 and source.steps_done:
-        sentence = "On held-out images training made the student worse: the one that it began with was kept. A smaller --lr may do better."
+        sentence = f"On held-out images training made the student worse: the one that it began with was kept. A smaller {setting_name('lr')} may do better."
         remarks.append(Remark("warning", sentence))
     elif epoch is not None and section(source.config.get("recipe")).get("select") == "heldout":
         remarks.append(Remark("plain", f"Epoch {epoch:.0f} was chosen on held-out synthetic images; no real image had a say."))

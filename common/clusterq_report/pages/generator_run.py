@@ -3,6 +3,7 @@
 import math
 
 from clusterq_common.quantities import count, percent
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.lines import small_lines
@@ -221,7 +222,7 @@ def _remarks(source: Source, *, bank: bool) -> list[Remark]:
         notes.append(
             Remark(
                 "warning",
-                f"The run is not finished: {where} are on record, and there is no complete set of shards. --resume goes on.",
+                f"The run is not finished: {where} are on record, and there is no complete set of shards. {setting_name('resume')} goes on.",
             )
         )
     notes += loss_terms.not_finite(series(source.steps, "loss/"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from clusterq_common.escape import csv_table
 from clusterq_common.quantities import number, percent, size
+from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Block, Paragraph, Table
 from clusterq_report.run_data import Source, real, rows, section, word
 
@@ -135,7 +136,7 @@ def cost_table(layers: Layers) -> list[Block]:
     said += (
         " dB: signal to quantization noise, of the output (all errors so far), of the weights against the teacher's, of rounding alone, "
         "and of the input; a dash where there is no error, or no quantizer. Sort by a column: where many multiply-adds or weights meet few "
-        "dB, more bits (--layer-bits) cost most and help most. layers.csv beside this page has the same."
+        f"dB, more bits ({setting_name('layer_bits')}) cost most and help most. layers.csv beside this page has the same."
     )
     return [Paragraph(said), Table(heads, listed, words=2, sortable=True)]
 

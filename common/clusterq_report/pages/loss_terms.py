@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clusterq_common.quantities import count, number, without_rounding_below_zero
+from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Folded, Table
 from clusterq_report.html.page import Remark
 from clusterq_report.run_data import Points, real
@@ -38,7 +39,7 @@ def legend(names: Iterable[str], meanings: dict[str, str]) -> list[Folded]:
 def not_finite(losses: Mapping[str, Points]) -> list[Remark]:
     """Return a warning where values of these losses are missing because they were not finite."""
     missing = sum(y is None for points in losses.values() for _, y in points)
-    said = f"{count(missing, 'loss value is', 'loss values are')} not finite: the training went astray; try a smaller --lr."
+    said = f"{count(missing, 'loss value is', 'loss values are')} not finite: the training went astray; try a smaller {setting_name('lr')}."
     return [Remark("warning", said)] if missing else []
 
 

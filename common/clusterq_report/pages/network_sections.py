@@ -3,6 +3,7 @@
 from typing import Any
 
 from clusterq_common.quantities import count, number, percent
+from clusterq_common.setting_names import setting_name
 from clusterq_report.charts.bars import Bars, bar_chart, grid_histogram
 from clusterq_report.charts.lines import Line, line_chart, small_charts
 from clusterq_report.charts.svg import usable
@@ -11,7 +12,6 @@ from clusterq_report.pages.layers import Layers, cost_table
 from clusterq_report.run_data import Source, real, reals, rows, word
 
 MOST_HISTOGRAMS = 48
-MISSING = "Not measured: analysis.json is missing; `report --analyse` measures it, given the teacher's weights."
 LAYER_AXIS = "layer, by its number"
 NUMBERED = "The table of layers has the names of the numbers; a BatchNorm layer has the number of the layer before it."
 
@@ -21,7 +21,11 @@ def features(source: Source) -> list[Block]:
     layers = Layers.of(source)
     norms, scatter = layers.rows("batchnorm"), layers.rows("scatter")
     if not norms:
-        return [Paragraph(MISSING)]
+        return [
+            Paragraph(
+                f"Not measured: analysis.json is missing; `report {setting_name('analyse')}` measures it, given the teacher's weights."
+            )
+        ]
     names = [word(row.get("layer")) for row in norms]
     places = layers.places(names)
     at = {float(place): layers.label(name) for place, name in zip(places, names, strict=True)}

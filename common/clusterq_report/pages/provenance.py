@@ -7,6 +7,7 @@ from typing import Any
 from clusterq_common.escape import shell_command
 from clusterq_common.quantities import duration, number
 from clusterq_common.run.run_folder import CONFIG, RESULT
+from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Block, Code, Folded, Paragraph, Table
 from clusterq_report.html.redact_paths import ELSEWHERE, SAID, shown_path
 from clusterq_report.run_data import Source, real, section, word
@@ -35,19 +36,23 @@ def again(source: Source) -> list[Block]:
     first = "In the run's folder, from the saved settings, every default included:"
     if source.kind == "generator":
         commands = [(first, f"clusterq-gen train --config {CONFIG} --out ../again")]
-        flags = "--weights (and --arch, for a file of your own)"
+        elsewhere = f"{setting_name('weights')} (and {setting_name('arch')}, for a file of your own)"
     else:
         commands = [(first, f"clusterq-finetune --config {CONFIG} --out ../again")]
         if source.result:
             said = "The same from the result, and whether the same student comes out:"
             commands.append((said, f"clusterq-finetune reproduce {RESULT} --out ../reproduced"))
-        flags = "--shards and --weights (and --arch, for a file of your own; reproduce takes --shards alone)"
+        shards, weights, arch = setting_name("shards"), setting_name("weights"), setting_name("arch")
+        elsewhere = f"{shards} and {weights} (and {arch}, for a file of your own; reproduce takes {shards} alone)"
     blocks: list[Block] = [block for said, command in commands for block in (Paragraph(said), Code(command))]
     val = _value_of("--val", source)
     if source.kind == "fine-tuning" and val is not None:
-        said = f"The settings do not hold the real images: add --val and their folder ({shown_path(val, source.folder)}) to measure the accuracy again."
+        said = (
+            f"The settings do not hold the real images: add {setting_name('val')} and their folder ({shown_path(val, source.folder)}) to "
+            "measure the accuracy again."
+        )
         blocks.append(Paragraph(said))
-    return [*blocks, *_record(started), Paragraph(f"{SAID} On another machine say where those files are now: {flags}.")]
+    return [*blocks, *_record(started), Paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")]
 
 
 def next_step(source: Source) -> list[Block]:

@@ -30,11 +30,11 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
     """
     image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
-    if geometry.crop_share is None:
+    if geometry.crop_pct is None:
         if image.size != (spec.size, spec.size):
             image = image.resize((spec.size, spec.size), resampling)
     else:
-        width, height = resized(image.size, shorter_side(spec.size, geometry.crop_share))
+        width, height = resized(image.size, shorter_side(spec.size, geometry.crop_pct))
         if width * height > LARGEST_RESIZED:
             raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {width}x{height} after resizing")
         image = image.resize((width, height), resampling)
@@ -45,9 +45,9 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def shorter_side(size: int, crop_share: float) -> int:
+def shorter_side(size: int, crop_pct: float) -> int:
     """Of the resized image, in pixels. A share that divides the size evenly must not be one pixel more by rounding."""
-    return math.ceil(size / crop_share - 1e-9)
+    return math.ceil(size / crop_pct - 1e-9)
 
 
 def resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
@@ -58,9 +58,9 @@ def resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 def describe_preprocessing(spec: InputSpec, geometry: Geometry) -> str:
     """The same in words, for the result."""
-    if geometry.crop_share is None:
+    if geometry.crop_pct is None:
         words = f"whole image at {spec.size}x{spec.size} ({geometry.interpolation}, antialiased, where its size differs)"
     else:
-        shorter = shorter_side(spec.size, geometry.crop_share)
+        shorter = shorter_side(spec.size, geometry.crop_pct)
         words = f"shorter side to {shorter} ({geometry.interpolation}, antialiased), centre crop {spec.size}"
     return f"{words}; (pixels / 255 - {list(spec.mean)}) / {list(spec.std)}"

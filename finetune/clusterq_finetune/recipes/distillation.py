@@ -59,7 +59,7 @@ class Distillation:
         self.optimizer = build_optimizer(student, recipe, device)
         if recipe.lr_unit == "relative":
             RelativeSteps(student, self.optimizer)
-        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.sure)
+        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.ce_min_confidence)
         self.features: tuple[str, ...] = ()
         if recipe.feature_weight:
             spec = teacher.spec

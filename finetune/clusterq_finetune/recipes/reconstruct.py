@@ -23,6 +23,7 @@ from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.quantities import size
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from clusterq_common.run.run_folder import CHECKPOINT
+from clusterq_common.setting_names import in_a_command, setting_name
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
 from clusterq_finetune.recipes.block_data import BlockData
@@ -61,7 +62,7 @@ def reconstruct(
         For each block its name and `||student - teacher||^2 / ||teacher||^2` of its output, before and after.
 
     Raises:
-        ClusterqError: a block's error is no longer finite. Or there is no device for --cuda-graphs.
+        ClusterqError: a block's error is no longer finite. Or there is no device for `cuda_graphs`.
     """
     recipe, ranks = config.recipe, Ranks.current()
     recorder = cuda_recorder(device) if recipe.cuda_graphs else None
@@ -118,9 +119,10 @@ def _one_block(
         )
     after = relative_error(module, data)
     if not math.isfinite(after):
+        restart = in_a_command(f" with {setting_name('overwrite')}")
         raise ClusterqError(
-            f"the reconstruction error of {block} became {after}, expected a finite number; try a smaller --reconstruct-lr or "
-            "--weight-step-lr with --overwrite."
+            f"the reconstruction error of {block} became {after}, expected a finite number; try a smaller {setting_name('reconstruct_lr')} or "
+            f"{setting_name('weight_step_lr')}{restart}."
         )
     note = ""
     if after > before:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import encodable
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.pixels import PixelRange, eight_bits, is_deep
@@ -22,7 +23,6 @@ from clusterq_finetune.data.preprocess import preprocess
 from clusterq_finetune.data.real.remarks import Remark
 
 # What may be remarked of a single image.
-OUTSIDE = "values outside --pixel-range, clipped"
 FRAMES = "several frames, the first is taken"
 TURNED = "a rotation in EXIF, not applied (as in torchvision)"
 ORIENTATION = 0x0112
@@ -136,7 +136,8 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         mode = image.mode
         shallow, outside = eight_bits(image, self.pixel_range, name)
         pixels = preprocess(shallow, self.spec, self.geometry)
-        remarks = (*((OUTSIDE,) if outside else ()), *_remarks_of(image))
+        clipped = (f"values outside {setting_name('pixel_range')}, clipped",) if outside else ()
+        remarks = (*clipped, *_remarks_of(image))
         return Sample(pixels, label, name, mode, remarks)
 
     def probe(self) -> None:
