@@ -95,6 +95,7 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
     spoiled: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     flags = [
+        "--report",
         "--teacher-logits",
         "recomputed",
         "--epochs",
