@@ -60,7 +60,7 @@ def test_sets_that_are_refused(tmp_path: Path) -> None:
         (lambda m: m["splits"]["train"]["shards"][0].update(file="pipe:rm -rf x"), "no shard name"),
         (lambda m: m["splits"]["train"].update(samples=13), "do not add up"),
         (lambda m: m["splits"]["train"]["per_class"].append(0), "one entry for each"),
-        (lambda m: m["teacher"]["spec"].update(size=-1), "greater than or equal to 1"),
+        (lambda m: m["teacher"]["spec"].update(size=-1), "sides must lie between 1 and 4096"),
         (lambda m: m.update(command="anything"), "extra inputs are not permitted"),
         (lambda m: m.update(splits={}), "no train split"),
         (lambda m: m["teacher"]["spec"].update(mean=[float("nan")]), "finite number"),

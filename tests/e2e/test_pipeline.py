@@ -138,7 +138,7 @@ def test_resizing_and_cropping_can_be_set_and_are_reported(
     assert other["student"]["top1"] > tuned["student"]["top1"] + 10, "not the middle quarter alone"
     refused = finetune(*evaluate, "--crop-share", 1.5)
     assert refused.code == 2
-    assert "--crop-share: input should be less than or equal to 1 (found 1.5)" in refused.err
+    assert "--crop-share: must be above 0 and at most 1, or off (found '1.5')" in refused.err
 
 
 def test_shards_apart_from_their_run_name_no_code(

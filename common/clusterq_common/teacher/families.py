@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.teacher.size import Size, sides
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -59,9 +60,8 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
         raise ClusterqError(f"--arch: {config.arch!r} is no pytorchcv model, nor a path/to/file.py:factory; {offer}")
     model = _construct(name, _models[name], config)
     statistics = _statistics(name, getattr(model, "num_classes", None))
-    size = getattr(model, "in_size", None)
     return model, {
-        "input_size": size[0] if isinstance(size, tuple | list) else size,
+        "input_size": getattr(model, "in_size", None),
         "in_channels": config.in_channels or 3,
         "num_classes": getattr(model, "num_classes", None),
         "mean": statistics[0] if statistics else None,
@@ -69,12 +69,15 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
-def known_geometry(size: int, arch: str = "") -> Geometry:
-    """Preprocessing of the published accuracy of an architecture that takes `size` pixels.
+def known_geometry(size: Size, arch: str = "") -> Geometry:
+    """Preprocessing of the published accuracy of an architecture that takes images of `size`.
 
     For a user's own factory, and where nothing else is known, as is usual: up to 64 pixels the whole image, above a bilinear resize
-    and a centre crop of 87.5 %.
+    and a centre crop of 87.5 %. Published accuracies are about squares alone. For any other size the picture is resized until it
+    just covers the image, and what protrudes on two sides is cut off: nothing is distorted, and pictures of that size stay whole.
     """
+    if not isinstance(size, int):
+        return Geometry(crop_share=1.0, interpolation="bilinear")
     if size <= LARGEST_WHOLE_IMAGE:
         return Geometry(crop_share=None, interpolation="bilinear")
     name = arch.lower()
@@ -97,7 +100,7 @@ def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:
     wanted = {
         "num_classes": config.num_classes,
         "in_channels": config.in_channels,
-        "in_size": None if config.input_size is None else (config.input_size, config.input_size),
+        "in_size": None if config.input_size is None else sides(config.input_size),
     }
     given = {key: value for key, value in wanted.items() if value is not None}
     parameters = inspect.signature(constructor).parameters
