@@ -289,7 +289,9 @@ def test_pytorchcv_networks_take_other_sizes_than_they_were_published_for() -> N
         with torch.no_grad():
             maps = nn.Sequential(*list(plain.features)[:-1])(images)
             torch.testing.assert_close(wide(images), plain.output(maps.mean((2, 3))))
-    with pytest.raises(ClusterqError, match="vgg11 .*3x64x128"):
+    for arch in ("efficientnet_b0", "mobilenetv2_wd4"):
+        assert build_architecture(TeacherConfig(arch=arch, input_size="64x96"))[1].shape == (3, 64, 96)
+    with pytest.raises(ClusterqError, match=r"vgg11 .*3x64x128"):
         build_architecture(TeacherConfig(arch="bn_vgg11", input_size="64x128"))
 
 

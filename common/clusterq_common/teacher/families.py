@@ -105,8 +105,14 @@ def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:
     given = {key: value for key, value in wanted.items() if value is not None}
     parameters = inspect.signature(constructor).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not takes_any:
+        given = {key: value for key, value in given.items() if key in parameters}
     try:
-        model: nn.Module = constructor(**(given if takes_any else {k: v for k, v in given.items() if k in parameters}))
+        try:
+            model: nn.Module = constructor(**given)
+        except AssertionError:
+            # EfficientNet insists on the size it was published for, which its layers do not depend on.
+            model = constructor(**{key: value for key, value in given.items() if key != "in_size"})
     except (TypeError, ValueError, AssertionError) as error:
         flags = ", ".join(f"--{flag}" for flag in ("input-size", "in-channels", "num-classes"))
         raise ClusterqError(
