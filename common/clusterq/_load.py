@@ -35,7 +35,8 @@ def load_teacher(
     Args:
         arch: pytorchcv's name, as `resnet20_cifar10`, or `path/to/file.py:function`.
         weights: a state dict, safetensors or PyTorch's; pytorchcv's own download if left out; `random`: fresh ones, for trials.
-        input_size: of its images in pixels: the side of a square, or (height, width), or "64x128"; this and the next four as known for the architecture if left out.
+        input_size: of its images in pixels: the side of a square, (height, width), or "64x128"; this and the next four as known for
+            the architecture if left out.
         in_channels: of its images.
         num_classes: how many logits it gives.
         mean: of each channel, pixels in [0, 1].

@@ -83,6 +83,12 @@ def test_manifests_that_are_refused(tmp_path: Path, change: Callable[[dict[str, 
     refused(tmp_path, sentence)
 
 
+def test_a_square_set_may_say_the_second_version(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    edit_manifest(tmp_path, lambda m: m.update(format="clusterq-shards/2"))
+    assert read_manifest(tmp_path).teacher.spec.size == 8
+
+
 def test_manifest_that_is_no_json_or_nested_too_deeply(tmp_path: Path) -> None:
     write_set(tmp_path)
     for text in ("{", "[" * 100_000, "[]", "3"):

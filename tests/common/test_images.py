@@ -40,7 +40,7 @@ def png(image: Image.Image, kind: str = "PNG") -> bytes:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (png(Image.new("L", (9, 8))), "L 9x8"),
+        (png(Image.new("L", (9, 8))), "L 8x9"),
         (png(Image.new("RGB", (8, 8))), "RGB 8x8"),
         (png(Image.new("L", (8, 8)), "JPEG"), "cannot be decoded"),
         (png(Image.new("L", (4000, 4000))), "4000x4000"),

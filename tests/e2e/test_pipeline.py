@@ -54,6 +54,7 @@ def test_a_run_folder_holds_what_it_should(digits_run: Path) -> None:
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints/last.pt", "shards/manifest.json"):
         assert (digits_run / name).is_file(), name
     manifest = json.loads((digits_run / "shards" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["teacher"]["spec"]["size"]) == ("clusterq-shards/1", 8), "as older versions read it"
     assert manifest["splits"]["train"]["per_class"] == [12] * 10
     assert manifest["splits"]["heldout"]["per_class"] == [1] * 10
     assert manifest["teacher"]["arch"] == "digits_net.py:digits_net", "no path of this machine"

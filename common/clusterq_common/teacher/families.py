@@ -110,8 +110,8 @@ def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:
     try:
         try:
             model: nn.Module = constructor(**given)
-        except AssertionError:
-            # EfficientNet insists on the size it was published for, which its layers do not depend on.
+        except (AssertionError, TypeError):
+            # EfficientNet and NASNet insist on the size they were published for, which their layers do not depend on.
             model = constructor(**{key: value for key, value in given.items() if key != "in_size"})
     except (TypeError, ValueError, AssertionError) as error:
         flags = ", ".join(f"--{flag}" for flag in ("input-size", "in-channels", "num-classes"))
