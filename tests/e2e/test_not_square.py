@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -225,6 +226,12 @@ def test_exported_files(job: Job, tuned: dict[str, Any], finetune: Cli) -> None:
     assert read["onnx"]["top1"] == pytest.approx(top1)
     about = OnnxModel(out.read_bytes()).description.input
     assert (about.height, about.width) == job.size
+    graph = onnx.load(out)
+    values = {one.key: one.value for one in graph.metadata_props}
+    turned = json.dumps({**json.loads(values["input"]), "size": f"{width}x{height}"})
+    onnx.helper.set_model_props(graph, {**values, "input": turned})
+    with pytest.raises(cq.ClusterqError, match=f"takes images of .* and says .1, {width}, {height}."):
+        OnnxModel(graph.SerializeToString())
     student, spec = cq.load_student(tuned_folder(job), arch=job.flags[1])
     assert (spec.height, spec.width) == job.size
     torch.testing.assert_close(torch.from_numpy(logits), student(normalised(job.pixels)), atol=0.5, rtol=0.1)
@@ -248,6 +255,16 @@ def test_reports_figures_and_quality(job: Job, tuned: dict[str, Any], finetune: 
     assert drawn.code == 0, drawn.err
     plan = gen("train", *job.flags, "--dry-run", "--out", job.folder / "new")
     assert f"image (1, {job.size[0]}, {job.size[1]})" in plan.out
+
+
+def test_a_run_goes_on_and_gives_more_images(job: Job, gen: Cli, tmp_path: Path) -> None:
+    resumed = gen("train", "--resume", "--out", job.run)
+    assert resumed.code == 0, resumed.err
+    assert gen("train", "--resume", "--out", job.run, "--input-size", "x".join(map(str, job.size[::-1]))).code == 2
+    more = gen("emit", "--run", job.run, "--per-class", 3, "--out", tmp_path / "more")
+    assert more.code == 0, more.err
+    few, many = (cq.ShardSet.open(folder).split("train") for folder in (tmp_path / "more", job.run))
+    assert all((few.read(number)[0] == many.read(number)[0]).all() for number in range(len(few))), "the same images first"
 
 
 def test_a_bank_of_images(job: Job, gen: Cli) -> None:
