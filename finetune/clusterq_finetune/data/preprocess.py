@@ -21,9 +21,9 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
     """A decoded image as (C, H, W) uint8.
 
     With a crop share: the image is resized in its own proportions, antialiased, until it just covers ceil(H / share) x
-    ceil(W / share); then the centre is cropped. For a square the shorter side becomes ceil(H / share), 256 for 224 at 0.875. It is
-    what torchvision's Resize and CenterCrop do to a PIL image, pixel by pixel. Without a share: the whole image, resized where its
-    size differs. Images of more than eight bits are scaled before that, by their depth or by `pixel_range`. EXIF's rotation is not
+    ceil(W / share); then the centre is cropped. Pixels are those of torchvision's Resize and CenterCrop of a PIL image. For a square
+    the shorter side becomes ceil(H / share), 256 for 224 at 0.875. Without a share: the whole image, resized where its size
+    differs. Images of more than eight bits are scaled before that, by their depth or by `pixel_range`. EXIF's rotation is not
     applied and an alpha channel is dropped, as where torchvision's ImageFolder reads.
 
     Raises:
