@@ -296,9 +296,13 @@ def test_pytorchcv_networks_take_other_sizes_than_they_were_published_for() -> N
 
 
 def test_a_pooling_that_does_not_help_is_left_alone() -> None:
-    model = nn.Module()
-    model.features = nn.Sequential()
-    model.features.add_module("final_pool", nn.AvgPool2d(7))
+    own = nn.Module()
+    own.features = nn.Sequential()
+    own.features.add_module("final_pool", nn.AvgPool2d(7))
+    with last_pooling_over_all(own) as changed:
+        assert not changed
+        assert isinstance(own.features.final_pool, nn.AvgPool2d), "of someone's own network nothing is assumed"
+    model = get_model("resnet20_cifar10")
     before = model.features.final_pool
     with pytest.raises(ZeroDivisionError), last_pooling_over_all(model) as changed:
         assert "averages all places" in changed

@@ -13,12 +13,12 @@ PLACES = ("features.final_pool", "features.final_block.pool")
 def last_pooling_over_all(model: nn.Module) -> Iterator[str]:
     """Let a network's last pooling average all places instead of a window of one size; undone where the block raises.
 
-    At the published size both are the same.
+    At the published size both are the same. Networks of anyone else are left as they are: what their authors mean is not known.
 
     Yields:
-        What was changed, in words; empty where the network has no such pooling, and is left as it is.
+        What was changed, in words; empty where nothing was.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules()) if type(model).__module__.startswith("pytorchcv.") else {}
     name = next((place for place in PLACES if isinstance(modules.get(place), nn.AvgPool2d)), "")
     if not name:
         yield ""
