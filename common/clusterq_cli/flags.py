@@ -151,12 +151,12 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Return a type that a command line can parse: text for tuples, the base type for optional ones."""
+    """Return a type that a command line can parse: text for tuples and for one of several types, the base type for optional ones."""
     if typing.get_origin(annotation) is typing.Annotated:
         return _plain_type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
-        (base,) = [part for part in typing.get_args(annotation) if part is not type(None)]
-        return _plain_type(base)
+        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return _plain_type(parts[0]) if len(parts) == 1 else str
     return str if typing.get_origin(annotation) is tuple else annotation
 
 

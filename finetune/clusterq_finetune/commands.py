@@ -102,7 +102,7 @@ def _finetune(
     shards = ShardSet.open(shards_path)
     run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
-    large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
+    large = shards.manifest.teacher.spec.longer_side > LARGEST_SMALL_IMAGE
     where = str(shards.folder.resolve())
     config = resolve(flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
@@ -120,7 +120,7 @@ def _finetune(
     )
 
     spec = teacher.spec
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    example = torch.zeros(1, *spec.shape, device=device)
     # The first look at the given bits; chosen ones are said once they are known.
     said = info if dry_run or not config.choice.active else None
     student = convert(teacher.model, config.quant, example, said).eval()

@@ -134,7 +134,7 @@ def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec, kind: Format)
     Raises:
         ClusterqError: the file is another network.
     """
-    shape = (IMAGES, spec.channels, spec.size, spec.size)
+    shape = (IMAGES, *spec.shape)
     images = normalise(torch.randint(256, shape, generator=stream(0, "export"), dtype=torch.uint8), spec)
     expected: Tensor = student(images)
     found = torch.cat([twin(images[:1]), twin(images[1:])])

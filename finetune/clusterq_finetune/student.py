@@ -38,7 +38,7 @@ def load_student(folder: Path, device: torch.device, arch: str | None = None) ->
         )
     config = _config_of(folder, {} if arch is None else {"arch": arch})
     model, spec = build_architecture(config.teacher)
-    example = torch.zeros(1, spec.channels, spec.size, spec.size)
+    example = torch.zeros(1, *spec.shape)
     student = load_quantized(path, model, config.quant, example)
     to_device(student, device)
     return student, spec, config

@@ -160,7 +160,7 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
     from clusterq_gen.networks.generator import LARGEST_PRODUCT_SIZE
 
     _, spec = build_architecture(config.teacher)
-    return resolve(flags, "auto", imagenet_sized=spec.size > LARGEST_PRODUCT_SIZE)
+    return resolve(flags, "auto", imagenet_sized=spec.longer_side > LARGEST_PRODUCT_SIZE)
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:

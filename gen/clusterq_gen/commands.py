@@ -261,9 +261,9 @@ def _differ(given: str, before: str | None) -> bool:
 
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:
-    if device.type == "cpu" and teacher.spec.size >= LARGE_INPUT:
+    if device.type == "cpu" and teacher.spec.longer_side >= LARGE_INPUT:
         warn(
-            f"{teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
+            f"{teacher.spec.shown_size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
             f"meant for. {flags} make it smaller."
         )
 

@@ -118,12 +118,12 @@ def _candidate(config: GenConfig, teacher: Teacher, device: torch.device) -> flo
 
 
 def _pixels(count: int, teacher: Teacher) -> Tensor:
-    shape = (count, teacher.spec.channels, teacher.spec.size, teacher.spec.size)
+    shape = (count, *teacher.spec.shape)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(0, "estimate"))
 
 
 def _measured(teacher: Teacher) -> int:
-    return max(LEAST_MEASURED, MEASURED_PIXELS // teacher.spec.size**2)
+    return max(LEAST_MEASURED, MEASURED_PIXELS // (teacher.spec.height * teacher.spec.width))
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:

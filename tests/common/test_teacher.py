@@ -14,11 +14,13 @@ import torch
 from pytorchcv.model_provider import get_model
 from pytorchcv.models import model_store
 from safetensors.torch import save_file
+from torch import nn
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import build_architecture, load_teacher
+from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
 
@@ -276,3 +278,34 @@ def test_an_error_in_a_factory_names_its_line(text: str, said: str, tmp_path: Pa
     (tmp_path / "helper.py").write_text("1 / 0\n")
     with pytest.raises(ClusterqError, match=said):
         build_architecture(own(str(tmp_path / "net.py")))
+
+
+def test_pytorchcv_networks_take_other_sizes_than_they_were_published_for() -> None:
+    plain, _ = build_architecture(TeacherConfig(arch="resnet20_cifar10"))
+    assert isinstance(plain.features.final_pool, nn.AvgPool2d), "at its own size a network stays as it is"
+    for size in ("32x64", "48x16", "64"):
+        wide, spec = build_architecture(TeacherConfig(arch="resnet20_cifar10", input_size=size))
+        images = torch.randn(2, *spec.shape)
+        with torch.no_grad():
+            maps = nn.Sequential(*list(plain.features)[:-1])(images)
+            torch.testing.assert_close(wide(images), plain.output(maps.mean((2, 3))))
+    for arch in ("efficientnet_b0", "mobilenetv2_wd4"):
+        assert build_architecture(TeacherConfig(arch=arch, input_size="64x96"))[1].shape == (3, 64, 96)
+    with pytest.raises(ClusterqError, match=r"vgg11 .*3x64x128"):
+        build_architecture(TeacherConfig(arch="bn_vgg11", input_size="64x128"))
+
+
+def test_a_pooling_that_does_not_help_is_left_alone() -> None:
+    own = nn.Module()
+    own.features = nn.Sequential()
+    own.features.add_module("final_pool", nn.AvgPool2d(7))
+    with last_pooling_over_all(own) as changed:
+        assert not changed
+        assert isinstance(own.features.final_pool, nn.AvgPool2d), "of someone's own network nothing is assumed"
+    model = get_model("resnet20_cifar10")
+    before = model.features.final_pool
+    with pytest.raises(ZeroDivisionError), last_pooling_over_all(model) as changed:
+        assert "averages all places" in changed
+        assert isinstance(model.features.final_pool, nn.AdaptiveAvgPool2d)
+        1 / 0  # noqa: B018
+    assert model.features.final_pool is before

@@ -154,8 +154,8 @@ def test_metadata_of_an_onnx_file_must_fit_its_graph(model: onnx.ModelProto) -> 
     assert OnnxModel(saying(model)).description.input == SPEC
     asked = SPEC.model_dump(mode="json")
     for changed, sentence in (
-        ({"input": json.dumps({**asked, "size": 1_000_000})}, "less than or equal to 4096"),
-        ({"input": json.dumps({**asked, "size": SPEC.size + 1})}, "takes images of"),
+        ({"input": json.dumps({**asked, "size": 1_000_000})}, "sides must lie between 1 and 4096"),
+        ({"input": json.dumps({**asked, "size": SPEC.height + 1})}, "takes images of"),
         ({"input": "[" * 100_000}, "metadata that are no JSON"),
         ({"arch": "{"}, "metadata that are no JSON"),
     ):

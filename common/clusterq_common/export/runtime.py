@@ -70,15 +70,15 @@ class OnnxModel(nn.Module):
         self.description = Description.validated(values, source=str(described))
         taken, spec = self._session.get_inputs()[0], self.description.input
         # Its own images are made by what it says: they must be those that its graph takes.
-        if len(self._session.get_inputs()) != 1 or taken.shape[1:] != [spec.channels, spec.size, spec.size]:
+        if len(self._session.get_inputs()) != 1 or taken.shape[1:] != list(spec.shape):
             raise ClusterqError(
-                f"{name}: {described} takes images of {taken.shape[1:]} and says [{spec.channels}, {spec.size}, {spec.size}], expected the "
+                f"{name}: {described} takes images of {taken.shape[1:]} and says {list(spec.shape)}, expected the "
                 "same; export the student again."
             )
         self._name, self._input = f"{name}: {described}", taken.name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images (N, C, S, S) float32 to logits (N, classes) float32, on the device of `x`."""
+        """Map normalised images (N, C, H, W) float32 to logits (N, classes) float32, on the device of `x`."""
         images = np.ascontiguousarray(x.cpu().numpy())
         try:
             logits = self._session.run(None, {self._input: images})[0]

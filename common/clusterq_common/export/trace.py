@@ -63,7 +63,7 @@ def traced_program(student: nn.Module, spec: InputSpec, asked_by: str) -> torch.
         ClusterqError: the forward cannot be traced.
     """
     device = next(student.parameters()).device
-    images = torch.zeros(TRACED_BATCH, spec.channels, spec.size, spec.size, device=device)
+    images = torch.zeros(TRACED_BATCH, *spec.shape, device=device)
     with _quiet(), torch.no_grad():
         try:
             return torch.export.export(student.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -19,7 +19,7 @@ def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: t
         path: a student.safetensors.
         model: the float architecture, with any weights; unchanged.
         config: settings with which it was converted.
-        example: (1, C, S, S), any values.
+        example: (1, C, H, W), any values.
 
     Raises:
         ClusterqError: the file does not fit, or has no ranges.

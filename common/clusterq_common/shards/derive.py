@@ -14,7 +14,16 @@ from clusterq_common.files import final_name
 from clusterq_common.run.environment import commit, versions
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.setting_names import setting_name
-from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Derivation, Manifest, Parent, SplitName, set_digest
+from clusterq_common.shards.manifest import (
+    MANIFEST,
+    SHARD_NAME,
+    Derivation,
+    Manifest,
+    Parent,
+    SplitName,
+    format_for,
+    set_digest,
+)
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import good_samples
@@ -194,6 +203,7 @@ def _write(
     notes = sorted({one.manifest.note for one in sets if one.manifest.note})
     licences = {one.manifest.license for one in sets}
     manifest = Manifest(
+        format=format_for(first.teacher.spec),
         digest=set_digest(splits),
         created_by=f"clusterq {version('clusterq')}",
         commit=commit(),

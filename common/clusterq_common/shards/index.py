@@ -81,7 +81,7 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
         ClusterqError: a member that no shard of clusterq has, or a sample with members missing or doubled.
     """
     spec = manifest.teacher.spec
-    largest_image = 2 * spec.channels * spec.size**2 + (1 << 16)
+    largest_image = 2 * spec.raw_bytes + (1 << 16)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         # Block by block: nothing but headers is read.

@@ -47,7 +47,7 @@ class SplitReader:
         return self._paths[self._shard[number]].name
 
     def read(self, number: int) -> tuple[Array, int, Logits | None]:
-        """Pixels (S, S, C) uint8, label, and the teacher's logits (classes,) float16 or None.
+        """Pixels (H, W, C) uint8, label, and the teacher's logits (classes,) float16 or None.
 
         Raises:
             ClusterqError: a member does not hold what it should.
@@ -185,7 +185,7 @@ class ShardSet:
             seed: of the order.
 
         Returns:
-            Batches (N, C, S, S) float32, normalised; one may go through them more than once.
+            Batches (N, C, H, W) float32, normalised; one may go through them more than once.
 
         Raises:
             ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
@@ -198,7 +198,7 @@ class ShardSet:
         """A pipeline of the package webdataset over a split's tars, which are verified first; then chain `shuffle`, `batched`, `to_tuple`.
 
         Members are decoded by clusterq, within bounds, never by webdataset's `decode`, which unpickles some. A sample is a dictionary:
-        `png` (C, S, S) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.
+        `png` (C, H, W) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.
 
         Args:
             name: of the split.

@@ -21,7 +21,7 @@ def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
         ClusterqError: an image's answer depends on the other images of its batch; answers are probabilities; answers are not finite.
     """
     device = next(model.parameters()).device
-    images = torch.randn(IMAGES, spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(IMAGES, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
     together: Tensor = model(images)
     if not bool(torch.isfinite(together).all()):
         return  # fresh weights may overflow; weights from a file are checked value by value

@@ -29,7 +29,7 @@ class Teacher:
     """A trained classifier, frozen.
 
     Attributes:
-        model: in eval mode, no parameter wants a gradient; (N, C, S, S) float32 -> logits (N, classes).
+        model: in eval mode, no parameter wants a gradient; (N, C, H, W) float32 -> logits (N, classes).
         config: resolved: sizes filled in, paths absolute.
         spec: the images it takes.
         digest: `sha256:<hex>` of its weights.
@@ -45,7 +45,7 @@ class Teacher:
         """A trained network that you hold, frozen in place: in eval mode, no parameter wants a gradient from now on.
 
         Args:
-            model: (N, C, S, S) float32 -> logits (N, classes), with BatchNorm layers that keep running statistics.
+            model: (N, C, H, W) float32 -> logits (N, classes), with BatchNorm layers that keep running statistics.
             spec: the images it takes.
 
         Raises:
@@ -138,7 +138,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
                 model(spec.example())
             except Exception as error:  # the model's own forward runs
                 raise ClusterqError(
-                    f"{config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.size}x{spec.size} image "
+                    f"{config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.shown_size} image "
                     f"({type(error).__name__}: {error}); check {setting_name('input_size')} and {setting_name('in_channels')}.",
                     setting="arch",
                 ) from error
@@ -147,8 +147,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
 
 def _stated_by(model: nn.Module) -> dict[str, Any]:
     """Read the sizes that a factory's model states in pytorchcv's attributes."""
-    size, classes = getattr(model, "in_size", None), getattr(model, "num_classes", None)
-    return {"input_size": size[0] if isinstance(size, tuple | list) else size, "num_classes": classes}
+    return {"input_size": getattr(model, "in_size", None), "num_classes": getattr(model, "num_classes", None)}
 
 
 def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:

@@ -64,7 +64,7 @@ def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
     if (folder / STUDENT).is_file():
         quant = QuantConfig.validated(section(source.config.get("quant")), source=str(folder / CONFIG))
         spec = teacher.spec
-        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+        example = torch.zeros(1, *spec.shape, device=device)
         student = load_quantized(folder / STUDENT, teacher.model, quant, example)
         to_device(student, device)
     write_analysis(folder, teacher, student, ShardSet(source.shards, source.manifest), device)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from clusterq_common.quantities import number, percent
 from clusterq_common.shards.read import ShardSet
 from clusterq_report.html.blocks import Block, Captioned, Heading, Paragraph
-from clusterq_report.html.gallery import side_shown, strip
+from clusterq_report.html.gallery import size_shown, strip
 from clusterq_report.quality.findings import Quality
 
 # Bytes of each group of images, before PNG and base64; far fewer than the gallery's.
@@ -47,6 +47,6 @@ def _pictures(found: Quality, shards: ShardSet, title: str, explanation: str, sh
     if not shown:
         return []
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    side = side_shown(spec, sum(len(numbers) for numbers, _, _ in shown), BUDGET)
-    pictures = [(strip(reader, numbers, spec, side, shows), caption) for numbers, shows, caption in shown]
+    size = size_shown(spec, sum(len(numbers) for numbers, _, _ in shown), BUDGET)
+    pictures = [(strip(reader, numbers, spec, size, shows), caption) for numbers, shows, caption in shown]
     return [Heading(title), Paragraph(explanation), Captioned(pictures)]

@@ -63,7 +63,7 @@ class Distillation:
         self.features: tuple[str, ...] = ()
         if recipe.feature_weight:
             spec = teacher.spec
-            self.features = feature_modules(teacher.model, torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+            self.features = feature_modules(teacher.model, torch.zeros(1, *spec.shape, device=device))
         self.ema = WeightEma(student, recipe.weight_ema)
         self.selection = Selection()
         self.step = 0

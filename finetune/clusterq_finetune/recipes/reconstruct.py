@@ -53,7 +53,7 @@ def reconstruct(
     Args:
         student: calibrated.
         teacher: the float network.
-        pixels: (N, C, S, S) uint8, synthetic images.
+        pixels: (N, C, H, W) uint8, synthetic images.
         config: configuration of the run.
         folder: folder of the run; a checkpoint is written to it after each block. None: nothing is written.
         device: device of both networks.
@@ -68,7 +68,7 @@ def reconstruct(
     recorder = cuda_recorder(device) if recipe.cuda_graphs else None
     student.eval()
     spec = teacher.spec
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    example = torch.zeros(1, *spec.shape, device=device)
     assert recipe.reconstruct != "none"
     blocks, left = find_blocks(teacher.model, quantizable_layers(teacher.model, example), example, recipe.reconstruct)
     if left:

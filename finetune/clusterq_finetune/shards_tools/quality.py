@@ -88,8 +88,8 @@ def _other(arch: str, weights: str | None, manifest: Manifest, device: torch.dev
     found = other.spec
     if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
         raise ClusterqError(
-            f"--other-arch: {arch} takes {found.channels}x{found.size}x{found.size} images of {found.num_classes} classes, expected "
-            f"{spec.channels}x{spec.size}x{spec.size} of {spec.num_classes}, as the set has; choose another classifier."
+            f"--other-arch: {arch} takes {found.channels}x{found.shown_size} images of {found.num_classes} classes, expected "
+            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
         )
     return other
 
