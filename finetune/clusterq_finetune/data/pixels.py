@@ -14,15 +14,25 @@ Values = np.ndarray[Any, np.dtype[Any]]
 SIXTEEN_BITS = 2**16 - 1
 # Formats in which Pillow gives 16 bits as its 32-bit mode I; the values fill all 16 in both.
 SIXTEEN_IN_MODE_I = {"PNG", "PPM"}
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO = 0
+UNSIGNED = 1
+# Scanners and cameras write 10 or 12 bits into 16: the picture is then nearly black.
+TWELVE_BITS = 2**12 - 1
 
 
 class EightBits(NamedTuple):
-    """An image of eight bits a channel, and whether some of its values lay outside the range that was given."""
+    """An image of eight bits a channel.
+
+    Attributes:
+        image: the image.
+        outside: True where some values lay outside the range that was given.
+        narrow: True where no range was given and 16 bits hold values of at most 12.
+    """
 
     image: Image.Image
     outside: bool
+    narrow: bool = False
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -54,8 +64,12 @@ def eight_bits(image: Image.Image, pixel_range: PixelRange | None, name: str) ->
         return EightBits(image, outside=False)
     largest = largest_value(image)
     # Pillow turns 8-bit pictures of this kind round, deeper ones not.
-    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    values: Values = np.asarray(image).astype(np.float64)
+    tags = getattr(image, "tag_v2", {})
+    white_is_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    stored: Values = np.asarray(image)
+    if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (UNSIGNED,)) == (UNSIGNED,):
+        stored = stored.view(np.uint32)  # Pillow gives unsigned values as signed ones
+    values: Values = stored.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("some pixels are no finite numbers")
     if pixel_range is None and largest is None:
@@ -66,4 +80,5 @@ def eight_bits(image: Image.Image, pixel_range: PixelRange | None, name: str) ->
     low, high = pixel_range or (0.0, float(largest or 0))
     outside = bool((values < low).any() or (values > high).any())
     scaled = np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
-    return EightBits(Image.fromarray(255 - scaled if white_is_zero else scaled), outside)
+    narrow = pixel_range is None and largest == SIXTEEN_BITS and 0 < values.max() <= TWELVE_BITS and not white_is_zero
+    return EightBits(Image.fromarray(255 - scaled if white_is_zero else scaled), outside, bool(narrow))

@@ -23,6 +23,7 @@ from clusterq_finetune.data.real.remarks import Remark
 
 # What may be remarked of a single image.
 OUTSIDE = "values outside --pixel-range, clipped"
+NARROW = "16 bits with no value above 4095, taken as nearly black (12 bits in 16 need --pixel-range 0,4095)"
 FRAMES = "several frames, the first is taken"
 TURNED = "a rotation in EXIF, not applied (as in torchvision)"
 ORIENTATION = 0x0112
@@ -134,9 +135,9 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
     def _read(self, image: Image.Image, label: int, name: str) -> Sample:
         """Decode and preprocess an open image."""
         mode = image.mode
-        shallow, outside = eight_bits(image, self.pixel_range, name)
+        shallow, outside, narrow = eight_bits(image, self.pixel_range, name)
         pixels = preprocess(shallow, self.spec, self.geometry)
-        remarks = (*((OUTSIDE,) if outside else ()), *_remarks_of(image))
+        remarks = (*((OUTSIDE,) if outside else ()), *((NARROW,) if narrow else ()), *_remarks_of(image))
         return Sample(pixels, label, name, mode, remarks)
 
     def probe(self) -> None:

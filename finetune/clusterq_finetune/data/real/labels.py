@@ -77,7 +77,7 @@ def order_remark(names: Sequence[str]) -> Remark | None:
 
 def _read_classes(path: Path, spec: InputSpec) -> list[str]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterqError(f"--classes: {path} cannot be read ({type(error).__name__}); expected one name a line.") from error
     if len(names) != spec.num_classes or len(set(names)) != len(names):

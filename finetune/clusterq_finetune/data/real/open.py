@@ -56,7 +56,7 @@ def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages
     if path.is_file():
         if path.name == IMAGENET_TAR:
             return open_imagenet_tar(path, spec)
-        if path.suffix == ".tar":
+        if path.suffix.lower() == ".tar":
             return open_webdataset(path, [path], spec)
         if (batch := cifar_batch(path)) is not None:
             return open_cifar(batch, spec)
@@ -69,7 +69,7 @@ def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages
         return open_cifar(batch, spec)
     if any(path.glob("ILSVRC2012_val_*")) and (solution := kaggle_solution(path)) is not None:
         return open_kaggle(path, solution, spec)
-    tars = sorted(path.glob("*.tar"))
+    tars = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".tar")
     if tars:
         return open_webdataset(path, tars, spec)
     return open_class_folders(path, spec, classes)

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,13 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.tar import BLOCK, Member, TarFormatError, TarHeaders, member_bytes, shortened
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
+from clusterq_finetune.data.real.files import EXTENSIONS
 from clusterq_finetune.data.real.labels import imagenet_wnids
 from clusterq_finetune.data.real.remarks import Remark
 
-IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp"}
+IMAGE_SUFFIXES = {extension.removeprefix(".") for extension in EXTENSIONS}
+# A number with room for spaces around it.
+LARGEST_LABEL = 20
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 # An image in a tar is refused above this before it is read.
 LARGEST_MEMBER = 256 << 20
@@ -48,7 +50,8 @@ class ImagesInTars(ValidationImages):
     def open(self, index: int) -> Image.Image:
         span = self.spans[index]
         with span.tar.open("rb") as file:
-            return Image.open(io.BytesIO(os.pread(file.fileno(), span.size, span.offset)))
+            file.seek(span.offset)
+            return Image.open(io.BytesIO(file.read(span.size)))
 
 
 def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
@@ -85,10 +88,10 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
 
 
 def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTars:
-    """webdataset tars with an image (`.jpg`, `.png`, `.webp`) and a class index (`.cls`) for each key. Nothing else is looked at.
+    """webdataset tars with an image (`.jpg`, `.png`, ...) and a class index (`.cls`) for each key. Nothing else is looked at.
 
     Raises:
-        ClusterqError: an image without a label, a label without an image or out of range, or no sample at all.
+        ClusterqError: an image without a label, a label without an image or out of range, two of either for one key, or no sample at all.
     """
     spans: list[Span] = []
     labels: list[int] = []
@@ -100,10 +103,13 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
             folder, _, file = member.name.rpartition("/")
             key, _, suffix = file.partition(".")
             span = Span(tar, member.name, member.offset, member.size)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                images[f"{folder}/{key}"] = span
-            elif suffix == "cls":
-                classes[f"{folder}/{key}"] = span
+            kind = images if suffix.lower() in IMAGE_SUFFIXES else classes if suffix == "cls" else None
+            if kind is not None:
+                if (first := kind.setdefault(f"{folder}/{key}", span)) is not span:
+                    raise ClusterqError(
+                        f"--val: {tar} has two members for one key, {shortened(first.name)} and {shortened(span.name)}, expected an image and a "
+                        ".cls for each key; mend the tar."
+                    )
             elif member.plain and suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
                 skipped.append(f"{tar.name}/{member.name}")
         lonely = next(iter(images.keys() ^ classes.keys()), None)
@@ -112,8 +118,9 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
             raise ClusterqError(f"--val: sample {lonely.lstrip('/')} of {tar} has no {missing}, expected both; mend the tar.")
         with tar.open("rb") as file_handle:
             for key, span in images.items():
-                text = os.pread(file_handle.fileno(), min(classes[key].size, 20), classes[key].offset).strip()
-                if not text.isdigit() or int(text) >= spec.num_classes:
+                file_handle.seek(classes[key].offset)
+                text = file_handle.read(min(classes[key].size, LARGEST_LABEL)).strip()
+                if not text.isdigit() or int(text) >= spec.num_classes or classes[key].size > LARGEST_LABEL:
                     raise ClusterqError(
                         f"--val: sample {key.lstrip('/')} of {tar} has label {text!r}, expected a number below {spec.num_classes}; mend it."
                     )
@@ -125,6 +132,9 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
     if skipped:
         what = "members with dots in their keys, skipped (webdataset ends a key at its first dot)"
         images_in_tars.remarks.append(Remark.of(what, skipped))
+    beside = sorted({entry.name for entry in path.iterdir()} - {tar.name for tar in tars}) if path.is_dir() else []
+    if beside:
+        images_in_tars.remarks.append(Remark.of("files and folders beside the tars, skipped", beside))
     return images_in_tars
 
 
