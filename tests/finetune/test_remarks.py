@@ -1,5 +1,6 @@
 """What readers of real images skip, reorder or guess is counted, named, printed and kept."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,28 @@ def test_other_files_are_counted_and_named_up_to_ten(tmp_path: Path) -> None:
     ]
     assert images.remarks[0].line() == f"{SKIPPED}: 13 ({', '.join(names)}, ...)"
     assert len(images) == 2
+
+
+def test_links_and_hidden_copies_are_counted(tmp_path: Path) -> None:
+    tree(tmp_path / "val", ["a", "b"])
+    tree(tmp_path / "val" / "a", [".ipynb_checkpoints"])
+    tree(tmp_path, ["elsewhere"])
+    (tmp_path / "val" / "a" / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "val" / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "val" / "b" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    images = open_validation(tmp_path / "val", spec(2))
+    assert [images.name(index) for index in range(len(images))] == ["a/0.png", "b/0.png", "b/linked.png"]
+    assert images.remarks == [Remark(what=SKIPPED, count=3, names=["a/.ipynb_checkpoints/0.png", "a/broken.png", "b/more"])]
+
+
+def test_what_lies_beside_tars_is_named(tmp_path: Path) -> None:
+    tree(tmp_path / "val", ["a", "b"])
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        for name, source in (("0.png", tmp_path / "val" / "a" / "0.png"), ("0.cls", tmp_path / "label")):
+            source.write_text("1") if name == "0.cls" else None
+            tar.add(source, name)
+    images = open_validation(tmp_path / "val", spec(2))
+    assert images.remarks == [Remark(what="files and folders beside the tars, skipped", count=2, names=["a", "b"])]
 
 
 def test_numbers_in_another_order_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

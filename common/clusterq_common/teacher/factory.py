@@ -30,8 +30,16 @@ def build_factory(arch: str) -> nn.Module:
     return model
 
 
-def call_function(where: str, *arguments: object, flag: str, expected: str) -> object:
-    """Call the function `path/to/file.py:function` with the arguments; `flag` and `expected` are for the errors.
+def call_function(
+    where: str, *arguments: object, flag: str, expected: str, is_ready: Callable[[object], bool] | None = None
+) -> object:
+    """Call the function `path/to/file.py:function` with the arguments.
+
+    Args:
+        where: the file and the name in it.
+        arguments: for the function.
+        flag, expected: for the errors.
+        is_ready: tells an object that is what is wanted already; it is returned as it is.
 
     Raises:
         ClusterqError: no such file or function, or an exception inside.
@@ -51,14 +59,16 @@ def call_function(where: str, *arguments: object, flag: str, expected: str) -> o
     try:
         with _as_a_program(path, name, module):
             specification.loader.exec_module(module)
-            function: Callable[..., Any] | None = getattr(module, function_name, None)
-            made = function(*arguments) if callable(function) else None
+            found: Any = getattr(module, function_name, None)
+            ready = is_ready is not None and is_ready(found)
+            made = found if ready else found(*arguments) if callable(found) else None
     except Exception as error:  # the user's own code may raise anything
         raise ClusterqError(
             f"{flag}: {where} failed with {type(error).__name__}: {error}{_own_line(error, path)}; mend the file and try again."
         ) from error
-    if not callable(function):
-        raise ClusterqError(f"{flag}: {path} has no function {function_name}; {expected}.")
+    if not ready and not callable(found):
+        what = "" if found is None else f", {function_name} is {type(found).__name__}"
+        raise ClusterqError(f"{flag}: {path} has no function {function_name}{what}; {expected}.")
     return made
 
 

@@ -185,7 +185,8 @@ def _sources(
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
-        images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=evaluation.black_and_white)
+        deep = evaluation.black_and_white
+        images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=deep, own=True)
         found.insert(0, real(images, classes, per_class))
     for source in found:
         few = len(source.labels) < per_class * len(classes)

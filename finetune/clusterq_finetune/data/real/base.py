@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -156,6 +156,35 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
                 continue
             if deep and (refused := self.sample(index).refused):
                 raise ClusterqError(refused)
+
+    def chosen(self, wants: Callable[[int, int], bool]) -> Iterator[Sample]:
+        """Read some of the images, in their order.
+
+        Args:
+            wants: says of a number and a label whether that image is to be read; called once for each image, when its turn comes.
+
+        Raises:
+            ClusterqError: labels that cannot be read.
+        """
+        for index, label in enumerate(self.labels):
+            if wants(index, label):
+                yield self.sample(index)
+
+    def numbered_labels(self) -> dict[int, int]:
+        """Return the label of each image by its number.
+
+        Raises:
+            ClusterqError: labels that cannot be read.
+        """
+        found: dict[int, int] = {}
+
+        def note(index: int, label: int) -> bool:
+            found[index] = label
+            return False
+
+        for _ in self.chosen(note):
+            pass
+        return found
 
     def samples(self) -> "Samples":
         """The same images for a loader that also wants to know what there is to say of each."""

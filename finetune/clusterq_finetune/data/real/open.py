@@ -27,7 +27,7 @@ def open_validation(
     """List the images of a place, whatever its layout; none is decoded yet.
 
     Args:
-        path: a folder or a file; see `LAYOUTS`. With `own` also a function of the user's, `path/to/file.py:function`.
+        path: a folder or a file; see `LAYOUTS`. With `own` also a dataset of the user's, or a function that returns one, `path/to/file.py:name`.
         spec: what the teacher takes.
         classes: file with one class folder name a line in index order, for class folders whose order cannot be known.
         geometry: how images are resized and cropped; if left out, as is usual for the teacher's size.

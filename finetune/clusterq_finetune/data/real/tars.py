@@ -1,8 +1,6 @@
 """Images inside tars: ImageNet's original archive with the devkit's ground truth, and webdataset shards of anyone's."""
 
-import gzip
 import io
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.tar import BLOCK, Member, TarFormatError, TarHeaders, member_bytes, shortened
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
+from clusterq_finetune.data.real.devkit import GROUND_TRUTH, read_devkit, wnid_of_number
 from clusterq_finetune.data.real.files import EXTENSIONS
 from clusterq_finetune.data.real.labels import imagenet_wnids
 from clusterq_finetune.data.real.remarks import Remark
@@ -19,11 +18,8 @@ from clusterq_finetune.data.real.remarks import Remark
 IMAGE_SUFFIXES = {extension.removeprefix(".") for extension in EXTENSIONS}
 # A number with room for spaces around it.
 LARGEST_LABEL = 20
-GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 # An image in a tar is refused above this before it is read.
 LARGEST_MEMBER = 256 << 20
-# Ten times the devkit, unpacked.
-LARGEST_DEVKIT = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
     for member in _members(path):
         if member.name.lower().endswith((".jpeg", ".jpg")):
             members[Path(member.name).name] = member
-    truth_text, meta = _devkit(path.parent)
+    truth_text, meta = read_devkit(path.parent)
     try:
         truth = [int(line) for line in truth_text.split()]
     except ValueError as error:
@@ -77,7 +73,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
             f"--val: {path} holds {len(members)} images, the devkit's ground truth {len(truth)} lines; expected one for each, get "
             "both again."
         )
-    names = _wnid_of_number(meta)
+    names = wnid_of_number(meta)
     index = {wnid: label for label, wnid in enumerate(wnids)}
     unknown = next((number for number in truth if names.get(number) not in index), None)
     if unknown is not None:
@@ -157,49 +153,3 @@ def _members(path: Path) -> list[Member]:
             f"--val: {shortened(large.name)} in {path} has {large.size} bytes, expected an image; do not use it."
         )
     return members
-
-
-def _devkit(folder: Path) -> tuple[str, bytes]:
-    """The ground truth and meta.mat, from the devkit's archive or from its unpacked folder."""
-    archives = sorted(folder.glob("ILSVRC2012_devkit*.tar.gz"))
-    if archives:
-        truth, meta = _devkit_files(archives[0])
-        if truth is not None and meta is not None:
-            return truth.decode("ascii", "replace"), meta
-    for truth_path in sorted(folder.glob(f"**/{GROUND_TRUTH}")):
-        meta_path = truth_path.parent / "meta.mat"
-        if meta_path.is_file():
-            return truth_path.read_text(encoding="ascii", errors="replace"), meta_path.read_bytes()
-    raise ClusterqError(
-        f"--val: there is no devkit in {folder}, expected ILSVRC2012_devkit_t12.tar.gz beside the images; get it, or sort the images "
-        "into class folders."
-    )
-
-
-def _devkit_files(archive: Path) -> list[bytes | None]:
-    """The ground truth and meta.mat in the devkit's archive."""
-    try:
-        with gzip.open(archive) as file:
-            data = file.read(LARGEST_DEVKIT + 1)
-        if len(data) > LARGEST_DEVKIT:
-            raise TarFormatError(f"it unpacks to more than {LARGEST_DEVKIT} bytes")
-        return member_bytes(data, GROUND_TRUTH, "meta.mat")
-    except (TarFormatError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ClusterqError(f"--val: {archive} is no readable devkit ({error}); get the devkit again.") from error
-
-
-def _wnid_of_number(meta: bytes) -> dict[int, str]:
-    """The devkit's class numbers, by its table of synsets."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ClusterqError(
-            "--val: the devkit's meta.mat is read with scipy, which is not installed; pip install scipy."
-        ) from error
-    try:
-        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        return {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
-    except Exception as error:  # loadmat raises anything on a broken file
-        raise ClusterqError(
-            f"--val: the devkit's meta.mat cannot be read ({type(error).__name__}); get the devkit again."
-        ) from error
