@@ -31,7 +31,7 @@ ValOption = Annotated[Path | None, typer.Option("--val", help=f"Real images to s
 ValClasses = Annotated[
     Path | None, typer.Option("--val-classes", help="File with one class folder name of --val a line, in index order.")
 ]
-OUT_HELP = "Where to write: a path without ending for one file of each --format, or a file with one."
+OUT_HELP = "File to write: a path without ending for one file of each --format, or a file with one."
 
 TEACHER: dict[str, Any] = {"teacher": TeacherConfig}
 SHARED: dict[str, Any] = {"evaluation": EvaluationConfig, "file": FileConfig}
@@ -77,7 +77,7 @@ def diversity(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """How much images of one class differ, run beside run: with and without diversity enhancement, say (ClusterQ, Fig. 5 and 7)."""
+    """Differences within classes, run beside run: with and without diversity enhancement, say (ClusterQ, Fig. 5 and 7)."""
 
     def run() -> None:
         from clusterq_finetune.figures import command

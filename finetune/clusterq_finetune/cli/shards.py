@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or 
 
 @app.command(epilog=examples("clusterq-finetune shards info out/"))
 def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """What a set says of itself; nothing is verified but its manifest."""
+    """Print a set's own description; nothing is verified but its manifest."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
@@ -102,7 +102,7 @@ def quality(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """How good a set is, told without real images: labels, certainty, diversity, duplicates, beside pure noise as a reference."""
+    """Rate a set without real images: labels, certainty, diversity, duplicates, beside pure noise as a reference."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools.quality import Where
