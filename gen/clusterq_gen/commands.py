@@ -28,6 +28,7 @@ from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.dry_run import describe_plan
+from clusterq_gen.emission.build_manifest import read_class_names
 from clusterq_gen.emission.candidate_source import CandidateSource, GeneratorSource
 from clusterq_gen.emission.emit import emit_shards
 from clusterq_gen.emission.refined import refined
@@ -52,6 +53,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     config = config.model_copy(update={"teacher": teacher.config})
     if not is_bank(config.method.method):
         build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
+    read_class_names(config.emit, teacher.spec.num_classes)  # likewise
     if dry_run:
         for line in describe_plan(config, teacher, device):
             print_result(line)

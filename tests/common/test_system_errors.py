@@ -71,10 +71,16 @@ def test_a_full_disk_names_the_command_that_goes_on(capsys: pytest.CaptureFixtur
     """`emit` goes on without --resume, and most commands cannot go on at all."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard.tar")
     assert said(full, capsys).strip().endswith("free some space or choose another --out.")
-    assert said(full, capsys, resume=lambda: "clusterq-gen emit --run out").strip().endswith("go on with: clusterq-gen emit --run out")
+    assert (
+        said(full, capsys, resume=lambda: "clusterq-gen emit --run out")
+        .strip()
+        .endswith("go on with: clusterq-gen emit --run out")
+    )
 
 
-def test_a_failing_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_set(tmp_path / "set")
     reader = ShardSet.open(tmp_path / "set").split("train")
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clusterq_common import files
+from clusterq_gen.config import EmitConfig
+from clusterq_gen.emission.build_manifest import read_class_names
 from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher, Outcome
 
 
@@ -49,6 +53,37 @@ def test_generator_flags(flags: list[str], words: list[str], gen: Cli, tmp_path:
     preset = [] if "--config" in flags else ["--preset", "quick"]
     refused(gen("train", *flags, *preset, "--out", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_class_names_are_read_before_any_training(gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
+    train = (
+        "train",
+        *digits_teacher.flags,
+        "--preset",
+        "quick",
+        "--out",
+        tmp_path / "out",
+        "--class-names",
+        tmp_path / "names",
+    )
+    (tmp_path / "names").write_bytes(b"caf\xe9\n" * 10)
+    refused(gen(*train), "--class-names", "no text in UTF-8")
+    (tmp_path / "names").write_text("a\nb\n")
+    refused(gen(*train), "--class-names", "holds 2 names, expected 10")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "names").write_text("".join(f"{name}\n" for name in "abcdefghij"), encoding="utf-8-sig")
+    assert read_class_names(EmitConfig(class_names=str(tmp_path / "names")), 10) == list("abcdefghij")
+
+
+@pytest.mark.parametrize(("program", "shadow"), [("clusterq_gen", "typer"), ("clusterq_finetune", "clusterq_cli")])
+def test_no_module_of_the_current_folder_is_imported(program: str, shadow: str, tmp_path: Path) -> None:
+    """It may be a folder that was received, and `python -m` would look there first."""
+    (tmp_path / f"{shadow}.py").write_text("print('ran')")
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--version"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ran" not in done.stdout
 
 
 def test_cuda_where_there_is_none(gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:

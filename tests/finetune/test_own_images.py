@@ -255,7 +255,9 @@ def test_figures_and_quality_take_it(finetune: Cli, digits_run: Path, digits_tea
     (tmp_path / "digits.py").write_text(code)
     own, deep = f"{tmp_path / 'digits.py'}:dataset", ("--pixel-range", "0,4080")
     quality = ("shards", "quality", digits_run, "--images", 40, "--json", "--out", tmp_path / "q.html")
-    files, code_said = (json.loads(finetune(*quality, "--real", *more).out.splitlines()[-1]) for more in ((digits_teacher.val,), (own, *deep)))
+    files, code_said = (
+        json.loads(finetune(*quality, "--real", *more).out.splitlines()[-1]) for more in ((digits_teacher.val,), (own, *deep))
+    )
     assert code_said["sources"]["real"] == files["sources"]["real"]
     assert code_said["real"]["name"] == "digits.py:dataset"
     assert "--pixel-range is missing" in finetune(*quality, "--real", own).err

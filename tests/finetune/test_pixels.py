@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_unsigned_32_bits_keep_their_upper_half(tmp_path: Path) -> None:
     head = b"II*\0" + struct.pack("<I", 8 + 256)
     (tmp_path / "b" / "1.tif").write_bytes(head + values.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4))
     np.testing.assert_array_equal(read(tmp_path, pixel_range=(0, 255 * 2.0**24))[0], RAMP)
+
+
+def test_giant_images_are_not_decoded(tmp_path: Path) -> None:
+    """A file of a few kilobytes may hold any number of pixels. They are counted as unreadable."""
+    folders(tmp_path)
+    for number, (width, height) in enumerate(((8200, 8200), (1, 70_000))):
+        header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes((width + 1) * height))), (b"IEND", b""))
+        data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+        (tmp_path / "b" / f"{number + 1}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert evaluated(tmp_path).unreadable == ["b/1.png", "b/2.png"]
 
 
 def test_the_same_picture_at_sixteen_bits_has_the_same_accuracy(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from clusterq_common.device.setup import CONTIGUOUS, set_memory_format
-from clusterq_common.errors import ClusterqError
+from clusterq_common.errors import ClusterqError, told
 from clusterq_common.teacher.spec import InputSpec
 
 # torch (up to 2.13) corrupts its heap in strided 1x1 convolutions of so few channels on channels_last inputs.
@@ -68,10 +68,12 @@ def _run(model: nn.Module, spec: InputSpec, arch: str) -> Any:
         with torch.no_grad():
             return model(image if parameter is None else image.to(parameter.device))
     except Exception as error:  # any model, any failure
-        reason = str(error).strip().split("\n")[0]
+        reason = told(error).split("\n")[0]
+        advice = "check --input-size and --in-channels"
+        if isinstance(error, TypeError) and "required positional argument" in reason:
+            advice = "let the factory return a module whose forward takes the images alone and gives the other arguments itself"
         raise ClusterqError(
-            f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {reason}); check "
-            "--input-size and --in-channels."
+            f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({reason}); {advice}."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from clusterq_common.errors import ClusterqError
+from clusterq_common.errors import ClusterqError, told
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
 
@@ -62,9 +62,9 @@ def call_function(
             found: Any = getattr(module, function_name, None)
             ready = is_ready is not None and is_ready(found)
             made = found if ready else found(*arguments) if callable(found) else None
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything, and a script may end itself
         raise ClusterqError(
-            f"{flag}: {where} failed with {type(error).__name__}: {error}{_own_line(error, path)}; mend the file and try again."
+            f"{flag}: {where} failed with {told(error)}{_own_line(error, path)}; mend the file and try again."
         ) from error
     if not ready and not callable(found):
         what = "" if found is None else f", {function_name} is {type(found).__name__}"
@@ -95,7 +95,7 @@ def _as_a_program(path: Path, name: str, module: ModuleType) -> Iterator[None]:
                 del sys.modules[other]
 
 
-def _own_line(error: Exception, path: Path) -> str:
+def _own_line(error: BaseException, path: Path) -> str:
     """Name the line of the user's own folder where an error arose; empty where it arose elsewhere."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" ({Path(error.filename).name}, line {error.lineno})"

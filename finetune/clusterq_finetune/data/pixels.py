@@ -1,5 +1,6 @@
 """Images of more than eight bits a pixel, as images of eight. Pillow's own conversion clips them at 255 and says nothing."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ WHITE_IS_ZERO = 0
 UNSIGNED = 1
 # Scanners and cameras write 10 or 12 bits into 16: the picture is then nearly black.
 TWELVE_BITS = 2**12 - 1
+# Values that are computed with in float64 at once.
+AT_ONCE = 1 << 20
 
 
 class EightBits(NamedTuple):
@@ -69,16 +72,25 @@ def eight_bits(image: Image.Image, pixel_range: PixelRange | None, name: str) ->
     stored: Values = np.asarray(image)
     if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (UNSIGNED,)) == (UNSIGNED,):
         stored = stored.view(np.uint32)  # Pillow gives unsigned values as signed ones
-    values: Values = stored.astype(np.float64)
-    if not np.isfinite(values).all():
+    least, most = float(stored.min()), float(stored.max())
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError("some pixels are no finite numbers")
     if pixel_range is None and largest is None:
         raise ClusterqError(
             f"--pixel-range is missing: {name} has pixels of mode {image.mode} ({'floats' if image.mode == 'F' else '32 bits'}) from "
-            f"{values.min():g} to {values.max():g}, expected 8 or 16 bits; pass --pixel-range LOW,HIGH, the values that are black and white."
+            f"{least:g} to {most:g}, expected 8 or 16 bits; pass --pixel-range LOW,HIGH, the values that are black and white."
         )
     low, high = pixel_range or (0.0, float(largest or 0))
-    outside = bool((values < low).any() or (values > high).any())
-    scaled = np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
-    narrow = pixel_range is None and largest == SIXTEEN_BITS and 0 < values.max() <= TWELVE_BITS and not white_is_zero
-    return EightBits(Image.fromarray(255 - scaled if white_is_zero else scaled), outside, bool(narrow))
+    narrow = pixel_range is None and largest == SIXTEEN_BITS and 0 < most <= TWELVE_BITS and not white_is_zero
+    scaled = _scaled(stored, low, high)
+    return EightBits(Image.fromarray(255 - scaled if white_is_zero else scaled), least < low or most > high, narrow)
+
+
+def _scaled(values: Values, low: float, high: float) -> Values:
+    """(H, W) numbers as uint8: `low` and below as 0, `high` and above as 255, rounded to the nearest. A few rows at a time."""
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, AT_ONCE // values.shape[1])
+    for top in range(0, len(values), rows):
+        part = values[top : top + rows].astype(np.float64)
+        scaled[top : top + rows] = np.rint((part.clip(low, high) - low) * (255 / (high - low)))
+    return scaled

@@ -28,16 +28,18 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
         ClusterqError: an image of 32 bits or floats without a range.
         ValueError: it is so long and narrow that resizing it would fill the memory.
     """
+    target = (spec.size, spec.size)
+    if geometry.crop_share is not None:
+        target = resized(image.size, shorter_side(spec.size, geometry.crop_share))
+        if target[0] * target[1] > LARGEST_RESIZED:
+            raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {target[0]}x{target[1]} after resizing")
     image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
     if geometry.crop_share is None:
-        if image.size != (spec.size, spec.size):
-            image = image.resize((spec.size, spec.size), resampling)
+        if image.size != target:
+            image = image.resize(target, resampling)
     else:
-        width, height = resized(image.size, shorter_side(spec.size, geometry.crop_share))
-        if width * height > LARGEST_RESIZED:
-            raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {width}x{height} after resizing")
-        image = image.resize((width, height), resampling)
+        image = image.resize(target, resampling)
         # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
         left, top = (round((side - spec.size) / 2) for side in image.size)
         image = image.crop((left, top, left + spec.size, top + spec.size))

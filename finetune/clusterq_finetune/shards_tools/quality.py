@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from clusterq_report.quality.measure import Real, choose, measure
 from clusterq_report.quality.page import quality_page
 from clusterq_report.quality.sample import Batch, Ints, batch_size, sampled
 
-
 # Flags of shared code, and what they are called here.
 REAL_FLAGS = {"--val": "--real", "--classes": "--real-classes"}
 
@@ -47,7 +46,7 @@ class Where:
     other_weights: str | None = None
     real: Path | None = None
     real_classes: Path | None = None
-    reading: EvaluationConfig = EvaluationConfig()
+    reading: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeConfig, out: Path) -> Quality:

@@ -27,6 +27,10 @@ NARROW = "16 bits with no value above 4095, taken as nearly black (12 bits in 16
 FRAMES = "several frames, the first is taken"
 TURNED = "a rotation in EXIF, not applied (as in torchvision)"
 ORIENTATION = 0x0112
+# Pixels of an image, as it lies in its file: decoding takes a dozen bytes for each.
+LARGEST_IMAGE = 1 << 26
+# The longest side that a JPEG can have.
+LONGEST_SIDE = 2**16 - 1
 # Images looked at before anything is decoded: enough to find a folder of floats before a training that ends with its evaluation.
 PROBED = 16
 
@@ -133,8 +137,14 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
             return Sample(None, label, name)
 
     def _read(self, image: Image.Image, label: int, name: str) -> Sample:
-        """Decode and preprocess an open image."""
+        """Decode and preprocess an open image.
+
+        Raises:
+            ValueError: it is far larger than any photograph.
+        """
         mode = image.mode
+        if image.width * image.height > LARGEST_IMAGE or max(image.size) > LONGEST_SIDE:
+            raise ValueError(f"it is {image.width}x{image.height}")
         shallow, outside, narrow = eight_bits(image, self.pixel_range, name)
         pixels = preprocess(shallow, self.spec, self.geometry)
         remarks = (*((OUTSIDE,) if outside else ()), *((NARROW,) if narrow else ()), *_remarks_of(image))

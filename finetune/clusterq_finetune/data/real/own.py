@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.errors import ClusterqError
+from clusterq_common.errors import ClusterqError, told
 from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import InputSpec, shown_arch
 from clusterq_finetune.data.real.base import Sample, ValidationBatch, ValidationImages
@@ -151,7 +151,7 @@ class OwnImages(ValidationImages):
                 self.items = self._made()
 
     def _failed(self, index: int, error: Exception) -> str:
-        return f"--val: {self.layout} failed at item {index} with {type(error).__name__}: {error}; mend the file and try again."
+        return f"--val: {self.layout} failed at item {index} with {told(error)}; mend the file and try again."
 
     def _sample(self, item: Any, index: int) -> Sample:
         name = self.name(index)
