@@ -158,6 +158,24 @@ def lazy() -> nn.Module:
     )
 
 
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight / weight.std(), bias)
+
+
+def standardised() -> nn.Module:
+    model = Plain()
+    model.body[1][0] = Standardised(8, 16, 3, 2, 1, bias=False)
+    return model
+
+
+def replaced_method() -> nn.Module:
+    model = Plain()
+    layer = model.body[1][0]
+    layer.forward = lambda x: F.conv2d(x, layer.weight / layer.weight.std(), None, 2, 1)
+    return model
+
+
 # Kind -> how to make one. Those with another number of classes or channels: see SIZES.
 NETWORKS: dict[str, Any] = {
     "convolutions with BatchNorm": Plain,
@@ -186,6 +204,7 @@ NETWORKS: dict[str, Any] = {
     "float16 weights": lambda: Plain().half(),
     "attention behind convolutions": Attention,
     "transposed convolution": Transposed,
+    "convolution that changes its own weights": standardised,
     "functional convolutions": Functional,
     "two inputs": TwoInputs,
     "GroupNorm": lambda: Plain(lambda channels: nn.GroupNorm(4, channels)),

@@ -13,6 +13,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import sha256_file
+from clusterq_common.png import MODES
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
@@ -54,6 +55,11 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     if not is_bank(config.method.method):
         build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
     read_class_names(config.emit, teacher.spec.num_classes)  # likewise
+    if teacher.spec.channels not in MODES:
+        raise ClusterqError(
+            f"--in-channels: {shown_arch(config.teacher.arch)} takes images of {teacher.spec.channels} channels, expected 1 or 3: shards hold PNG images, grey or "
+            "in colour; choose another classifier."
+        )
     if dry_run:
         for line in describe_plan(config, teacher, device):
             print_result(line)

@@ -70,6 +70,14 @@ def test_narrow_weights_are_taken(tmp_path: Path) -> None:
     assert torch.allclose(model.state_dict()["0.weight"], STATE["0.weight"], atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_integers_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Those of a quantized model mean nothing without their scales."""
+    name = next(name for name, value in STATE.items() if value.dim() > 1)
+    with pytest.raises(ClusterqError, match=rf"holds {str(dtype).removeprefix('torch.')} values in {name}, expected floats"):
+        loaded(tmp_path, {**STATE, name: STATE[name].to(dtype)})
+
+
 def test_of_several_that_fit_one_has_to_be_named(tmp_path: Path) -> None:
     both = {"state_dict": OTHER, "state_dict_ema": STATE, "epoch": 3}
     with pytest.raises(

@@ -17,6 +17,12 @@ from clusterq_gen.config import EmitConfig
 from clusterq_gen.emission.build_manifest import read_class_names
 from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher, Outcome
 
+FOUR_CHANNELS = """
+from torch import nn
+def net():
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
 
 def refused(done: Outcome, *words: str) -> None:
     """Exit code 2 and one sentence with all of `words`; no traceback."""
@@ -84,6 +90,17 @@ def test_no_module_of_the_current_folder_is_imported(program: str, shadow: str, 
     )
     assert done.returncode == 0, done.stderr
     assert "ran" not in done.stdout
+
+
+def test_channels_that_shards_cannot_hold(gen: Cli, tmp_path: Path) -> None:
+    """Found out before hours of training, not when the images are to be stored."""
+    (tmp_path / "four.py").write_text(FOUR_CHANNELS)
+    sizes = ("--input-size", 8, "--in-channels", 4, "--num-classes", 3, "--mean", "0.5,0.5,0.5,0.5", "--std", "1,1,1,1")
+    done = gen(
+        "train", "--arch", f"{tmp_path / 'four.py'}:net", "--weights", "random", *sizes, *TINY, "--out", tmp_path / "out"
+    )
+    refused(done, "--in-channels", "images of 4 channels, expected 1 or 3")
+    assert not (tmp_path / "out").exists()
 
 
 def test_cuda_where_there_is_none(gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         A sentence for each choice made.
 
     Raises:
-        ClusterqError: nothing fits, several do, or values that are not finite.
+        ClusterqError: nothing fits, several do, integers in place of floats, or values that are not finite.
     """
     # A child that holds only part of the weights would leave the rest as they were drawn.
     children = [child for child in model.children() if set(child.parameters()) == set(model.parameters())]
@@ -163,6 +163,16 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
     # Names and shapes fit by now. A small file may hold tensors of any shape, whose values must not be touched before.
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     own = {name: value for name, value in state.items() if wanted.get(name) == value.shape}
+    whole = [
+        name
+        for name, value in model.state_dict().items()
+        if name in own and value.is_floating_point() and not own[name].is_floating_point()
+    ]
+    if whole:
+        raise ClusterqError(
+            f"--weights: {source} holds {str(own[whole[0]].dtype).removeprefix('torch.')} values in {whole[0]}, expected floats; pass the weights from "
+            "before they were quantized."
+        )
     bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
         raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
