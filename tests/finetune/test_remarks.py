@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real import Remark, open_validation
-from clusterq_finetune.data.real.labels import imagenet_wnids, order_remark
+from clusterq_finetune.data.real.labels import imagenet_wnids, order_remark, other_order_remark
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.evaluation.summary import add_evaluation, summary_lines
 
@@ -107,6 +107,15 @@ def test_numbers_in_another_order_are_said_at_once(tmp_path: Path, capsys: pytes
 )
 def test_where_the_two_orders_differ(names: list[str], same: bool) -> None:
     assert (order_remark(names) is None) == same
+
+
+def test_the_order_of_a_sets_own_class_names_is_compared() -> None:
+    assert other_order_remark(["cat", "dog"], None) is None
+    assert other_order_remark(["cat", "dog"], ["cat", "dog"]) is None
+    assert other_order_remark(["0", "1"], ["cat", "dog"]) is None, "other names say nothing about the order"
+    remark = other_order_remark(["ant", "cat", "dog"], ["ant", "dog", "cat"])
+    assert remark is not None
+    assert (remark.count, remark.names) == (2, ["class 1: cat, not dog", "class 2: dog, not cat"])
 
 
 def test_classes_without_images_are_named(tmp_path: Path) -> None:
