@@ -26,6 +26,16 @@ from clusterq_common.teacher.state_dicts import choose_weights
 RANDOM = "random"
 KEYS_SHOWN = 3
 COUNTERS = "num_batches_tracked"
+# How files begin that lie in the place of weights: what they are, and what to do.
+OTHER_KINDS = {
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself with git lfs pull"),
+    b"<!DOCTYPE": ("a web page", "download the file itself"),
+    b"<!doctype": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+    b"\x1f\x8b": ("packed by gzip", "unpack it"),
+    b"\x89HDF": ("an HDF5 file, as Keras writes", "export the weights from PyTorch"),
+}
+LONGEST_BEGIN = max(map(len, OTHER_KINDS))
 
 
 def weights_cache() -> Path:
@@ -91,6 +101,11 @@ def _refuse_other_kinds(path: Path) -> None:
         raise ClusterqError(
             f"--weights: {path} is an ONNX file, expected the PyTorch weights it was exported from; pass their state dict (.pth, .safetensors)."
         )
+    with path.open("rb") as file:
+        begin = file.read(LONGEST_BEGIN)
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if begin.startswith(mark)), None)
+    if kind is not None:
+        raise ClusterqError(f"--weights: {path} is {kind[0]}, expected a .safetensors file or a PyTorch state dict; {kind[1]}.")
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -148,7 +163,7 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         A sentence for each choice made.
 
     Raises:
-        ClusterqError: nothing fits, several do, integers in place of floats, or values that are not finite.
+        ClusterqError: nothing fits, several do, tensors that are no plain floats, or values that no network has.
     """
     # A child that holds only part of the weights would leave the rest as they were drawn.
     children = [child for child in model.children() if set(child.parameters()) == set(model.parameters())]
@@ -163,21 +178,29 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
     # Names and shapes fit by now. A small file may hold tensors of any shape, whose values must not be touched before.
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     own = {name: value for name, value in state.items() if wanted.get(name) == value.shape}
-    whole = [
-        name
-        for name, value in model.state_dict().items()
-        if name in own and value.is_floating_point() and not own[name].is_floating_point()
-    ]
-    if whole:
-        raise ClusterqError(
-            f"--weights: {source} holds {str(own[whole[0]].dtype).removeprefix('torch.')} values in {whole[0]}, expected floats; pass the weights from "
-            "before they were quantized."
-        )
+    for name, value in model.state_dict().items():
+        odd = _oddity(own[name], value) if name in own else ""
+        if odd:
+            raise ClusterqError(f"--weights: {source} holds {odd} in {name}, expected plain floats; export the weights again.")
     bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    negative = [name for name, value in own.items() if name.endswith("running_var") and bool((value < 0).any())]
+    if negative:
+        raise ClusterqError(f"--weights: {source} holds negative variances, in {negative[0]}; export the weights again.")
     if bad:
         raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
     model.load_state_dict(own, strict=False)
     return remarks
+
+
+def _oddity(given: Tensor, wanted: Tensor) -> str:
+    """Say why a tensor of the right shape is no value of a trained network; empty where it may be one."""
+    kind = str(given.dtype).removeprefix("torch.")
+    if given.is_meta:
+        return "no values"
+    if given.layout is not torch.strided:
+        return "a sparse tensor"
+    # Those of a quantized network mean nothing without their scales.
+    return f"{kind} values" if wanted.is_floating_point() and not given.is_floating_point() else ""
 
 
 def _complaint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
