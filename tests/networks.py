@@ -193,6 +193,8 @@ NETWORKS: dict[str, Any] = {
     "output: (N, classes, 1, 1)": GivesMaps,
     "output: one logit for two classes": lambda: Plain(classes=1),
     "output: probabilities": GivesProbabilities,
+    "output: one probability for two classes": lambda: nn.Sequential(Plain(classes=1), nn.Sigmoid()),
+    "output: a probability of each class, by sigmoid": lambda: nn.Sequential(Plain(), nn.Sigmoid()),
     "`x.view(x.size(0), -1)` behind a convolution": Viewed,
     "strided 1x1 convolution on the image": StridedOnes,
     "weight norm, new style": lambda: Changed(parametrizations.weight_norm),
@@ -212,4 +214,9 @@ NETWORKS: dict[str, Any] = {
     "BatchNorm without running statistics": lambda: Plain(lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)),
     "some BatchNorm without running statistics": OneOfTwoKeepsNone,
 }
-SIZES = {"one input channel": (1, 5), "four input channels": (4, 5), "output: one logit for two classes": (3, 2)}
+SIZES = {
+    "one input channel": (1, 5),
+    "four input channels": (4, 5),
+    "output: one logit for two classes": (3, 2),
+    "output: one probability for two classes": (3, 2),
+}
