@@ -17,7 +17,7 @@ from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import InputSpec, shown_arch
 from clusterq_finetune.data.real.base import Sample, ValidationBatch, ValidationImages
 
-EXPECTED = "expected path/to/file.py:name, a dataset of (image, label) or a function without arguments that returns one"
+EXPECTED = "expected path/to/file.py:function, a function without arguments that returns an iterable of (image, label), or such an iterable itself"
 IMAGES = (
     "expected a PIL image, or an array (height, width) or (height, width, channels) of uint8, or one (height, width) of other numbers "
     "with --pixel-range"
