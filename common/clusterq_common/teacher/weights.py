@@ -5,7 +5,6 @@ import argparse
 import contextlib
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import home_folder
 from clusterq_common.progress.console import remarks
+from clusterq_common.run.checkpoint import archive_members, is_packed
 from clusterq_common.teacher.state_dicts import choose_weights
 
 # As an argument of --weights: keep the fresh weights. For trials of speed and memory.
@@ -106,21 +106,13 @@ def _refuse_other_kinds(path: Path) -> None:
     kind = next((kind for mark, kind in OTHER_KINDS.items() if begin.startswith(mark)), None)
     if kind is not None:
         raise ClusterqError(f"--weights: {path} is {kind[0]}, expected a .safetensors file or a PyTorch state dict; {kind[1]}.")
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return  # torch says what is wrong with it
+    members = archive_members(path)
     if any(member.filename.split("/")[1:2] == ["code"] or member.filename.endswith("/constants.pkl") for member in members):
         raise ClusterqError(
             f"--weights: {path} is a TorchScript archive, expected a state dict; save it with "
             "torch.save(torch.jit.load(...).state_dict(), ...) and pass the architecture with --arch."
         )
-    # PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read.
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    if is_packed(members):
         raise ClusterqError(
             f"--weights: {path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...)."
         )
