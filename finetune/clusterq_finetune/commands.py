@@ -252,4 +252,8 @@ def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: Valida
             f"reconstruction: each {recipe.reconstruct} in {recipe.reconstruct_steps} steps, batch {recipe.reconstruct_batch_size}, on "
             f"{recipe.reconstruct_images} images",
         )
-    return lines if images is None else [*lines, f"evaluation: {len(images)} real images"]
+    if images is None:
+        return lines
+    # A dataset that is read in order alone does not say how many images it has.
+    count = f"{len(images)} real images" if len(images) else f"the real images of {images.layout}"
+    return [*lines, f"evaluation: {count}"]

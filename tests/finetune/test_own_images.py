@@ -242,6 +242,8 @@ def test_the_commands_take_it(finetune: Cli, digits_run: Path, digits_teacher: D
     assert len(table.read_text().splitlines()) == count + 1
     with np.load(arrays) as found:
         assert found["student_probabilities"].shape == (count, 10)
+    plan = finetune("--shards", digits_run, "--val", f"{tmp_path / 'digits.py'}:dataset", "--dry-run", "--out", tmp_path / "no")
+    assert "evaluation: the real images of digits.py:dataset" in plan.out
     refused = finetune("evaluate", *student, "--val", digits_teacher.val, "--probabilities")
     assert refused.code == 2
     assert "--probabilities: there is no --predictions" in refused.err
