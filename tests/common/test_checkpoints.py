@@ -115,11 +115,9 @@ def test_of_several_in_one_dict_one_has_to_be_named(prefixes: tuple[str, str], t
 
 def test_tensors_that_are_no_values_are_refused(tmp_path: Path) -> None:
     name = next(name for name, value in STATE.items() if value.dim() > 1)
-    variance = next(name for name in STATE if name.endswith("running_var"))
     for changed, said in (
         ({name: STATE[name].to_sparse()}, "a sparse tensor in"),
         ({name: STATE[name].to("meta")}, "no values in"),
-        ({variance: -STATE[variance] - 1}, "negative variances, in"),
     ):
         with pytest.raises(ClusterqError, match=said):
             loaded(tmp_path, {**STATE, **changed})

@@ -155,7 +155,7 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         A sentence for each choice made.
 
     Raises:
-        ClusterqError: nothing fits, several do, tensors that are no plain floats, or values that no network has.
+        ClusterqError: nothing fits, several do, tensors that are no plain floats, or values that are not finite.
     """
     # A child that holds only part of the weights would leave the rest as they were drawn.
     children = [child for child in model.children() if set(child.parameters()) == set(model.parameters())]
@@ -175,9 +175,6 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         if odd:
             raise ClusterqError(f"--weights: {source} holds {odd} in {name}, expected plain floats; export the weights again.")
     bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
-    negative = [name for name, value in own.items() if name.endswith("running_var") and bool((value < 0).any())]
-    if negative:
-        raise ClusterqError(f"--weights: {source} holds negative variances, in {negative[0]}; export the weights again.")
     if bad:
         raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
     model.load_state_dict(own, strict=False)
