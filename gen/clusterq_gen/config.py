@@ -54,7 +54,7 @@ class MethodConfig(Settings):
         "the last",
     )
     fda_reduction: Literal["sum", "mean"] = Field(
-        "mean", description="reduction of FDA and DE over present classes, semantic layers and channels"
+        "mean", description="how FDA and DE reduce over present classes, semantic layers and channels"
     )
     bns_units: Units = Field(
         "raw",
@@ -141,7 +141,7 @@ class GeneratorConfig(Settings):
 
     conditioning: Literal["paper", "product", "concat", "sum", "batchnorm"] = Field(
         "paper",
-        description="the class's way into the generator; concat: noise and class embedding side by side; sum: 0.5 noise + 2 embedding; "
+        description="how the class enters the generator; concat: noise and class embedding side by side; sum: 0.5 noise + 2 embedding; "
         "product: noise times embedding (GDFQ, CIFAR); batchnorm: class-conditional BatchNorm (GDFQ, ImageNet); paper: product up to 64 "
         "pixels, batchnorm above. With product and batchnorm the teacher sees the class asked for only after thousands of steps",
     )

@@ -95,14 +95,15 @@ def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
         ClusterqError: another teacher than one of ImageNet's 1000 classes, a broken table, an image without a line in it.
     """
     number = {wnid: label for label, wnid in enumerate(imagenet_wnids(spec))}
-    labels_by_id = {}
+    labels_by_id: dict[str, int] = {}
     for line, row in enumerate(_table(solution), start=2):
         wnid = (row.get("PredictionString") or "").partition(" ")[0]
-        if not row.get("ImageId") or wnid not in number:
+        image = row.get("ImageId")
+        if not image or wnid not in number:
             raise ClusterqError(
                 f"--val: line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again."
             )
-        if labels_by_id.setdefault(row["ImageId"], number[wnid]) != number[wnid]:
+        if labels_by_id.setdefault(image, number[wnid]) != number[wnid]:
             raise ClusterqError(
                 f"--val: line {line} of {solution} names another class than an earlier line of the same image, expected one; get it again."
             )
