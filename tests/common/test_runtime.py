@@ -204,7 +204,7 @@ def test_guard_lets_defects_through() -> None:
     with pytest.raises(ZeroDivisionError):
         run_guarded(lambda: fail(ZeroDivisionError()))
     with pytest.raises(OSError, match="odd"):
-        run_guarded(lambda: fail(OSError(errno.EIO, "odd")))
+        run_guarded(lambda: fail(OSError(errno.EBADF, "odd")))
 
 
 def test_streams_are_keyed() -> None:
