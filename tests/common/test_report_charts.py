@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,12 +17,13 @@ from clusterq_report.charts.bars import Bars, bar_chart, grid_histogram, interva
 from clusterq_report.charts.confusion_matrix import heat_map
 from clusterq_report.charts.lines import Line, line_chart, thinned
 from clusterq_report.charts.svg import linear, logarithmic, nice_ticks, tag
-from clusterq_report.html.blocks import Block, Code, Figure, Folded, Paragraph, Picture, Strips, Table
+from clusterq_report.html.blocks import Block, Code, Figure, Folded, Heading, Paragraph, Picture, Strips, Table
 from clusterq_report.html.page import Remark, Report, Section
 from clusterq_report.html.text import clean
+from clusterq_report.pages.accuracy import overall
 from clusterq_report.pages.comparison import written
 from clusterq_report.pages.curves import curves, series, shares
-from clusterq_report.run_data import columns, pair, real, reals, rows, section
+from clusterq_report.run_data import Source, columns, pair, real, reals, rows, section
 
 EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
 NAN, INF = float("nan"), float("inf")
@@ -310,3 +312,16 @@ def test_text_of_strangers_is_text(text: str) -> None:
 
 def test_long_text_is_cut() -> None:
     assert len(clean("x" * 10_000)) < 2100
+
+
+def test_figures_of_two_classes_stand_below_those_of_all(tmp_path: Path) -> None:
+    binary = {"auroc": 0.91234, "auroc_interval": [0.9, 0.92], "sensitivity": 75.0, "sensitivity_interval": [60.25, 85.5]}
+    student = {"top1": 80.0, "balanced_accuracy": 77.5, "binary": binary | {"specificity": None, "specificity_interval": EVIL}}
+    (tmp_path / "result.json").write_text(json.dumps({"student": student}))
+    page = Report("t", "l", {}, [], [Section("a", "t", overall(Source(tmp_path, "fine-tuning")), opened=True)]).html()
+    for figure in ("0.9123", "0.9000 to 0.9200", "75.00 %", "60.25 to 85.50", "77.50 %", "Class 1 is the positive one"):
+        assert figure in page
+    assert "alert(1)" not in page, "an interval that is none is a dash"
+    (tmp_path / "result.json").write_text(json.dumps({"student": student | {"binary": None}}))
+    blocks = overall(Source(tmp_path, "fine-tuning"))
+    assert not [block for block in blocks if isinstance(block, Heading)]

@@ -9,7 +9,7 @@ from clusterq_common.intervals import Interval, paired, wilson_interval
 from clusterq_common.quantities import count, number, percent
 from clusterq_report.charts.bars import Bars, bar_chart, interval_chart
 from clusterq_report.charts.confusion_matrix import heat_map
-from clusterq_report.html.blocks import Block, Figure, Folded, Heading, Table
+from clusterq_report.html.blocks import Block, Figure, Folded, Heading, Paragraph, Table
 from clusterq_report.html.text import class_label
 from clusterq_report.run_data import Ints, Source, pair, real, reals, section
 
@@ -106,7 +106,26 @@ def overall(source: Source) -> list[Block]:
         speed = real(part.get("images_per_second"))
         counts = [number(real(part.get("images"))), number(None if speed is None else round(speed))]
         rows.append([name, percent(real(part.get("top1"))), interval, *figures, *counts])
-    return [Table(heads, rows)]
+    return [Table(heads, rows), *two_classes(source)]
+
+
+def two_classes(source: Source) -> list[Block]:
+    """Return a table of AUROC, sensitivity and specificity with their intervals; empty for more than two classes."""
+    found = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
+    if not found:
+        return []
+    heads = ["", "AUROC", "95 % interval", "sensitivity", "95 % interval", "specificity", "95 % interval"]
+    rows = []
+    for name, binary in found.items():
+        row = [name]
+        for key, decimals, unit in (("auroc", 4, ""), ("sensitivity", 2, " %"), ("specificity", 2, " %")):
+            value, ends = real(binary.get(key)), pair(binary.get(f"{key}_interval"))
+            row.append("–" if value is None else f"{value:.{decimals}f}{unit}")
+            row.append("–" if ends is None else f"{ends[0]:.{decimals}f} to {ends[1]:.{decimals}f}")
+        rows.append(row)
+    names = class_names(source, 2)
+    caption = f"Class {names[1]} is the positive one. Sensitivity is its top-1, specificity that of class {names[0]}."
+    return [Heading("Two classes"), Table(heads, rows), Paragraph(caption)]
 
 
 @dataclass(frozen=True)
