@@ -1,12 +1,10 @@
 """Losses that tie an image to its class and keep images of a class apart: IntraQ's terms and HAST's weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clusterq_common.device.setup import at_least_float32
 
@@ -76,32 +74,3 @@ def random_crop(size: int, random: torch.Generator, probability: float, least: f
     side = max(1, round(size * (least + (1 - least) * draw[1]) ** 0.5))
     top, left = (int(place * (size - side + 1)) for place in draw[2:])
     return Crop(top, left, side)
-
-
-class ClassifierInputs:
-    """Input of the last layer with weights in the latest forward pass: `latest`, (N, D) with gradient."""
-
-    def __init__(self) -> None:
-        self._seen: Tensor | None = None
-
-    @property
-    def latest(self) -> Tensor:
-        assert self._seen is not None, "no forward pass yet"
-        return self._seen if self._seen.dim() == 2 else self._seen.flatten(2).mean(2)
-
-    def see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Store the input of a layer with weights that is about to run. The last such layer is the classifier."""
-        self._seen = inputs[0]
-
-
-@contextmanager
-def classifier_inputs(model: nn.Module) -> Iterator[ClassifierInputs]:
-    """Record the classifier's input within the block: its features, mean over positions where the classifier is a convolution."""
-    features = ClassifierInputs()
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_pre_hook(features.see) for layer in layers]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()

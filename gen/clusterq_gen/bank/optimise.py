@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clusterq_common.capture import classifier_input
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.cuda_graph import Recorder
 from clusterq_common.device.setup import training_autocast
@@ -14,7 +15,7 @@ from clusterq_common.images import normalise, pixel_bounds, to_pixels
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.bank.classes import Crop, class_loss, classifier_inputs, margin_loss, random_crop
+from clusterq_gen.bank.classes import Crop, class_loss, margin_loss, random_crop
 from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.statistics import (
     LayerTarget,
@@ -135,7 +136,7 @@ class Optimiser:
         targets = None if soft is None else bank.bank_soft_least + (1 - bank.bank_soft_least) * soft
         with ExitStack() as hooks:
             taps = hooks.enter_context(batchnorm_taps(model))
-            features = hooks.enter_context(classifier_inputs(model)) if bank.bank_margin_weight else None
+            features = hooks.enter_context(classifier_input(model)) if bank.bank_margin_weight else None
             with training_autocast(self.runtime, self.device, images=True):
                 logits = model(images if crop is None else crop.of(images))
         terms = {}
