@@ -38,6 +38,12 @@ class StoredStatistics(Statistics):
         """Divisor of the layer, sqrt(running var + eps), (C,); above 0 also in dead channels."""
         return torch.sqrt(self.var + self.eps)
 
+    @classmethod
+    def joined(cls, layers: Sequence["StoredStatistics"]) -> "StoredStatistics":
+        """Concatenate several layers along the channels, as `Moments.joined` does."""
+        mean, var, eps = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("mean", "var", "eps"))
+        return cls(mean, var, eps)
+
 
 @dataclass(frozen=True)
 class ClassStatistics:

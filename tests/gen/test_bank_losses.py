@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from clusterq_common.capture import classifier_input
 from clusterq_common.run.seeding import stream
-from clusterq_common.taps import Statistics, batchnorm_taps
+from clusterq_common.taps import Statistics, StoredStatistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
-from clusterq_gen.bank.classes import class_loss, margin_loss, random_crop
+from clusterq_gen.bank.classes import margin_loss, random_crop
 from clusterq_gen.bank.statistics import (
     NOISE_CHUNK,
     NOISE_IMAGES,
@@ -22,6 +22,7 @@ from clusterq_gen.bank.statistics import (
     noise_images,
     statistics_loss,
 )
+from clusterq_gen.losses.classification import class_loss
 
 EPS = 1e-3
 LAYERS = 3
@@ -113,9 +114,9 @@ def test_margins_are_quantiles_over_channels_of_what_noise_is_off() -> None:
 
 
 def test_distances_below_the_margin_have_no_gradient() -> None:
-    target = LayerTarget(torch.zeros(2), torch.ones(2), torch.zeros(2), mean_slack=0.5, std_slack=0.5)
+    target = LayerTarget(StoredStatistics(torch.zeros(2), torch.ones(2), torch.zeros(2)), mean_slack=0.5, std_slack=0.5)
     mean = torch.tensor([0.4, 0.6], requires_grad=True)
-    loss = target.distance(Statistics(mean, torch.ones(2)))
+    loss = target.squares(Statistics(mean, torch.ones(2))).mean()
     assert loss.item() == pytest.approx(0.1**2 / 2)
     loss.backward()
     assert mean.grad is not None

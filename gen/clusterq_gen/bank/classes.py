@@ -1,4 +1,4 @@
-"""Losses that tie an image to its class and keep images of a class apart: IntraQ's terms and HAST's weights."""
+"""What IntraQ adds to an image's class: features apart from the others of the class, and crops."""
 
 from typing import NamedTuple
 
@@ -7,23 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterq_common.device.setup import at_least_float32
-
-
-def class_loss(logits: Tensor, labels: Tensor, *, targets: Tensor | None = None, gamma: float = 0.0) -> Tensor:
-    """Return the weighted classification loss, mean over the batch.
-
-    Args:
-        logits: (N, classes). labels: (N,) int64.
-        targets: None for cross-entropy `-log p_y`; (N,) probabilities for IntraQ's soft inception loss `(p_y - target)^2`.
-        gamma: HAST's focal weight `(1 - p_y)^gamma` of each image. The gradient runs through the weight, too. 0: all images weigh
-            the same.
-    """
-    log_p = F.log_softmax(at_least_float32(logits), dim=1).gather(1, labels[:, None])[:, 0]
-    loss = -log_p if targets is None else (log_p.exp() - targets).square()
-    if gamma:
-        # Clamped away from zero, where a fractional power has an infinite slope.
-        loss = loss * (1 - log_p.exp()).clamp_min(1e-6) ** gamma
-    return loss.mean()
 
 
 def margin_loss(features: Tensor, labels: Tensor, least: float, most: float) -> Tensor:
