@@ -1,16 +1,12 @@
-"""Settings of fine-tuning: recipes on top of defaults. Free of torch."""
+"""Settings of a recipe: how a student learns from the shards."""
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from clusterq_common.device.config import OutputConfig, RuntimeConfig
-from clusterq_common.quant.config import QuantConfig
-from clusterq_common.settings import Settings, merged
-from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel, TeacherConfig
-
-RecipeName = Literal["fast", "paper", "best"]
-
+from clusterq_common.schedules import Schedule
+from clusterq_common.settings import Settings
+from clusterq_finetune.config.named_recipes import PAPER_IMAGENET, RECIPES, RecipeName
 
 # Steps of an epoch where a set is small and nothing else was asked for: a student needs so many, however few images there are.
 LEAST_STEPS = 40
@@ -39,7 +35,7 @@ class RecipeConfig(Settings):
         description="relative: updates scaled by the size of each output channel's weights, 0.01 being one per cent; absolute: as the "
         "optimizer has it",
     )
-    schedule: Literal["cosine", "step", "constant"] = Field(
+    schedule: Schedule = Field(
         "cosine", description="of the learning rate: cosine to zero, x0.1 at epochs 100, 200 and 300, or constant"
     )
     warmup_steps: int = Field(
@@ -196,106 +192,6 @@ class RecipeConfig(Settings):
     def asks_teacher(self) -> bool:
         """Return whether each step needs a teacher forward, whatever is stored."""
         return self.changes_images or self.feature_weight > 0
-
-
-class EvaluationConfig(Settings):
-    """How real images are read: resized and cropped where that is not as known for the teacher's family, and scaled where they are deep."""
-
-    crop_share: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="side of the centre crop over the resized image's shorter side; as known for the architecture (mostly 0.875) if "
-        "left out",
-    )
-    interpolation: Interpolation | None = Field(
-        None, description="of that resizing; as known for the architecture (mostly bilinear) if left out"
-    )
-
-    pixel_range: PerChannel | None = Field(
-        None,
-        description="LOW,HIGH: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if "
-        "left out, 32 bits and floats need it",
-    )
-
-    @field_validator("pixel_range")
-    @classmethod
-    def _two_rising(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if values is not None and not (len(values) == 2 and values[0] < values[1]):
-            raise ValueError("it must be two numbers, the lower one first, as 0,4095")
-        return values
-
-    @property
-    def black_and_white(self) -> tuple[float, float] | None:
-        """`pixel_range` as a pair."""
-        return None if self.pixel_range is None else (self.pixel_range[0], self.pixel_range[1])
-
-    def override_with(self, known: Geometry) -> Geometry:
-        """`known` with what is given here on top."""
-        return known.model_copy(update=self.model_dump(include=set(Geometry.model_fields), exclude_none=True))
-
-
-class FinetuneConfig(Settings):
-    """Everything that determines a fine-tuned student, apart from the shards' content; saved as config.yaml."""
-
-    shards: str
-    # Which set that was: a resumed run learns from the same images, wherever they lie by then. None in configs of older versions.
-    shards_digest: str | None = None
-    teacher: TeacherConfig
-    quant: QuantConfig = QuantConfig()
-    recipe: RecipeConfig = RecipeConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
-    output: OutputConfig = OutputConfig()
-
-
-SECTIONS: dict[str, type[Settings]] = {
-    "teacher": TeacherConfig,
-    "quant": QuantConfig,
-    "recipe": RecipeConfig,
-    "evaluation": EvaluationConfig,
-    "runtime": RuntimeConfig,
-    "output": OutputConfig,
-}
-
-# What each recipe changes in the defaults above.
-RECIPES: dict[RecipeName, dict[str, Any]] = {
-    # docs/results.md: reconstruction first is worth two points at W3A3 and forty at W2A2; what half its steps lose is within the noise but for W2A2.
-    "fast": {"batchnorm": "corrected", "reconstruct": "block", "epochs": 5, "select": "guarded"},
-    "paper": {
-        "epochs": 200,
-        "steps_per_epoch": 200,
-        "batch_size": 200,
-        "optimizer": "sgd",
-        "lr": 1e-4,
-        "lr_unit": "absolute",
-        "schedule": "step",
-        "weight_decay": 1e-4,
-        "kl_weight": 1.0,
-    },
-    "best": {"batchnorm": "corrected", "reconstruct": "block", "reconstruct_steps": 500, "select": "guarded"},
-}
-# GDFQ's values for ImageNet, above 64 pixels a side.
-PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}
-
-
-def resolve(
-    flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, digest: str | None = None, imagenet_sized: bool = False
-) -> FinetuneConfig:
-    """Defaults, then the recipe, then the flags that were given: section -> field -> value.
-
-    `digest` is that of the set in the folder `shards`.
-
-    Raises:
-        ClusterqError: a value that does not fit.
-    """
-    given = {section: values for section, values in flags.items() if section != "teacher"}
-    recipe = given.get("recipe", {}).get("recipe", "fast")
-    values = dict(RECIPES.get(recipe, {}))
-    if recipe == "paper" and imagenet_sized:
-        values |= PAPER_IMAGENET
-    base = {"shards": shards, "shards_digest": digest, "teacher": teacher.model_dump(), "recipe": values}
-    return FinetuneConfig.validated(merged(base, given))
 
 
 def recipe_notes() -> dict[str, dict[str, str]]:
