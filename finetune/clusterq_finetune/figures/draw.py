@@ -16,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell
 from clusterq_common.files import atomic_write
+from clusterq_common.images import to_array
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
 # Ten colours, distinct also for colour-blind readers: Petroff, "Accessible color sequences for data visualization", 2021.
@@ -111,15 +113,10 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
 
 def mosaic(pixels: Tensor, columns: int) -> tuple[Any, int, int]:
     """Return images (N, C, S, S) uint8 as one picture, row by row, and the pixels of an image's side and of the white gap."""
-    count, channels, size, _ = pixels.shape
+    _, channels, size, _ = pixels.shape
     gap = max(1, size // 16)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, 3), 255, dtype=np.uint8)
-    for place in range(count):
-        image = pixels[place].permute(1, 2, 0).numpy()
-        top, left = (place // columns) * (size + gap), (place % columns) * (size + gap)
-        sheet[top : top + size, left : left + size] = np.repeat(image, 3, axis=2) if channels == 1 else image
-    return sheet, size, gap
+    sheet = contact_sheet([to_array(image) for image in pixels], columns, gap=gap)
+    return np.repeat(sheet, 3, axis=2) if channels == 1 else sheet, size, gap
 
 
 def show_pixels(axes: Axes, sheet: Any) -> None:
