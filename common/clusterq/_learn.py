@@ -11,6 +11,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import OnProgress
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
+from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
@@ -19,7 +20,6 @@ from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill as distill_student
 from clusterq_finetune.recipes.heldout import need_heldout
-from clusterq_finetune.recipes.kept import Records
 from clusterq_finetune.recipes.reconstruct import reconstruct as reconstruct_student
 
 Amp = Literal["auto", "off", "bf16"]

@@ -33,7 +33,7 @@ from clusterq_gen.emission.emit import emit_shards
 from clusterq_gen.emission.refined import refined
 from clusterq_gen.methods import build_method
 from clusterq_gen.presets import lift_limit
-from clusterq_gen.training.loop import estimate_seconds, open_log, train_generator
+from clusterq_gen.training.loop import estimate_seconds, train_generator, write_events
 from clusterq_report.command import report_at_end
 
 LARGE_INPUT = 128
@@ -79,7 +79,7 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
             _announce(config, teacher, device)
             train_generator(config, teacher, out, device, resume=resuming)
         elif ranks.first and config.output.tensorboard:
-            open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
+            write_events(config, out)
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         ranks.from_first(lambda: _hold(held, out / SHARDS))
         source = refined(source, config.emit, config.runtime, teacher, out / SHARDS, _recorder(config, device))
