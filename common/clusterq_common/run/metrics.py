@@ -72,14 +72,7 @@ class MetricsLog:
 
 
 def _records_before(path: Path, step: int) -> list[dict[str, Any]]:
-    try:
-        records = read_metrics(path)
-    except (ValueError, RecursionError) as error:
-        raise ClusterqError(
-            f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; use --overwrite to start anew."
-        ) from error
-    steps = [record.get("step") if isinstance(record, dict) else None for record in records]
-    return [record for record, at in zip(records, steps, strict=True) if isinstance(at, int | float) and at < step]
+    return [record for record in read_metrics(path, advice="use --overwrite to start anew") if record["step"] < step]
 
 
 def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:

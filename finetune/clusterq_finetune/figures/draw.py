@@ -19,7 +19,7 @@ from torch import Tensor
 from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell
-from clusterq_common.files import atomic_write
+from clusterq_common.files import write_output
 from clusterq_common.images import to_array
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
@@ -161,13 +161,7 @@ def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:
     _settle(drawing.figure)
     for kind, path in where.items():
         data = _table(drawing.numbers) if kind == "csv" else _rendered(drawing, kind, files)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, data)
-        except OSError as error:
-            raise ClusterqError(
-                f"--out: {path} cannot be written ({error.strerror}), expected room in a folder of yours; choose another --out."
-            ) from error
+        write_output(path, data.encode() if isinstance(data, str) else data)
 
 
 def _settle(figure: Figure) -> None:
