@@ -15,8 +15,7 @@ class _Quantized(nn.Module):
     Stands before the layer's own class.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
     output_quantizer: FakeQuantizer | None
