@@ -168,10 +168,10 @@ def test_start_layer_beyond_the_last_is_refused(teacher: Teacher, tmp_path: Path
 
 
 def test_schedules(teacher: Teacher) -> None:
-    def rates(epochs: tuple[int, ...], **train: object) -> list[float]:
+    def rates(at: tuple[int, ...], **train: object) -> list[float]:
         run = Training.start(small(teacher, train={"lr": 1.0, "steps_per_epoch": 1, **train}), teacher, CPU)
         found = []
-        for epoch in epochs:
+        for epoch in at:
             run.set_learning_rates(epoch)
             found.append(float(run.optimizer.param_groups[0]["lr"]))
         return found
