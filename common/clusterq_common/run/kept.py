@@ -1,4 +1,7 @@
-"""Storage of a training's records and states while it runs: in memory, or in a run's folder."""
+"""Storage of a training's records and states while it runs: in memory, or in a run's folder.
+
+Generator training and distillation use it. A reconstruction has no records of steps, and its checkpoint is a finished block.
+"""
 
 import time
 from pathlib import Path
