@@ -19,7 +19,7 @@ class Call(NamedTuple):
 def capture(
     layers: Mapping[str, nn.Module],
     *,
-    before: Callable[[Call], None] | None = None,
+    before: Callable[[Call], Any] | None = None,
     after: Callable[[Call, Any], Any] | None = None,
 ) -> Iterator[None]:
     """Call functions whenever one of these layers runs within the block. The hooks are removed after it, also after an error.
@@ -28,7 +28,7 @@ def capture(
 
     Args:
         layers: the layers, by any names.
-        before: called with the run before the layer computes.
+        before: called with the run before the layer computes. A result other than None, a tuple, replaces the positional arguments.
         after: called with the run and the layer's output. A result other than None replaces the output.
 
     Examples:
@@ -41,9 +41,9 @@ def capture(
     """
 
     def entering(name: str, layer: nn.Module) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if before is not None and module is layer:
-                before(Call(name, args, kwargs))
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            replaced = before(Call(name, args, kwargs)) if before is not None and module is layer else None
+            return None if replaced is None else (replaced, kwargs)
 
         return hook
 

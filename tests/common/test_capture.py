@@ -36,6 +36,12 @@ def test_runs_are_seen_in_order_and_an_output_can_be_replaced() -> None:
     assert [(name, x.tolist()) for name, x in seen] == [("0", [-1.0, 3.0]), ("1", [-2.0, 6.0])]
 
 
+def test_arguments_can_be_replaced() -> None:
+    layer = Scaled()
+    with capture({"scaled": layer}, before=lambda call: (call.args[0] + 1,)):
+        assert layer(torch.tensor([1.0]), by=3.0).tolist() == [6.0]
+
+
 def test_keywords_are_part_of_a_run() -> None:
     layer, given = Scaled(), []
     with capture({"scaled": layer}, before=given.append, after=lambda call, _: given.append(call)):

@@ -14,6 +14,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from clusterq_common.run.metrics import MetricsLog, as_numbers, refuse_infinite
 from clusterq_common.run.run_folder import CHECKPOINT, METRICS
+from clusterq_common.setting_names import setting_name
 
 # Values of steps are fetched from the device, checked and written once in this many steps.
 STEPS_BETWEEN_RECORDS = 25
@@ -79,7 +80,7 @@ class Records:
         """Store the values of steps. Returns them as plain numbers."""
         numbers = as_numbers(records)
         self.add(numbers)
-        refuse_infinite(numbers, "try a smaller --lr.")
+        refuse_infinite(numbers, f"try a smaller {setting_name('lr')}.")
         return numbers
 
     def state(self, run: Resumable, *, last: bool) -> None:

@@ -15,6 +15,7 @@ from clusterq_common.files import atomic_write, open_to_append
 from clusterq_common.run.records import read_metrics
 from clusterq_common.run.run_folder import TENSORBOARD
 from clusterq_common.run.tensorboard import EventFiles
+from clusterq_common.setting_names import in_a_command, setting_name
 
 
 class MetricsLog:
@@ -53,7 +54,8 @@ class MetricsLog:
         plain = as_numbers(records)
         self.append(plain)
         good = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "no checkpoint exists yet"
-        refuse_infinite(plain, f"{good}: try a smaller --lr with --overwrite.")
+        restart = in_a_command(f" with {setting_name('overwrite')}")
+        refuse_infinite(plain, f"{good}: try a smaller {setting_name('lr')}{restart}.")
         return plain
 
     def append(self, records: list[dict[str, Any]]) -> None:
@@ -72,7 +74,8 @@ class MetricsLog:
 
 
 def _records_before(path: Path, step: int) -> list[dict[str, Any]]:
-    return [record for record in read_metrics(path, advice="use --overwrite to start anew") if record["step"] < step]
+    records = read_metrics(path, advice=f"use {setting_name('overwrite')} to start anew")
+    return [record for record in records if record["step"] < step]
 
 
 def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:

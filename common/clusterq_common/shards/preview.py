@@ -14,7 +14,8 @@ from clusterq_common.shards.read import ShardSet
 GAP = 2
 LABEL_WIDTH = 120
 LABEL_CHARACTERS = 18
-# Small images are enlarged to at least this, by whole factors, so that pixels stay pixels.
+LABEL_HEIGHT = 12
+# Small images are enlarged to at least this on their longer side, by whole factors, so that pixels stay pixels.
 SMALLEST_SHOWN = 48
 
 
@@ -25,7 +26,10 @@ def preview(shards: ShardSet, split: SplitName, classes: list[int], columns: int
         ClusterqError: a sample cannot be read.
     """
     spec, names = shards.manifest.teacher.spec, shards.manifest.class_names
-    factor = max(1, -(-SMALLEST_SHOWN // spec.size))
+    factor = max(1, -(-SMALLEST_SHOWN // spec.longer_side))
+    height = spec.height * factor
+    # Of a row, whose label may be higher than its images.
+    below = max(0, LABEL_HEIGHT - height)
     rows: dict[int, list[Array]] = {label: [] for label in classes}
     reader = shards.split(split)
     for number in range(len(reader)):
@@ -33,10 +37,11 @@ def preview(shards: ShardSet, split: SplitName, classes: list[int], columns: int
         if row is not None and len(row) < columns:
             pixels, _, _ = reader.read(number)
             colour = np.repeat(pixels, 3, axis=2) if spec.channels == 1 else pixels
-            row.append(colour.repeat(factor, axis=0).repeat(factor, axis=1))
+            large = colour.repeat(factor, axis=0).repeat(factor, axis=1)
+            row.append(np.pad(large, ((0, below), (0, 0), (0, 0)), constant_values=255))
             if all(len(row) == columns for row in rows.values()):
                 break
-    white = np.full((spec.size * factor, spec.size * factor, 3), 255, dtype=np.uint8)
+    white = np.full((height + below, spec.width * factor, 3), 255, dtype=np.uint8)
     cells = [image for row in rows.values() for image in row + [white] * (columns - len(row))]
     sheet = contact_sheet(cells, columns, gap=GAP, border=GAP)
     labels = _labels([f"{label} {names[label]}" if names else str(label) for label in classes], sheet.shape[0])
@@ -50,5 +55,5 @@ def _labels(texts: list[str], height: int) -> Array:
     column = Image.new("RGB", (LABEL_WIDTH, height), "white")
     draw, cell = ImageDraw.Draw(column), (height - GAP) // len(texts)
     for row, text in enumerate(texts):
-        draw.text((GAP, row * cell + GAP + cell // 2 - 6), text[:LABEL_CHARACTERS], fill="black")
+        draw.text((GAP, row * cell + GAP + cell // 2 - LABEL_HEIGHT // 2), text[:LABEL_CHARACTERS], fill="black")
     return np.array(column)

@@ -5,17 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Debug, Json, Quiet, version_option
+from clusterq_cli.app import App, Debug, Json, Quiet, TimeBudget, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
 from clusterq_cli.report import add_report
 from clusterq_common.errors import ClusterqError
-from clusterq_common.settings import merged, read_yaml
+from clusterq_common.progress.time_budget import parse_time_budget
+from clusterq_common.settings import merged, read_yaml, under_present_names
 from clusterq_finetune.cli import figures, runs, students
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, print_lines
-from clusterq_finetune.config import SECTIONS, recipe_notes
+from clusterq_finetune.config import SECTIONS, FinetuneConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
 EXAMPLES = examples(
@@ -48,6 +49,7 @@ def finetune(
     probabilities: Probabilities = False,
     predictions_csv: PredictionsCsv = None,
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
+    time_budget: TimeBudget = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
@@ -73,7 +75,16 @@ def finetune(
 
         keep = KeptPredictions(probabilities, predictions_csv)
         result = commands.finetune(
-            values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run, keep=keep
+            values,
+            Path(path),
+            out,
+            val,
+            classes,
+            resume=resume,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            keep=keep,
+            time_budget=None if time_budget is None else parse_time_budget(time_budget),
         )
         print_lines(summary_lines(result), result, as_json=as_json)
 
@@ -86,7 +97,7 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     values = read_yaml(config)
     refuse_foreign_code(values, flags, config)
-    return merged(values, flags)
+    return merged(under_present_names(FinetuneConfig, values), flags)
 
 
 def draw_report(run: Path, out: Path | None, **asked: Any) -> None:

@@ -1,20 +1,39 @@
 """Settings of evaluation: how real images are read."""
 
-from pydantic import Field, field_validator
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AliasChoices, Field, PlainValidator, field_validator
 
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel
+
+OFF: Final = "off"
+
+
+def _share(value: Any) -> float | Literal["off"]:
+    """A crop share, or `off`; YAML reads the bare word as False."""
+    if value is False or value == OFF:
+        return OFF
+    try:
+        share = float(value) if isinstance(value, str | float | int) and value is not True else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError("must be above 0 and at most 1, or off")
+    return share
+
+
+CropPct = Annotated[float | Literal["off"], PlainValidator(_share)]
 
 
 class EvaluationConfig(Settings):
     """How real images are read: resized and cropped where that is not as known for the teacher's family, and scaled where they are deep."""
 
-    crop_share: float | None = Field(
+    crop_pct: CropPct | None = Field(
         None,
-        gt=0,
-        le=1,
-        description="side of the centre crop over the resized image's shorter side; as known for the architecture (mostly 0.875) if "
-        "left out",
+        validation_alias=AliasChoices("crop_pct", "crop_share"),
+        description="share of the centre crop in the resized image, along the side that fits; off: no crop, the whole image is squeezed into the "
+        "input's size; if left out as known for the architecture (mostly 0.875, off up to 64 pixels; 1 for inputs that are not square)",
     )
     interpolation: Interpolation | None = Field(
         None, description="of that resizing; as known for the architecture (mostly bilinear) if left out"
@@ -40,4 +59,5 @@ class EvaluationConfig(Settings):
 
     def override_with(self, known: Geometry) -> Geometry:
         """`known` with what is given here on top."""
-        return known.model_copy(update=self.model_dump(include=set(Geometry.model_fields), exclude_none=True))
+        given = self.model_dump(include=set(Geometry.model_fields), exclude_none=True)
+        return known.model_copy(update={name: None if value == OFF else value for name, value in given.items()})

@@ -21,5 +21,5 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
     },
     "best": {"batchnorm": "corrected", "reconstruct": "block", "reconstruct_steps": 500, "select": "guarded"},
 }
-# GDFQ's values for ImageNet, above 64 pixels a side.
+# GDFQ's values for ImageNet, above 64 pixels on the longer side.
 PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}

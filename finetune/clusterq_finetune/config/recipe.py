@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from clusterq_common.schedules import Schedule
 from clusterq_common.settings import Settings
@@ -53,10 +53,11 @@ class RecipeConfig(Settings):
         description="weight of the relative squared distance of student and teacher after each block; 0: none. Costs a teacher forward "
         "each step",
     )
-    sure: float = Field(
+    ce_min_confidence: float = Field(
         0.0,
         ge=0,
         lt=1,
+        validation_alias=AliasChoices("ce_min_confidence", "sure"),
         description="cross-entropy only where the teacher's confidence in the label is at least this; 0: everywhere",
     )
     low_pass: float = Field(
@@ -88,7 +89,7 @@ class RecipeConfig(Settings):
     reconstruct: Literal["none", "layer", "block"] = Field(
         "none",
         description="before the epochs, learn the weights' rounding (AdaRound) so that each layer, or each residual unit (BRECQ), gives "
-        "what the teacher's gives; with --epochs 0 nothing else is trained",
+        "what the teacher's gives; with `epochs=0` nothing else is trained",
     )
     reconstruct_steps: int = Field(250, ge=1, description="steps for each layer or block")
     reconstruct_batch_size: int = Field(32, ge=1, description="images in a batch of the reconstruction")
@@ -163,7 +164,7 @@ class RecipeConfig(Settings):
 
     @classmethod
     def paper(cls, *, imagenet_sized: bool = False, **changes: Any) -> "RecipeConfig":
-        """ClusterQ's Eq. 9 on GDFQ's schedule; `imagenet_sized`: with its values for images of more than 64 pixels a side."""
+        """ClusterQ's Eq. 9 on GDFQ's schedule; `imagenet_sized`: with its values for images of more than 64 pixels on the longer side."""
         return cls(**{"recipe": "paper", **RECIPES["paper"], **(PAPER_IMAGENET if imagenet_sized else {}), **changes})
 
     @classmethod

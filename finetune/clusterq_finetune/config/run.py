@@ -3,6 +3,7 @@
 from typing import Any
 
 from clusterq_common.device.config import OutputConfig, RuntimeConfig
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.settings import Settings, merged, sections_of
 from clusterq_common.teacher.spec import TeacherConfig
@@ -19,6 +20,7 @@ class FinetuneConfig(Settings):
     shards_digest: str | None = None
     teacher: TeacherConfig
     quant: QuantConfig = QuantConfig()
+    choice: BitChoice = BitChoice()
     recipe: RecipeConfig = RecipeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()

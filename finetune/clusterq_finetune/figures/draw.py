@@ -112,11 +112,11 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
 
 
 def mosaic(pixels: Tensor, columns: int) -> tuple[Any, int, int]:
-    """Return images (N, C, S, S) uint8 as one picture, row by row, and the pixels of an image's side and of the white gap."""
-    _, channels, size, _ = pixels.shape
-    gap = max(1, size // 16)
+    """Return images (N, C, H, W) uint8 as one picture, row by row, and the pixels of an image's width and of the white gap."""
+    _, channels, height, width = pixels.shape
+    gap = max(1, max(height, width) // 16)
     sheet = contact_sheet([to_array(image) for image in pixels], columns, gap=gap)
-    return np.repeat(sheet, 3, axis=2) if channels == 1 else sheet, size, gap
+    return np.repeat(sheet, 3, axis=2) if channels == 1 else sheet, width, gap
 
 
 def show_pixels(axes: Axes, sheet: Any) -> None:

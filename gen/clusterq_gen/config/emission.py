@@ -17,7 +17,7 @@ class EmitConfig(Settings):
     images: int | None = Field(
         None,
         ge=1,
-        description="training images altogether, at most: fewer of each class where there are many, but at least one; --per-class alone lifts a "
+        description="training images altogether, at most: fewer of each class where there are many, but at least one; `per_class` alone lifts a "
         "preset's limit",
     )
     heldout_per_class: int | None = Field(
