@@ -23,6 +23,7 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import capture
 from clusterq_common.files import atomic_write
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -113,11 +114,8 @@ def last_features(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and what enters the teacher's last linear layer or convolution, (N, D)."""
     last = [module for module in teacher.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     caught: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].flatten(1)))
-    try:
+    with capture({"last": last}, before=lambda call: caught.append(call.args[0].flatten(1))):
         logits = teacher.model(images)
-    finally:
-        handle.remove()
     return logits, caught[0]
 
 

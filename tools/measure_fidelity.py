@@ -18,6 +18,7 @@ from clusterq_common.device.setup import to_device
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
+from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -26,7 +27,6 @@ from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.data.shard_batches import EpochBatches
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.recipes.distill import distill
-from clusterq_finetune.recipes.kept import Records
 from clusterq_gen.commands import config_of_run
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emission.candidate_source import GeneratorSource

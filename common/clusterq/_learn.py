@@ -12,6 +12,7 @@ from clusterq_common.progress.console import OnProgress
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
+from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
@@ -22,7 +23,6 @@ from clusterq_finetune.recipes.chosen_bits import choose_bits as choose_layer_bi
 from clusterq_finetune.recipes.chosen_bits import need_choice
 from clusterq_finetune.recipes.distill import distill as distill_student
 from clusterq_finetune.recipes.heldout import need_heldout
-from clusterq_finetune.recipes.kept import Records
 from clusterq_finetune.recipes.reconstruct import reconstruct as reconstruct_student
 
 Amp = Literal["auto", "off", "bf16"]

@@ -85,6 +85,22 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+def write_output(path: Path, data: bytes) -> None:
+    """Write the file that `--out` names, and make the folders above it where they are missing.
+
+    Raises:
+        ClusterqError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+    except OSError as error:
+        raise ClusterqError(
+            f"--out: {path} cannot be written ({error.strerror}), expected room for {len(data):,} bytes in a folder of yours; free some "
+            "space, or choose another --out."
+        ) from error
+
+
 def home_folder(instead: str) -> Path:
     """The user's home folder.
 

@@ -53,6 +53,12 @@ class Settings(BaseModel):
         atomic_write(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
+def sections_of(model: type[Settings]) -> dict[str, type[Settings]]:
+    """Return the sections of a configuration: its fields that are settings themselves, by name, in order."""
+    kinds = {name: field.annotation for name, field in model.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Settings)}
+
+
 def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
     """A YAML mapping from a local file; `aliases` as in `parse_yaml`.
 

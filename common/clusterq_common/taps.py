@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clusterq_common.capture import Call, capture
 from clusterq_common.device.reduce import mean_across, sum_across
 from clusterq_common.device.setup import at_least_float32
 
@@ -36,6 +37,12 @@ class StoredStatistics(Statistics):
     def std(self) -> Tensor:
         """Divisor of the layer, sqrt(running var + eps), (C,); above 0 also in dead channels."""
         return torch.sqrt(self.var + self.eps)
+
+    @classmethod
+    def joined(cls, layers: Sequence["StoredStatistics"]) -> "StoredStatistics":
+        """Concatenate several layers along the channels, as `Moments.joined` does."""
+        mean, var, eps = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("mean", "var", "eps"))
+        return cls(mean, var, eps)
 
 
 @dataclass(frozen=True)
@@ -165,25 +172,14 @@ def batchnorm_taps(model: nn.Module) -> Iterator[BatchNormTaps]:
         raise ValueError("the model has no BatchNorm layer to tap")
     taps = BatchNormTaps()
 
-    # A deep copy of the model has its hooks, too, so they act for the model itself only.
-    def begin(module: nn.Module, _: Any) -> None:
-        if module is model:
-            taps.moments.clear()
+    def begin(_: Call) -> None:
+        taps.moments.clear()
 
-    def tap(name: str, layer: _BatchNorm) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if module is layer:
-                taps.moments.append(_moments_of(name, layer, args[0]))
+    def tap(call: Call) -> None:
+        taps.moments.append(_moments_of(call.name, layers[call.name], call.args[0]))
 
-        return hook
-
-    handles = [model.register_forward_pre_hook(begin)]
-    try:
-        handles += [layer.register_forward_pre_hook(tap(name, layer)) for name, layer in layers.items()]
+    with capture({"": model}, before=begin), capture(layers, before=tap):
         yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:

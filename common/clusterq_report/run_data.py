@@ -104,13 +104,7 @@ class Source:
         if not path.is_file():
             return []
         _refuse_large(path)
-        try:
-            records = read_metrics(path)
-        except (ValueError, RecursionError) as error:
-            raise ClusterqError(
-                f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; get the run again."
-            ) from error
-        return [record for record in records if isinstance(record, dict) and real(record.get("step")) is not None]
+        return [record for record in read_metrics(path) if real(record["step"]) is not None]
 
     @cached_property
     def manifest(self) -> Manifest | None:

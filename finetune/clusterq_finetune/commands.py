@@ -24,6 +24,7 @@ from clusterq_common.quant.convert import convert
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions, write_environment
 from clusterq_common.run.folder_lock import only_program
+from clusterq_common.run.kept import InFolder
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
@@ -44,7 +45,6 @@ from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.chosen_bits import bits_for_run, need_choice
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.heldout import need_heldout
-from clusterq_finetune.recipes.kept import InFolder
 from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.command import report_at_end
@@ -172,7 +172,8 @@ def _finetune(
     if config.recipe.reconstruct != "none":
         pixels = first_pixels(shards, config, config.recipe.reconstruct_images)
         blocks = reconstruct(student, teacher, pixels, config, folder, device, resume=resuming)
-    kept = InFolder(folder, resume=resuming, tensorboard=config.output.tensorboard)
+    seconds_apart = config.recipe.checkpoint_seconds
+    kept = InFolder(folder, resume=resuming, tensorboard=config.output.tensorboard, checkpoint_seconds=seconds_apart)
     found = distill(student, teacher, shards, config, device, kept, stored_logits=logits.stored)
     if ranks.first:
         save_weights(folder / STUDENT, student)

@@ -14,6 +14,7 @@ from clusterq_common.progress.console import heard_by
 from clusterq_common.progress.time_budget import Phase
 from clusterq_common.quant.sensitivity import passes
 from clusterq_common.quant.structure import quantizable_layers
+from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig
@@ -21,7 +22,6 @@ from clusterq_finetune.data.calibration import first_pixels
 from clusterq_finetune.data.real import ValidationImages
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.distill import distill
-from clusterq_finetune.recipes.kept import Records
 from clusterq_finetune.recipes.reconstruct import reconstruct
 
 # Images and steps of the measurement.

@@ -10,7 +10,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.export.description import Description, describe
 from clusterq_common.export.qdq import size_of
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import sha256_file, write_output
 from clusterq_common.images import normalise
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.run.environment import versions
@@ -55,7 +55,7 @@ def export(
     description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
     data, description, twin = _FORMATS[kind](student, spec, description, config)
     compared = {} if twin is None else _compare(student, twin, spec, kind)
-    _write(out, data)
+    write_output(out, data)
     return {
         "out": str(out),
         "format": kind,
@@ -156,14 +156,3 @@ def _teacher_of(folder: Path) -> str:
         return str(read_result(folder, "teacher.digest")["teacher"]["digest"])
     shards = folder / SHARDS
     return read_manifest(shards).teacher.digest if (shards / MANIFEST).is_file() else ""
-
-
-def _write(out: Path, data: bytes) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(out, data)
-    except OSError as error:
-        raise ClusterqError(
-            f"--out: {out} cannot be written ({error.strerror}), expected room for {len(data):,} bytes in a folder of yours; free some "
-            "space, or choose another --out."
-        ) from error

@@ -9,6 +9,7 @@ from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, named
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
+from clusterq_cli.report import add_report
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.time_budget import parse_time_budget
@@ -117,26 +118,20 @@ def emit(
     run_guarded(go, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM))
 
 
-@app.command(epilog=examples("clusterq-gen report out/", "clusterq-gen report out/ --analyse --out page.html"))
-def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="RUN/report.html")] = None,
-    analyse: Annotated[
-        bool, typer.Option("--analyse", help="Measure the networks again first; needs the teacher's weights.")
-    ] = False,
-    arch: Arch = None,
-    weights: Weights = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Draw a run as one page that opens in any browser. Every run draws its own when it ends."""
+def draw_report(run: Path, out: Path | None, **asked: Any) -> None:
+    """Draw a run's page; see `clusterq_report.command.report`."""
+    from clusterq_report import command
 
-    def go() -> None:
-        from clusterq_report import command
+    command.report(run, out, **asked)
 
-        command.report(run, out, analyse=analyse, teacher=named_teacher(arch, weights))
 
-    run_guarded(go, debug=debug, quiet=quiet)
+add_report(
+    app,
+    draw_report,
+    "Folder of a run, finished or not.",
+    "clusterq-gen report out/",
+    "clusterq-gen report out/ --analyse --out page.html",
+)
 
 
 @app.command(epilog=examples("clusterq-gen doctor"))

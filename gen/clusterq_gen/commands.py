@@ -38,7 +38,7 @@ from clusterq_gen.emission.refined import refined
 from clusterq_gen.estimate import measure_speed, phases
 from clusterq_gen.methods import build_method
 from clusterq_gen.presets import lift_limit
-from clusterq_gen.training.loop import open_log, train_generator
+from clusterq_gen.training.loop import train_generator, write_events
 from clusterq_report.command import report_at_end
 
 LARGE_INPUT = 128
@@ -111,7 +111,7 @@ def train(
         elif not trained:
             train_generator(config, teacher, out, device, resume=resuming)
         elif ranks.first and config.output.tensorboard:
-            open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
+            write_events(config, out)
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         ranks.from_first(lambda: _hold(held, out / SHARDS))
         source = refined(source, config.emit, config.runtime, teacher, out / SHARDS, _recorder(config, device))

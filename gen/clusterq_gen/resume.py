@@ -14,7 +14,7 @@ from clusterq_gen.bank.config import SHARED, is_bank
 from clusterq_gen.config import SECTIONS, GenConfig
 from clusterq_gen.emission.candidate_source import CandidateSource
 from clusterq_gen.emission.journal import JOURNAL, Journal
-from clusterq_gen.emission.shard_plan import ShardPlan, plan_blocks
+from clusterq_gen.emission.shard_plan import ShardPlan, plan_shards
 
 REFINE = "refine"
 
@@ -111,17 +111,17 @@ def run_settings(config: GenConfig) -> dict[str, Any]:
     return {**found, REFINE: refine} if config.emit.refinement else found
 
 
-def blocks_to_make(folder: Path, blocks: list[ShardPlan], before: Manifest | None) -> list[ShardPlan]:
+def plans_to_make(folder: Path, plans: list[ShardPlan], before: Manifest | None) -> list[ShardPlan]:
     """The shards that are not there yet, or damaged; one that an earlier emission planned and could not fill stays away."""
     if before is None or before.generation is None:
-        return blocks
+        return plans
     listed = {shard.file: shard for split in before.splits.values() for shard in split.shards}
     made = before.generation
-    planned = {block.name for block in plan_blocks(made.rounds, before.teacher.spec.num_classes, made.samples_per_shard)}
+    planned = {plan.name for plan in plan_shards(made.rounds, before.teacher.spec.num_classes, made.samples_per_shard)}
     return [
-        block
-        for block in blocks
-        if (not _is_whole(folder, listed[block.name]) if block.name in listed else block.name not in planned)
+        plan
+        for plan in plans
+        if (not _is_whole(folder, listed[plan.name]) if plan.name in listed else plan.name not in planned)
     ]
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import classifier_input
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.quality import distances, frechet
 from clusterq_report.quality.collect import Collected
 from clusterq_report.quality.distances import nearest_neighbours, spread
 from clusterq_report.quality.figures import Measured
 from clusterq_report.quality.frechet import Gaussian, squared_frechet_distance
-from clusterq_report.quality.penultimate import penultimate
 from clusterq_report.quality.sample import noise, sampled
 
 
@@ -141,9 +141,9 @@ def test_penultimate_features(head: nn.Module) -> None:
     if isinstance(head, nn.Linear):
         tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
     model, x = nn.Sequential(body, *tail).eval(), torch.randn(5, 1, 8, 8)
-    with penultimate(model, x[:1]) as found:
+    with classifier_input(model) as found:
         model(x)
-        assert torch.allclose(found.take(), body(x).mean((2, 3)), atol=1e-6)
+        assert torch.allclose(found.latest, body(x).mean((2, 3)), atol=1e-6)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 

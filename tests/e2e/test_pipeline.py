@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from clusterq_common.quant.convert import quantizers
+from clusterq_common.run import kept
 from clusterq_common.run.checkpoint import save_checkpoint
-from clusterq_finetune.recipes import kept
 from clusterq_finetune.student import load_student
 from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from clusterq_finetune.recipes import kept
-from clusterq_gen.training import loop
+from clusterq_common.run import kept
 from tests.conftest import Cli, DigitsTeacher
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="an extra of its own")
@@ -61,15 +60,15 @@ def stopping(save: Callable[..., None], step: int) -> Callable[..., None]:
 
 
 def test_a_generator(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, save = tmp_path / "run", loop.save_checkpoint
+    run, save = tmp_path / "run", kept.save_checkpoint
     flags = ["train", *digits_teacher.flags, *GEN, "--out", run, "--tensorboard"]
-    monkeypatch.setattr(loop, "save_checkpoint", stopping(save, 6))
+    monkeypatch.setattr(kept, "save_checkpoint", stopping(save, 6))
     assert gen(*flags).code == 130
     assert max(step for step, _ in scalars(run)["loss/class"]) == 5, "written as the run goes on"
     # What an interrupted run may have written beyond its checkpoint.
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 6, "loss/class": 77.0}) + "\n")
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(kept, "save_checkpoint", save)
     done = gen(*flags[:-1], "--resume")
     assert done.code == 0, done.err
     agree(run)

@@ -12,9 +12,10 @@ from clusterq_common.device.rates import set_group_rate
 from clusterq_common.quant import fake_quantize as straight_through
 from clusterq_common.quant.fake_quantize import broadcast_shape
 from clusterq_common.quant.grid import Grid
+from clusterq_common.run import kept
 from clusterq_common.run.checkpoint import save_checkpoint
 from clusterq_finetune import commands
-from clusterq_finetune.recipes import block_steps, distill, kept, reconstruct
+from clusterq_finetune.recipes import block_steps, distill, reconstruct
 from clusterq_finetune.recipes.block_steps import annealed_beta
 from clusterq_finetune.recipes.optimizer import learning_rate
 from tests.conftest import Cli

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import classifier_input
 from clusterq_common.run.seeding import stream
-from clusterq_common.taps import Statistics, batchnorm_taps
+from clusterq_common.taps import Statistics, StoredStatistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
-from clusterq_gen.bank.classes import class_loss, classifier_inputs, margin_loss, random_crop
+from clusterq_gen.bank.classes import margin_loss, random_crop
 from clusterq_gen.bank.statistics import (
     NOISE_CHUNK,
     NOISE_IMAGES,
@@ -21,6 +22,7 @@ from clusterq_gen.bank.statistics import (
     noise_images,
     statistics_loss,
 )
+from clusterq_gen.losses.classification import class_loss
 
 EPS = 1e-3
 LAYERS = 3
@@ -112,9 +114,9 @@ def test_margins_are_quantiles_over_channels_of_what_noise_is_off() -> None:
 
 
 def test_distances_below_the_margin_have_no_gradient() -> None:
-    target = LayerTarget(torch.zeros(2), torch.ones(2), torch.zeros(2), mean_slack=0.5, std_slack=0.5)
+    target = LayerTarget(StoredStatistics(torch.zeros(2), torch.ones(2), torch.zeros(2)), mean_slack=0.5, std_slack=0.5)
     mean = torch.tensor([0.4, 0.6], requires_grad=True)
-    loss = target.distance(Statistics(mean, torch.ones(2)))
+    loss = target.squares(Statistics(mean, torch.ones(2))).mean()
     assert loss.item() == pytest.approx(0.1**2 / 2)
     loss.backward()
     assert mean.grad is not None
@@ -205,11 +207,11 @@ def test_crops() -> None:
 def test_features_are_what_the_classifier_sees() -> None:
     model = small_teacher().model
     images = torch.randn(3, 2, 10, 10)
-    with classifier_inputs(model) as features:
+    with classifier_input(model) as features:
         logits = model(images)
     torch.testing.assert_close(model[-1](features.latest), logits)
     convolutional = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 1), nn.Flatten(2))
-    with classifier_inputs(convolutional) as features:
+    with classifier_input(convolutional) as features:
         convolutional(images)
     assert features.latest.shape == (3, 6)
     assert not any(layer._forward_pre_hooks for layer in [*model.modules(), *convolutional.modules()])

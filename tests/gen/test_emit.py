@@ -23,7 +23,7 @@ from clusterq_gen.emission import emit as emission
 from clusterq_gen.emission.candidate_source import GeneratorSource
 from clusterq_gen.emission.candidates import CHUNK, CandidateScheduler
 from clusterq_gen.emission.journal import JOURNAL, Journal
-from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, ShardPlan, plan_blocks
+from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, ShardPlan, plan_shards
 from clusterq_gen.networks.generator import build_generator
 from tests.conftest import FACTORY, Cli
 
@@ -63,30 +63,30 @@ def contents(folder: Path, split: SplitName = "train") -> list[bytes]:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=4), st.integers(1, 12), st.integers(1, 40))
 def test_blocks_cover_every_wanted_image_once(counts: list[int], classes: int, per_shard: int) -> None:
     rounds: list[dict[SplitName, int]] = [{"train": sum(counts[: n + 1]), "heldout": n} for n in range(len(counts))]
-    blocks = plan_blocks(rounds, classes, per_shard)
+    plans = plan_shards(rounds, classes, per_shard)
     for split in ("train", "heldout"):
-        own = [block for block in blocks if block.split == split]
-        assert [block.number for block in own] == list(range(len(own)))
-        assert [sum(column) for column in zip(*(block.wanted for block in own), strict=True)] == (
+        own = [plan for plan in plans if plan.split == split]
+        assert [plan.number for plan in own] == list(range(len(own)))
+        assert [sum(column) for column in zip(*(plan.wanted for plan in own), strict=True)] == (
             [rounds[-1][split]] * classes if own else []
         )
         tried = [
             (label, attempt)
-            for block in own
+            for plan in own
             for label in range(classes)
-            for attempt in range(block.attempts[label], block.limit[label])
+            for attempt in range(plan.attempts[label], plan.limit[label])
         ]
         assert len(tried) == len(set(tried)) == rounds[-1][split] * classes * CANDIDATES_PER_IMAGE
-        keys = [block.first_slot + n for block in own for n in range(sum(block.wanted))]
+        keys = [plan.first_slot + n for plan in own for n in range(sum(plan.wanted))]
         assert keys == list(range(rounds[-1][split] * classes))
-        assert all(sum(block.wanted) <= per_shard for block in own)
-    before = plan_blocks(rounds[:-1], classes, per_shard)
-    assert [block for block in before if block not in blocks] == [], "an extension leaves earlier shards as they are"
+        assert all(sum(plan.wanted) <= per_shard for plan in own)
+    before = plan_shards(rounds[:-1], classes, per_shard)
+    assert [plan for plan in before if plan not in plans] == [], "an extension leaves earlier shards as they are"
 
 
 def test_classes_take_turns_also_when_there_are_more_than_fit_into_a_chunk() -> None:
     classes = 3 * CHUNK
-    turns = CandidateScheduler(plan_blocks([{"train": 2}], classes, 10_000)[0])
+    turns = CandidateScheduler(plan_shards([{"train": 2}], classes, 10_000)[0])
     first = [label for _ in range(3) for label, _ in turns.next_tries()]
     assert sorted(first) == list(range(classes))
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from clusterq_common.taps import batchnorm_taps
+from clusterq_common.taps import StoredStatistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.bank.make import BankRun
 from clusterq_gen.bank.statistics import LayerTarget
@@ -94,5 +94,5 @@ def _move(run: Training) -> None:
 
 
 def _target(target: LayerTarget) -> LayerTarget:
-    moved = {name: getattr(target, name).to(ELSEWHERE) for name in ("mean", "std", "eps")}
-    return dataclasses.replace(target, **moved)
+    moved = {name: getattr(target.stored, name).to(ELSEWHERE) for name in ("mean", "var", "eps")}
+    return dataclasses.replace(target, stored=StoredStatistics(**moved))

@@ -19,7 +19,7 @@ from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.optimise import Optimiser
 from clusterq_gen.emission import refined as module
 from clusterq_gen.emission.refined import Batches, RefinedCandidates
-from clusterq_gen.emission.shard_plan import FIRST_ATTEMPT, ShardPlan, fresh_block
+from clusterq_gen.emission.shard_plan import FIRST_ATTEMPT, ShardPlan, fresh_plan
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.bank_settings import settings
 from tests.several import in_processes
@@ -51,8 +51,8 @@ class Pictures:
     def __init__(self, teacher: Teacher) -> None:
         self.spec, self.asked = teacher.spec, 0
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
-        return fresh_block(split, number, slots, num_classes)
+    def plan(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
+        return fresh_plan(split, number, slots, num_classes)
 
     def images(self, tries: list[tuple[int, int]]) -> torch.Tensor:
         self.asked += 1

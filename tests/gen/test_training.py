@@ -12,11 +12,10 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.config import TrainConfig
 from clusterq_gen.presets import PRESETS, preset_notes, resolve
 from clusterq_gen.training import loop
 from clusterq_gen.training.loop import train_generator, train_step
-from clusterq_gen.training.state import Training, schedule_factor
+from clusterq_gen.training.state import Training
 from tests.conftest import FACTORY, Cli
 from tests.gen.conftest import CPU, small
 
@@ -168,11 +167,18 @@ def test_start_layer_beyond_the_last_is_refused(teacher: Teacher, tmp_path: Path
         train_generator(small(teacher, method={"start_layer": 99}), teacher, tmp_path, CPU, resume=False)
 
 
-def test_schedules() -> None:
-    step = TrainConfig()
-    assert [schedule_factor(step, epoch) for epoch in (0, 99, 100, 250, 399)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
-    cosine = TrainConfig(schedule="cosine", epochs=10, warmup_epochs=1)
-    assert [schedule_factor(cosine, epoch) for epoch in (0, 5)] == pytest.approx([1, 0.5])
+def test_schedules(teacher: Teacher) -> None:
+    def rates(at: tuple[int, ...], **train: object) -> list[float]:
+        run = Training.start(small(teacher, train={"lr": 1.0, "steps_per_epoch": 1, **train}), teacher, CPU)
+        found = []
+        for epoch in at:
+            run.set_learning_rates(epoch)
+            found.append(float(run.optimizer.param_groups[0]["lr"]))
+        return found
+
+    by_step = rates((0, 99, 100, 250, 399), schedule="step", epochs=400)
+    assert by_step == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    assert rates((0, 5), schedule="cosine", epochs=10, warmup_epochs=1) == pytest.approx([1, 0.5])
 
 
 def test_presets_and_precedence() -> None:

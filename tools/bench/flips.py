@@ -8,6 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import capture
 from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
@@ -60,15 +61,9 @@ def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> t
 def _observe(student: nn.Module, images: Tensor) -> tuple[list[tuple[str, FakeQuantizer, Tensor]], Tensor]:
     """Return each activation quantizer with its input, in the order of execution, and the logits."""
     seen: list[tuple[str, FakeQuantizer, Tensor]] = []
-    handles = [
-        quantizer.register_forward_pre_hook(lambda module, args, name=name: seen.append((name, module, args[0].clone())))
-        for name, quantizer in activation_sites(student).items()
-    ]
-    try:
+    sites = activation_sites(student)
+    with capture(sites, before=lambda call: seen.append((call.name, sites[call.name], call.args[0].clone()))):
         return seen, student(images)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run(model: onnx.ModelProto, starts: list[str], images: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:

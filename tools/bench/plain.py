@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterq_common.capture import capture
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.run.seeding import stream
@@ -70,15 +71,8 @@ def plain_generator(generator: nn.Module) -> nn.Module:
 def batchnorm_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Record the inputs of all BatchNorm layers in the latest forward pass, within the block."""
     inputs: dict[str, Tensor] = {}
-    handles = [
-        layer.register_forward_pre_hook(lambda _module, args, name=name: inputs.__setitem__(name, args[0]))
-        for name, layer in batchnorm_layers(model).items()
-    ]
-    try:
+    with capture(batchnorm_layers(model), before=lambda call: inputs.__setitem__(call.name, call.args[0])):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def plain_class_losses(

@@ -89,6 +89,8 @@ def broadcast(module: nn.Module) -> None:
             tensor.copy_(whole)
 
 
+# torch.distributed.nn.functional.all_reduce gives the same numbers, but it is all_reduce alone in its backward pass, too: the loss of a
+# process would end there in a traceback instead of the sentence of `peers_alive`.
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ PACE_WIDTH = 28
 @contextmanager
 def bar(description: str, meter: Meter) -> Iterator[Ticker]:
     """Show the progress of a block of work on stderr's terminal."""
+    # Speed and time left are the meter's, since lines show the same figures where there is no terminal; rich's own columns would
+    # show others.
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),

@@ -1,5 +1,7 @@
 """Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer that it replaces."""
 
+from abc import abstractmethod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,9 +9,13 @@ from clusterq_common.quant.fake_quantize import computed_again
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
-class QuantConv2d(nn.Conv2d):
-    """A convolution on fake-quantized weights and input. A quantizer that is None leaves its tensor in float."""
+class _Quantized(nn.Module):
+    """A layer on fake-quantized weights and input. A quantizer that is None leaves its tensor in float.
 
+    Stands before the layer's own class.
+    """
+
+    weight: Tensor
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
     output_quantizer: FakeQuantizer | None
@@ -17,22 +23,26 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         x, weight = _quantized(self.input_quantizer, x), _quantized(self.weight_quantizer, self.weight)
         with computed_again(x):
-            result = self._conv_forward(x, weight, self.bias)
+            result = self.product(x, weight)
         return _quantized(self.output_quantizer, result)
 
+    @abstractmethod
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the layer's output for a quantized input and weight."""
 
-class QuantLinear(nn.Linear):
-    """A linear layer on fake-quantized weights and input. A quantizer that is None leaves its tensor in float."""
 
-    weight_quantizer: FakeQuantizer | None
-    input_quantizer: FakeQuantizer | None
-    output_quantizer: FakeQuantizer | None
+class QuantConv2d(_Quantized, nn.Conv2d):
+    """A convolution on fake-quantized weights and input."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight = _quantized(self.input_quantizer, x), _quantized(self.weight_quantizer, self.weight)
-        with computed_again(x):
-            result = F.linear(x, weight, self.bias)
-        return _quantized(self.output_quantizer, result)
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantLinear(_Quantized, nn.Linear):
+    """A linear layer on fake-quantized weights and input."""
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
 
 
 class _QuantOutput(nn.Module):

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from clusterq_common.capture import Call, capture
 from clusterq_common.quant.fake_quantize import lies_dense
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
@@ -65,12 +66,9 @@ class RandomMask:
 def dropped(quantizers: Iterable[FakeQuantizer], mask: RandomMask) -> Iterator[None]:
     """Let the quantizers leave elements in float at random within the block (QDrop, Wei et al., 2022, Eq. 6-7)."""
 
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
-        return mask.mix(args[0], result)
+    def mix(call: Call, output: Tensor) -> Tensor:
+        return mask.mix(call.args[0], output)
 
-    handles = [quantizer.register_forward_hook(hook) for quantizer in quantizers] if mask.threshold else []
-    try:
+    dropping = quantizers if mask.threshold else ()
+    with capture({str(number): quantizer for number, quantizer in enumerate(dropping)}, after=mix):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

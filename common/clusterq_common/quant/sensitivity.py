@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterq_common.capture import Call, capture, submodules
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantize import fake_quantize
 from clusterq_common.quant.ranges import ActivationObserver, Range, weight_range
@@ -102,23 +103,16 @@ def _observe(
     observers = {name: ActivationObserver(seed + number) for number, name in enumerate(layers)}
     counts: dict[str, int] = {}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            observers[name].update(args[0])
-            counts[name] = args[0][0].numel()
+    def observe(call: Call) -> None:
+        observers[call.name].update(call.args[0])
+        counts[call.name] = call.args[0][0].numel()
 
-        return observe
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
-    try:
+    with capture(submodules(model, list(layers)), before=observe):
         expected = []
         for number, batch in enumerate(batches):
             for observer in observers.values():
                 observer.batch = number
             expected.append(F.log_softmax(model(batch).double(), dim=1))
-    finally:
-        for handle in handles:
-            handle.remove()
     return expected, observers, counts
 
 
@@ -151,14 +145,12 @@ def _rounded_input(layer: nn.Module, found: Range) -> Iterator[None]:
     device = next(layer.parameters()).device
     scale, zero_point = found.grid.parameters(found.low.to(device), found.high.to(device))
 
-    def rounded(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (fake_quantize(args[0].float(), scale, zero_point, None, found.grid).to(args[0].dtype), *args[1:])
+    def rounded(call: Call) -> tuple[Tensor, ...]:
+        x, *others = call.args
+        return (fake_quantize(x.float(), scale, zero_point, None, found.grid).to(x.dtype), *others)
 
-    handle = layer.register_forward_pre_hook(rounded)
-    try:
+    with capture({"layer": layer}, before=rounded):
         yield
-    finally:
-        handle.remove()
 
 
 def _tell(advance: Callable[[int], None] | None) -> None:

@@ -1,12 +1,14 @@
 """Structure of a model for quantization: the order of its layers, and the inputs of its additions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clusterq_common.capture import Call, capture
 from clusterq_common.errors import ClusterqError
 from clusterq_common.setting_names import setting_name
 
@@ -22,20 +24,9 @@ def quantizable_layers(model: nn.Module, example: Tensor) -> list[str]:
         ClusterqError: there is no such layer.
     """
     order: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _args, name=name: order.append(name))
-        for name, module in model.named_modules()
-        if _is_quantizable(module)
-    ]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(example)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    layers = {name: module for name, module in model.named_modules() if _is_quantizable(module)}
+    with _evaluating(model), torch.no_grad(), capture(layers, before=lambda call: order.append(call.name)):
+        model(example)
     if not order:
         raise ClusterqError(
             f"the model has no Conv2d or Linear layer that could be quantized; give {setting_name('arch')} a convolutional classifier."
@@ -85,22 +76,22 @@ def residual_branches(model: nn.Module, example: Tensor) -> list[str]:
                         branches.append(layer[1])
             return func(*args, **(kwargs or {}))
 
-    def note(name: str, result: Any) -> None:
-        if isinstance(result, Tensor):
-            made[id(result)] = (result, name, result._version)
+    def note(call: Call, output: Any) -> None:
+        if isinstance(output, Tensor):
+            made[id(output)] = (output, call.name, output._version)
 
-    handles = [
-        module.register_forward_hook(lambda _module, _args, result, name=name: note(name, result))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d | nn.Conv2d)
-    ]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d | nn.Conv2d)}
+    with _evaluating(model), capture(layers, after=note), Additions():
+        model(example)
+    return list(dict.fromkeys(branches))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode within the block."""
     training = model.training
     try:
         model.eval()
-        with Additions():
-            model(example)
+        yield
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    return list(dict.fromkeys(branches))

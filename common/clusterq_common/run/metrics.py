@@ -74,14 +74,8 @@ class MetricsLog:
 
 
 def _records_before(path: Path, step: int) -> list[dict[str, Any]]:
-    try:
-        records = read_metrics(path)
-    except (ValueError, RecursionError) as error:
-        raise ClusterqError(
-            f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; use {setting_name('overwrite')} to start anew."
-        ) from error
-    steps = [record.get("step") if isinstance(record, dict) else None for record in records]
-    return [record for record, at in zip(records, steps, strict=True) if isinstance(at, int | float) and at < step]
+    records = read_metrics(path, advice=f"use {setting_name('overwrite')} to start anew")
+    return [record for record in records if record["step"] < step]
 
 
 def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:

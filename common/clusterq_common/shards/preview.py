@@ -1,11 +1,13 @@
-"""A contact sheet: the first images of each class, one row a class."""
+"""A picture of a set: the first images of each class, one row a class."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.files import atomic_file
+from clusterq_common.png import Array
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 
@@ -17,7 +19,7 @@ LABEL_HEIGHT = 12
 SMALLEST_SHOWN = 48
 
 
-def contact_sheet(shards: ShardSet, split: SplitName, classes: list[int], columns: int, path: Path) -> int:
+def preview(shards: ShardSet, split: SplitName, classes: list[int], columns: int, path: Path) -> int:
     """Write a PNG with up to `columns` images of each class; returns how many images are on it.
 
     Raises:
@@ -25,29 +27,33 @@ def contact_sheet(shards: ShardSet, split: SplitName, classes: list[int], column
     """
     spec, names = shards.manifest.teacher.spec, shards.manifest.class_names
     factor = max(1, -(-SMALLEST_SHOWN // spec.longer_side))
-    shown_size = spec.width * factor, spec.height * factor
-    across, down = shown_size[0] + GAP, max(shown_size[1], LABEL_HEIGHT) + GAP
-    sheet = Image.new("RGB", (LABEL_WIDTH + columns * across + GAP, len(classes) * down + GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    row_of = {label: row for row, label in enumerate(classes)}
-    for label, row in row_of.items():
-        text = f"{label} {names[label]}" if names else str(label)
-        draw.text((GAP, row * down + GAP + down // 2 - LABEL_HEIGHT // 2), text[:LABEL_CHARACTERS], fill="black")
-    shown = dict.fromkeys(classes, 0)
-    missing = len(classes)
+    height = spec.height * factor
+    # Of a row, whose label may be higher than its images.
+    below = max(0, LABEL_HEIGHT - height)
+    rows: dict[int, list[Array]] = {label: [] for label in classes}
     reader = shards.split(split)
     for number in range(len(reader)):
-        label = reader.label(number)
-        if shown.get(label, columns) >= columns:
-            continue
-        pixels, _, _ = reader.read(number)
-        image = Image.fromarray(np.repeat(pixels, 3, axis=2) if spec.channels == 1 else pixels)
-        place = (LABEL_WIDTH + GAP + shown[label] * across, GAP + row_of[label] * down)
-        sheet.paste(image.resize(shown_size, Image.Resampling.NEAREST), place)
-        shown[label] += 1
-        missing -= shown[label] == columns
-        if not missing:
-            break
+        row = rows.get(reader.label(number))
+        if row is not None and len(row) < columns:
+            pixels, _, _ = reader.read(number)
+            colour = np.repeat(pixels, 3, axis=2) if spec.channels == 1 else pixels
+            large = colour.repeat(factor, axis=0).repeat(factor, axis=1)
+            row.append(np.pad(large, ((0, below), (0, 0), (0, 0)), constant_values=255))
+            if all(len(row) == columns for row in rows.values()):
+                break
+    white = np.full((height + below, spec.width * factor, 3), 255, dtype=np.uint8)
+    cells = [image for row in rows.values() for image in row + [white] * (columns - len(row))]
+    sheet = contact_sheet(cells, columns, gap=GAP, border=GAP)
+    labels = _labels([f"{label} {names[label]}" if names else str(label) for label in classes], sheet.shape[0])
     with atomic_file(path) as file:
-        sheet.save(file, "PNG")
-    return sum(shown.values())
+        Image.fromarray(np.concatenate([labels, sheet], axis=1)).save(file, "PNG")
+    return sum(map(len, rows.values()))
+
+
+def _labels(texts: list[str], height: int) -> Array:
+    """Return the column of labels beside the rows, (height, LABEL_WIDTH, 3)."""
+    column = Image.new("RGB", (LABEL_WIDTH, height), "white")
+    draw, cell = ImageDraw.Draw(column), (height - GAP) // len(texts)
+    for row, text in enumerate(texts):
+        draw.text((GAP, row * cell + GAP + cell // 2 - LABEL_HEIGHT // 2), text[:LABEL_CHARACTERS], fill="black")
+    return np.array(column)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import Call, capture, submodules
 from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
@@ -70,23 +70,27 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
     """
     order = quantizable_layers(teacher, example)
     outputs = {name: _Ratio() for name in order}
-    names = {id(module): name for name, module in activation_sites(student).items()}
     sites: dict[str, _Site] = {}
 
-    def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, FakeQuantizer)
-        sites.setdefault(names[id(module)], _Site(_Ratio())).add(module, args[0].float(), output)
+    quantizers = activation_sites(student)
+
+    def see(call: Call, output: Tensor) -> None:
+        sites.setdefault(call.name, _Site(_Ratio())).add(quantizers[call.name], call.args[0].float(), output)
 
     expected: dict[str, list[Tensor]] = {name: [] for name in order}
 
-    def keep(name: str, output: Tensor) -> None:
+    def keep(call: Call, output: Tensor) -> None:
         # Copied, because the next layer may work in place.
-        expected[name].append(output.clone())
+        expected[call.name].append(output.clone())
 
-    def compare(name: str, output: Tensor) -> None:
-        outputs[name].add(expected[name].pop(0), output)
+    def compare(call: Call, output: Tensor) -> None:
+        outputs[call.name].add(expected[call.name].pop(0), output)
 
-    with _outputs(teacher, order, keep), _outputs(student, order, compare), _hooks(student, names, see):
+    with (
+        capture(submodules(teacher, order), after=keep),
+        capture(submodules(student, order), after=compare),
+        capture(quantizers, after=see),
+    ):
         for batch in batches:
             teacher(batch)
             student(batch)
@@ -162,27 +166,3 @@ def _shares(values: Tensor, low: float, high: float, bins: int) -> list[float]:
     place = ((values.double() - low) * (bins / (high - low)) + 1e-6).floor().long().clamp(0, bins - 1)
     counts: list[float] = (torch.bincount(place.flatten().cpu(), minlength=bins).double() / values.numel()).tolist()
     return counts
-
-
-@contextmanager
-def _outputs(model: nn.Module, names: list[str], use: Any) -> Iterator[None]:
-    """Call `use(name, output)` for each named layer's output within the block."""
-    hooks = {
-        name: model.get_submodule(name).register_forward_hook(lambda _module, _args, output, name=name: use(name, output))
-        for name in names
-    }
-    try:
-        yield
-    finally:
-        for hook in hooks.values():
-            hook.remove()
-
-
-@contextmanager
-def _hooks(student: nn.Module, names: dict[int, str], see: Any) -> Iterator[None]:
-    hooks = [module.register_forward_hook(see) for module in student.modules() if id(module) in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from clusterq_common.capture import classifier_input
 from clusterq_common.images import normalise
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_report.measure.features import BatchNormDistances
-from clusterq_report.quality.penultimate import penultimate
 from clusterq_report.quality.sample import Batch
 
 # Longest side at which images are compared by pixels: enough to recognise equal pictures, with bounded memory.
@@ -72,15 +72,13 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
         ClusterqError: an image cannot be read.
     """
     teacher, other, device = networks.teacher, networks.other, networks.device
-    spec = teacher.spec
     distances = BatchNormDistances(teacher.model.eval())
-    example = torch.zeros(1, *spec.shape, device=device)
     digests: list[bytes] = []
     collected: dict[str, list[Tensor]] = {}
     with (
         torch.autocast(device.type, enabled=False),
         batchnorm_taps(teacher.model) as taps,
-        penultimate(teacher.model, example) as features,
+        classifier_input(teacher.model) as features,
     ):
         for stored, labels in batches:
             pixels = stored.to(device)
@@ -95,7 +93,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
                 "entropy": -(shares * log_shares).sum(1),
                 "clipped": ((pixels == 0) | (pixels == 255)).float().mean((1, 2, 3)),
                 "small": _small(pixels),
-                "features": features.take(),
+                "features": features.latest.float(),
             }
             if other is not None:
                 kept["other"] = other.model(_normalised(pixels, other)).argmax(1)

@@ -16,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell
-from clusterq_common.files import atomic_write
+from clusterq_common.files import write_output
+from clusterq_common.images import to_array
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
 # Ten colours, distinct also for colour-blind readers: Petroff, "Accessible color sequences for data visualization", 2021.
@@ -111,15 +113,10 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
 
 def mosaic(pixels: Tensor, columns: int) -> tuple[Any, int, int]:
     """Return images (N, C, H, W) uint8 as one picture, row by row, and the pixels of an image's width and of the white gap."""
-    count, channels, height, width = pixels.shape
+    _, channels, height, width = pixels.shape
     gap = max(1, max(height, width) // 16)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for place in range(count):
-        image = pixels[place].permute(1, 2, 0).numpy()
-        top, left = (place // columns) * (height + gap), (place % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = np.repeat(image, 3, axis=2) if channels == 1 else image
-    return sheet, width, gap
+    sheet = contact_sheet([to_array(image) for image in pixels], columns, gap=gap)
+    return np.repeat(sheet, 3, axis=2) if channels == 1 else sheet, width, gap
 
 
 def show_pixels(axes: Axes, sheet: Any) -> None:
@@ -164,13 +161,7 @@ def write(drawing: Drawing, where: dict[str, Path], files: FileConfig) -> None:
     _settle(drawing.figure)
     for kind, path in where.items():
         data = _table(drawing.numbers) if kind == "csv" else _rendered(drawing, kind, files)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, data)
-        except OSError as error:
-            raise ClusterqError(
-                f"--out: {path} cannot be written ({error.strerror}), expected room in a folder of yours; choose another --out."
-            ) from error
+        write_output(path, data.encode() if isinstance(data, str) else data)
 
 
 def _settle(figure: Figure) -> None:

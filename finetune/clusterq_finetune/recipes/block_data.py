@@ -1,11 +1,13 @@
 """Inputs and targets of a block for its reconstruction."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import Call, capture, submodules
 from clusterq_common.device.setup import to_device_async
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.network_input import view
@@ -95,26 +97,18 @@ def run_until(model: nn.Module, block: Block, images: Tensor, *, output: bool = 
     """Run a network no further than a block. Returns copies of the block's input and, with `output`, of its output."""
     seen: list[Tensor] = []
 
-    def entered(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].detach().clone())  # the block may work in place
+    def entered(call: Call) -> None:
+        seen.append(call.args[0].detach().clone())  # the block may work in place
         if not output:
             raise _BlockReachedError
 
-    def left(_module: nn.Module, _args: tuple[Tensor, ...], result: Tensor) -> None:
+    def left(_: Call, result: Tensor) -> None:
         seen.append(result.detach().clone())
         raise _BlockReachedError
 
-    handles = [
-        model.get_submodule(block.modules[0]).register_forward_pre_hook(entered),
-        model.get_submodule(block.modules[-1]).register_forward_hook(left),
-    ]
-    try:
+    first, last = submodules(model, block.modules[:1]), submodules(model, block.modules[-1:])
+    with suppress(_BlockReachedError), capture(first, before=entered), capture(last, after=left):
         model(images)
-    except _BlockReachedError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen[0], seen[1] if output else None
 
 

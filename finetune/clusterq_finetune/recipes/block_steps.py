@@ -1,6 +1,5 @@
 """Training of one block to reproduce the output of the float network's block."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clusterq_common import schedules
 from clusterq_common.device.cuda_graph import GraphedStep, Recorder
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.quant.adaround import LearnedRounding, learned_rounding
@@ -97,7 +97,7 @@ class BlockTraining:
 
     def take_step(self, batch: BlockBatch, draws: torch.Generator, step: int) -> None:
         """Take one optimizer step. The mask's random values are drawn here."""
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.recipe.reconstruct_steps))
+        falling = schedules.cosine(step, self.recipe.reconstruct_steps)
         for group, rate in zip(self.optimizer.param_groups, self.first_rates, strict=True):
             set_group_rate(group, rate * (falling if group["falls"] else 1.0))
         self.mask.begin(draws)

@@ -3,13 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from clusterq_common.capture import Call, capture
 
 Parts = Literal["layer", "block"]
 
@@ -134,6 +135,7 @@ def _following(name: str, modules: dict[str, nn.Module], trace: _Trace) -> list[
 def _traced(model: nn.Module, example: Tensor) -> _Trace:
     trace = _Trace()
     stack: list[tuple[nn.Module, bool]] = []
+    modules = dict(model.named_modules())
     known = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
 
     class Joins(TorchFunctionMode):
@@ -148,28 +150,15 @@ def _traced(model: nn.Module, example: Tensor) -> _Trace:
                 trace.joining.add(type(owner))
             return func(*args, **(kwargs or {}))
 
-    with _watched(model, trace, stack), Joins():
+    def entered(call: Call) -> None:
+        stack.append((modules[call.name], len(call.args) == 1 and not call.kwargs and isinstance(call.args[0], Tensor)))
+
+    def left(call: Call, output: Any) -> None:
+        _, single = stack.pop()
+        trace.calls[call.name] += 1
+        if single and isinstance(output, Tensor):
+            trace.ends[call.name] = (call.args[0], output)
+
+    with capture(modules, before=entered, after=left), Joins():
         model(example)
     return trace
-
-
-@contextmanager
-def _watched(model: nn.Module, trace: _Trace, stack: list[tuple[nn.Module, bool]]) -> Iterator[None]:
-    def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stack.append((module, len(args) == 1 and not kwargs and isinstance(args[0], Tensor)))
-
-    def left(name: str, args: tuple[Any, ...], result: Any) -> None:
-        _, single = stack.pop()
-        trace.calls[name] += 1
-        if single and isinstance(result, Tensor):
-            trace.ends[name] = (args[0], result)
-
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
-        handles.append(module.register_forward_hook(lambda _module, args, result, name=name: left(name, args, result)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,13 +1,14 @@
 """Correction of BatchNorm statistics and biases, so that quantization changes neither mean nor spread of a channel."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clusterq_common.capture import Call, capture
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import sum_across
 from clusterq_common.device.setup import at_least_float32
@@ -45,17 +46,15 @@ def correct_channels(
     own = batchnorm_layers(student)
     sites: list[_Site] = [_Norm(own[name], layer) for name, layer in batchnorm_layers(teacher).items()]
     sites += [_Bias(own_layer, layer) for own_layer, layer in _with_bias(student, teacher)]
-    handles = [handle for site in sites for handle in site.watch()]
-    try:
+    with ExitStack() as watched:
+        for site in sites:
+            watched.enter_context(site.watch())
         for number, (wanted, given) in enumerate(batches):
             if ranks is None or number % ranks.world == ranks.rank:
                 for site in sites:
                     site.begin(len(given))
                 teacher(wanted)
                 student(given)
-    finally:
-        for handle in handles:
-            handle.remove()
     for site in sites:
         site.settle(shared=ranks is not None)
 
@@ -116,8 +115,8 @@ class _Site(ABC):
         return True
 
     @abstractmethod
-    def watch(self) -> list[Any]:
-        """Register hooks on both layers, and return their handles."""
+    def watch(self) -> AbstractContextManager[None]:
+        """Take the moments of both layers, and correct the student's, within the block."""
 
     @abstractmethod
     def correct(self, moments: Tensor) -> None:
@@ -134,14 +133,16 @@ class _Norm(_Site):
         self.student, self.teacher = student, teacher
         self.mean, self.std = at_least_float32(teacher.running_mean), at_least_float32(teacher.running_var + teacher.eps).sqrt()
 
-    def watch(self) -> list[Any]:
-        return [
-            self.teacher.register_forward_pre_hook(lambda _, args: self.wanted.append(_mean_and_variance(args[0]))),
-            self.student.register_forward_pre_hook(self._in_student),
-        ]
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        with (
+            capture({"teacher": self.teacher}, before=lambda call: self.wanted.append(_mean_and_variance(call.args[0]))),
+            capture({"student": self.student}, before=self._in_student),
+        ):
+            yield
 
-    def _in_student(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.take(_mean_and_variance(args[0]))
+    def _in_student(self, call: Call) -> None:
+        self.take(_mean_and_variance(call.args[0]))
 
     def correct(self, moments: Tensor) -> None:
         teacher_mean, teacher_var, mean, var = moments
@@ -161,13 +162,15 @@ class _Bias(_Site):
         super().__init__(1, student.bias)
         self.student, self.teacher, self.bias = student, teacher, student.bias
 
-    def watch(self) -> list[Any]:
-        return [
-            self.teacher.register_forward_hook(lambda _, __, output: self.wanted.append(self._mean(output))),
-            self.student.register_forward_hook(self._behind_student),
-        ]
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        with (
+            capture({"teacher": self.teacher}, after=lambda _, output: self.wanted.append(self._mean(output))),
+            capture({"student": self.student}, after=self._behind_student),
+        ):
+            yield
 
-    def _behind_student(self, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _behind_student(self, _: Call, output: Tensor) -> Tensor:
         before = at_least_float32(self.bias).clone()
         if self.take(self._mean(output) - before):
             moved = (at_least_float32(self.bias) - before).to(output.dtype)

@@ -4,12 +4,13 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clusterq_common.device.cuda_graph import cuda_recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import broadcast
 from clusterq_common.progress.console import progress, warn
+from clusterq_common.run.kept import Records
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
@@ -18,10 +19,7 @@ from clusterq_finetune.data.resident import TrainingBatches
 from clusterq_finetune.data.shard_batches import EpochBatches, ShardDataset
 from clusterq_finetune.recipes.distillation import Distillation
 from clusterq_finetune.recipes.heldout import START, measure_heldout
-from clusterq_finetune.recipes.kept import Records
 from clusterq_finetune.recipes.optimizer import learning_rate
-
-STEPS_BETWEEN_RECORDS = 25
 
 
 def distill(
@@ -60,7 +58,6 @@ def distill(
     order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps(len(dataset)), ranks=ranks)
     batches = TrainingBatches(dataset, device, workers=recipe.workers)
     heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
-    records: list[dict[str, Tensor | float]] = []
 
     if recipe.select == "guarded" and heldout is None:
         warn(
@@ -74,19 +71,18 @@ def distill(
             order.epoch, order.first_step = epoch, run.step % len(order)
             for batch in batches(order):
                 rate = learning_rate(recipe, run.step, len(order))
-                records.append(run.take_step(batch, order.whole(run.step % len(order)), rate))
+                values = run.take_step(batch, order.whole(run.step % len(order)), rate)
                 run.step += 1
-                note = ""
-                if len(records) == STEPS_BETWEEN_RECORDS or run.step % len(order) == 0:
-                    last = kept.add_steps(records)[-1]
-                    records = []
-                    if heldout is not None and run.step % len(order) == 0:
+                end_of_epoch = run.step % len(order) == 0
+                stored, note = kept.add_step(values, now=end_of_epoch), ""
+                if stored is not None:
+                    if heldout is not None and end_of_epoch:
                         with run.ema.applied():
                             run.measured = measure_heldout(student, heldout, teacher, config, device)
                             if recipe.select == "heldout":
                                 run.selection.offer(student, run.measured["heldout/kl"], epoch)
                         kept.add([{"step": run.step - 1, "epoch": epoch, **run.measured}])
-                    note = _note(last, run.measured)
+                    note = _note(stored, run.measured)
                     kept.state(run, last=run.step == recipe.epochs * len(order))
                 ticker.advance(note=note)
     run.ema.finish()

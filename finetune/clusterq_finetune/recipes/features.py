@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import Call, capture, submodules
 from clusterq_common.device.setup import at_least_float32
 from clusterq_common.quant.structure import quantizable_layers
 from clusterq_finetune.recipes.blocks import find_blocks
@@ -29,18 +30,11 @@ def outputs_of(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, T
     """Record the outputs of the named modules in the model's latest forward pass, by name, within the block."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str, result: Tensor) -> None:
-        outputs[name] = result
+    def keep(call: Call, output: Tensor) -> None:
+        outputs[call.name] = output
 
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda _module, _args, result, name=name: keep(name, result))
-        for name in names
-    ]
-    try:
+    with capture(submodules(model, names), after=keep):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def feature_distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:

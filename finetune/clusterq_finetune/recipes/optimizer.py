@@ -1,16 +1,13 @@
 """The optimizer of a student, and its learning rate over the steps."""
 
-import math
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clusterq_common import schedules
 from clusterq_common.device.rates import held_rate
 from clusterq_common.quant.convert import parameters_by_kind
 from clusterq_finetune.config import RecipeConfig
-
-MILESTONES = (100, 200, 300)
 
 
 def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -33,9 +30,5 @@ def build_optimizer(student: nn.Module, recipe: RecipeConfig, device: torch.devi
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step. It depends on the step's number alone, so a resumed run needs no scheduler state."""
-    lr = recipe.lr * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-    if recipe.schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))
-    if recipe.schedule == "step":
-        return float(lr * 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in MILESTONES))
-    return lr
+    factor = schedules.factor(recipe.schedule, step, recipe.epochs, steps_per_epoch=steps_per_epoch)
+    return recipe.lr * schedules.warmup(step, recipe.warmup_steps) * factor

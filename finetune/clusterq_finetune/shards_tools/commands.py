@@ -6,8 +6,8 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
 from clusterq_common.quantities import count, size
 from clusterq_common.shards import derive
+from clusterq_common.shards import preview as pictures
 from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
-from clusterq_common.shards.preview import contact_sheet
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.shards.verify import Problem, verify_set
 
@@ -102,7 +102,7 @@ def preview(path: Path, out: Path, split: SplitName, classes: list[int] | None, 
     chosen = list(range(min(known, SHOWN_ROWS))) if classes is None else classes
     if chosen and chosen[-1] >= known:
         raise ClusterqError(f"--classes: found class {chosen[-1]}, expected at most {known - 1}; correct it.")
-    return contact_sheet(shards, split, chosen, per_class, out)
+    return pictures.preview(shards, split, chosen, per_class, out)
 
 
 def merge(paths: list[Path], out: Path, *, drop_duplicates: bool) -> Manifest:

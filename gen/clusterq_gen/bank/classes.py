@@ -1,32 +1,13 @@
-"""Losses that tie an image to its class and keep images of a class apart: IntraQ's terms and HAST's weights."""
+"""What IntraQ adds to an image's class: features apart from the others of the class, and crops."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clusterq_common.device.setup import at_least_float32
 from clusterq_common.teacher.size import Size, sides
-
-
-def class_loss(logits: Tensor, labels: Tensor, *, targets: Tensor | None = None, gamma: float = 0.0) -> Tensor:
-    """Return the weighted classification loss, mean over the batch.
-
-    Args:
-        logits: (N, classes). labels: (N,) int64.
-        targets: None for cross-entropy `-log p_y`; (N,) probabilities for IntraQ's soft inception loss `(p_y - target)^2`.
-        gamma: HAST's focal weight `(1 - p_y)^gamma` of each image. The gradient runs through the weight, too. 0: all images weigh
-            the same.
-    """
-    log_p = F.log_softmax(at_least_float32(logits), dim=1).gather(1, labels[:, None])[:, 0]
-    loss = -log_p if targets is None else (log_p.exp() - targets).square()
-    if gamma:
-        # Clamped away from zero, where a fractional power has an infinite slope.
-        loss = loss * (1 - log_p.exp()).clamp_min(1e-6) ** gamma
-    return loss.mean()
 
 
 def margin_loss(features: Tensor, labels: Tensor, least: float, most: float) -> Tensor:
@@ -80,32 +61,3 @@ def random_crop(size: Size, random: torch.Generator, probability: float, least: 
         int(place * (whole - part + 1)) for place, whole, part in zip(draw[2:], sides(size), (height, width), strict=True)
     )
     return Crop(top, left, height, width)
-
-
-class ClassifierInputs:
-    """Input of the last layer with weights in the latest forward pass: `latest`, (N, D) with gradient."""
-
-    def __init__(self) -> None:
-        self._seen: Tensor | None = None
-
-    @property
-    def latest(self) -> Tensor:
-        assert self._seen is not None, "no forward pass yet"
-        return self._seen if self._seen.dim() == 2 else self._seen.flatten(2).mean(2)
-
-    def see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Store the input of a layer with weights that is about to run. The last such layer is the classifier."""
-        self._seen = inputs[0]
-
-
-@contextmanager
-def classifier_inputs(model: nn.Module) -> Iterator[ClassifierInputs]:
-    """Record the classifier's input within the block: its features, mean over positions where the classifier is a convolution."""
-    features = ClassifierInputs()
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_pre_hook(features.see) for layer in layers]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clusterq_common import schedules
+from clusterq_common.capture import classifier_input
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.cuda_graph import Recorder
 from clusterq_common.device.setup import training_autocast
@@ -14,7 +16,7 @@ from clusterq_common.images import normalise, pixel_bounds, to_pixels
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.bank.classes import Crop, class_loss, classifier_inputs, margin_loss, random_crop
+from clusterq_gen.bank.classes import Crop, margin_loss, random_crop
 from clusterq_gen.bank.config import BankConfig
 from clusterq_gen.bank.statistics import (
     LayerTarget,
@@ -24,6 +26,7 @@ from clusterq_gen.bank.statistics import (
     statistics_loss,
 )
 from clusterq_gen.bank.steps import ImageSteps
+from clusterq_gen.losses.classification import class_loss
 
 
 class NotFiniteError(ArithmeticError):
@@ -95,7 +98,7 @@ class Optimiser:
         first: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
         for step in range(bank.bank_steps):
-            rate = bank.bank_lr * 0.5 * (1 + math.cos(math.pi * step / bank.bank_steps))
+            rate = bank.bank_lr * schedules.cosine(step, bank.bank_steps)
             terms = steps.take_step(rate, *self.draws(len(start), number, step))
             first = first or terms
         losses = {f"first/{name}": float(term) for name, term in first.items()}
@@ -135,7 +138,7 @@ class Optimiser:
         targets = None if soft is None else bank.bank_soft_least + (1 - bank.bank_soft_least) * soft
         with ExitStack() as hooks:
             taps = hooks.enter_context(batchnorm_taps(model))
-            features = hooks.enter_context(classifier_inputs(model)) if bank.bank_margin_weight else None
+            features = hooks.enter_context(classifier_input(model)) if bank.bank_margin_weight else None
             with training_autocast(self.runtime, self.device, images=True):
                 logits = model(images if crop is None else crop.of(images))
         terms = {}

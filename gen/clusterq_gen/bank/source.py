@@ -100,7 +100,7 @@ class BankSource:
             pixels[[place for place, _ in places]] = read_pixels(self.paths[number], [row for _, row in places])
         return normalise(pixels.to(self.device), self.spec)
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
+    def plan(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
         """Plan one shard: the next images of the split, or of each class in it."""
         if self.labelled:
             turns = turns_of(slots, num_classes)

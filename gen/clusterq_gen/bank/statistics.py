@@ -12,12 +12,15 @@ from torch import Tensor
 
 from clusterq_common.images import pixel_bounds
 from clusterq_common.run.seeding import stream
-from clusterq_common.taps import Moments, Statistics, batchnorm_taps, stored_statistics
+from clusterq_common.taps import Moments, Statistics, StoredStatistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
+from clusterq_gen.losses.statistics_distance import apart, mean_over_layers
 
 # Number of noise images on which DSG measures its margins.
 NOISE_IMAGES = 1024
 NOISE_CHUNK = 64
+# Added to the images' variance, as a BatchNorm layer does.
+IMAGE_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,24 @@ class LayerTarget:
     """Target statistics of one BatchNorm layer's input, in the units of that input.
 
     Attributes:
-        mean, std: (C,) float32, the running mean and `sqrt(running variance + eps)`.
-        eps: (C,) the layer's own eps. It keeps the gradient of a dead channel finite.
+        stored: the layer's running statistics.
         mean_slack, std_slack: margins; distances up to these cost nothing.
     """
 
-    mean: Tensor
-    std: Tensor
-    eps: Tensor
+    stored: StoredStatistics
     mean_slack: float = 0.0
     std_slack: float = 0.0
 
-    def distance(self, seen: Statistics) -> Tensor:
-        """Return `relu(|m - mu| - delta)^2 + relu(|s - sigma| - gamma)^2`, mean over channels; (C,) -> scalar, (N, C) -> (N,)."""
+    def squares(self, seen: Statistics) -> Tensor:
+        """Return `relu(|m - mu| - delta)^2 + relu(|s - sigma| - gamma)^2` by channel, in the shape of `seen`, (C,) or (N, C)."""
         mean, std = self.apart(seen)
         mean, std = (mean - self.mean_slack).relu(), (std - self.std_slack).relu()
-        return (mean.square() + std.square()).mean(-1)
+        return mean.square() + std.square()
 
     def apart(self, seen: Statistics) -> tuple[Tensor, Tensor]:
         """Return the absolute differences of mean and of standard deviation, by channel."""
-        return (seen.mean - self.mean).abs(), ((seen.var + self.eps).sqrt() - self.std).abs()
+        mean, std = apart(seen, self.stored, "stds")
+        return mean.abs(), std.abs()
 
 
 def statistics_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) -> Tensor:
@@ -56,7 +57,7 @@ def statistics_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) 
         moments: moments of each BatchNorm layer's input, in the order of execution.
         targets: one for each of them, in the same order.
     """
-    return torch.stack([target.distance(layer.own()) for layer, target in zip(moments, targets, strict=True)]).mean()
+    return mean_over_layers(target.squares(layer.own()) for layer, target in zip(moments, targets, strict=True))
 
 
 def emphasis_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) -> Tensor:
@@ -68,12 +69,12 @@ def emphasis_loss(moments: Sequence[Moments], targets: Sequence[LayerTarget]) ->
     statistics are computed. Here they are computed over its positions, with the batch's margins.
     """
     layers = len(targets)
-    apart = moments[0].first.new_zeros(())
+    whole = moments[0].first.new_zeros(())
     for number, (layer, target) in enumerate(zip(moments, targets, strict=True)):
         rows = slice(number, None, layers)
         mine = Moments(layer.name, layer.first[rows], layer.second[rows], layer.shift)
-        apart = apart + target.distance(mine.by_sample()).sum()
-    return apart / (len(moments[0].first) * layers)
+        whole = whole + target.squares(mine.by_sample()).mean(-1).sum()
+    return whole / (len(moments[0].first) * layers)
 
 
 def input_loss(images: Tensor, layers: int) -> Tensor:
@@ -83,8 +84,9 @@ def input_loss(images: Tensor, layers: int) -> Tensor:
         images: (N, C, H, W).
         layers: number of the teacher's BatchNorm layers. The images count as one more.
     """
-    mean, var = images.mean((0, 2, 3)), images.var((0, 2, 3), correction=0)
-    return (mean.square() + ((var + 1e-8).sqrt() - 1).square()).mean() / layers
+    seen = Statistics(images.mean((0, 2, 3)), images.var((0, 2, 3), correction=0))
+    wanted = StoredStatistics(torch.zeros_like(seen.mean), torch.ones_like(seen.var), torch.full_like(seen.var, IMAGE_EPS))
+    return LayerTarget(wanted).squares(seen).mean() / layers
 
 
 def layer_targets(teacher: Teacher, seed: int, slack: float) -> list[LayerTarget]:
@@ -107,12 +109,11 @@ def layer_targets(teacher: Teacher, seed: int, slack: float) -> list[LayerTarget
     targets = []
     for parts in zip(*seen, strict=True):
         first = parts[0]
-        statistics = stored[first.name]
-        target = LayerTarget(statistics.mean, statistics.std, statistics.eps)
+        target = LayerTarget(stored[first.name])
         if slack:
             whole = Moments(first.name, torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]), first.shift)
-            mean, std = (torch.quantile(apart, slack).item() for apart in target.apart(whole.own()))
-            target = LayerTarget(target.mean, target.std, target.eps, mean, std)
+            mean, std = (torch.quantile(distances, slack).item() for distances in target.apart(whole.own()))
+            target = LayerTarget(target.stored, mean, std)
         targets.append(target)
     return targets
 

@@ -26,7 +26,7 @@ SHOWN_CLASSES = 8
 def how_made(
     config: GenConfig, teacher: Teacher, source: CandidateSource, seed: int, before: Manifest | None
 ) -> dict[str, Any]:
-    """Return everything that the bytes of a shard depend on, apart from its block."""
+    """Return everything that the bytes of a shard depend on, apart from its plan."""
     earlier = before.generation if before else None
     return {
         "method": shown_arch(config.method.method),
@@ -56,18 +56,18 @@ def gather(
     tally = EmissionCounts.nothing(num_classes)
     mended = {}
     listed = {shard.file: shard for split in before.splits.values() for shard in split.shards} if before else {}
-    for block, written, counts in made:
-        if block.name not in listed:
-            parts[block.split].add(written)
+    for plan, written, counts in made:
+        if plan.name not in listed:
+            parts[plan.split].add(written)
             tally.add(counts)
             continue
         # It was counted when it was first made. Its bytes may differ, from another PNG encoder; its images may not.
-        if [shard.content for shard in written.shards] != [listed[block.name].content]:
+        if [shard.content for shard in written.shards] != [listed[plan.name].content]:
             raise ClusterqError(
-                f"{folder / block.name} was damaged, and made anew it holds other images (other versions or threads than the "
+                f"{folder / plan.name} was damaged, and made anew it holds other images (other versions or threads than the "
                 "manifest states?); replace the whole set with --overwrite."
             )
-        mended[block.name] = written.shards[0]
+        mended[plan.name] = written.shards[0]
     for name, split in before.splits.items() if before else ():
         shards = [mended.get(shard.file, shard) for shard in split.shards]
         parts[name].add(Written(split.per_class, shards))

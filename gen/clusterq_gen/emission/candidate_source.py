@@ -15,7 +15,7 @@ from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GenConfig
-from clusterq_gen.emission.shard_plan import ShardPlan, fresh_block
+from clusterq_gen.emission.shard_plan import ShardPlan, fresh_plan
 from clusterq_gen.networks.generator import Generator, build_generator
 from clusterq_gen.training.latent import candidate_noise
 
@@ -33,7 +33,7 @@ class CandidateSource(Protocol):
         """Return normalised images (N, C, H, W) for `(label, attempt)` pairs."""
         ...
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
+    def plan(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
         """Plan one shard: its images and their range of attempts. The plan depends on its slots alone."""
         ...
 
@@ -66,8 +66,8 @@ class GeneratorSource:
         to_device(generator, device)
         return cls(generator, seed)
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
-        return fresh_block(split, number, slots, num_classes)
+    def plan(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
+        return fresh_plan(split, number, slots, num_classes)
 
     @torch.no_grad()
     def images(self, tries: list[tuple[int, int]]) -> Tensor:

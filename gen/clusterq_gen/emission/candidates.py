@@ -79,9 +79,9 @@ class CandidateScheduler:
         need: images still wanted, by class; the caller counts down.
     """
 
-    def __init__(self, block: ShardPlan) -> None:
-        self.need = list(block.wanted)
-        self._attempts, self._limit = list(block.attempts), block.limit
+    def __init__(self, plan: ShardPlan) -> None:
+        self.need = list(plan.wanted)
+        self._attempts, self._limit = list(plan.attempts), plan.limit
         self._at = 0
 
     def next_tries(self) -> list[tuple[int, int]]:
@@ -132,7 +132,7 @@ class Emitter:
         self.pool = pool
         self.device = next(teacher.model.parameters()).device
 
-    def samples(self, block: ShardPlan, tally: EmissionCounts, done: Callable[[int], None]) -> Iterator[Sample]:
+    def samples(self, plan: ShardPlan, tally: EmissionCounts, done: Callable[[int], None]) -> Iterator[Sample]:
         """Yield the samples of one shard, until each class has as many as wanted or its candidates are used up.
 
         Encoding runs in the pool's processes, if there is one. The order of samples does not depend on it.
@@ -143,7 +143,7 @@ class Emitter:
         """
         waiting: deque[tuple[Accepted, Future[list[tuple[bytes, bytes]]] | None]] = deque()
         processes = getattr(self.pool, "_max_workers", 0)
-        for judged in self._judged(block, tally):
+        for judged in self._judged(plan, tally):
             done(len(judged.facts))
             labels = [facts.label for facts in judged.facts]
             waiting.append((judged, self.pool.submit(encode_samples, labels, judged.pixels) if self.pool else None))
@@ -168,9 +168,9 @@ class Emitter:
                 logits=logits.half().numpy() if self.store_logits else None,
             )
 
-    def _judged(self, block: ShardPlan, tally: EmissionCounts) -> Iterator[Accepted]:
+    def _judged(self, plan: ShardPlan, tally: EmissionCounts) -> Iterator[Accepted]:
         """Yield the accepted candidates, one chunk at a time."""
-        turns = CandidateScheduler(block)
+        turns = CandidateScheduler(plan)
         while tries := turns.next_tries():
             judged = self._judge(tries, turns.need, tally)
             for facts in judged.facts:

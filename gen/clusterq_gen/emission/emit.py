@@ -19,8 +19,8 @@ from clusterq_gen.emission.build_manifest import describe_set, gather, how_made,
 from clusterq_gen.emission.candidate_source import CandidateSource
 from clusterq_gen.emission.candidates import EmissionCounts, Emitter
 from clusterq_gen.emission.journal import Journal
-from clusterq_gen.emission.shard_plan import ShardPlan, plan_blocks
-from clusterq_gen.resume import blocks_to_make, set_to_extend
+from clusterq_gen.emission.shard_plan import ShardPlan, plan_shards
+from clusterq_gen.resume import plans_to_make, set_to_extend
 
 
 def emit_shards(
@@ -47,8 +47,8 @@ def emit_shards(
     before = set_to_extend(config, teacher, source, folder, seed, overwrite=overwrite, ranks=ranks)
     generation = how_made(config, teacher, source, seed, before)
     generation["rounds"] = rounds_of(config.emit, teacher.spec.num_classes, before)
-    blocks = plan_blocks(generation["rounds"], classes, generation["samples_per_shard"], source.block)
-    todo = blocks_to_make(folder, blocks, before)
+    plans = plan_shards(generation["rounds"], classes, generation["samples_per_shard"], source.plan)
+    todo = plans_to_make(folder, plans, before)
     if before is not None and not todo:
         if ranks.first:  # the emission that wrote the manifest may have died before it tidied up
             Journal(folder, {}).close()
@@ -70,19 +70,19 @@ def emit_shards(
             pool=pool,
         )
         mine = todo[ranks.rank :: ranks.world]
-        with progress("writing images", sum(sum(block.wanted) for block in mine), images=1) as ticker:
-            for block in mine:
-                kept = journal.finished(block)
+        with progress("writing images", sum(sum(plan.wanted) for plan in mine), images=1) as ticker:
+            for plan in mine:
+                kept = journal.finished(plan)
                 if kept is not None:
                     ticker.advance(sum(kept[0].per_class))
                     continue
                 tally = EmissionCounts.nothing(classes)
-                samples = emitter.samples(block, tally, partial(_count, ticker, tally))
-                written = write_shard(folder, block.name, samples, start_key=block.first_slot, num_classes=classes)
-                journal.note(block, written, tally)
+                samples = emitter.samples(plan, tally, partial(_count, ticker, tally))
+                written = write_shard(folder, plan.name, samples, start_key=plan.first_slot, num_classes=classes)
+                journal.note(plan, written, tally)
     ranks.wait()
     if ranks.first:
-        parts, tally = gather(folder, classes, [_made(journal, block) for block in todo], before)
+        parts, tally = gather(folder, classes, [_made(journal, plan) for plan in todo], before)
         write_manifest(folder, describe_set(config, teacher, generation, class_names, parts, tally, before))
         journal.close()
     ranks.wait()
@@ -93,11 +93,11 @@ def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:
     ticker.advance(samples, f"teacher agrees on {100 * tally.agreed / max(1, tally.candidates):.0f} % of candidates")
 
 
-def _made(journal: Journal, block: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
-    found = journal.finished(block)
+def _made(journal: Journal, plan: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
+    found = journal.finished(plan)
     if found is None:
-        raise RuntimeError(f"{journal.folder / block.name} was written and is not there")
-    return block, *found
+        raise RuntimeError(f"{journal.folder / plan.name} was written and is not there")
+    return plan, *found
 
 
 @contextmanager

@@ -28,21 +28,21 @@ class Journal:
 
     Args:
         folder: the folder of shards.
-        identity: everything that a shard's bytes depend on, apart from its block.
+        identity: everything that a shard's bytes depend on, apart from its plan.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
         self._identity = identity
 
-    def finished(self, block: ShardPlan) -> tuple[Written, EmissionCounts] | None:
+    def finished(self, plan: ShardPlan) -> tuple[Written, EmissionCounts] | None:
         """Return an interrupted emission's record of this shard, if the file is there, whole and of the same making."""
-        note = self._note(block)
+        note = self._note(plan)
         if not note.is_file():
             return None
         try:
             values = read_json(note, what="the note of a finished shard")
-            if values["made_of"] != self._made_of(block):
+            if values["made_of"] != self._made_of(plan):
                 return None
             shards = [Shard.model_validate(shard) for shard in values["written"].pop("shards")]
             written, tally = Written(shards=shards, **values["written"]), EmissionCounts(**values["tally"])
@@ -51,11 +51,11 @@ class Journal:
         whole = all(self._verifies(shard) for shard in shards)
         return (written, tally) if whole else None
 
-    def note(self, block: ShardPlan, written: Written, tally: EmissionCounts) -> None:
+    def note(self, plan: ShardPlan, written: Written, tally: EmissionCounts) -> None:
         """The shard is on disk."""
         shards = [shard.model_dump() for shard in written.shards]
-        values = {"made_of": self._made_of(block), "written": {**asdict(written), "shards": shards}, "tally": asdict(tally)}
-        path = self._note(block)
+        values = {"made_of": self._made_of(plan), "written": {**asdict(written), "shards": shards}, "tally": asdict(tally)}
+        path = self._note(plan)
         make_folder(path.parent)
         atomic_write(path, json.dumps(values))
 
@@ -67,9 +67,10 @@ class Journal:
         path = self.folder / shard.file
         return path.is_file() and path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256
 
-    def _note(self, block: ShardPlan) -> Path:
-        return self.folder / JOURNAL / f"{block.name}.json"
+    def _note(self, plan: ShardPlan) -> Path:
+        return self.folder / JOURNAL / f"{plan.name}.json"
 
-    def _made_of(self, block: ShardPlan) -> str:
-        text = json.dumps({**self._identity, "block": asdict(block)}, sort_keys=True)
+    def _made_of(self, plan: ShardPlan) -> str:
+        # The key is older than the name `plan`: another one would not recognise the shards of an interrupted emission.
+        text = json.dumps({**self._identity, "block": asdict(plan)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

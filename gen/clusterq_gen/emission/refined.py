@@ -53,8 +53,8 @@ class RefinedCandidates:
         values = {**identity, "refine": optimiser.bank.model_dump(mode="json"), "batch": batch_size}
         self._made = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
-        return self._source.block(split, number, slots, num_classes)
+    def plan(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
+        return self._source.plan(split, number, slots, num_classes)
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
         spec = self._optimiser.teacher.spec

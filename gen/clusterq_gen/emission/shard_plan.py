@@ -45,7 +45,7 @@ class ShardPlan:
 Fill = Callable[[SplitName, int, range, int], ShardPlan]
 
 
-def fresh_block(split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
+def fresh_plan(split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
     """Plan a shard of an unlimited source. Slot s is the (s // classes)-th image of class s % classes, with attempts of its own."""
     turns = turns_of(slots, num_classes)
     attempts = [FIRST_ATTEMPT[split] + CANDIDATES_PER_IMAGE * turn.start for turn in turns]
@@ -67,8 +67,8 @@ def turns_of(slots: range, num_classes: int) -> list[range]:
     ]
 
 
-def plan_blocks(
-    rounds: list[dict[SplitName, int]], num_classes: int, samples_per_shard: int, fill: Fill = fresh_block
+def plan_shards(
+    rounds: list[dict[SplitName, int]], num_classes: int, samples_per_shard: int, fill: Fill = fresh_plan
 ) -> list[ShardPlan]:
     """Plan all shards of a set.
 
@@ -77,13 +77,13 @@ def plan_blocks(
         samples_per_shard: slots of a shard; the last one of a round may have fewer.
         fill: the source's function that plans one shard.
     """
-    blocks = []
+    plans = []
     for split in FIRST_ATTEMPT:
         have = number = 0
         for wanted in rounds:
             slots = range(have * num_classes, wanted.get(split, 0) * num_classes)
             for start in slots[::samples_per_shard]:
-                blocks.append(fill(split, number, range(start, min(start + samples_per_shard, slots.stop)), num_classes))
+                plans.append(fill(split, number, range(start, min(start + samples_per_shard, slots.stop)), num_classes))
                 number += 1
             have = wanted.get(split, 0)
-    return blocks
+    return plans

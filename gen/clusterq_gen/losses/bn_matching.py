@@ -1,11 +1,11 @@
 """Loss that matches the batch's BatchNorm statistics to the teacher's stored ones."""
 
-import torch
 from torch import Tensor
 
-from clusterq_common.taps import Moments
+from clusterq_common.taps import Moments, StoredStatistics
 from clusterq_gen.config import Units
 from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.losses.statistics_distance import Compared, apart, mean_over_layers
 
 
 class BatchNormMatchingLoss:
@@ -23,16 +23,8 @@ class BatchNormMatchingLoss:
 
     def __call__(self, batch: StepBatch) -> Tensor:
         layers = list(batch.taps)
-        channels = [layer.first.shape[1] for layer in layers]
-        stored = [batch.stored[layer.name] for layer in layers]
-        seen = Moments.joined(layers).batch()
-        off = seen.mean - torch.cat([statistics.mean for statistics in stored])
-        if self.units == "raw":
-            squares = off.square() + (seen.var - torch.cat([statistics.var for statistics in stored])).square()
-        else:
-            std, unit = (
-                torch.sqrt(seen.var + torch.cat([statistics.eps for statistics in stored])),
-                torch.cat([statistics.std for statistics in stored]),
-            )
-            squares = (off / unit).square() + (std / unit - 1).square()
-        return torch.stack([part.mean() for part in squares.split(channels)]).mean()
+        stored = StoredStatistics.joined([batch.stored[layer.name] for layer in layers])
+        compared: Compared = "variances" if self.units == "raw" else "relative stds"
+        mean, spread = apart(Moments.joined(layers).batch(), stored, compared)
+        squares = mean.square() + spread.square()
+        return mean_over_layers(squares.split([layer.first.shape[1] for layer in layers]))

@@ -1,4 +1,7 @@
-"""Loss that makes the teacher classify a generated image as its class."""
+"""Losses that make the teacher classify a generated image as its class."""
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +39,10 @@ class ClassificationLoss:
         logits = at_least_float32(batch.teacher_logits)
         if self.hard_gamma == 0 and self.soft_target == 1:
             return F.cross_entropy(logits, batch.targets)
-        logs = F.log_softmax(logits, dim=1)
-        shares = F.one_hot(batch.labels, logs.shape[1]) if batch.mixture is None else batch.mixture
-        shares = shares.to(logs)
-        hit = (shares * logs).sum(1)
-        # log(1 - p) from the other classes' probabilities. It and its gradient are finite also where p rounds to one.
-        miss = torch.logsumexp(logs + torch.log1p(-shares), dim=1)
-        target = self._targets(batch, shares)
-        losses = -target * hit - (1 - target) * miss
-        return torch.mean(torch.exp(self.hard_gamma * miss) * losses)
+        shares = F.one_hot(batch.labels, logits.shape[1]) if batch.mixture is None else batch.mixture
+        chance = Chance.of(logits, shares)
+        target = self._targets(batch, shares.to(logits))
+        return chance.mean(-target * chance.hit - (1 - target) * chance.miss, self.hard_gamma)
 
     def _targets(self, batch: StepBatch, shares: Tensor) -> Tensor:
         """Return t of this process's images, (N,), drawn for the whole batch."""
@@ -56,3 +54,48 @@ class ClassificationLoss:
 
         drawn = batch.draws.take("soft-target", draw, shares.dtype)
         return torch.where(shares.amax(1) == 1, self.soft_target + (1 - self.soft_target) * drawn, 1.0)
+
+
+def class_loss(logits: Tensor, labels: Tensor, *, targets: Tensor | None = None, gamma: float = 0.0) -> Tensor:
+    """Return the classification loss of images that are optimised themselves, mean over the batch.
+
+    Args:
+        logits: (N, classes). labels: (N,) int64.
+        targets: None for cross-entropy `-log p_y`; (N,) probabilities for IntraQ's soft inception loss as written, `(p_y - target)^2`.
+        gamma: HAST's focal weight of each image; 0: all images weigh the same.
+    """
+    chance = Chance.of(at_least_float32(logits), F.one_hot(labels, logits.shape[1]))
+    return chance.mean(-chance.hit if targets is None else (chance.hit.exp() - targets).square(), gamma)
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The teacher's probability p of each image's class.
+
+    Attributes:
+        logs: (N, classes), logarithms of the probabilities.
+        shares: (N, classes), the classes of each image; rows sum to one.
+    """
+
+    logs: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, shares: Tensor) -> "Chance":
+        """Return the probabilities by the logits, (N, classes) float32."""
+        logs = F.log_softmax(logits, dim=1)
+        return cls(logs, shares.to(logs))
+
+    @cached_property
+    def hit(self) -> Tensor:
+        """log p, (N,); for a mixed image its mean under the shares."""
+        return (self.shares * self.logs).sum(1)
+
+    @cached_property
+    def miss(self) -> Tensor:
+        """log(1 - p), (N,), from the other classes' probabilities. It and its gradient are finite also where p rounds to one."""
+        return torch.logsumexp(self.logs + torch.log1p(-self.shares), dim=1)
+
+    def mean(self, losses: Tensor, gamma: float) -> Tensor:
+        """Return the mean of each image's loss, (N,), weighted by HAST's `(1 - p)^gamma`. The gradient runs through the weight."""
+        return torch.mean(torch.exp(gamma * self.miss) * losses if gamma else losses)

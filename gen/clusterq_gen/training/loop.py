@@ -1,6 +1,5 @@
 """Generator training: alternating steps of the generator and of the student."""
 
-import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,10 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import average_gradients, broadcast, sum_across
 from clusterq_common.files import make_folder
 from clusterq_common.progress.console import progress
-from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
+from clusterq_common.run.checkpoint import save_weights
+from clusterq_common.run.kept import InFolder
 from clusterq_common.run.metrics import MetricsLog
-from clusterq_common.run.run_folder import CHECKPOINT, GENERATOR, METRICS, SAMPLES, STUDENT
+from clusterq_common.run.run_folder import GENERATOR, METRICS, SAMPLES, STUDENT
 from clusterq_common.taps import BatchNormTaps, StoredStatistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
@@ -23,8 +23,6 @@ from clusterq_gen.losses.batch import StepBatch
 from clusterq_gen.training.samples import save_grid
 from clusterq_gen.training.state import Training
 
-# Metrics are fetched from the device, checked and written once in this many steps.
-STEPS_BETWEEN_RECORDS = 25
 GRIDS_IN_A_RUN = 8
 
 GraphedSteps = dict[bool, GraphedStep]
@@ -41,41 +39,34 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     """
     first = Ranks.current().first
     run = Training.start(config, teacher, device)
-    if resume and (folder / CHECKPOINT).is_file():
-        with restoring(folder / CHECKPOINT):
-            run.load_state_dict(load_checkpoint(folder / CHECKPOINT, device))
+    seconds_apart = config.train.checkpoint_seconds
+    kept = InFolder(folder, resume=resume, tensorboard=config.output.tensorboard, checkpoint_seconds=seconds_apart)
+    kept.begin(run)
     broadcast(run.generator)
-    log = open_log(config, folder, before=run.step)
-    per_epoch = config.train.steps_per_epoch
-    last_save = time.monotonic()
-    records: list[dict[str, Tensor | float]] = []
+    _add_grids(kept.log, config, folder, before=run.step)
+    begun, per_epoch = run.step, config.train.steps_per_epoch
 
     recorder = cuda_recorder(device) if config.train.cuda_graphs else None
     bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
-    with closing(log), bar as ticker, batchnorm_taps(teacher.model) as taps:
+    with closing(kept), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
         graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
         while run.step < run.total_steps:
             if run.step == run.warmup_steps and run.student is None:
                 run.end_warmup()
-            if run.step % per_epoch == 0 or not records:
+            if run.step % per_epoch == 0 or run.step == begun:
                 run.set_learning_rates(run.step // per_epoch)
 
-            records.append({"step": run.step, **train_step(run, taps, stored, graphs)})
+            values = {"step": run.step, **train_step(run, taps, stored, graphs)}
             run.step += 1
 
             end_of_epoch = run.step % per_epoch == 0
-            note = ""
-            if end_of_epoch or len(records) == STEPS_BETWEEN_RECORDS:
-                note = _note(log.append_step_values(records, folder / CHECKPOINT)[-1])
-                records = []
+            record = kept.add_step(values, now=end_of_epoch)
+            if record is not None:
                 if end_of_epoch and first:
-                    _maybe_grid(run, folder, log)
-                due = run.step == run.total_steps or time.monotonic() - last_save >= config.train.checkpoint_seconds
-                if due and first:
-                    save_checkpoint(folder / CHECKPOINT, run.state_dict())
-                last_save = time.monotonic() if due else last_save
-            ticker.advance(note=note)
+                    _maybe_grid(run, folder, kept.log)
+                kept.state(run, last=run.step == run.total_steps)
+            ticker.advance(note="" if record is None else _note(record))
 
     if first:
         if run.student is not None:
@@ -210,14 +201,19 @@ def _note(record: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def open_log(config: GenConfig, folder: Path, *, before: int) -> MetricsLog:
-    """Open the run's metrics log, cut at the step `before`, for appending. With TensorBoard, add the image grids up to there."""
-    log = MetricsLog(folder / METRICS, keep_before_step=before, tensorboard=config.output.tensorboard)
+def write_events(config: GenConfig, folder: Path) -> None:
+    """Write TensorBoard's events of a finished training from its records and image grids."""
+    steps = config.train.epochs * config.train.steps_per_epoch
+    with closing(MetricsLog(folder / METRICS, keep_before_step=steps, tensorboard=True)) as log:
+        _add_grids(log, config, folder, before=steps)
+
+
+def _add_grids(log: MetricsLog, config: GenConfig, folder: Path, *, before: int) -> None:
+    """Add the image grids of the steps before `before` to TensorBoard's events, if there are any."""
     if log.events is not None:
         for epoch in range(1, before // config.train.steps_per_epoch + 1):
             if _grid(folder, epoch).is_file():
                 log.events.add_picture(SAMPLES, _grid(folder, epoch), epoch * config.train.steps_per_epoch - 1)
-    return log
 
 
 def _grid(folder: Path, epoch: int) -> Path:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterq_common import png
+from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.files import atomic_write
-from clusterq_common.images import encode_png, to_pixels
+from clusterq_common.images import to_array, to_pixels
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.networks.generator import Generator
 from clusterq_gen.training.latent import candidate_noise
@@ -40,10 +42,5 @@ def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> N
 
 def write_grid(path: Path, pixels: Tensor) -> None:
     """Write (rows * COLUMNS, C, H, W) uint8 as one PNG on white."""
-    count, channels, height, width = pixels.shape
-    rows, down, across = count // COLUMNS, height + MARGIN, width + MARGIN
-    canvas = torch.full((channels, rows * down + MARGIN, COLUMNS * across + MARGIN), 255, dtype=torch.uint8)
-    for number, picture in enumerate(pixels):
-        top, left = number // COLUMNS * down + MARGIN, number % COLUMNS * across + MARGIN
-        canvas[:, top : top + height, left : left + width] = picture
-    atomic_write(path, encode_png(canvas))
+    sheet = contact_sheet([to_array(image) for image in pixels], COLUMNS, gap=MARGIN, border=MARGIN)
+    atomic_write(path, png.encode(sheet))

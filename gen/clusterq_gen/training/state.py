@@ -1,6 +1,5 @@
 """State of a generator training: its networks, its start and its checkpoints."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from clusterq_common import schedules
 from clusterq_common.device.compiled import Compiled
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.rates import held_rate, set_learning_rate
@@ -21,7 +21,7 @@ from clusterq_common.run.checkpoint import load_optimizer
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.config import GenConfig, TrainConfig
+from clusterq_gen.config import GenConfig
 from clusterq_gen.methods import build_method
 from clusterq_gen.methods.method import Method
 from clusterq_gen.networks.generator import Generator, build_generator
@@ -34,7 +34,6 @@ from clusterq_gen.training.step_random import StepRandom
 # about half as many images, taken evenly from them.
 START_IMAGES = 1024
 MOST_START_ROUNDS = 4
-MILESTONES = (100, 200, 300)
 
 
 @dataclass
@@ -154,11 +153,12 @@ class Training:
     @property
     def rate(self) -> float:
         """Learning rate of the generator in the next step."""
-        return self.config.train.lr * schedule_factor(self.config.train, self.step // self.config.train.steps_per_epoch)
+        train = self.config.train
+        return train.lr * schedules.factor(train.schedule, self.step // train.steps_per_epoch, train.epochs)
 
     def set_learning_rates(self, epoch: int) -> None:
         """Set both optimisers' learning rates for an epoch, by the schedule."""
-        factor = schedule_factor(self.config.train, epoch)
+        factor = schedules.factor(self.config.train.schedule, epoch, self.config.train.epochs)
         set_learning_rate(self.optimizer, self.config.train.lr * factor)
         if self.student_optimizer is not None:
             set_learning_rate(self.student_optimizer, self.config.train.student_lr * factor)
@@ -250,10 +250,3 @@ class Training:
     def stored_statistics(self) -> dict[str, StoredStatistics]:
         """Return the teacher's running statistics by layer."""
         return stored_statistics(self.teacher.model)
-
-
-def schedule_factor(train: TrainConfig, epoch: int) -> float:
-    """Return the learning rate's factor in `epoch`: x0.1 at epochs 100, 200, 300, or half a cosine down to zero."""
-    if train.schedule == "step":
-        return float(0.1 ** sum(epoch >= milestone for milestone in MILESTONES))
-    return 0.5 * (1 + math.cos(math.pi * epoch / train.epochs))

@@ -1,17 +1,12 @@
-"""Settings of fine-tuning: recipes on top of defaults. Free of torch."""
+"""Settings of a recipe: how a student learns from the shards."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, PlainValidator, field_validator, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
-from clusterq_common.device.config import OutputConfig, RuntimeConfig
-from clusterq_common.quant.choice_config import BitChoice
-from clusterq_common.quant.config import QuantConfig
-from clusterq_common.settings import Settings, merged
-from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel, TeacherConfig
-
-RecipeName = Literal["fast", "paper", "best"]
-
+from clusterq_common.schedules import Schedule
+from clusterq_common.settings import Settings
+from clusterq_finetune.config.named_recipes import PAPER_IMAGENET, RECIPES, RecipeName
 
 # Steps of an epoch where a set is small and nothing else was asked for: a student needs so many, however few images there are.
 LEAST_STEPS = 40
@@ -40,7 +35,7 @@ class RecipeConfig(Settings):
         description="relative: updates scaled by the size of each output channel's weights, 0.01 being one per cent; absolute: as the "
         "optimizer has it",
     )
-    schedule: Literal["cosine", "step", "constant"] = Field(
+    schedule: Schedule = Field(
         "cosine", description="of the learning rate: cosine to zero, x0.1 at epochs 100, 200 and 300, or constant"
     )
     warmup_steps: int = Field(
@@ -198,127 +193,6 @@ class RecipeConfig(Settings):
     def asks_teacher(self) -> bool:
         """Return whether each step needs a teacher forward, whatever is stored."""
         return self.changes_images or self.feature_weight > 0
-
-
-OFF: Final = "off"
-
-
-def _share(value: Any) -> float | Literal["off"]:
-    """A crop share, or `off`; YAML reads the bare word as False."""
-    if value is False or value == OFF:
-        return OFF
-    try:
-        share = float(value) if isinstance(value, str | float | int) and value is not True else 0.0
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise ValueError("must be above 0 and at most 1, or off")
-    return share
-
-
-CropPct = Annotated[float | Literal["off"], PlainValidator(_share)]
-
-
-class EvaluationConfig(Settings):
-    """Reading of real images: resizing and cropping other than known for the teacher's family, and scaling of deep pixels."""
-
-    crop_pct: CropPct | None = Field(
-        None,
-        validation_alias=AliasChoices("crop_pct", "crop_share"),
-        description="share of the centre crop in the resized image, along the side that fits; off: no crop, the whole image is squeezed into the "
-        "input's size; if left out as known for the architecture (mostly 0.875, off up to 64 pixels; 1 for inputs that are not square)",
-    )
-    interpolation: Interpolation | None = Field(
-        None, description="of that resizing; as known for the architecture (mostly bilinear) if left out"
-    )
-
-    pixel_range: PerChannel | None = Field(
-        None,
-        description="LOW,HIGH: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if "
-        "left out, 32 bits and floats need it",
-    )
-
-    @field_validator("pixel_range")
-    @classmethod
-    def _two_rising(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if values is not None and not (len(values) == 2 and values[0] < values[1]):
-            raise ValueError("it must be two numbers, the lower one first, as 0,4095")
-        return values
-
-    @property
-    def black_and_white(self) -> tuple[float, float] | None:
-        """`pixel_range` as a pair."""
-        return None if self.pixel_range is None else (self.pixel_range[0], self.pixel_range[1])
-
-    def override_with(self, known: Geometry) -> Geometry:
-        """`known` with what is given here on top."""
-        given = self.model_dump(include=set(Geometry.model_fields), exclude_none=True)
-        return known.model_copy(update={name: None if value == OFF else value for name, value in given.items()})
-
-
-class FinetuneConfig(Settings):
-    """Everything that determines a fine-tuned student, apart from the shards' content; saved as config.yaml."""
-
-    shards: str
-    # Which set that was: a resumed run learns from the same images, wherever they lie by then. None in configs of older versions.
-    shards_digest: str | None = None
-    teacher: TeacherConfig
-    quant: QuantConfig = QuantConfig()
-    choice: BitChoice = BitChoice()
-    recipe: RecipeConfig = RecipeConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
-    output: OutputConfig = OutputConfig()
-
-
-SECTIONS: dict[str, type[Settings]] = {
-    "teacher": TeacherConfig,
-    "quant": QuantConfig,
-    "choice": BitChoice,
-    "recipe": RecipeConfig,
-    "evaluation": EvaluationConfig,
-    "runtime": RuntimeConfig,
-    "output": OutputConfig,
-}
-
-# What each recipe changes in the defaults above.
-RECIPES: dict[RecipeName, dict[str, Any]] = {
-    # docs/results.md: reconstruction first is worth two points at W3A3 and forty at W2A2; what half its steps lose is within the noise but for W2A2.
-    "fast": {"batchnorm": "corrected", "reconstruct": "block", "epochs": 5, "select": "guarded"},
-    "paper": {
-        "epochs": 200,
-        "steps_per_epoch": 200,
-        "batch_size": 200,
-        "optimizer": "sgd",
-        "lr": 1e-4,
-        "lr_unit": "absolute",
-        "schedule": "step",
-        "weight_decay": 1e-4,
-        "kl_weight": 1.0,
-    },
-    "best": {"batchnorm": "corrected", "reconstruct": "block", "reconstruct_steps": 500, "select": "guarded"},
-}
-# GDFQ's values for ImageNet, above 64 pixels on the longer side.
-PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}
-
-
-def resolve(
-    flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, digest: str | None = None, imagenet_sized: bool = False
-) -> FinetuneConfig:
-    """Defaults, then the recipe, then the flags that were given: section -> field -> value.
-
-    `digest` is that of the set in the folder `shards`.
-
-    Raises:
-        ClusterqError: a value that does not fit.
-    """
-    given = {section: values for section, values in flags.items() if section != "teacher"}
-    recipe = given.get("recipe", {}).get("recipe", "fast")
-    values = dict(RECIPES.get(recipe, {}))
-    if recipe == "paper" and imagenet_sized:
-        values |= PAPER_IMAGENET
-    base = {"shards": shards, "shards_digest": digest, "teacher": teacher.model_dump(), "recipe": values}
-    return FinetuneConfig.validated(merged(base, given))
 
 
 def recipe_notes() -> dict[str, dict[str, str]]:
