@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.escape import shell_command
+from clusterq_common.escape import shell_command, without_secrets
 from clusterq_common.files import final_name
 from clusterq_common.progress.console import is_main_process, quietly, say
 
@@ -69,7 +69,7 @@ def same_command(program: str, *more: str) -> str:
         program: its name.
         more: flags to add where they are not given. `--overwrite` is left out: it would delete what is finished.
     """
-    words = [word for word in sys.argv[1:] if word not in {"--overwrite", *more}]
+    words = [without_secrets(word) for word in sys.argv[1:] if word not in {"--overwrite", *more}]
     started = program
     if os.environ.get("WORLD_SIZE", "1") != "1":
         started = f"torchrun ... -m {program.replace('-', '_')} --"
@@ -116,7 +116,7 @@ def _drop_stdout() -> None:
 def _leave(sentence: str, code: int, *, debug: bool) -> None:
     if debug:
         for line in traceback.format_exc().splitlines():
-            say(line)
+            say(without_secrets(line))
     # An interruption reaches all of torchrun's processes alike; an error may be one's own.
     if code == USER_ERROR or is_main_process():
         for line in (f"Error: {sentence}" if code == USER_ERROR else sentence).splitlines():

@@ -26,6 +26,8 @@ from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.place import also_here, locate, pinned
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.trust import remember_code
 from clusterq_finetune.config import FinetuneConfig, resolve
@@ -46,11 +48,13 @@ from clusterq_report.command import report_at_end
 
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
 LARGEST_SMALL_IMAGE = 64
+# The usual limits for sets from addresses, and no rule on who made them.
+ANY_MAKER = SharingConfig()
 
 
 def finetune(
     flags: dict[str, dict[str, Any]],
-    shards_path: Path,
+    shards_path: str | Path,
     out: Path | None,
     val: Path | None,
     classes: Path | None,
@@ -59,28 +63,31 @@ def finetune(
     overwrite: bool,
     dry_run: bool,
     keep: KeptPredictions = NOTHING_MORE,
+    sharing: SharingConfig = ANY_MAKER,
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
     Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
-    first one writes, and has the result. `keep` says what is kept of each image beyond the usual.
+    first one writes, and has the result. `keep` says what is kept of each image beyond the usual. `shards_path` may be an address, and
+    `sharing` says what is asked of a set.
 
     Raises:
-        ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
+        ClusterqError: see `locate`, `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
     with process_group() as ranks, ExitStack() as held:
         choice = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, **choice)
+        result = _finetune(flags, shards_path, out, val, classes, keep, sharing, ranks, held, **choice)
     return result if ranks.first else {}
 
 
 def _finetune(
     flags: dict[str, dict[str, Any]],
-    shards_path: Path,
+    shards_path: str | Path,
     out: Path | None,
     val: Path | None,
     classes: Path | None,
     keep: KeptPredictions,
+    sharing: SharingConfig,
     ranks: Ranks,
     held: ExitStack,
     *,
@@ -92,11 +99,12 @@ def _finetune(
     keep.need(val)
     if flags.get("output", {}).get("tensorboard"):
         need_tensorboard()
-    shards = ShardSet.open(shards_path)
+    place = also_here(ranks.from_first(lambda: locate(shards_path, sharing)), shards_path, sharing)
+    shards = ShardSet.open(place.folder)
     run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
     large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
-    where = str(shards.folder.resolve())
+    where = place.address or str(shards.folder.resolve())
     config = resolve(flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
     device = prepare_device(config.runtime)
@@ -160,6 +168,7 @@ def _finetune(
             "digest": shards.manifest.digest,
             "training_images": shards.manifest.splits["train"].samples,
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
+            **pinned(place),
         },
         "calibrated": {},
         "reconstruction": blocks,

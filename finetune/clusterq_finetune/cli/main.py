@@ -14,8 +14,9 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.settings import merged, read_yaml
-from clusterq_finetune.cli import shards as shards_cli
+from clusterq_finetune.cli import sharing as sharing_cli
 from clusterq_finetune.cli.figures import app as figures_app
+from clusterq_finetune.cli.named_set import PLACES, SHARING, rules
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
@@ -29,7 +30,7 @@ EXAMPLES = examples(
 PROGRAM = "clusterq-finetune"
 
 app = App(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
-app.add_typer(shards_cli.app, name="shards")
+app.add_typer(sharing_cli.app, name="shards")
 app.add_typer(figures_app, name="figures")
 
 Probabilities = Annotated[
@@ -44,12 +45,12 @@ Classes = Annotated[Path | None, typer.Option("--classes", help="File with one c
 
 
 @app.callback(invoke_without_command=True, epilog=f"{EXAMPLES}\n\n{EXIT_CODES}")
-@with_flags(SECTIONS, typer.Option, recipe_notes())
+@with_flags({**SECTIONS, **SHARING}, typer.Option, recipe_notes())
 def finetune(
     flags: dict[str, dict[str, Any]],
     context: typer.Context,
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="A run folder of clusterq-gen, or a folder of shards.")
+        str | None, typer.Option("--shards", help=f"A run folder of clusterq-gen, a folder of shards, or an address: {PLACES}")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the student.", show_default="finetune-BITS beside the shards")
@@ -74,6 +75,8 @@ def finetune(
         return
 
     def run() -> None:
+        sharing = rules(flags)
+        flags.pop("sharing", None)  # asked of the set now, no setting of the run
         values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
         saved = values.pop("shards", None)
         values.pop("shards_digest", None)  # of the set then; the one now is its own
@@ -86,7 +89,7 @@ def finetune(
 
         keep = KeptPredictions(probabilities, predictions_csv)
         result = commands.finetune(
-            values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run, keep=keep
+            values, path, out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run, keep=keep, sharing=sharing
         )
         _print(summary_lines(result), result, as_json=as_json)
 
@@ -206,11 +209,14 @@ def export(
         "clusterq-finetune reproduce result.json --shards theirs/ --out again/",
     )
 )
+@with_flags(SHARING, typer.Option)
 def reproduce(
+    flags: dict[str, dict[str, Any]],
     result: Annotated[Path, typer.Argument(help="result.json of a fine-tuning, or its folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")] = Path("reproduced"),
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="Where the shards are now.", show_default="where they were then")
+        str | None,
+        typer.Option("--shards", help="Where the shards are now: a folder or an address.", show_default="where they were then"),
     ] = None,
     arch: Arch = None,
     weights: Weights = None,
@@ -226,7 +232,7 @@ def reproduce(
     def run() -> None:
         from clusterq_finetune.reproduce import reproduce
 
-        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page)
+        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page, sharing=rules(flags))
         if not report:
             return
         print_result(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")

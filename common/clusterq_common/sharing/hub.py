@@ -1,0 +1,105 @@
+"""Datasets of the Hugging Face Hub, or of a server that speaks like it (HF_ENDPOINT)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.extras import need
+from clusterq_common.sharing.address import Address, parse_address
+from clusterq_common.sharing.http import HttpRemote
+from clusterq_common.sharing.remote import NotThereError
+
+KIND = "dataset"
+
+
+def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") -> tuple[HttpRemote, str | None]:
+    """A dataset as it is now: its branch or tag is settled to a commit first. And when that commit was made, if known.
+
+    The bytes are fetched over https by `HttpRemote`; the Hub's client gives the commit and the user's token.
+
+    Raises:
+        NotThereError: there is no such dataset or revision, or it is not for this user.
+        ClusterqError: the client is not installed, or the Hub does not answer.
+    """
+    api, endpoint = _client(flag, allow_http=allow_http)
+    with _errors(address):
+        about = api.dataset_info(address.path, revision=address.revision)
+    commit = str(about.sha)
+    changed = getattr(about, "last_modified", None)
+    from huggingface_hub.utils import build_hf_headers
+
+    token = build_hf_headers().get("authorization")
+    shown = f"hf://datasets/{address.path}@{commit}"
+    remote = HttpRemote(
+        f"{endpoint}/datasets/{address.path}/resolve/{commit}",
+        shown,
+        revision=commit,
+        headers={"Authorization": token} if token else {},
+        allow_http=allow_http,
+    )
+    return remote, changed.isoformat() if changed is not None else None
+
+
+class HubFolder:
+    """A dataset that sets are sent to."""
+
+    def __init__(self, address: Address, *, allow_http: bool, public: bool, flag: str) -> None:
+        self.shown = str(address)
+        self._address, self._public = address, public
+        self._api, _ = _client(flag, allow_http=allow_http)
+
+    def send(self, files: list[Path], last: list[Path], gone: list[str], parallel: int) -> None:
+        """See `Writable.send`. All files of a set appear in one commit, so no reader sees part of it.
+
+        A new dataset is private unless this was made `public`; an existing one stays as it is.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        repo, revision = self._address.path, self._address.revision
+        with _errors(self._address):
+            self._api.create_repo(repo, repo_type=KIND, private=not self._public, exist_ok=True)
+            added = [CommitOperationAdd(path.name, path) for path in [*files, *last]]
+            self._api.preupload_lfs_files(repo, added, repo_type=KIND, revision=revision, num_threads=parallel)
+            self._api.create_commit(
+                repo,
+                [*added, *(CommitOperationDelete(name) for name in gone)],
+                commit_message="Shards of clusterq",
+                repo_type=KIND,
+                revision=revision,
+                num_threads=parallel,
+            )
+
+
+def _client(flag: str, *, allow_http: bool) -> tuple[Any, str]:
+    need("huggingface_hub", flag, "hub")
+    from huggingface_hub import HfApi, constants
+
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    parse_address(endpoint, allow_http=allow_http, flag="HF_ENDPOINT")
+    return HfApi(endpoint=endpoint, library_name="clusterq"), endpoint
+
+
+@contextmanager
+def _errors(address: Address) -> Iterator[None]:
+    """Say what went wrong in one sentence; the client's own texts quote addresses and are pages long."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise NotThereError(
+            f"{address}: the Hub shows you no such dataset or revision; check the address, and `hf auth login` (or HF_TOKEN) where it is private."
+        ) from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "no code")
+        advice = "log in with `hf auth login` or set HF_TOKEN" if status in {401, 403} else "try again later"
+        raise ClusterqError(f"{address}: the Hub refuses ({status}); {advice}.") from None
+    except ClusterqError:
+        raise
+    except Exception as error:  # of the client's transports: none of them is a defect of clusterq's
+        raise ClusterqError(
+            f"{address}: the Hub could not be reached ({type(error).__name__}); check the connection (and HF_ENDPOINT), then try again."
+        ) from None
