@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import shows_progress
 from clusterq_common.run.extras import need
 from clusterq_common.sharing.address import Address, parse_address
 from clusterq_common.sharing.http import HttpRemote
@@ -46,9 +47,10 @@ def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") ->
 class HubFolder:
     """A dataset that sets are sent to."""
 
-    def __init__(self, address: Address, *, allow_http: bool, public: bool, flag: str) -> None:
+    def __init__(self, address: Address, *, allow_http: bool, public: bool, before: str | None, flag: str) -> None:
+        """Name the dataset; `before` is the commit that was looked at: nobody's later one is overwritten."""
         self.shown = str(address)
-        self._address, self._public = address, public
+        self._address, self._public, self._before = address, public, before
         self._api, _ = _client(flag, allow_http=allow_http)
 
     def send(self, files: list[Path], last: list[Path], gone: list[str], parallel: int) -> None:
@@ -57,18 +59,22 @@ class HubFolder:
         A new dataset is private unless this was made `public`; an existing one stays as it is.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.utils import disable_progress_bars
 
+        if not shows_progress():
+            disable_progress_bars()
         repo, revision = self._address.path, self._address.revision
         with _errors(self._address):
-            self._api.create_repo(repo, repo_type=KIND, private=not self._public, exist_ok=True)
+            if self._before is None:
+                self._api.create_repo(repo, repo_type=KIND, private=not self._public, exist_ok=True)
             added = [CommitOperationAdd(path.name, path) for path in [*files, *last]]
-            self._api.preupload_lfs_files(repo, added, repo_type=KIND, revision=revision, num_threads=parallel)
             self._api.create_commit(
                 repo,
                 [*added, *(CommitOperationDelete(name) for name in gone)],
                 commit_message="Shards of clusterq",
                 repo_type=KIND,
                 revision=revision,
+                parent_commit=self._before,
                 num_threads=parallel,
             )
 
@@ -101,5 +107,5 @@ def _errors(address: Address) -> Iterator[None]:
         raise
     except Exception as error:  # of the client's transports: none of them is a defect of clusterq's
         raise ClusterqError(
-            f"{address}: the Hub could not be reached ({type(error).__name__}); check the connection (and HF_ENDPOINT), then try again."
+            f"{address}: the Hub, or its client, failed ({type(error).__name__}); check the connection (and HF_ENDPOINT), then try again."
         ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import progress
 from clusterq_common.run.extras import need
 from clusterq_common.sharing.address import Address
 from clusterq_common.sharing.remote import CutOffError, NotThereError, Stream
@@ -56,8 +57,10 @@ class ObjectRemote:
             with self._errors(path.name):
                 self._files.put_file(str(path), f"{self._folder}/{path.name}")
 
-        with ThreadPoolExecutor(parallel) as pool:
-            list(pool.map(put, files))
+        sizes = [path.stat().st_size // 1000 for path in files]
+        with progress("sending (kB)", sum(sizes)) as ticker, ThreadPoolExecutor(parallel) as pool:
+            for size, _ in zip(sizes, pool.map(put, files), strict=True):
+                ticker.advance(size)
         for path in last:
             put(path)
         for name in gone:

@@ -57,18 +57,15 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     address = parse_address(text, allow_http=config.allow_http, flag=FLAG)
     folder, manifest = shards.folder, shards.manifest
     say_maker(str(folder), maker_of(folder, manifest, config), config)
-    if address.scheme == "hf":
-        place: Writable = HubFolder(address, allow_http=config.allow_http, public=public, flag=FLAG)
-    elif address.scheme in {"s3", "gs"}:
-        place = ObjectRemote(address, flag=FLAG)
-    else:
+    if address.scheme not in {"hf", "s3", "gs"}:
         raise ClusterqError(
             f"{FLAG}: {address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
             "means."
         )
-    before = None
+    before, commit = None, None
     with suppress(NotThereError):  # the usual case: nothing is there yet
         remote, _ = open_remote(address, config, FLAG)
+        commit = remote.revision
         before = _manifest_at(read_small(remote, MANIFEST, LARGEST_MANIFEST), f"{address}/{MANIFEST}")
     there = {} if before is None else {shard.file: shard.sha256 for shard in _shards(before)}
     ours = {shard.file: shard.sha256 for shard in _shards(manifest)}
@@ -77,6 +74,11 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
             f"{FLAG}: {address} holds another set ({before.digest[:19]}...), expected nothing there, or an earlier state of {folder}; choose another "
             "address, or pass --overwrite to replace it."
         )
+    place: Writable = (
+        HubFolder(address, allow_http=config.allow_http, public=public, before=commit, flag=FLAG)
+        if address.scheme == "hf"
+        else ObjectRemote(address, flag=FLAG)
+    )
     new = [shard for shard in _shards(manifest) if there.get(shard.file) != shard.sha256]
     removed = sorted(there.keys() - ours.keys())
     size = size_text(sum(shard.bytes for shard in new))

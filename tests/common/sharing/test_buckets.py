@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.shards.manifest import read_manifest
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.verify import verify_set
 from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.objects import ObjectRemote
 from clusterq_common.sharing.offer import look
@@ -16,9 +19,6 @@ from clusterq_common.sharing.place import locate
 from clusterq_common.sharing.pull import pull
 from clusterq_common.sharing.push import push
 from clusterq_common.sharing.remote import CutOffError
-from clusterq_common.shards.manifest import read_manifest
-from clusterq_common.shards.read import ShardSet
-from clusterq_common.shards.verify import verify_set
 from tests.common.shard_samples import write_set
 
 ADDRESS = "s3://sets/team/digits"
@@ -129,7 +129,9 @@ def test_an_interrupted_push_leaves_no_set(bucket: Any, tmp_path: Path, monkeypa
 
     with monkeypatch.context() as patch:
         before_each_put(bucket, patch, fail)
-        with pytest.raises(CutOffError, match=r"synth-train-000001\.tar could not be reached \(ConnectionResetError\)") as failed:
+        with pytest.raises(
+            CutOffError, match=r"synth-train-000001\.tar could not be reached \(ConnectionResetError\)"
+        ) as failed:
             push(ShardSet.open(tmp_path / "set"), ADDRESS, PLAIN)
     assert "key=1" not in str(failed.value)
     assert "manifest.json" not in names(bucket)
