@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face Hub, or of a server that speaks like it (HF_ENDPOINT)."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from clusterq_common.sharing.http import HttpRemote
 from clusterq_common.sharing.remote import NotThereError
 
 KIND = "dataset"
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") -> tuple[HttpRemote, str | None]:
@@ -29,6 +31,8 @@ def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") ->
     with _errors(address):
         about = api.dataset_info(address.path, revision=address.revision)
     commit = str(about.sha)
+    if not _COMMIT.fullmatch(commit):  # it becomes part of addresses, and of records
+        raise ClusterqError(f"{address}: the Hub names no commit ({commit[:60]!r}), expected one; check HF_ENDPOINT.")
     changed = getattr(about, "last_modified", None)
     from huggingface_hub.utils import build_hf_headers
 

@@ -1,7 +1,6 @@
 """Fetch a set from an address: what is missing of it, several files at a time, each verified, and the manifest last."""
 
 import shutil
-from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,8 +53,9 @@ def pull(offer: Offer, config: SharingConfig, out: Path | None = None) -> Path:
         if missing:
             _fetch(offer.remote, missing, folder, config.parallel)
         _put_signatures(folder, offer)
-        write_card(folder, offer.manifest)
-        _put(folder / MANIFEST, offer.data)
+        if missing or not _holds(folder / MANIFEST, offer.data):
+            write_card(folder, offer.manifest)
+            atomic_write(folder / MANIFEST, offer.data)
     remember_origin(offer.origin())
     return folder
 
@@ -135,8 +135,7 @@ def _fetch(remote: Remote, shards: list[Shard], folder: Path, parallel: int) -> 
                 fetched += count
                 ticker.advance(fetched // 1000 - ticker.done)
 
-        one: Callable[[Shard], None] = lambda shard: fetch_shard(remote, shard, folder, advance)  # noqa: E731
-        work = [pool.submit(one, shard) for shard in shards]
+        work = [pool.submit(fetch_shard, remote, shard, folder, advance) for shard in shards]
         try:
             wait(work, return_when=FIRST_EXCEPTION)
         finally:  # an interruption, too
@@ -150,18 +149,16 @@ def _fetch(remote: Remote, shards: list[Shard], folder: Path, parallel: int) -> 
 def _put_signatures(folder: Path, offer: Offer) -> None:
     """Write the signatures that came. One that the user has put under this very manifest since stays; one under another goes."""
     for name in (SIGNATURE, PARENT_SIGNATURES):
-        if name in offer.signatures:
-            _put(folder / name, offer.signatures[name])
+        if name in offer.signatures and not _holds(folder / name, offer.signatures[name]):
+            atomic_write(folder / name, offer.signatures[name])
     if SIGNATURE not in offer.signatures and (folder / SIGNATURE).exists():
         here = read_signature(folder)
         if here is None or here.manifest != offer.digest:
             (folder / SIGNATURE).unlink()
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Write a small file, unless it holds that already."""
-    if path.is_symlink() or not path.is_file() or path.read_bytes() != data:
-        atomic_write(path, data)
+def _holds(path: Path, data: bytes) -> bool:
+    return not path.is_symlink() and path.is_file() and path.read_bytes() == data
 
 
 class _StoppedError(Exception):

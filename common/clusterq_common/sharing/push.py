@@ -62,6 +62,10 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
             f"{FLAG}: {address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
             "means."
         )
+    if public and address.scheme != "hf":
+        raise ClusterqError(
+            f"--public: {address} is no dataset of the Hub, expected hf://; leave it out, and let the service's own tools say who may read."
+        )
     before, commit = None, None
     with suppress(NotThereError):  # the usual case: nothing is there yet
         remote, _ = open_remote(address, config, FLAG)

@@ -118,3 +118,11 @@ def test_a_hub_that_is_not_there_or_not_encrypted(there: Hub, monkeypatch: pytes
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example.org")
     with pytest.raises(ClusterqError, match=r"HF_ENDPOINT: http://hub\.example\.org is another machine"):
         look(ADDRESS, PLAIN)
+
+
+def test_a_commit_that_is_none_is_refused(there: Hub, tmp_path: Path) -> None:
+    write_set(tmp_path / "set")
+    push(ShardSet.open(tmp_path / "set"), ADDRESS, PLAIN)
+    there.commits["team/digits"].append(("../../elsewhere", {}))
+    with pytest.raises(ClusterqError, match="names no commit"):
+        look(ADDRESS, PLAIN)

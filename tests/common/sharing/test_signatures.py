@@ -336,3 +336,5 @@ def test_web_servers_take_no_sets(server: tuple[str, Behaviour], site: Path) -> 
     address, _ = server
     with pytest.raises(ClusterqError, match="takes no files, expected hf://"):
         push(ShardSet.open(site / "set"), address, SharingConfig())
+    with pytest.raises(ClusterqError, match="--public: s3://bucket/x is no dataset of the Hub"):
+        push(ShardSet.open(site / "set"), "s3://bucket/x", SharingConfig(), public=True)
