@@ -11,8 +11,10 @@ from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.keys import read_trusted
 from clusterq_common.sharing.signature import (
     Signature,
+    can_check_keys,
     check_parents,
     check_signature,
+    check_subject,
     manifest_digest,
     read_parents,
     read_signature,
@@ -26,13 +28,17 @@ class Maker:
     Attributes:
         signature: a valid one, under this very set; None for an unsigned set.
         name: the signer's name in the file of trusted keys; None where the key is not among them, or there is no such file.
+        unchecked: there is a signature, and the package that checks it is not installed; it counts for nothing.
     """
 
     signature: Signature | None = None
     name: str | None = None
+    unchecked: bool = False
 
     def told(self) -> str:
         """In words, for one line."""
+        if self.unchecked:
+            return "signed, but nobody has checked by whom: that takes clusterq's extra `sign` (pip install clusterq[sign])"
         if self.signature is None:
             return "unsigned: who made it cannot be told"
         key = self.signature.fingerprint
@@ -78,7 +84,10 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
     """
     known = trusted_keys(config)
     maker = Maker()
-    if signature is not None:
+    if signature is not None and not can_check_keys() and config.trust is None:
+        check_subject(signature, manifest, digest, where)
+        maker = Maker(unchecked=True)
+    elif signature is not None:
         check_signature(signature, manifest, digest, where)
         maker = Maker(signature, known.get(signature.public_key))
     if config.require_signed and maker.name is None:
@@ -90,13 +99,13 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
 
 
 def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
-    """The maker of a set in a folder; see `judge`. Signatures under its parents are checked, too.
+    """The maker of a set in a folder; see `judge`. Signatures under its parents are checked, too, where the package for it is installed.
 
     Raises:
         ClusterqError: see `judge`.
     """
     parents = read_parents(folder)
-    if parents:
+    if parents and can_check_keys():
         check_parents(parents, manifest, str(folder / PARENT_SIGNATURES))
     signature = read_signature(folder)
     digest = "" if signature is None else manifest_digest(folder)

@@ -20,6 +20,7 @@ from clusterq_common.sharing.signature import (
     LARGEST_PARENTS,
     LARGEST_SIGNATURE,
     Signature,
+    can_check_keys,
     check_parents,
     parse_parents,
     parse_signature,
@@ -95,7 +96,8 @@ def look(text: str, config: SharingConfig, flag: str = "--shards") -> Offer:
     parents = _file(remote, PARENT_SIGNATURES, LARGEST_PARENTS)
     signature = None if signed is None else parse_signature(signed, f"{remote.shown}/{SIGNATURE}")
     of_parents = [] if parents is None else parse_parents(parents, f"{remote.shown}/{PARENT_SIGNATURES}")
-    check_parents(of_parents, manifest, f"{remote.shown}/{PARENT_SIGNATURES}")
+    if can_check_keys():
+        check_parents(of_parents, manifest, f"{remote.shown}/{PARENT_SIGNATURES}")
     files = {name: held for name, held in ((SIGNATURE, signed), (PARENT_SIGNATURES, parents)) if held is not None}
     maker = judge(signature, manifest, digest, remote.shown, config)
     return Offer(remote, manifest, digest, data, files, maker, of_parents, _date(changed or dated))

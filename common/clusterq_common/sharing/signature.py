@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -154,14 +155,28 @@ def check_signature(signature: Signature, manifest: Manifest, digest: str, where
     """Make sure that a signature is its key's, and is under this very set.
 
     Raises:
-        ClusterqError: it is not.
+        ClusterqError: it is not, or the package that tells is missing.
+    """
+    check_subject(signature, manifest, digest, where)
+    check_key(signature, where)
+
+
+def check_subject(signature: Signature, manifest: Manifest, digest: str, where: str) -> None:
+    """Make sure that a signature says to be under this very set.
+
+    Raises:
+        ClusterqError: it does not.
     """
     if (signature.set, signature.manifest) != (manifest.digest, digest):
         raise ClusterqError(
             f"{where}: the signature is under another manifest ({signature.manifest[:19]}..., this one is {digest[:19]}...); get the set again, "
             "or, if it is your own, sign it again with `shards sign`."
         )
-    check_key(signature, where)
+
+
+def can_check_keys() -> bool:
+    """Return whether the package that checks signatures is installed."""
+    return find_spec("cryptography") is not None
 
 
 def check_parents(signatures: list[Signature], manifest: Manifest, where: str) -> None:

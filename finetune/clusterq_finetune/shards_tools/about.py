@@ -14,7 +14,7 @@ from clusterq_common.sharing.makers import Maker, trusted_keys
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.origin import Origin, origin_of
 from clusterq_common.sharing.place import describe_folder
-from clusterq_common.sharing.signature import Signature, age_text, read_parents
+from clusterq_common.sharing.signature import Signature, age_text, can_check_keys, read_parents
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class About:
     Attributes:
         manifest: of the set.
         maker: who signed it.
-        parents: signatures under the sets that it comes from, with the signer's name where the key is trusted.
+        parents: signatures under the sets that it comes from, with the signer's name where the key is trusted; none where they cannot be
+            checked.
         origin: where this user fetched it from; None for a set that lies here for another reason.
         written: when the file of the manifest was written here; None for a set at an address.
     """
@@ -86,7 +87,7 @@ def about(named: str, config: SharingConfig) -> About:
 
 
 def _named(signatures: list[Signature], known: dict[bytes, str]) -> list[tuple[Signature, str | None]]:
-    return [(one, known.get(one.public_key)) for one in signatures]
+    return [(one, known.get(one.public_key)) for one in signatures] if can_check_keys() else []
 
 
 def _age(text: str) -> str:

@@ -21,7 +21,7 @@ from clusterq_common.sharing.fetch import fetch_shard, partial_name
 from clusterq_common.sharing.http import HttpRemote
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.origin import origin_of
-from clusterq_common.sharing.place import locate
+from clusterq_common.sharing.place import also_here, locate
 from clusterq_common.sharing.pull import pull
 from clusterq_common.sharing.remote import CutOffError
 from tests.common.shard_samples import edit_manifest, write_set
@@ -367,3 +367,21 @@ def test_a_manifest_that_came_as_sent_is_kept_as_it_is(server: Server, site: Pat
     folder = fetched(address, tmp_path / "out")
     assert (folder / "manifest.json").read_bytes() == path.read_bytes()
     assert "<script>" not in (folder / "README.md").read_text(), "the card is written from the manifest"
+
+
+def test_another_machine_of_a_job_fetches_the_same_set(
+    server: Server, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, told = server
+    first = locate(address, PLAIN)
+    told.asked.clear()
+    assert also_here(first, address, PLAIN) == first
+    assert told.asked == [], "on the same machine nothing is asked again"
+    monkeypatch.setenv("CLUSTERQ_CACHE", str(tmp_path / "elsewhere"))
+    shutil.move(first.folder, tmp_path / "gone")
+    there = also_here(first, address, PLAIN)
+    assert (there.digest, there.folder.is_relative_to(tmp_path / "elsewhere")) == (first.digest, True)
+    shutil.rmtree(site / "set")
+    write_set(site / "set", seed=5)
+    with pytest.raises(ClusterqError, match="has changed while this job was started"):
+        also_here(first, address, PLAIN)

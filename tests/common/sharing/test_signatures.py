@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -338,3 +339,17 @@ def test_web_servers_take_no_sets(server: tuple[str, Behaviour], site: Path) -> 
         push(ShardSet.open(site / "set"), address, SharingConfig())
     with pytest.raises(ClusterqError, match="--public: s3://bucket/x is no dataset of the Hub"):
         push(ShardSet.open(site / "set"), "s3://bucket/x", SharingConfig(), public=True)
+
+
+def test_without_the_package_a_signature_counts_for_nothing(
+    tmp_path: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path / "set")
+    signed(tmp_path / "set", keys["a"])
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert "pip install clusterq[sign]" in judged(tmp_path / "set")
+    with pytest.raises(ClusterqError, match=r"the package cryptography is not installed.*pip install clusterq\[sign\]"):
+        judged(tmp_path / "set", trusting(keys, "a", required=False))
+    edit_manifest(tmp_path / "set", lambda values: values.update(license="CC0-1.0"))
+    with pytest.raises(ClusterqError, match="under another manifest"):
+        judged(tmp_path / "set")
