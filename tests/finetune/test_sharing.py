@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterq_cli.main import same_command
 from clusterq_common.run.environment import environment
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.sharing import remote
@@ -147,3 +148,8 @@ def test_the_command_in_a_runs_environment_has_no_credentials(monkeypatch: pytes
 
     monkeypatch.setattr("sys.argv", ["clusterq-finetune", "--shards=https://me:secret@host/set?sig=hidden"])
     assert environment(torch.device("cpu"))["command"] == ["clusterq-finetune", "--shards=https://host/set"]
+
+
+def test_the_command_that_goes_on_has_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "--shards", "https://me:secret@host/set?sig=hidden", "--overwrite"])
+    assert same_command("clusterq-finetune", "--resume") == "clusterq-finetune --shards https://host/set --resume"

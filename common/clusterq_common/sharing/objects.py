@@ -20,7 +20,7 @@ PART = 8 << 20
 class ObjectRemote:
     """A folder in a bucket. Credentials and a server of one's own come from the environment, as the service's tools take them."""
 
-    revision = None
+    revision: str | None = None
 
     def __init__(self, address: Address, *, flag: str = "--shards") -> None:
         need("fsspec", flag, "remote")
