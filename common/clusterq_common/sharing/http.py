@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from email.message import Message
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
@@ -149,7 +148,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self._begins_here = is_this_machine(first.hostname or "")
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         to = urlsplit(newurl)
         host = to.hostname or ""

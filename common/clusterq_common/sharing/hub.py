@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") ->
     if not _COMMIT.fullmatch(commit):  # it becomes part of addresses, and of records
         raise ClusterqError(f"{address}: the Hub names no commit ({commit[:60]!r}), expected one; check HF_ENDPOINT.")
     changed = getattr(about, "last_modified", None)
-    from huggingface_hub.utils import build_hf_headers
-
-    token = build_hf_headers().get("authorization")
+    token = import_module("huggingface_hub.utils").build_hf_headers().get("authorization")
     shown = f"hf://datasets/{address.path}@{commit}"
     remote = HttpRemote(
         f"{endpoint}/datasets/{address.path}/resolve/{commit}",
@@ -63,10 +62,9 @@ class HubFolder:
         A new dataset is private unless this was made `public`; an existing one stays as it is.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-        from huggingface_hub.utils import disable_progress_bars
 
         if not shows_progress():
-            disable_progress_bars()
+            import_module("huggingface_hub.utils").disable_progress_bars()
         repo, revision = self._address.path, self._address.revision
         with _errors(self._address):
             if self._before is None:

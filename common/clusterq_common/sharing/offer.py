@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from clusterq_common.documents import DEEPEST, is_nested_deeper
 from clusterq_common.errors import ClusterqError
@@ -136,14 +137,14 @@ def _file(remote: Remote, name: str, largest: int) -> bytes | None:
         return None
 
 
-def parse_json(data: bytes, where: str, flag: str) -> object:
+def parse_json(data: bytes, where: str, flag: str) -> Any:
     """The values in the bytes of a manifest from an address.
 
     Raises:
         ClusterqError: they are no JSON, or nested too deeply.
     """
     try:
-        values: object = json.loads(data)
+        values: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ClusterqError(
             f"{flag}: {where} is no JSON ({type(error).__name__}), expected a set's {MANIFEST}; check the address."

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from clusterq_common.documents import is_nested_deeper, read_json
 from clusterq_common.errors import ClusterqError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "clusterq-signature/1"
 PARENTS_FORMAT: Final = "clusterq-parent-signatures/1"
-T = TypeVar("T", bound="Signature | ParentSignatures")
+T = TypeVar("T", bound=Settings)
 
 LARGEST_SIGNATURE = 16 << 10
 LARGEST_PARENTS = 1 << 20
@@ -43,6 +43,11 @@ class Signature(Settings):
     signed_at: Annotated[str, Field(pattern=_TIME)] = Field(description="by the signer's clock, UTC")
     key: Annotated[str, Field(max_length=200)] = Field(description="the signer's public key, as OpenSSH writes it")
     signature: Annotated[str, Field(max_length=200)] = Field(description="Ed25519 over `signed_text`, in base64")
+
+    @model_validator(mode="after")
+    def _key_and_time(self) -> "Signature":
+        self.fingerprint, self.age()  # each raises ValueError where the key, or the time, is none
+        return self
 
     @property
     def public_key(self) -> bytes:
@@ -250,8 +255,6 @@ def _parsed(kind: type[T], data: bytes, where: str, largest: int) -> T:
         if is_nested_deeper(values, 8):
             raise ValueError("it is nested too deeply")
         found = kind.model_validate(values)
-        for one in found.signatures if isinstance(found, ParentSignatures) else [found]:
-            one.fingerprint, one.age()
     except (ValueError, ValidationError, RecursionError) as error:
         raise ClusterqError(
             f"{where} is no signature ({type(error).__name__}), expected what `shards sign` writes; do not use the set, and ask its maker for it again."

@@ -11,7 +11,7 @@ from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_finetune.cli.named_set import SHARING, Flags, Set, brought, rules
-from clusterq_finetune.cli.shards import app
+from clusterq_finetune.cli.shards import app as app  # with these commands added
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, though it is another's.")]
 
