@@ -17,6 +17,7 @@ from clusterq_common.sharing.push import push
 from tests.common.shard_samples import write_set
 from tests.common.sharing.hub_server import Hub, hub
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")  # of the client itself
 ADDRESS = "hf://datasets/team/digits"
 PLAIN = SharingConfig()
 
