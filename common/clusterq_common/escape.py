@@ -38,8 +38,8 @@ def one_line(text: object) -> str:
 def without_secrets(text: str) -> str:
     """Text whose addresses have lost what may be credentials: `NAME:PASSWORD@` in front of the server, everything behind `?`.
 
-    >>> without_secrets("--shards https://me:pass@host/set?token=1 --bits w4a4")
-    '--shards https://host/set --bits w4a4'
+    >>> without_secrets("from https://me:pass@host/set?token=1 to out")
+    'from https://host/set to out'
     """
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 

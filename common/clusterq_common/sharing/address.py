@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from clusterq_common.errors import ClusterqError, did_you_mean
+from clusterq_common.setting_names import setting_name
 
 SCHEMES = ("hf", "s3", "gs", "https", "http")
 FORMS = "hf://datasets/TEAM/NAME[@revision], s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER"
@@ -46,13 +47,13 @@ def is_address(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
-def parse_address(text: str, *, allow_http: bool = False, flag: str = "--shards") -> Address:
+def parse_address(text: str, *, allow_http: bool = False, setting: str | None = "shards") -> Address:
     """Take an address apart.
 
     Args:
         text: the address.
         allow_http: whether any server may be asked without encryption, and not only this machine.
-        flag: what named it, for errors.
+        setting: what named it, for errors.
 
     Raises:
         ClusterqError: it has another form, or it is http:// to another machine.
@@ -61,28 +62,31 @@ def parse_address(text: str, *, allow_http: bool = False, flag: str = "--shards"
     scheme = found[1].lower() if found else ""
     if scheme not in SCHEMES:
         meant = did_you_mean(scheme, SCHEMES) or f"; expected {FORMS}, or a folder"
-        raise ClusterqError(f"{flag}: found an address that begins with {scheme[:20]}://{meant}.")
+        raise ClusterqError(f"found an address that begins with {scheme[:20]}://{meant}.", setting=setting)
     try:
         parts = urlsplit(text)
         port = parts.port  # raises on a port that is no number
     except ValueError as error:
-        raise ClusterqError(f"{flag}: the address cannot be read ({type(error).__name__}), expected {FORMS}.") from error
+        raise ClusterqError(
+            f"the address cannot be read ({type(error).__name__}), expected {FORMS}.", setting=setting
+        ) from error
     if parts.fragment or len(text) > LONGEST:
-        raise ClusterqError(f"{flag}: the address has a part behind #, or is too long, expected {FORMS}.")
+        raise ClusterqError(f"the address has a part behind #, or is too long, expected {FORMS}.", setting=setting)
     if scheme == "hf":
-        return _of_hub(text, flag)
+        return _of_hub(text, setting)
     if scheme in {"s3", "gs"}:
-        return _of_bucket(scheme, text, flag)
+        return _of_bucket(scheme, text, setting)
     if not parts.hostname:
-        raise ClusterqError(f"{flag}: the address names no server, expected {FORMS}.")
+        raise ClusterqError(f"the address names no server, expected {FORMS}.", setting=setting)
     host = (f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname) + (f":{port}" if port else "")
     if scheme == "http" and not (allow_http or is_this_machine(parts.hostname)):
         raise ClusterqError(
-            f"{flag}: http://{host} is another machine, asked without encryption, expected https://; use that, or pass --allow-http if "
-            "nobody on the way could change or read the set."
+            f"http://{host} is another machine, asked without encryption, expected https://; use that, or pass {setting_name('allow_http')} if "
+            "nobody on the way could change or read the set.",
+            setting=setting,
         )
     user = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    _refuse_steps_up(parts.path, flag)
+    _refuse_steps_up(parts.path, setting)
     return Address(scheme, host, parts.path.strip("/"), user=user, query=parts.query)
 
 
@@ -95,27 +99,31 @@ def is_this_machine(host: str) -> bool:
         return bare == "localhost"
 
 
-def _of_hub(text: str, flag: str) -> Address:
+def _of_hub(text: str, setting: str | None) -> Address:
     named = _HUB.fullmatch(text[len("hf://") :].rstrip("/"))
     if named is None or ".." in named[0]:
         raise ClusterqError(
-            f"{flag}: the address of the Hub has another form, expected hf://datasets/TEAM/NAME or hf://datasets/TEAM/NAME@revision "
-            "(credentials come from `hf auth login` or HF_TOKEN)."
+            "the address of the Hub has another form, expected hf://datasets/TEAM/NAME or hf://datasets/TEAM/NAME@revision "
+            "(credentials come from `hf auth login` or HF_TOKEN).",
+            setting=setting,
         )
     return Address("hf", "", named["repo"], named["revision"])
 
 
-def _of_bucket(scheme: str, text: str, flag: str) -> Address:
+def _of_bucket(scheme: str, text: str, setting: str | None) -> Address:
     bucket, _, path = text[len(f"{scheme}://") :].partition("/")
     if not _BUCKET.fullmatch(bucket) or "?" in path:
         raise ClusterqError(
-            f"{flag}: the address has another form, expected {scheme}://BUCKET/FOLDER without credentials; these come from the environment, "
-            "as the service's own tools take them."
+            f"the address has another form, expected {scheme}://BUCKET/FOLDER without credentials; these come from the environment, "
+            "as the service's own tools take them.",
+            setting=setting,
         )
-    _refuse_steps_up(path, flag)
+    _refuse_steps_up(path, setting)
     return Address(scheme, bucket, path.strip("/"))
 
 
-def _refuse_steps_up(path: str, flag: str) -> None:
+def _refuse_steps_up(path: str, setting: str | None) -> None:
     if {".", ".."} & set(unquote(path).split("/")):
-        raise ClusterqError(f"{flag}: the address has . or .. in its path, expected the folder's own place; write that.")
+        raise ClusterqError(
+            "the address has . or .. in its path, expected the folder's own place; write that.", setting=setting
+        )

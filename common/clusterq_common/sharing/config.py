@@ -22,7 +22,7 @@ class SharingConfig(Settings):
     trust: Path | None = Field(
         None, description="file of makers' public keys, a line each (`shards keygen` writes one, authorized_keys is another)"
     )
-    require_signed: bool = Field(False, description="refuse sets that no maker in --trust has signed")
+    require_signed: bool = Field(False, description="refuse sets that no maker in `trust` has signed")
 
     @field_validator("max_bytes")
     @classmethod

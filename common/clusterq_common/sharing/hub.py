@@ -19,7 +19,7 @@ KIND = "dataset"
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
-def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") -> tuple[HttpRemote, str | None]:
+def hub_remote(address: Address, *, allow_http: bool) -> tuple[HttpRemote, str | None]:
     """A dataset as it is now: its branch or tag is settled to a commit first. And when that commit was made, if known.
 
     The bytes are fetched over https by `HttpRemote`; the Hub's client gives the commit and the user's token.
@@ -28,7 +28,7 @@ def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") ->
         NotThereError: there is no such dataset or revision, or it is not for this user.
         ClusterqError: the client is not installed, or the Hub does not answer.
     """
-    api, endpoint = _client(flag, allow_http=allow_http)
+    api, endpoint = _client(address, allow_http=allow_http)
     with _errors(address):
         about = api.dataset_info(address.path, revision=address.revision)
     commit = str(about.sha)
@@ -50,11 +50,11 @@ def hub_remote(address: Address, *, allow_http: bool, flag: str = "--shards") ->
 class HubFolder:
     """A dataset that sets are sent to."""
 
-    def __init__(self, address: Address, *, allow_http: bool, public: bool, before: str | None, flag: str) -> None:
+    def __init__(self, address: Address, *, allow_http: bool, public: bool, before: str | None) -> None:
         """Name the dataset; `before` is the commit that was looked at: nobody's later one is overwritten."""
         self.shown = str(address)
         self._address, self._public, self._before = address, public, before
-        self._api, _ = _client(flag, allow_http=allow_http)
+        self._api, _ = _client(address, allow_http=allow_http)
 
     def send(self, files: list[Path], last: list[Path], gone: list[str], parallel: int) -> None:
         """See `Writable.send`. All files of a set appear in one commit, so no reader sees part of it.
@@ -81,12 +81,15 @@ class HubFolder:
             )
 
 
-def _client(flag: str, *, allow_http: bool) -> tuple[Any, str]:
-    need("huggingface_hub", flag, "hub")
+def _client(address: Address, *, allow_http: bool) -> tuple[Any, str]:
+    need("huggingface_hub", str(address), "hub")
     from huggingface_hub import HfApi, constants
 
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    parse_address(endpoint, allow_http=allow_http, flag="HF_ENDPOINT")
+    try:
+        parse_address(endpoint, allow_http=allow_http, setting=None)
+    except ClusterqError as error:
+        raise ClusterqError(f"HF_ENDPOINT: {error}") from error
     return HfApi(endpoint=endpoint, library_name="clusterq"), endpoint
 
 

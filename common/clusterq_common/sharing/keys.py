@@ -50,14 +50,14 @@ def fingerprint(key: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(_HEADER + key).digest()).decode().rstrip("=")
 
 
-def read_trusted(path: Path, flag: str = "--trust") -> dict[bytes, str]:
+def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
     """Public keys of makers and their names, from a file of lines `ssh-ed25519 AAAA... NAME` or `NAME ssh-ed25519 AAAA...`.
 
     Raises:
         ClusterqError: it cannot be read, holds no key, or a line that is none.
     """
     found: dict[bytes, str] = {}
-    for number, line in enumerate(_text(path, flag).splitlines(), 1):
+    for number, line in enumerate(_text(path, setting).splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -68,17 +68,20 @@ def read_trusted(path: Path, flag: str = "--trust") -> dict[bytes, str]:
             key = parse_public(words[place], words[place + 1])
         except ValueError as error:
             raise ClusterqError(
-                f"{flag}: line {number} of {path} is no key ({error}), expected `{KIND} AAAA... NAME`; take over the line of the maker's .pub "
-                "file."
+                f"line {number} of {path} is no key ({error}), expected `{KIND} AAAA... NAME`; take over the line of the maker's .pub "
+                "file.",
+                setting=setting,
             ) from error
         name = " ".join(words[2:]) if place == 0 else words[0]
         found[key] = one_line(name) or fingerprint(key)
     if not found:
-        raise ClusterqError(f"{flag}: {path} holds no key, expected a line for each maker; add the lines of their .pub files.")
+        raise ClusterqError(
+            f"{path} holds no key, expected a line for each maker; add the lines of their .pub files.", setting=setting
+        )
     return found
 
 
-def generate(path: Path, name: str, flag: str = "--out") -> bytes:
+def generate(path: Path, name: str, setting: str = "out") -> bytes:
     """Make a key: the private one in `path`, for its owner alone, the public one in `path`.pub. Returns the public one.
 
     Raises:
@@ -92,27 +95,27 @@ def generate(path: Path, name: str, flag: str = "--out") -> bytes:
     for one in (path, public):
         if one.exists() or one.is_symlink():
             raise ClusterqError(
-                f"{flag}: {one} is there already, expected a new file; choose another name. Keys are never replaced."
+                f"{one} is there already, expected a new file; choose another name. Keys are never replaced.", setting=setting
             )
     key = Ed25519PrivateKey.generate()
     data = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    _write_new(path, data, 0o600, flag)
+    _write_new(path, data, 0o600, setting)
     known = key.public_key().public_bytes_raw()
     try:
-        _write_new(public, f"{public_line(known, name)}\n".encode(), 0o644, flag)
+        _write_new(public, f"{public_line(known, name)}\n".encode(), 0o644, setting)
     except BaseException:
         path.unlink()
         raise
     return known
 
 
-def load_private(path: Path, ask: Callable[[], str] | None = None, flag: str = "--key") -> "Ed25519PrivateKey":
+def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str = "key") -> "Ed25519PrivateKey":
     """A private key, from OpenSSH's form or from PEM.
 
     Args:
         path: the file.
         ask: gives the passphrase where CLUSTERQ_KEY_PASSPHRASE does not; called only for a key that has one.
-        flag: what named the file.
+        setting: what named the file.
 
     Raises:
         ClusterqError: it cannot be read, others can read it, it is no Ed25519 key, or its passphrase is another one.
@@ -121,9 +124,11 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, flag: str = "
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
-    data = _text(path, flag).encode()
+    data = _text(path, setting).encode()
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ClusterqError(f"{flag}: others may read {path}, expected a file for its owner alone; run chmod 600 on it.")
+        raise ClusterqError(
+            f"others may read {path}, expected a file for its owner alone; run chmod 600 on it.", setting=setting
+        )
     load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else load_pem_private_key
     try:
         try:
@@ -133,37 +138,40 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, flag: str = "
             key = load(data, password=known.encode())
     except Exception as error:  # the package raises errors of several kinds; none may quote the key
         raise ClusterqError(
-            f"{flag}: {path} is no private key that can be read ({type(error).__name__}), expected one that `shards keygen` wrote; check the "
-            f"file, and {PASSPHRASE} where it has a passphrase."
+            f"{path} is no private key that can be read ({type(error).__name__}), expected one that `shards keygen` wrote; check the "
+            f"file, and {PASSPHRASE} where it has a passphrase.",
+            setting=setting,
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ClusterqError(f"{flag}: {path} is a key of another kind, expected Ed25519; make one with `shards keygen`.")
+        raise ClusterqError(
+            f"{path} is a key of another kind, expected Ed25519; make one with `shards keygen`.", setting=setting
+        )
     return key
 
 
-def _text(path: Path, flag: str) -> str:
+def _text(path: Path, setting: str | None) -> str:
     try:
         if not path.is_file():
-            raise ClusterqError(f"{flag}: {path} is no file, expected a file of keys; check the path.")
+            raise ClusterqError(f"{path} is no file, expected a file of keys; check the path.", setting=setting)
         if path.stat().st_size > LARGEST_KEY_FILE:
             raise ClusterqError(
-                f"{flag}: {path} has more than {LARGEST_KEY_FILE} bytes, expected a file of keys; check the path."
+                f"{path} has more than {LARGEST_KEY_FILE} bytes, expected a file of keys; check the path.", setting=setting
             )
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ClusterqError(f"{flag}: {path} is no text, expected a file of keys; check the path.") from error
+        raise ClusterqError(f"{path} is no text, expected a file of keys; check the path.", setting=setting) from error
     except OSError as error:
-        raise ClusterqError(f"{flag}: {path} cannot be read ({error.strerror}); check its permissions.") from error
+        raise ClusterqError(f"{path} cannot be read ({error.strerror}); check its permissions.", setting=setting) from error
 
 
-def _write_new(path: Path, data: bytes, mode: int, flag: str) -> None:
+def _write_new(path: Path, data: bytes, mode: int, setting: str | None) -> None:
     """Write a file that must not exist, with these permissions from the first moment on."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), mode)
     except FileExistsError as error:
-        raise ClusterqError(f"{flag}: {path} is there already, expected a new file; choose another name.") from error
+        raise ClusterqError(f"{path} is there already, expected a new file; choose another name.", setting=setting) from error
     except FileNotFoundError as error:
-        raise ClusterqError(f"{flag}: the folder of {path} does not exist; make it, or choose another.") from error
+        raise ClusterqError(f"the folder of {path} does not exist; make it, or choose another.", setting=setting) from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, warn
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE
 from clusterq_common.sharing.config import SharingConfig
@@ -56,7 +57,7 @@ class Maker:
 
 
 def trusted_keys(config: SharingConfig) -> dict[bytes, str]:
-    """The keys of --trust; none where it is not given.
+    """The keys of `trust`; none where it is not given.
 
     Raises:
         ClusterqError: signatures are required, and no file says whose; or the file cannot be used.
@@ -65,7 +66,8 @@ def trusted_keys(config: SharingConfig) -> dict[bytes, str]:
         return read_trusted(config.trust)
     if config.require_signed:
         raise ClusterqError(
-            "--require-signed: there is no --trust, expected the file of keys whose sets are taken; pass --trust KEYS."
+            f"there is no {setting_name('trust')}, expected the file of keys whose sets are taken; pass it.",
+            setting="require_signed",
         )
     return {}
 
@@ -92,8 +94,9 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
         maker = Maker(signature, known.get(signature.public_key))
     if config.require_signed and maker.name is None:
         raise ClusterqError(
-            f"--require-signed: {where} is {maker.told()}, expected a signature of a key in {config.trust}; ask its maker to sign it, or, if you "
-            "know the key from them, add it there."
+            f"{where} is {maker.told()}, expected a signature of a key in {config.trust}; ask its maker to sign it, or, if you "
+            "know the key from them, add it there.",
+            setting="require_signed",
         )
     return maker
 

@@ -22,9 +22,9 @@ class ObjectRemote:
 
     revision: str | None = None
 
-    def __init__(self, address: Address, *, flag: str = "--shards") -> None:
-        need("fsspec", flag, "remote")
-        need(DRIVERS[address.scheme], flag, "remote")
+    def __init__(self, address: Address) -> None:
+        need("fsspec", str(address), "remote")
+        need(DRIVERS[address.scheme], str(address), "remote")
         import fsspec
 
         self.shown = str(address)

@@ -74,24 +74,24 @@ class Offer:
         )
 
 
-def look(text: str, config: SharingConfig, flag: str = "--shards") -> Offer:
+def look(text: str, config: SharingConfig, setting: str | None = "shards") -> Offer:
     """Fetch what a set at an address says of itself, and nothing else of it.
 
     Args:
         text: the address.
         config: limits and rules.
-        flag: what named the address, for errors.
+        setting: what named the address, for errors.
 
     Raises:
         ClusterqError: the address or what lies there cannot be used, its signature does not hold, or the rules refuse it.
     """
-    remote, changed = open_remote(parse_address(text, allow_http=config.allow_http, flag=flag), config, flag)
+    remote, changed = open_remote(parse_address(text, allow_http=config.allow_http, setting=setting), config)
     try:
         data, dated = read_small_dated(remote, MANIFEST, LARGEST_MANIFEST)
     except NotThereError as error:
-        raise NotThereError(f"{flag}: {error}") from error
+        raise NotThereError(f"{error}", setting=setting) from error
     where = f"{remote.shown}/{MANIFEST}"
-    values = parse_json(data, where, flag)
+    values = parse_json(data, where, setting)
     manifest, digest = parse_manifest(values, where), meaning_of(values)
     signed = _file(remote, SIGNATURE, LARGEST_SIGNATURE)
     parents = _file(remote, PARENT_SIGNATURES, LARGEST_PARENTS)
@@ -104,16 +104,16 @@ def look(text: str, config: SharingConfig, flag: str = "--shards") -> Offer:
     return Offer(remote, manifest, digest, data, files, maker, of_parents, _date(changed or dated))
 
 
-def open_remote(address: Address, config: SharingConfig, flag: str = "--shards") -> tuple[Remote, str | None]:
+def open_remote(address: Address, config: SharingConfig) -> tuple[Remote, str | None]:
     """The folder at an address; of the Hub at the commit that it stands for now, and when that was made.
 
     Raises:
         ClusterqError: a package is missing, or the Hub knows no such dataset.
     """
     if address.scheme == "hf":
-        return hub_remote(address, allow_http=config.allow_http, flag=flag)
+        return hub_remote(address, allow_http=config.allow_http)
     if address.scheme in {"s3", "gs"}:
-        return ObjectRemote(address, flag=flag), None
+        return ObjectRemote(address), None
     return HttpRemote.at(address, allow_http=config.allow_http), None
 
 
@@ -125,8 +125,9 @@ def refuse_too_large(offer: Offer, config: SharingConfig) -> None:
     """
     if offer.size > config.largest:
         raise ClusterqError(
-            f"--max-bytes: the set at {offer.remote.shown} has {size_text(offer.size)}, expected at most {config.max_bytes}; raise the limit, or ask "
-            "for a smaller set (`shards subset`)."
+            f"the set at {offer.remote.shown} has {size_text(offer.size)}, expected at most {config.max_bytes}; raise the limit, or ask "
+            "for a smaller set (`shards subset`).",
+            setting="max_bytes",
         )
 
 
@@ -137,7 +138,7 @@ def _file(remote: Remote, name: str, largest: int) -> bytes | None:
         return None
 
 
-def parse_json(data: bytes, where: str, flag: str) -> Any:
+def parse_json(data: bytes, where: str, setting: str | None) -> Any:
     """The values in the bytes of a manifest from an address.
 
     Raises:
@@ -147,10 +148,12 @@ def parse_json(data: bytes, where: str, flag: str) -> Any:
         values: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ClusterqError(
-            f"{flag}: {where} is no JSON ({type(error).__name__}), expected a set's {MANIFEST}; check the address."
+            f"{where} is no JSON ({type(error).__name__}), expected a set's {MANIFEST}; check the address.", setting=setting
         ) from error
     if is_nested_deeper(values, DEEPEST):
-        raise ClusterqError(f"{flag}: {where} is nested more than {DEEPEST} deep, expected a set's {MANIFEST}; do not use it.")
+        raise ClusterqError(
+            f"{where} is nested more than {DEEPEST} deep, expected a set's {MANIFEST}; do not use it.", setting=setting
+        )
     return values
 
 

@@ -33,19 +33,19 @@ class Place:
     address: str | None = None
 
 
-def locate(named: str | Path, config: SharingConfig, flag: str = "--shards") -> Place:
+def locate(named: str | Path, config: SharingConfig, setting: str | None = "shards") -> Place:
     """Bring a set here where it lies at an address, and say who made it.
 
     Args:
         named: a folder of shards, a run folder, or an address.
         config: limits, and whose sets are taken.
-        flag: what named it, for errors.
+        setting: what named it, for errors.
 
     Raises:
         ClusterqError: there is no usable set, it cannot be fetched, its signature does not hold, or the rules refuse it.
     """
     if is_address(str(named)):
-        offer = look(str(named), config, flag)
+        offer = look(str(named), config, setting)
         say_maker(offer.remote.shown, offer.maker, config)
         return Place(pull(offer, config), offer.manifest.digest, offer.maker, offer.remote.shown)
     folder = Path(named)
@@ -75,7 +75,9 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
         return place
     found = locate(place.address if place.address.startswith("hf://") else named, config)
     if found.digest != place.digest:
-        raise ClusterqError(f"--shards: the set at {found.address} has changed while this job was started; start it again.")
+        raise ClusterqError(
+            f"the set at {found.address} has changed while this job was started; start it again.", setting="shards"
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, final_name
 from clusterq_common.progress.console import info, progress
 from clusterq_common.run.folder_lock import only_program
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.index import verify_shard
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Shard, read_manifest
 from clusterq_common.shards.read import check_size
@@ -78,8 +79,9 @@ def _missing(folder: Path, offer: Offer, *, replace: bool) -> list[Shard]:
         except ClusterqError as error:
             if not replace:
                 raise ClusterqError(
-                    f"--out: {path} is not the shard of that name in {offer.remote.shown}, expected a new folder or a part of that set; choose "
-                    "another folder, or remove the file."
+                    f"{path} is not the shard of that name in {offer.remote.shown}, expected a new folder or a part of that set; choose "
+                    "another folder, or remove the file.",
+                    setting="out",
                 ) from error
             path.unlink()
             missing.append(shard)
@@ -96,16 +98,18 @@ def _refuse_other_files(folder: Path, offer: Offer) -> None:
     if stranger is not None:
         what = "a shard of another set" if SHARD_NAME.fullmatch(final_name(stranger.name)) else "which is no part of the set"
         raise ClusterqError(
-            f"--out: {folder} holds {stranger.name}, {what}, expected a new or empty folder, or an earlier state of {offer.remote.shown}; choose "
-            "another one."
+            f"{folder} holds {stranger.name}, {what}, expected a new or empty folder, or an earlier state of {offer.remote.shown}; choose "
+            "another one.",
+            setting="out",
         )
     if (folder / MANIFEST).is_file():
         before = read_manifest(folder)
         shards = {(shard.file, shard.sha256) for split in before.splits.values() for shard in split.shards}
         if not shards <= {(shard.file, shard.sha256) for shard in offer.shards}:
             raise ClusterqError(
-                f"--out: {folder} holds another set ({before.digest[:19]}...), expected a new or empty folder, or an earlier state of "
-                f"{offer.remote.shown}; choose another one."
+                f"{folder} holds another set ({before.digest[:19]}...), expected a new or empty folder, or an earlier state of "
+                f"{offer.remote.shown}; choose another one.",
+                setting="out",
             )
 
 
@@ -115,7 +119,7 @@ def _refuse_full_disk(folder: Path, missing: list[Shard]) -> None:
     free = shutil.disk_usage(folder).free
     if missing and needed > free:
         raise ClusterqError(
-            f"{folder}: the set needs {size_text(needed)}, the disk has {size_text(free)} left; free some space, choose another --out, or set "
+            f"{folder}: the set needs {size_text(needed)}, the disk has {size_text(free)} left; free some space, choose another {setting_name('out')}, or set "
             "CLUSTERQ_CACHE to a folder on a larger disk."
         )
 

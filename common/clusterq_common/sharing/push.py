@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, parse_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE, index_files
@@ -15,8 +16,6 @@ from clusterq_common.sharing.makers import maker_of, say_maker
 from clusterq_common.sharing.objects import ObjectRemote
 from clusterq_common.sharing.offer import open_remote, parse_json
 from clusterq_common.sharing.remote import NotThereError, Writable, read_small
-
-FLAG = "shards push"
 
 
 @dataclass(frozen=True)
@@ -54,34 +53,35 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     Raises:
         ClusterqError: the address takes no sets, holds another one, or refuses; or the set's own signature does not hold.
     """
-    address = parse_address(text, allow_http=config.allow_http, flag=FLAG)
+    address = parse_address(text, allow_http=config.allow_http, setting=None)
     folder, manifest = shards.folder, shards.manifest
     say_maker(str(folder), maker_of(folder, manifest, config), config)
     if address.scheme not in {"hf", "s3", "gs"}:
         raise ClusterqError(
-            f"{FLAG}: {address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
+            f"{address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
             "means."
         )
     if public and address.scheme != "hf":
         raise ClusterqError(
-            f"--public: {address} is no dataset of the Hub, expected hf://; leave it out, and let the service's own tools say who may read."
+            f"{address} is no dataset of the Hub, expected hf://; leave it out, and let the service's own tools say who may read.",
+            setting="public",
         )
     before, commit = None, None
     with suppress(NotThereError):  # the usual case: nothing is there yet
-        remote, _ = open_remote(address, config, FLAG)
+        remote, _ = open_remote(address, config)
         commit = remote.revision
         before = _manifest_at(read_small(remote, MANIFEST, LARGEST_MANIFEST), f"{address}/{MANIFEST}")
     there = {} if before is None else {shard.file: shard.sha256 for shard in _shards(before)}
     ours = {shard.file: shard.sha256 for shard in _shards(manifest)}
     if before is not None and not overwrite and not there.items() <= ours.items():
         raise ClusterqError(
-            f"{FLAG}: {address} holds another set ({before.digest[:19]}...), expected nothing there, or an earlier state of {folder}; choose another "
-            "address, or pass --overwrite to replace it."
+            f"{address} holds another set ({before.digest[:19]}...), expected nothing there, or an earlier state of {folder}; choose another "
+            f"address, or pass {setting_name('overwrite')} to replace it."
         )
     place: Writable = (
-        HubFolder(address, allow_http=config.allow_http, public=public, before=commit, flag=FLAG)
+        HubFolder(address, allow_http=config.allow_http, public=public, before=commit)
         if address.scheme == "hf"
-        else ObjectRemote(address, flag=FLAG)
+        else ObjectRemote(address)
     )
     new = [shard for shard in _shards(manifest) if there.get(shard.file) != shard.sha256]
     removed = sorted(there.keys() - ours.keys())
@@ -95,7 +95,7 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
 
 
 def _manifest_at(data: bytes, where: str) -> Manifest:
-    return parse_manifest(parse_json(data, where, FLAG), where)
+    return parse_manifest(parse_json(data, where, None), where)
 
 
 def _shards(manifest: Manifest) -> list[Shard]:

@@ -37,7 +37,7 @@ def located(named: str, flags: Flags) -> "Place":
     """
     from clusterq_common.sharing.place import locate
 
-    return locate(named, rules(flags), "SET")
+    return locate(named, rules(flags))
 
 
 def brought(named: str, flags: Flags) -> Path:

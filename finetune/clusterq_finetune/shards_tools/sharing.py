@@ -7,6 +7,7 @@ from typing import Any
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.diff import SetDiff, diff, images_to_look_at
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.verify import Problem
@@ -33,7 +34,7 @@ def fetch(address: str, out: Path | None, config: SharingConfig) -> dict[str, An
         raise ClusterqError(
             f"shards pull: {address} is no address, expected hf://, s3://, gs:// or https://; a folder needs no pull."
         )
-    offer = look(address, config, "shards pull")
+    offer = look(address, config, None)
     say_maker(offer.remote.shown, offer.maker, config)
     folder = pull(offer, config, out)
     return {**offer.origin().model_dump(mode="json"), "folder": str(folder), "maker": offer.maker.facts()}
@@ -62,7 +63,7 @@ def sign_set(folder: Path, key_file: Path, *, overwrite: bool) -> Signature:
     before = None if overwrite else read_signature(shards.folder)
     if before is not None and before.public_key != made.public_key:
         raise ClusterqError(
-            f"{shards.folder / SIGNATURE} is of another key ({before.fingerprint}), expected none or one of yours; pass --overwrite to replace "
+            f"{shards.folder / SIGNATURE} is of another key ({before.fingerprint}), expected none or one of yours; pass {setting_name('overwrite')} to replace "
             "it."
         )
     write_signature(shards.folder, made)
@@ -70,7 +71,7 @@ def sign_set(folder: Path, key_file: Path, *, overwrite: bool) -> Signature:
 
 
 def signature_problems(maker: Maker, config: SharingConfig) -> list[Problem]:
-    """What `verify --trust` says of the maker: keys were named, and this set is of none of them."""
+    """What `verify` says of the maker: keys were named, and this set is of none of them."""
     if config.trust is None or maker.name is not None:
         return []
     return [Problem(SIGNATURE, None, f"{maker.told()}, and {config.trust} names no key that has signed it")]
@@ -107,5 +108,7 @@ def _short(value: Any) -> str:
 
 def _ask_passphrase() -> str:
     if not sys.stdin.isatty():
-        raise ClusterqError(f"--key: the key has a passphrase, and there is no terminal to ask for it; set {PASSPHRASE}.")
+        raise ClusterqError(
+            f"the key has a passphrase, and there is no terminal to ask for it; set {PASSPHRASE}.", setting="key"
+        )
     return getpass.getpass("Passphrase of the key: ")

@@ -36,8 +36,8 @@ def test_credentials_are_known_and_never_shown() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("http://example.org/set", "--allow-http"),
-        ("http://127.0.0.1.example.org/set", "--allow-http"),
+        ("http://example.org/set", "allow_http"),
+        ("http://127.0.0.1.example.org/set", "allow_http"),
         ("hg://datasets/a/b", "begins with hg://"),
         ("file:///etc", "begins with file://"),
         ("hf://models/a/b", "hf://datasets/TEAM/NAME"),

@@ -110,7 +110,7 @@ def test_another_set_is_replaced_only_when_asked(bucket: Any, tmp_path: Path) ->
     push(ShardSet.open(tmp_path / "set"), ADDRESS, PLAIN)
     write_set(tmp_path / "other", 5, seed=9)
     other = ShardSet.open(tmp_path / "other")
-    with pytest.raises(ClusterqError, match="holds another set"):
+    with pytest.raises(ClusterqError, match=r"holds another set .* pass overwrite to replace it\."):
         push(other, ADDRESS, PLAIN)
     assert look(ADDRESS, PLAIN).manifest == read_manifest(tmp_path / "set")
     sent = push(other, ADDRESS, PLAIN, overwrite=True)
@@ -164,5 +164,7 @@ def test_a_bucket_that_is_not_there(bucket: Any) -> None:
 
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(ClusterqError, match=r"--shards: the package s3fs is not installed.*pip install clusterq\[remote\]"):
+    with pytest.raises(
+        ClusterqError, match=r"s3://sets/team/digits: the package s3fs is not installed.*pip install clusterq\[remote\]"
+    ):
         look(ADDRESS, PLAIN)

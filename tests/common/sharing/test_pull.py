@@ -173,7 +173,7 @@ def test_several_files_at_a_time(server: Server, tmp_path: Path) -> None:
 def test_too_large_a_set_moves_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address, told = server
     small = SharingConfig(max_bytes="10kB")
-    with pytest.raises(ClusterqError, match=r"--max-bytes: the set at .* expected at most 10kB"):
+    with pytest.raises(ClusterqError, match=r"max_bytes: the set at .* expected at most 10kB"):
         fetched(address, tmp_path / "out", small)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -138,7 +138,7 @@ def test_files_of_trusted_keys(tmp_path: Path, keys: dict[str, Path]) -> None:
         f"a b {kind} {text}",
     ):
         (tmp_path / "trust").write_text(broken)
-        with pytest.raises(ClusterqError, match="--trust: "):
+        with pytest.raises(ClusterqError, match="trust: "):
             read_trusted(tmp_path / "trust")
     with pytest.raises(ValueError, match="no key"):
         parse_public("ssh-ed25519", text.replace("AAAAC3", "AAAAC4"))
@@ -147,15 +147,15 @@ def test_files_of_trusted_keys(tmp_path: Path, keys: dict[str, Path]) -> None:
 def test_a_signed_set_has_a_known_maker(tmp_path: Path, keys: dict[str, Path]) -> None:
     write_set(tmp_path / "set")
     assert judged(tmp_path / "set") == "unsigned: who made it cannot be told"
-    with pytest.raises(ClusterqError, match=r"--require-signed: .*set is unsigned"):
+    with pytest.raises(ClusterqError, match=r"require_signed: .*set is unsigned"):
         judged(tmp_path / "set", trusting(keys, "a"))
     signed(tmp_path / "set", keys["a"])
     assert judged(tmp_path / "set", trusting(keys, "a")).startswith("signed by team A (SHA256:")
     assert judged(tmp_path / "set").startswith("signed by a key that you have not named")
-    with pytest.raises(ClusterqError, match=r"--require-signed: .* is signed by a key that you have not named"):
+    with pytest.raises(ClusterqError, match=r"require_signed: .* is signed by a key that you have not named"):
         judged(tmp_path / "set", trusting(keys, "b"))
     assert "not named" in judged(tmp_path / "set", trusting(keys, "b", required=False))
-    with pytest.raises(ClusterqError, match="there is no --trust"):
+    with pytest.raises(ClusterqError, match="there is no trust"):
         judged(tmp_path / "set", SharingConfig(require_signed=True))
 
 
@@ -305,10 +305,10 @@ def test_the_rules_are_applied_before_anything_large_moves(
     server: tuple[str, Behaviour], site: Path, tmp_path: Path, keys: dict[str, Path]
 ) -> None:
     address, told = server
-    with pytest.raises(ClusterqError, match=f"--require-signed: {address} is unsigned"):
+    with pytest.raises(ClusterqError, match=f"require_signed: {address} is unsigned"):
         locate(address, trusting(keys, "a"))
     signed(site / "set", keys["a"])
-    with pytest.raises(ClusterqError, match="--require-signed"):
+    with pytest.raises(ClusterqError, match="require_signed"):
         locate(address, trusting(keys, "b"))
     told.replaced = {SIGNATURE: b"x" * 20_000}
     with pytest.raises(ClusterqError, match="more than 16384 bytes"):
@@ -337,7 +337,7 @@ def test_web_servers_take_no_sets(server: tuple[str, Behaviour], site: Path) -> 
     address, _ = server
     with pytest.raises(ClusterqError, match="takes no files, expected hf://"):
         push(ShardSet.open(site / "set"), address, SharingConfig())
-    with pytest.raises(ClusterqError, match="--public: s3://bucket/x is no dataset of the Hub"):
+    with pytest.raises(ClusterqError, match="public: s3://bucket/x is no dataset of the Hub"):
         push(ShardSet.open(site / "set"), "s3://bucket/x", SharingConfig(), public=True)
 
 
