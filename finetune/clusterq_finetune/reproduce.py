@@ -12,7 +12,7 @@ from clusterq_common.run.run_folder import RESULT, STUDENT
 from clusterq_common.settings import merged
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.sharing.config import SharingConfig
-from clusterq_common.sharing.place import locate
+from clusterq_common.sharing.place import locate, saved_folder
 from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
@@ -61,7 +61,7 @@ def reproduce(
     refuse_foreign_code(settings, given, file, looks_at=(ARCH, WEIGHTS))
     config = FinetuneConfig.validated(merged(settings, given), source=str(path))
     rules = sharing or SharingConfig()
-    place = locate(shards_path or config.shards, rules)
+    place = locate(shards_path or saved_folder(config.shards, file), rules)
     shards = ShardSet.open(place.folder)
     if shards.manifest.digest != saved["shards"]["digest"]:
         raise ClusterqError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import without_secrets
 from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 from clusterq_common.shards.read import shard_folder
 from clusterq_common.sharing.address import is_address
@@ -52,6 +53,21 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
     manifest, maker = describe_folder(folder, config)
     say_maker(str(folder), maker, config)
     return Place(folder, manifest.digest, maker)
+
+
+def saved_folder(saved: str | Path, file: Path) -> str:
+    """The folder of shards that a saved file names. The file may be a stranger's, so an address in it is not asked for by itself.
+
+    Raises:
+        ClusterqError: it names an address.
+    """
+    if is_address(str(saved)):
+        raise ClusterqError(
+            f"{file} names the address {without_secrets(str(saved))}, expected it on the command line, since a file may come from anyone; pass "
+            "it, if it is the set that you want.",
+            setting="shards",
+        )
+    return str(saved)
 
 
 def describe_folder(folder: Path, config: SharingConfig) -> tuple[Manifest, Maker]:

@@ -94,14 +94,15 @@ def finetune(
         values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
         saved = values.pop("shards", None)
         values.pop("shards_digest", None)  # of the set then; the one now is its own
-        path = shards or saved
-        if path is None:
+        if shards is None and saved is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
+        from clusterq_common.sharing.place import saved_folder
         from clusterq_finetune import commands
         from clusterq_finetune.evaluation.predictions import KeptPredictions
         from clusterq_finetune.evaluation.summary import summary_lines
 
         keep = KeptPredictions(probabilities, predictions_csv)
+        path = shards or saved_folder(saved, config or Path())
         result = commands.finetune(
             values,
             path,
