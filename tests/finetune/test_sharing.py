@@ -130,9 +130,14 @@ def test_a_student_from_an_address_names_it_and_no_credentials(
         assert "me:" + "secret" not in everything
         assert "hidden" not in everything
         told.password, told.asked[:] = None, []
-        again = finetune(
-            "reproduce", tmp_path / "out", "--out", tmp_path / "again", "--arch", FACTORY, "--weights", digits_teacher.weights
-        )
+        for words in (("--config", tmp_path / "out" / "config.yaml"), ("reproduce", tmp_path / "out")):
+            unasked = finetune(*words, "--out", tmp_path / "unasked")
+            assert unasked.code == 2
+            assert f"--shards: {tmp_path}" in unasked.err
+            assert f"names the address {address}/shards, expected it on the command line" in unasked.err
+        assert told.asked == [], "a file asks no server"
+        weights = ("--arch", FACTORY, "--weights", digits_teacher.weights)
+        again = finetune("reproduce", tmp_path / "out", "--shards", f"{address}/shards", "--out", tmp_path / "again", *weights)
         assert again.code == 0, again.err
         assert "identical" in again.out
         assert told.shards_asked() == [], "the cache has them"
