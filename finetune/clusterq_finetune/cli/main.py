@@ -241,7 +241,7 @@ def reproduce(
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")] = Path("reproduced"),
     shards: Annotated[
         str | None,
-        typer.Option("--shards", help="Where the shards are now: a folder or an address.", show_default="where they were then"),
+        typer.Option("--shards", help="Folder or address of the shards.", show_default="where they were then"),
     ] = None,
     arch: Arch = None,
     weights: Weights = None,

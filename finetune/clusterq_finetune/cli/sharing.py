@@ -139,7 +139,7 @@ def diff(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What differs between two sets: teacher, settings, counts, and images, which are compared by their labels and pixels."""
+    """Compare two sets: teacher, settings, counts, and images, by their labels and pixels."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import sharing
@@ -156,7 +156,7 @@ def diff(
 @app.command(epilog=examples("clusterq-finetune shards log both/"))
 @with_flags(SHARING, typer.Option)
 def log(flags: Flags, folder: Set, as_json: Json = False, debug: Debug = False) -> None:
-    """How a set came to be: emitted, extended, merged, cut, mended; of an address only the small files are fetched."""
+    """Print how a set came to be: emitted, extended, merged, cut, mended; of an address only the small files are fetched."""
 
     def go() -> None:
         from clusterq_common.shards import history
