@@ -15,15 +15,6 @@ SHOWN_PROBLEMS = 50
 SHOWN_ROWS = 50
 
 
-def manifest_of(path: Path) -> Manifest:
-    """The manifest of a set.
-
-    Raises:
-        ClusterqError: there is none, or it cannot be used.
-    """
-    return read_manifest(shard_folder(path))
-
-
 def describe(manifest: Manifest) -> list[str]:
     """A summary in lines."""
     spec, teacher = manifest.teacher.spec, manifest.teacher
