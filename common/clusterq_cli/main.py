@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 from clusterq_cli.flags import flag_of
 from clusterq_common.errors import ClusterqError
-from clusterq_common.escape import shell_command
+from clusterq_common.escape import shell_command, without_secrets
 from clusterq_common.files import final_name
 from clusterq_common.progress.console import is_main_process, quietly, say
 from clusterq_common.setting_names import in_a_command, settings_spelled_by
@@ -79,7 +79,7 @@ def same_command(program: str, *more: str) -> str:
         program: its name.
         more: flags to add where they are not given. `--overwrite` is left out: it would delete what is finished.
     """
-    words = [word for word in sys.argv[1:] if word not in {"--overwrite", *more}]
+    words = [without_secrets(word) for word in sys.argv[1:] if word not in {"--overwrite", *more}]
     started = program
     if os.environ.get("WORLD_SIZE", "1") != "1":
         started = f"torchrun ... -m {program.replace('-', '_')} --"
@@ -127,7 +127,7 @@ def _drop_stdout() -> None:
 def _leave(sentence: str, code: int, *, debug: bool) -> None:
     if debug:
         for line in traceback.format_exc().splitlines():
-            say(line)
+            say(without_secrets(line))
     # An interruption reaches all of torchrun's processes alike; an error may be one's own.
     if code == USER_ERROR or is_main_process():
         for line in (f"Error: {sentence}" if code == USER_ERROR else sentence).splitlines():

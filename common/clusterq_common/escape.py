@@ -1,4 +1,4 @@
-"""Received text on its way out: to a terminal, a shell, Markdown or a spreadsheet. One function for each; pages have `html/text.py`.
+"""Text on its way out: to a terminal, a shell, Markdown or a spreadsheet. One function for each; pages have `html/text.py`.
 
 Names, notes and settings of a manifest, a result or a file may be a stranger's. None of them moves a cursor, begins a line, ends a
 block or becomes a command.
@@ -22,6 +22,8 @@ _MARKDOWN = re.compile(r"[\\*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "&#96;"})
 # What makes a block at the beginning of a line: a heading, a list, a rule, a table.
 _BLOCK = re.compile(r"^(?:([#+=:-])|([0-9]+)([.)]))")
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"]*@")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^?\s'\"]*)\?[^\s'\"]*")
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -34,6 +36,15 @@ def one_line(text: object) -> str:
     whole = str(text)
     shown = whole if len(whole) <= LONGEST else f"{whole[:LONGEST]} ..."
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), BREAKS.sub(" ", shown).replace("\t", " "))
+
+
+def without_secrets(text: str) -> str:
+    """Text whose addresses have lost what may be credentials: `NAME:PASSWORD@` in front of the server, everything behind `?`.
+
+    >>> without_secrets("from https://me:pass@host/set?token=1 to out")
+    'from https://host/set to out'
+    """
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 
 
 def encodable(text: str, encoding: str | None) -> str:

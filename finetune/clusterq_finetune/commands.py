@@ -28,6 +28,8 @@ from clusterq_common.run.kept import InFolder
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, PREDICTIONS, RESULT, STUDENT, open_run_folder
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.place import also_here, locate, pinned
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.trust import remember_code
 from clusterq_finetune.budget import fit_into, plan_of_run
@@ -51,11 +53,13 @@ from clusterq_report.command import report_at_end
 
 # GDFQ's line has one set of values for CIFAR and one for ImageNet.
 LARGEST_SMALL_IMAGE = 64
+# The usual limits for sets from addresses, and no rule on who made them.
+ANY_MAKER = SharingConfig()
 
 
 def finetune(
     flags: dict[str, dict[str, Any]],
-    shards_path: Path,
+    shards_path: str | Path,
     out: Path | None,
     val: Path | None,
     classes: Path | None,
@@ -64,30 +68,33 @@ def finetune(
     overwrite: bool,
     dry_run: bool,
     keep: KeptPredictions = NOTHING_MORE,
+    sharing: SharingConfig = ANY_MAKER,
     time_budget: float | None = None,
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
     Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
     first one writes, and has the result. `keep` says what is kept of each image beyond the usual. `time_budget` is in seconds: a new
-    run's steps are planned to fit.
+    run's steps are planned to fit. `shards_path` may be an address, and `sharing`
+    says what is asked of a set.
 
     Raises:
-        ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
+        ClusterqError: see `locate`, `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
     with process_group() as ranks, ExitStack() as held:
         choice = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, time_budget, **choice)
+        result = _finetune(flags, shards_path, out, val, classes, keep, sharing, ranks, held, time_budget, **choice)
     return result if ranks.first else {}
 
 
 def _finetune(
     flags: dict[str, dict[str, Any]],
-    shards_path: Path,
+    shards_path: str | Path,
     out: Path | None,
     val: Path | None,
     classes: Path | None,
     keep: KeptPredictions,
+    sharing: SharingConfig,
     ranks: Ranks,
     held: ExitStack,
     time_budget: float | None,
@@ -100,11 +107,12 @@ def _finetune(
     keep.need(val)
     if flags.get("output", {}).get("tensorboard"):
         need_tensorboard()
-    shards = ShardSet.open(shards_path)
+    place = also_here(ranks.from_first(lambda: locate(shards_path, sharing)), shards_path, sharing)
+    shards = ShardSet.open(place.folder)
     run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
     large = shards.manifest.teacher.spec.longer_side > LARGEST_SMALL_IMAGE
-    where = str(shards.folder.resolve())
+    where = place.address or str(shards.folder.resolve())
     config = resolve(flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
     need_choice(config, shards)
@@ -189,6 +197,7 @@ def _finetune(
             "digest": shards.manifest.digest,
             "training_images": shards.manifest.splits["train"].samples,
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
+            **pinned(place),
         },
         **({"bits": chosen} if chosen else {}),
         "calibrated": {},

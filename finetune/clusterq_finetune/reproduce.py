@@ -11,6 +11,8 @@ from clusterq_common.progress.console import info
 from clusterq_common.run.run_folder import RESULT, STUDENT
 from clusterq_common.settings import merged
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.place import locate, saved_folder
 from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
@@ -27,16 +29,23 @@ BATCH = 128
 
 
 def reproduce(
-    path: Path, out: Path, shards_path: Path | None, *, teacher: dict[str, str] | None = None, report: bool = True
+    path: Path,
+    out: Path,
+    shards_path: str | Path | None,
+    *,
+    teacher: dict[str, str] | None = None,
+    report: bool = True,
+    sharing: SharingConfig | None = None,
 ) -> dict[str, Any]:
     """Repeat a fine-tuning with the same shards, teacher, settings, seed and threads into `out`.
 
     Args:
         path: its result.json, or the folder that holds it.
         out: folder of the new run.
-        shards_path: where the shards are now; where they were then when None.
+        shards_path: folder or address where the shards are now; where they were then when None.
         teacher: fields of the teacher's settings that the command line gives, instead of the result's.
         report: whether the new run draws its page.
+        sharing: limits for a set at an address, and whose sets are taken.
 
     Returns:
         `verdict`: `identical` (byte for byte), `equivalent` or `different`; both digests; where the bytes differ, the largest difference of a
@@ -51,7 +60,9 @@ def reproduce(
     settings, given = section(saved["settings"]), {"teacher": teacher or {}}
     refuse_foreign_code(settings, given, file, looks_at=(ARCH, WEIGHTS))
     config = FinetuneConfig.validated(merged(settings, given), source=str(path))
-    shards = ShardSet.open(shards_path or Path(config.shards))
+    rules = sharing or SharingConfig()
+    place = locate(shards_path or saved_folder(config.shards, file), rules)
+    shards = ShardSet.open(place.folder)
     if shards.manifest.digest != saved["shards"]["digest"]:
         raise ClusterqError(
             f"--shards: {shards.folder} has digest {shards.manifest.digest[:19]}, {path} was made from {saved['shards']['digest'][:19]}; "
@@ -62,7 +73,7 @@ def reproduce(
     flags = {section: values[section] for section in ("quant", "recipe", "runtime")}
     flags["output"] = {"report": report}
     flags["teacher"] = {name: value for name, value in values["teacher"].items() if value is not None}
-    result = finetune(flags, shards.folder, out, None, None, resume=False, overwrite=False, dry_run=False)
+    result = finetune(flags, shards.folder, out, None, None, resume=False, overwrite=False, dry_run=False, sharing=rules)
     if not result:
         return {}  # not the first of several processes
     if result["teacher"]["digest"] != saved["teacher"]["digest"]:

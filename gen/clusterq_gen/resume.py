@@ -7,7 +7,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import PARTIAL_SUFFIX, final_name, sha256_file
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
-from clusterq_common.shards.write import INDEX_FILES
+from clusterq_common.shards.write import SET_FILES
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.bank.config import SHARED, is_bank
@@ -32,7 +32,7 @@ def set_to_extend(
         if overwrite:
             Journal(folder, {}).close()
             for path in folder.iterdir():
-                if path.name in INDEX_FILES or SHARD_NAME.fullmatch(final_name(path.name)):
+                if path.name in SET_FILES or SHARD_NAME.fullmatch(final_name(path.name)):
                     path.unlink()
         strangers = [path for path in folder.iterdir() if not _ours(path)]
         if before is None and strangers:
@@ -49,7 +49,7 @@ def set_to_extend(
 
 def _ours(path: Path) -> bool:
     name = final_name(path.name)
-    return name in INDEX_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
+    return name in SET_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
 
 
 def _refuse_another(

@@ -66,6 +66,11 @@ def quietly(quiet: bool) -> Iterator[None]:
         _quiet = before
 
 
+def shows_progress() -> bool:
+    """Return whether other packages may draw bars of their own: not when quiet, within `heard_by`, or off a terminal."""
+    return _listener.get() is None and not _quiet and is_main_process() and sys.stderr.isatty()
+
+
 def is_main_process() -> bool:
     """Return whether this process prints: of those that torchrun starts, the first."""
     return os.environ.get("RANK", "0") == "0"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from clusterq_common.escape import without_secrets
 from clusterq_common.files import atomic_write
 
 PACKAGES = ("clusterq", "torch", "pytorchcv", "webdataset", "numpy", "pillow", "safetensors")
@@ -57,7 +58,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "command": sys.argv,
+        "command": [without_secrets(word) for word in sys.argv],
     }
 
 

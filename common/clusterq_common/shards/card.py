@@ -31,7 +31,7 @@ def dataset_card(manifest: Manifest) -> str:
 - images: {spec.channels} x {spec.height} x {spec.width}, 8-bit PNG, {spec.num_classes} classes; normalised with mean {_list(spec.mean)}, std {_list(spec.std)}
 - {100 * manifest.pixels.clipped:.2f} % of the pixel values lie at an end of their range
 - the teacher's mean confidence in its top-1 is {100 * manifest.mean_confidence:.1f} %
-- the whole set: `{manifest.digest}`
+- the whole set: `{manifest.digest}`, version {set_version(manifest)}
 
 ## How it was made
 {_making(manifest)}
@@ -53,6 +53,12 @@ clusterq-finetune --shards THIS_FOLDER --bits w4a4 --arch {arch}
 `manifest.json` holds the SHA-256 of every shard; clusterq checks them before it uses the set. Any reader of webdataset tars reads
 it too: `datasets.load_dataset("THIS_FOLDER")`, `webdataset`, `wids` (`wids-train.json`), timm (`_info.json`).
 """
+
+
+def set_version(manifest: Manifest) -> str:
+    """How many times the set was made or extended, and which set that is: `2+1f0c55aa`, from the manifest alone."""
+    rounds = len(manifest.generation.rounds) if manifest.generation else 1
+    return f"{rounds}+{manifest.digest.removeprefix('sha256:')[:8]}"
 
 
 def holds_given(manifest: Manifest) -> bool:
@@ -107,6 +113,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
     return {
         **({"license": one_line(manifest.license.lower())} if manifest.license else {}),
         "pretty_name": one_line(_title(manifest)),
+        "version": set_version(manifest),
         "task_categories": ["image-classification"],
         "size_categories": [_size_category(sum(split.samples for split in manifest.splits.values()))],
         "tags": [*([] if holds_given(manifest) else ["synthetic", "data-free-quantization"]), "webdataset", "clusterq"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import final_name
+from clusterq_common.files import atomic_write, final_name
 from clusterq_common.run.environment import commit, versions
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.setting_names import setting_name
@@ -28,7 +28,8 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import good_samples
 from clusterq_common.shards.write import (
-    INDEX_FILES,
+    PARENT_SIGNATURES,
+    SET_FILES,
     DiskFullError,
     Written,
     index_files,
@@ -45,8 +46,17 @@ MADE = ".derivation"
 LARGEST_LIST = 1 << 24
 
 
-def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, advance: Advance = lambda _: None) -> Manifest:
+def merge(
+    sets: list[ShardSet],
+    out: Path,
+    *,
+    drop_duplicates: bool = False,
+    signatures: bytes | None = None,
+    advance: Advance = lambda _: None,
+) -> Manifest:
     """One set of all images of several sets of one teacher.
+
+    `signatures` is the file of signatures under the sets and their parents (`sharing.signature`), as in the functions below.
 
     Raises:
         ClusterqError: sets of different teachers, images, normalisations or class names, the same image twice, or `out` in use.
@@ -93,7 +103,7 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
     names: list[SplitName] = [name for name in ("train", "heldout") if any(name in one.manifest.splits for one in sets)]
     settings = {"drop_duplicates": drop_duplicates}
     with _new_set(out):
-        return _write(sets, out, {name: samples(name) for name in names}, "merge", settings, advance)
+        return _write(sets, out, {name: samples(name) for name in names}, "merge", settings, signatures, advance)
 
 
 def subset(
@@ -103,6 +113,7 @@ def subset(
     classes: list[int] | None = None,
     per_class: int | None = None,
     min_confidence: float = 0.0,
+    signatures: bytes | None = None,
     advance: Advance = lambda _: None,
 ) -> Manifest:
     """The first images of a set that fit: of some classes, at most so many of each, of which the teacher is sure enough.
@@ -138,10 +149,12 @@ def subset(
 
     settings = {"classes": classes, "per_class": per_class, "min_confidence": min_confidence}
     with _new_set(out):
-        return _write([source], out, {name: samples(name) for name in manifest.splits}, "subset", settings, advance)
+        return _write([source], out, {name: samples(name) for name in manifest.splits}, "subset", settings, signatures, advance)
 
 
-def repair(folder: Path, manifest: Manifest, out: Path, *, advance: Advance = lambda _: None) -> Manifest:
+def repair(
+    folder: Path, manifest: Manifest, out: Path, *, signatures: bytes | None = None, advance: Advance = lambda _: None
+) -> Manifest:
     """Everything of a damaged set that can still be read, as a new set.
 
     Raises:
@@ -149,7 +162,7 @@ def repair(folder: Path, manifest: Manifest, out: Path, *, advance: Advance = la
     """
     parts = {name: good_samples(folder, manifest, name) for name in manifest.splits}
     with _new_set(out):
-        return _write([ShardSet(folder, manifest)], out, parts, "repair", {}, advance)
+        return _write([ShardSet(folder, manifest)], out, parts, "repair", {}, signatures, advance)
 
 
 @contextmanager
@@ -184,6 +197,7 @@ def _write(
     parts: dict[SplitName, Iterator[Sample]],
     operation: str,
     settings: dict[str, Any],
+    signatures: bytes | None,
     advance: Advance,
 ) -> Manifest:
     first = sets[0].manifest
@@ -224,6 +238,9 @@ def _write(
     )
     for file in index_files(manifest):
         _will_make(out, file)
+    if signatures is not None:
+        _will_make(out, PARENT_SIGNATURES)
+        atomic_write(out / PARENT_SIGNATURES, signatures)
     return write_manifest(out, manifest)
 
 
@@ -255,7 +272,7 @@ def _remove_unfinished(out: Path) -> None:
         return
     listed = note.read_text(encoding="utf-8", errors="replace").splitlines()
     # The list may have come with the folder: no name but those of a set's files is followed.
-    ours = {name for name in listed if SHARD_NAME.fullmatch(name) or name in INDEX_FILES}
+    ours = {name for name in listed if SHARD_NAME.fullmatch(name) or name in SET_FILES}
     for path in out.iterdir():
         if final_name(path.name) in ours:
             path.unlink()

@@ -27,7 +27,7 @@ MEANING: Final = "meaning"
 GIVEN: Final = "given"
 LARGEST_MANIFEST = 64 * 1024 * 1024
 # Manifests without a digest of their own of which this process has said so.
-_said_of: set[Path] = set()
+_said_of: set[str] = set()
 SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")
 
 SplitName = Literal["train", "heldout"]
@@ -223,8 +223,17 @@ def read_manifest(folder: Path) -> Manifest:
         values = read_json(path, what=f"a {MANIFEST}", largest=LARGEST_MANIFEST)
     except ClusterqError as error:
         raise ClusterqError(f"{error}", setting="shards") from error
+    return parse_manifest(values, str(path))
+
+
+def parse_manifest(values: Any, path: str) -> Manifest:
+    """Check the values of a manifest that lies, or lay, at `path` (a file or an address, for errors).
+
+    Raises:
+        ClusterqError: of another format, inconsistent, or not as it was written.
+    """
     _check_format(path, values.get("format") if isinstance(values, dict) else None)
-    manifest = Manifest.validated(values, source=str(path))
+    manifest = Manifest.validated(values, source=path)
     if manifest.meaning is None:
         if path not in _said_of:
             _said_of.add(path)
@@ -240,7 +249,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _check_format(path: Path, found: object) -> None:
+def _check_format(path: str, found: object) -> None:
     if found in FORMATS:
         return
     version = re.fullmatch(rf"{FORMAT_NAME}/([0-9]{{1,6}})", found) if isinstance(found, str) else None

@@ -15,6 +15,7 @@ import webdataset
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write
+from clusterq_common.progress.console import info
 from clusterq_common.shards.card import dataset_card, timm_info, wids_index
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.manifest import MANIFEST, MEANING, Manifest, Shard, Split, SplitName, meaning_of
@@ -25,6 +26,11 @@ LARGEST_SHARD = 8192
 BYTES_PER_SHARD = 1 << 30
 # What lies beside the shards of a set.
 INDEX_FILES = ("README.md", "_info.json", "wids-train.json", "wids-heldout.json", MANIFEST)
+# Who made it, and who made the sets that it comes from (`sharing.signature`); a set need not have them.
+SIGNATURE = "manifest.signature.json"
+PARENT_SIGNATURES = "parents.signatures.json"
+# All that may lie beside the shards of a set.
+SET_FILES = (*INDEX_FILES, SIGNATURE, PARENT_SIGNATURES)
 
 
 class DiskFullError(ClusterqError):
@@ -118,15 +124,33 @@ def index_files(manifest: Manifest) -> list[str]:
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write the dataset card and the indexes of other tools, then manifest.json: with it the set is complete.
 
-    Returns what is written: the manifest with the digest of its own meaning.
+    Returns what is written: the manifest with the digest of its own meaning. A signature under another one is removed.
     """
+    write_card(folder, manifest)
+    written = manifest.model_copy(update={MEANING: meaning_of(manifest.model_dump(mode="json"))})
+    text = json.dumps(written.model_dump(mode="json"), indent=2) + "\n"
+    _remove_signature_of_another(folder, text)
+    atomic_write(folder / MANIFEST, text)
+    return written
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Write what only repeats the manifest: the dataset card and the indexes of other tools."""
     atomic_write(folder / "README.md", dataset_card(manifest))
     atomic_write(folder / "_info.json", json.dumps(timm_info(manifest), indent=2) + "\n")
     for split in manifest.splits:
         atomic_write(folder / f"wids-{split}.json", json.dumps(wids_index(manifest, split), indent=2) + "\n")
-    written = manifest.model_copy(update={MEANING: meaning_of(manifest.model_dump(mode="json"))})
-    atomic_write(folder / MANIFEST, json.dumps(written.model_dump(mode="json"), indent=2) + "\n")
-    return written
+
+
+def _remove_signature_of_another(folder: Path, text: str) -> None:
+    """A set that was extended needs its maker's signature anew: the old one is under what its manifest said before."""
+    signature = folder / SIGNATURE
+    if not signature.is_file() or ((folder / MANIFEST).is_file() and (folder / MANIFEST).read_text(encoding="utf-8") == text):
+        return
+    signature.unlink()
+    info(
+        f"Note: the set in {folder} has changed, so its signature was removed; sign it again with `clusterq-finetune shards sign`."
+    )
 
 
 class _NothingToWriteError(Exception):

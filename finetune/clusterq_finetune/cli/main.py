@@ -14,7 +14,8 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.settings import merged, read_yaml, under_present_names
 from clusterq_finetune.cli import figures, runs, students
-from clusterq_finetune.cli import shards as shards_cli
+from clusterq_finetune.cli import sharing as sharing_cli
+from clusterq_finetune.cli.named_set import PLACES, SHARING, rules
 from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, print_lines
 from clusterq_finetune.config import SECTIONS, FinetuneConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
@@ -32,12 +33,12 @@ app = App(help="Turn a classifier into a low-bit one from synthetic shards, and 
 
 
 @app.callback(invoke_without_command=True, epilog=f"{EXAMPLES}\n\n{EXIT_CODES}")
-@with_flags(SECTIONS, typer.Option, recipe_notes())
+@with_flags({**SECTIONS, **SHARING}, typer.Option, recipe_notes())
 def finetune(
     flags: dict[str, dict[str, Any]],
     context: typer.Context,
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="A run folder of clusterq-gen, or a folder of shards.")
+        str | None, typer.Option("--shards", help=f"A run folder of clusterq-gen, a folder of shards, or an address: {PLACES}")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the student.", show_default="finetune-BITS beside the shards")
@@ -63,20 +64,23 @@ def finetune(
         return
 
     def run() -> None:
+        sharing = rules(flags)
+        flags.pop("sharing", None)  # asked of the set now, no setting of the run
         values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
         saved = values.pop("shards", None)
         values.pop("shards_digest", None)  # of the set then; the one now is its own
-        path = shards or saved
-        if path is None:
+        if shards is None and saved is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
+        from clusterq_common.sharing.place import saved_folder
         from clusterq_finetune import commands
         from clusterq_finetune.evaluation.predictions import KeptPredictions
         from clusterq_finetune.evaluation.summary import summary_lines
 
         keep = KeptPredictions(probabilities, predictions_csv)
+        path = shards or saved_folder(saved, config or Path())
         result = commands.finetune(
             values,
-            Path(path),
+            path,
             out,
             val,
             classes,
@@ -84,6 +88,7 @@ def finetune(
             overwrite=overwrite,
             dry_run=dry_run,
             keep=keep,
+            sharing=sharing,
             time_budget=None if time_budget is None else parse_time_budget(time_budget),
         )
         print_lines(summary_lines(result), result, as_json=as_json)
@@ -116,7 +121,7 @@ add_report(
     "clusterq-finetune report out/finetune-w4a4",
     "clusterq-finetune report out/finetune-w4a4 --analyse",
 )
-app.add_typer(shards_cli.app, name="shards")
+app.add_typer(sharing_cli.app, name="shards")
 app.add_typer(figures.app, name="figures")
 
 

@@ -1,15 +1,17 @@
 """`clusterq-finetune reproduce` and `compare`: the commands on finished runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clusterq_cli.app import App, Arch, Debug, Json, Quiet, Weights, named_teacher
+from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
+from clusterq_finetune.cli.named_set import SHARING, rules
 
 app = App()
 
@@ -20,11 +22,14 @@ app = App()
         "clusterq-finetune reproduce result.json --shards theirs/ --out again/",
     )
 )
+@with_flags(SHARING, typer.Option)
 def reproduce(
+    flags: dict[str, dict[str, Any]],
     result: Annotated[Path, typer.Argument(help="result.json of a fine-tuning, or its folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")] = Path("reproduced"),
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="Folder of the shards.", show_default="where they were then")
+        str | None,
+        typer.Option("--shards", help="Folder or address of the shards.", show_default="where they were then"),
     ] = None,
     arch: Arch = None,
     weights: Weights = None,
@@ -40,7 +45,7 @@ def reproduce(
     def run() -> None:
         from clusterq_finetune.reproduce import reproduce
 
-        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page)
+        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page, sharing=rules(flags))
         if not report:
             return
         print_result(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")

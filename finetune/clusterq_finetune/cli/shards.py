@@ -13,28 +13,30 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
+from clusterq_finetune.cli.named_set import PLACES, SHARING, Flags, Out, Set, brought, located, rules
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 from clusterq_report.quality.config import QualityConfig
 
 app = App(help="Look at sets of shards, check them, merge them, cut them, mend them.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="A folder of shards, or a run folder of clusterq-gen.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or empty.", show_default=False)]
 
-
-@app.command(epilog=examples("clusterq-finetune shards info out/"))
-def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """Print a set's own description; nothing is verified but its manifest."""
+@app.command(
+    epilog=examples("clusterq-finetune shards info out/", "clusterq-finetune shards info hf://datasets/team/set --trust keys")
+)
+@with_flags(SHARING, typer.Option)
+def info(flags: Flags, folder: Set, as_json: Json = False, debug: Debug = False) -> None:
+    """Print a set's own description and who signed it; nothing is verified but its manifest, and of an address nothing else is fetched."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
+        from clusterq_finetune.shards_tools.about import about
 
-        manifest = commands.manifest_of(folder)
-        for line in commands.describe(manifest):
+        known = about(folder, rules(flags))
+        for line in [*commands.describe(known.manifest), *known.lines()]:
             print_result(line)
         if as_json:
-            print_json(manifest.model_dump(mode="json"))
+            print_json({**known.manifest.model_dump(mode="json"), "about": known.as_json()})
 
     run_guarded(go, debug=debug)
 
@@ -43,10 +45,13 @@ def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
     epilog=examples(
         "clusterq-finetune shards verify out/",
         "clusterq-finetune shards verify out/ --arch resnet18 --weights resnet18.pth --json",
+        "clusterq-finetune shards verify received/ --trust team-a.pub --require-signed",
     )
 )
+@with_flags(SHARING, typer.Option)
 def verify(
-    folder: Folder,
+    flags: Flags,
+    folder: Set,
     arch: Annotated[str | None, typer.Option("--arch", help="The teacher, to compare labels and logits too.")] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="Its weights.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of each split that the teacher looks at.")] = 256,
@@ -58,12 +63,23 @@ def verify(
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
+        from clusterq_finetune.shards_tools.sharing import signature_problems
 
-        manifest, problems = commands.verify(folder, arch, weights, samples)
+        place = located(folder, flags)
+        manifest, problems = commands.verify(place.folder, arch, weights, samples)
+        problems += signature_problems(place.maker, rules(flags))
+        print_result(f"maker: {place.maker.told()}")
         for line in commands.table(problems):
             print_result(line)
         if as_json:
-            print_json({"digest": manifest.digest, "ok": not problems, "problems": [vars(one) for one in problems]})
+            print_json(
+                {
+                    "digest": manifest.digest,
+                    "ok": not problems,
+                    "maker": place.maker.facts(),
+                    "problems": [vars(one) for one in problems],
+                }
+            )
         if problems:
             raise SystemExit(USER_ERROR)
 
@@ -76,10 +92,10 @@ def verify(
         "clusterq-finetune shards quality out/ --other-arch resnet56_cifar10 --real real/",
     )
 )
-@with_flags({"quality": QualityConfig, "evaluation": EvaluationConfig}, typer.Option)
+@with_flags({"quality": QualityConfig, "evaluation": EvaluationConfig, **SHARING}, typer.Option)
 def quality(
     flags: dict[str, dict[str, Any]],
-    folder: Folder,
+    folder: Set,
     arch: Annotated[
         str | None, typer.Option("--arch", help="The teacher.", show_default="as the run folder or the manifest says")
     ] = None,
@@ -113,7 +129,7 @@ def quality(
         config = QualityConfig.validated(flags.get("quality", {}))
         reading = EvaluationConfig.validated(flags.get("evaluation", {}))
         where = Where(arch, weights, other_arch, other_weights, real, real_classes, reading)
-        found = measure(folder, where, config, runtime, out)
+        found = measure(brought(folder, flags), where, config, runtime, out)
         for line in summary_lines(found):
             print_result(line)
         print_result(f"page: {out}")
@@ -129,8 +145,10 @@ def quality(
         "clusterq-finetune shards preview out/ --classes 0,3,10-19 --per-class 20",
     )
 )
+@with_flags(SHARING, typer.Option)
 def preview(
-    folder: Folder,
+    flags: Flags,
+    folder: Set,
     out: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("preview.png"),
     split: Annotated[SplitName, typer.Option("--split", metavar="<name>", help="train or heldout.")] = "train",
     classes: Annotated[str | None, typer.Option("--classes", help="E.g. 0,3,10-19; the first fifty if left out.")] = None,
@@ -142,15 +160,19 @@ def preview(
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
-        count = commands.preview(folder, out, split, parse_classes(classes), per_class)
+        count = commands.preview(brought(folder, flags), out, split, parse_classes(classes), per_class)
         print_result(f"{count} images: {out}")
 
     run_guarded(go, debug=debug)
 
 
 @app.command(epilog=examples("clusterq-finetune shards merge ours/ theirs/ --out both/"))
+@with_flags(SHARING, typer.Option)
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Two or more sets of one teacher.", show_default=False)],
+    flags: Flags,
+    folders: Annotated[
+        list[str], typer.Argument(help=f"Two or more sets of one teacher: folders or addresses ({PLACES}).", show_default=False)
+    ],
     out: Out,
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Keep the first of equal images instead of refusing.")
@@ -163,7 +185,7 @@ def merge(
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
-        _report(commands.merge(folders, out, drop_duplicates=drop_duplicates), out)
+        _report(commands.merge([brought(one, flags) for one in folders], out, drop_duplicates=drop_duplicates), out)
 
     run_guarded(go, debug=debug, quiet=quiet)
 
@@ -174,8 +196,10 @@ def merge(
         "clusterq-finetune shards subset out/ --min-confidence 0.9 --out sure/",
     )
 )
+@with_flags(SHARING, typer.Option)
 def subset(
-    folder: Folder,
+    flags: Flags,
+    folder: Set,
     out: Out,
     classes: Annotated[str | None, typer.Option("--classes", help="E.g. 0,3,10-19; all if left out.")] = None,
     per_class: Annotated[int | None, typer.Option("--per-class", min=1, help="Training images of a class, at most.")] = None,
@@ -191,19 +215,23 @@ def subset(
         from clusterq_finetune.shards_tools import commands
 
         chosen = parse_classes(classes)
-        _report(commands.subset(folder, out, classes=chosen, per_class=per_class, min_confidence=min_confidence), out)
+        _report(
+            commands.subset(brought(folder, flags), out, classes=chosen, per_class=per_class, min_confidence=min_confidence),
+            out,
+        )
 
     run_guarded(go, debug=debug, quiet=quiet)
 
 
 @app.command(epilog=examples("clusterq-finetune shards repair damaged/ --out mended/"))
-def repair(folder: Folder, out: Out, quiet: Quiet = False, debug: Debug = False) -> None:
+@with_flags(SHARING, typer.Option)
+def repair(flags: Flags, folder: Set, out: Out, quiet: Quiet = False, debug: Debug = False) -> None:
     """Save what can be read of a damaged set into a new one. (Its maker can make damaged shards again: clusterq-gen emit.)"""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
-        _report(commands.repair(folder, out), out)
+        _report(commands.repair(brought(folder, flags), out), out)
 
     run_guarded(go, debug=debug, quiet=quiet)
 

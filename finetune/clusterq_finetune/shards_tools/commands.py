@@ -10,18 +10,10 @@ from clusterq_common.shards import preview as pictures
 from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.shards.verify import Problem, verify_set
+from clusterq_common.sharing.parents import signatures_under
 
 SHOWN_PROBLEMS = 50
 SHOWN_ROWS = 50
-
-
-def manifest_of(path: Path) -> Manifest:
-    """The manifest of a set.
-
-    Raises:
-        ClusterqError: there is none, or it cannot be used.
-    """
-    return read_manifest(shard_folder(path))
 
 
 def describe(manifest: Manifest) -> list[str]:
@@ -116,7 +108,9 @@ def merge(paths: list[Path], out: Path, *, drop_duplicates: bool) -> Manifest:
     sets = [ShardSet.open(path) for path in paths]
     total = sum(split.samples for one in sets for split in one.manifest.splits.values())
     with progress("merging", total, images=1) as ticker:
-        return derive.merge(sets, out, drop_duplicates=drop_duplicates, advance=ticker.advance)
+        return derive.merge(
+            sets, out, drop_duplicates=drop_duplicates, signatures=signatures_under(sets), advance=ticker.advance
+        )
 
 
 def subset(path: Path, out: Path, *, classes: list[int] | None, per_class: int | None, min_confidence: float) -> Manifest:
@@ -124,7 +118,13 @@ def subset(path: Path, out: Path, *, classes: list[int] | None, per_class: int |
     shards = ShardSet.open(path)
     with progress("cutting", sum(split.samples for split in shards.manifest.splits.values()), images=1) as ticker:
         return derive.subset(
-            shards, out, classes=classes, per_class=per_class, min_confidence=min_confidence, advance=ticker.advance
+            shards,
+            out,
+            classes=classes,
+            per_class=per_class,
+            min_confidence=min_confidence,
+            signatures=signatures_under([shards]),
+            advance=ticker.advance,
         )
 
 
@@ -133,4 +133,5 @@ def repair(path: Path, out: Path) -> Manifest:
     folder = shard_folder(path)
     manifest = read_manifest(folder)
     with progress("repairing", sum(split.samples for split in manifest.splits.values()), images=1) as ticker:
-        return derive.repair(folder, manifest, out, advance=ticker.advance)
+        signatures = signatures_under([ShardSet(folder, manifest)])
+        return derive.repair(folder, manifest, out, signatures=signatures, advance=ticker.advance)

@@ -1,0 +1,152 @@
+"""What two sets have in common and what not: teacher, settings, counts, and the images themselves."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from clusterq_common.shards.manifest import Manifest, Shard, SplitName
+from clusterq_common.shards.read import ShardSet
+
+# Of the manifest, what is compared as it stands. Splits are compared by their images; the rest follows from these, or tells of the program.
+FACTS = (
+    "teacher",
+    "class_names",
+    "pixels",
+    "has_logits",
+    "generation",
+    "derivation",
+    "license",
+    "note",
+    "created_by",
+    "versions",
+)
+
+
+@dataclass
+class SplitDiff:
+    """Images of one split.
+
+    Attributes:
+        common: in both sets.
+        added: only in the second, by class index.
+        gone: only in the first, by class index.
+    """
+
+    common: int = 0
+    added: Counter[int] = field(default_factory=Counter)
+    gone: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class SetDiff:
+    """Differences between two sets.
+
+    Attributes:
+        facts: name of a fact, as `generation.settings.lr`, and what the first and the second set say; None where one says nothing.
+        splits: images, by split.
+    """
+
+    facts: dict[str, tuple[Any, Any]]
+    splits: dict[SplitName, SplitDiff]
+
+    @property
+    def same_images(self) -> bool:
+        """Whether no image is in one set alone."""
+        return not any(one.added or one.gone for one in self.splits.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "facts": {name: list(both) for name, both in self.facts.items()},
+            "splits": {
+                name: {"common": one.common, "added": dict(sorted(one.added.items())), "gone": dict(sorted(one.gone.items()))}
+                for name, one in self.splits.items()
+            },
+        }
+
+
+def diff(first: ShardSet, second: ShardSet, *, advance: Callable[[int], None] = lambda _: None) -> SetDiff:
+    """Compare two sets. An image is the same where its label and its pixels are, however they are encoded and wherever they lie.
+
+    Images of shards that both sets have are not looked at again: the manifest's digests stand for them, and the files' hashes were
+    compared when the sets were opened.
+
+    Args:
+        first: the earlier set, say.
+        second: the later one.
+        advance: called with the number of images that were looked at.
+
+    Raises:
+        ClusterqError: a tar holds what no shard of clusterq holds.
+    """
+    names = [name for name in ("train", "heldout") if name in first.manifest.splits or name in second.manifest.splits]
+    return SetDiff(
+        facts=_facts(first.manifest, second.manifest), splits={name: _images(first, second, name, advance) for name in names}
+    )
+
+
+def images_to_look_at(first: ShardSet, second: ShardSet) -> int:
+    """How many images a comparison reads."""
+    names: tuple[SplitName, ...] = ("train", "heldout")
+    return sum(
+        shard.samples
+        for name in names
+        for one, other in ((first, second), (second, first))
+        for shard in _apart(one, other, name)
+    )
+
+
+def _images(first: ShardSet, second: ShardSet, name: SplitName, advance: Callable[[int], None]) -> SplitDiff:
+    ours, theirs = (_seen(one, other, name, advance) for one, other in ((first, second), (second, first)))
+    shared = {shard.content for shard in _listed(first, name)} & {shard.content for shard in _listed(second, name)}
+    found = SplitDiff(common=sum(shard.samples for shard in _listed(first, name) if shard.content in shared))
+    # Counted: one image may be in a set several times.
+    common = ours & theirs
+    found.common += common.total()
+    for (label, _), count in (ours - common).items():
+        found.gone[label] += count
+    for (label, _), count in (theirs - common).items():
+        found.added[label] += count
+    return found
+
+
+def _seen(one: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[int], None]) -> Counter[tuple[int, bytes]]:
+    """Label and digest of each image in the shards that the other set does not have."""
+    apart = {shard.file for shard in _apart(one, other, name)}
+    seen: Counter[tuple[int, bytes]] = Counter()
+    if not apart:
+        return seen
+    split = one.split(name)
+    for number in range(len(split)):
+        if split.shard(number) in apart:
+            sample = split.read_sample(number)
+            seen[sample.label, sample.content] += 1
+            advance(1)
+    return seen
+
+
+def _apart(one: ShardSet, other: ShardSet, name: SplitName) -> list[Shard]:
+    there = {shard.content for shard in _listed(other, name)}
+    return [shard for shard in _listed(one, name) if shard.content not in there]
+
+
+def _listed(one: ShardSet, name: SplitName) -> list[Shard]:
+    split = one.manifest.splits.get(name)
+    return [] if split is None else split.shards
+
+
+def _facts(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:
+    ours, theirs = (_flat(one.model_dump(mode="json", include=set(FACTS))) for one in (first, second))
+    names = [*ours, *(name for name in theirs if name not in ours)]
+    return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[before + name] = value
+    return found

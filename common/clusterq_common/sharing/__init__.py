@@ -1,0 +1,1 @@
+"""Sets of shards at addresses: fetched, kept, sent, signed. Free of torch."""

@@ -1,0 +1,67 @@
+"""What this user's programs fetched from where: kept in the cache by the manifest's digest, never in a set, where anyone could write it."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import info
+from clusterq_common.settings import Settings
+from clusterq_common.shards.index import cache_folder
+from clusterq_common.shards.manifest import Digest
+from clusterq_common.sharing.signature import manifest_digest
+
+ORIGINS = "origins"
+LARGEST_RECORD = 1 << 16
+
+
+class Origin(Settings):
+    """Where a set was fetched from.
+
+    Attributes:
+        address: without credentials; of the Hub with the commit.
+        revision: that commit; None for places that have none.
+        digest: of the set.
+        manifest: of all that its manifest says: this, not the address, says which set it was.
+        changed: when the set was put there, as the server says.
+        fetched: when it was fetched, UTC.
+    """
+
+    address: str
+    revision: str | None
+    digest: Digest
+    manifest: Digest
+    changed: str | None
+    fetched: str
+
+
+def now_text() -> str:
+    """This moment, as records keep it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def remember_origin(origin: Origin) -> None:
+    """Write down where a set came from; a cache that cannot be written only costs the record."""
+    path = _record(origin.manifest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
+    except OSError as error:
+        info(f"Note: {path.parent} cannot be written ({error.strerror}), so later commands do not know the set's address.")
+
+
+def origin_of(folder: Path) -> Origin | None:
+    """Where this user fetched the set in a folder from; None where they did not, or it is not known any more."""
+    path = _record(manifest_digest(folder))
+    try:
+        if path.stat().st_size > LARGEST_RECORD:
+            return None
+        return Origin.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, ValidationError):
+        return None  # not there, or not to be read: the address is not known
+
+
+def _record(digest: str) -> Path:
+    return cache_folder() / ORIGINS / f"{digest.removeprefix('sha256:')}.json"

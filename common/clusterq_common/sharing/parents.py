@@ -1,0 +1,34 @@
+"""Signatures that go along when a set is made from others."""
+
+from clusterq_common.progress.console import warn
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE
+from clusterq_common.sharing.signature import (
+    Signature,
+    check_parents,
+    check_signature,
+    manifest_digest,
+    parents_file,
+    read_parents,
+    read_signature,
+)
+
+
+def signatures_under(sets: list[ShardSet]) -> bytes | None:
+    """The file of valid signatures under sets and under those that they come from, for a set made of them; None if there are none.
+
+    Raises:
+        ClusterqError: a signature does not hold.
+    """
+    found: dict[tuple[str, str], Signature] = {}
+    for one in sets:
+        own, of_parents = read_signature(one.folder), read_parents(one.folder)
+        if own is not None:
+            check_signature(own, one.manifest, manifest_digest(one.folder), str(one.folder / SIGNATURE))
+        check_parents(of_parents, one.manifest, str(one.folder / PARENT_SIGNATURES))
+        for signature in [*([own] if own is not None else []), *of_parents]:
+            found.setdefault((signature.set, signature.key), signature)
+    unsigned = [str(one.folder) for one in sets if read_signature(one.folder) is None]
+    if found and unsigned:
+        warn(f"{', '.join(unsigned)}: unsigned, so the new set has no signature for that part.")
+    return parents_file(list(found.values())) if found else None

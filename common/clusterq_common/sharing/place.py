@@ -1,0 +1,105 @@
+"""A set as a command line names it, by its folder or by its address: brought here, its maker judged and told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import without_secrets
+from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
+from clusterq_common.shards.read import shard_folder
+from clusterq_common.sharing.address import is_address
+from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.makers import Maker, maker_of, say_maker
+from clusterq_common.sharing.offer import look
+from clusterq_common.sharing.origin import origin_of
+from clusterq_common.sharing.pull import pull
+from clusterq_common.sharing.signature import manifest_digest
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a set lies now.
+
+    Attributes:
+        folder: of the set or, if that is what was named, of the run that it lies in.
+        digest: of the set.
+        maker: who signed it.
+        address: where it came from, without credentials and with its commit, if an address was named.
+    """
+
+    folder: Path
+    digest: str
+    maker: Maker
+    address: str | None = None
+
+
+def locate(named: str | Path, config: SharingConfig, setting: str | None = "shards") -> Place:
+    """Bring a set here where it lies at an address, and say who made it.
+
+    Args:
+        named: a folder of shards, a run folder, or an address.
+        config: limits, and whose sets are taken.
+        setting: what named it, for errors.
+
+    Raises:
+        ClusterqError: there is no usable set, it cannot be fetched, its signature does not hold, or the rules refuse it.
+    """
+    if is_address(str(named)):
+        offer = look(str(named), config, setting)
+        say_maker(offer.remote.shown, offer.maker, config)
+        return Place(pull(offer, config), offer.manifest.digest, offer.maker, offer.remote.shown)
+    folder = Path(named)
+    manifest, maker = describe_folder(folder, config)
+    say_maker(str(folder), maker, config)
+    return Place(folder, manifest.digest, maker)
+
+
+def saved_folder(saved: str | Path, file: Path) -> str:
+    """The folder of shards that a saved file names. The file may be a stranger's, so an address in it is not asked for by itself.
+
+    Raises:
+        ClusterqError: it names an address.
+    """
+    if is_address(str(saved)):
+        raise ClusterqError(
+            f"{file} names the address {without_secrets(str(saved))}, expected it on the command line, since a file may come from anyone; pass "
+            "it, if it is the set that you want.",
+            setting="shards",
+        )
+    return str(saved)
+
+
+def describe_folder(folder: Path, config: SharingConfig) -> tuple[Manifest, Maker]:
+    """The manifest and the maker of a set in a folder.
+
+    Raises:
+        ClusterqError: see `locate`.
+    """
+    inner = shard_folder(folder)
+    manifest = read_manifest(inner)
+    return manifest, maker_of(inner, manifest, config)
+
+
+def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
+    """The same set for another process of a job, which may run on another machine: it fetches what the first process has fetched.
+
+    Raises:
+        ClusterqError: what lies at the address is another set by now; or see `locate`.
+    """
+    if place.address is None or (place.folder / MANIFEST).is_file():
+        return place
+    found = locate(place.address if place.address.startswith("hf://") else named, config)
+    if found.digest != place.digest:
+        raise ClusterqError(
+            f"the set at {found.address} has changed while this job was started; start it again.", setting="shards"
+        )
+    return found
+
+
+def pinned(place: Place) -> dict[str, Any]:
+    """What a result keeps of a set beside its digest: its manifest's, its maker, and the address it was fetched from, now or before."""
+    folder = shard_folder(place.folder)
+    origin = origin_of(folder)
+    where = {} if origin is None else {"address": origin.address, "revision": origin.revision}
+    return {"manifest": manifest_digest(folder), **where, "maker": place.maker.facts()}

@@ -1,0 +1,387 @@
+"""Sets from web servers of every kind: good, slow, broken and false."""
+
+import base64
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.shards.manifest import Shard, read_manifest
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.verify import verify_set
+from clusterq_common.sharing import pull as pull_module
+from clusterq_common.sharing.cache import cached_set
+from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.fetch import fetch_shard, partial_name
+from clusterq_common.sharing.http import HttpRemote
+from clusterq_common.sharing.offer import look
+from clusterq_common.sharing.origin import origin_of
+from clusterq_common.sharing.place import also_here, locate
+from clusterq_common.sharing.pull import pull
+from clusterq_common.sharing.remote import CutOffError
+from tests.common.shard_samples import edit_manifest, write_set
+from tests.common.sharing.servers import Behaviour, serving
+
+PLAIN = SharingConfig()
+ONE = SharingConfig(parallel=1)
+FIRST, SECOND, THIRD = (f"synth-train-00000{number}.tar" for number in range(3))
+Server = tuple[str, Behaviour]
+
+
+def fetched(address: str, out: Path | None = None, config: SharingConfig = ONE) -> Path:
+    return pull(look(address, config), config, out)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_set_arrives_byte_for_byte_and_its_origin_is_known(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    folder = fetched(address, tmp_path / "out", PLAIN)
+    assert files(folder) == files(site / "set")
+    origin = origin_of(folder)
+    assert origin is not None
+    assert (origin.address, origin.digest) == (address, read_manifest(folder).digest)
+    assert told.asked[0][0] == "/set/manifest.json", "the description comes first"
+    assert sorted(told.shards_asked()) == [FIRST, SECOND, THIRD]
+
+
+def test_the_cache_is_used_again_and_damage_in_it_is_mended(server: Server) -> None:
+    address, told = server
+    place = locate(address, PLAIN)
+    assert place.folder.parent.name == "sets"
+    assert verify_set(place.folder, read_manifest(place.folder)) == []
+    told.asked.clear()
+    assert locate(address, PLAIN) == place
+    assert told.shards_asked() == []
+    (place.folder / SECOND).write_bytes(b"damaged")
+    locate(address, PLAIN)
+    assert told.shards_asked() == [SECOND]
+    assert ShardSet.open(place.folder).manifest.digest == place.digest
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_a_file_that_is_cut_off_is_gone_on_with(server: Server, ranges: bool, tmp_path: Path, site: Path) -> None:
+    address, told = server
+    told.ranges, told.cut, told.cuts_left = ranges, {FIRST: 3000}, 2
+    folder = fetched(address, tmp_path / "out")
+    assert files(folder) == files(site / "set")
+    asked = [part for path, part, _ in told.asked if path.endswith(FIRST)]
+    assert asked == ([None, "bytes=3000-", "bytes=6000-"] if ranges else [None, "bytes=3000-", "bytes=3000-"])
+
+
+def test_what_arrived_before_an_interruption_is_kept_for_the_next_call(server: Server, tmp_path: Path, site: Path) -> None:
+    address, told = server
+    told.cut = {SECOND: 1000}
+    with pytest.raises(CutOffError, match=rf"{SECOND} was cut off after 4000 of \d+ bytes"):
+        fetched(address, tmp_path / "out")
+    manifest = read_manifest(site / "set")
+    left = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert left[partial_name(manifest.splits["train"].shards[1])] == 4000
+    assert "manifest.json" not in left, "without a manifest it is no set"
+    told.cut.clear()
+    told.asked.clear()
+    fetched(address, tmp_path / "out")
+    assert files(tmp_path / "out") == files(site / "set")
+    assert next((path, part) for path, part, _ in told.asked if ".tar" in path) == (f"/set/{SECOND}", "bytes=4000-")
+    assert FIRST not in told.shards_asked()
+
+
+def test_other_bytes_are_refused_and_removed(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    data = bytearray((site / "set" / FIRST).read_bytes())
+    data[1000] ^= 1
+    told.replaced = {FIRST: bytes(data)}
+    with pytest.raises(ClusterqError, match="other bytes than its manifest says"):
+        fetched(address, tmp_path / "out")
+    assert not any(path.name.startswith(FIRST) for path in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_length_is_refused_before_the_bytes(server: Server, site: Path, tmp_path: Path, change: int) -> None:
+    address, told = server
+    size = (site / "set" / FIRST).stat().st_size
+    told.declared = {FIRST: size + change}
+    with pytest.raises(ClusterqError, match=rf"has {size + change} bytes there, its manifest says {size}"):
+        fetched(address, tmp_path / "out")
+
+
+def test_a_file_without_a_length_ends_where_the_manifest_says(site: Path, tmp_path: Path) -> None:
+    shard = read_manifest(site / "set").splits["train"].shards[0]
+    endless = _Endless()
+    with pytest.raises(ClusterqError, match="goes on behind its"):
+        fetch_shard(endless, shard, tmp_path)
+    assert endless.sent <= shard.bytes + 4096
+
+
+class _Endless:
+    shown, revision, sent = "https://host/set", None, 0
+
+    def open(self, name: str, start: int = 0):  # type: ignore[no-untyped-def]
+        from contextlib import nullcontext
+
+        from clusterq_common.sharing.remote import Stream
+
+        def chunks():  # type: ignore[no-untyped-def]
+            while True:
+                self.sent += 4096
+                yield b"\0" * 4096
+
+        return nullcontext(Stream(0, None, None, chunks()))
+
+
+def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    told.delay = 0.005
+    assert files(fetched(address, tmp_path / "out")) == files(site / "set")
+    told.delay = 30.0
+    begin = time.monotonic()
+    with pytest.raises(CutOffError, match=r"no answer in time|timed out"):
+        fetch_shard(
+            HttpRemote(address, address, patience=0.05), read_manifest(site / "set").splits["train"].shards[0], tmp_path
+        )
+    assert time.monotonic() - begin < 5
+
+
+def test_several_files_at_a_time(server: Server, tmp_path: Path) -> None:
+    address, told = server
+    told.delay = 0.05
+    most, now, guard = 0, 0, threading.Lock()
+    real = pull_module.fetch_shard
+
+    def counted(*args: object) -> None:
+        nonlocal most, now
+        with guard:
+            now += 1
+            most = max(most, now)
+        real(*args)  # type: ignore[arg-type]
+        with guard:
+            now -= 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pull_module, "fetch_shard", counted)
+        fetched(address, tmp_path / "out", SharingConfig(parallel=3))
+    assert most == 3
+
+
+def test_too_large_a_set_moves_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, told = server
+    small = SharingConfig(max_bytes="10kB")
+    with pytest.raises(ClusterqError, match=r"max_bytes: the set at .* expected at most 10kB"):
+        fetched(address, tmp_path / "out", small)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ClusterqError, match=r"the disk has 1\.0 kB left"):
+        fetched(address, tmp_path / "out")
+    assert told.shards_asked() == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_another_format_or_a_huge_manifest_moves_nothing(server: Server, site: Path) -> None:
+    address, told = server
+    edit_manifest(site / "set", lambda values: values.update(format="clusterq-shards/99"))
+    with pytest.raises(ClusterqError, match="update clusterq"):
+        look(address, PLAIN)
+    told.declared = {"manifest.json": 65 << 20}
+    with pytest.raises(ClusterqError, match="more than 67108864 bytes"):
+        look(address, PLAIN)
+    told.declared.clear()
+    told.replaced = {"manifest.json": b"<html>"}
+    with pytest.raises(ClusterqError, match="is no JSON"):
+        look(address, PLAIN)
+    told.replaced = {"manifest.json": b"[" * 100_000}
+    with pytest.raises(ClusterqError, match=r"is no JSON|nested"):
+        look(address, PLAIN)
+    assert told.shards_asked() == []
+
+
+def test_no_name_leads_out_of_the_folder(server: Server, site: Path, tmp_path: Path) -> None:
+    address, _ = server
+    shard = read_manifest(site / "set").splits["train"].shards[0]
+    remote = HttpRemote(address, address)
+    for name in (
+        "../synth-train-000000.tar",
+        "/etc/x",
+        "a/synth-train-000000.tar",
+        "manifest.json",
+        "synth-train-000000.tar\n",
+    ):
+        with pytest.raises(ClusterqError, match="no name of a shard"):
+            fetch_shard(remote, Shard.model_construct(**{**shard.model_dump(), "file": name}), tmp_path / "in")
+    edit_manifest(site / "set", lambda values: values["splits"]["train"]["shards"][0].update(file="../synth-train-000000.tar"))
+    with pytest.raises(ClusterqError, match="no shard name"):
+        look(address, PLAIN)
+
+
+def test_nothing_is_written_through_links(server: Server, site: Path, tmp_path: Path) -> None:
+    address, _ = server
+    shard = read_manifest(site / "set").splits["train"].shards[0]
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    for link in (os.symlink, os.link):
+        out = tmp_path / link.__name__
+        out.mkdir()
+        link(victim, out / partial_name(shard))
+        with pytest.raises(ClusterqError, match=r"is a link|no file of its own"):
+            fetched(address, out)
+    out = tmp_path / "planted"
+    out.mkdir()
+    (out / FIRST).symlink_to(victim)
+    with pytest.raises(ClusterqError, match="is not the shard of that name"):
+        fetched(address, out)
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_folder_with_other_things_is_left_alone(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    write_set(tmp_path / "other", seed=9)
+    before = files(tmp_path / "other")
+    with pytest.raises(ClusterqError, match="holds another set"):
+        fetched(address, tmp_path / "other")
+    assert files(tmp_path / "other") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(ClusterqError, match=r"holds thesis\.tex"):
+        fetched(address, tmp_path / "mine")
+    assert told.shards_asked() == []
+
+
+def test_a_set_that_has_grown_brings_only_what_is_new(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    for count in (10, 15):
+        shutil.rmtree(site / "set")
+        write_set(site / "set", count)
+        told.asked.clear()
+        fetched(address, tmp_path / "out")
+    assert told.shards_asked() == [THIRD]
+    assert files(tmp_path / "out") == files(site / "set")
+
+
+def test_redirects_keep_credentials_with_their_server(site: Path, tmp_path: Path) -> None:
+    secret = base64.b64encode(b"me:pa ss").decode()
+    with serving(site, Behaviour(password=secret)) as (first, told), serving(site) as (other, elsewhere):
+        told.redirect = {FIRST: f"{other}/set/{FIRST}", SECOND: f"{first}/set/copy/{SECOND}"}
+        shutil.copytree(site / "set", site / "set" / "copy")
+        named = first.replace("http://", "http://me:pa%20ss@") + "/set?sig=hidden"
+        told.redirect[SECOND] = f"{first}/set/copy-{SECOND}"
+        shutil.copy(site / "set" / SECOND, site / "set" / f"copy-{SECOND}")
+        told.redirect = {f"/{FIRST}": f"{other}/set/{FIRST}", f"/{SECOND}": f"{first}/set/copy-{SECOND}"}
+        folder = fetched(named, tmp_path / "out")
+        assert ShardSet.open(folder).manifest == read_manifest(site / "set")
+        assert [(path, authorization) for path, _, authorization in elsewhere.asked] == [(f"/set/{FIRST}", None)]
+        assert {authorization for _, _, authorization in told.asked} == {f"Basic {secret}"}
+        assert f"/set/{FIRST}?sig=hidden" in [path for path, _, _ in told.asked]
+        origin = origin_of(folder)
+        assert origin is not None
+        kept = "".join(path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*.json"))
+        for secret_part in ("pa ss", "pa%20ss", "hidden", secret):
+            assert secret_part not in kept
+        told.password = "changed"
+        with pytest.raises(ClusterqError, match=r"refuses manifest\.json \(401\)") as refused:
+            look(named, PLAIN)
+        assert "hidden" not in str(refused.value)
+        assert "pa" not in str(refused.value).partition("(401)")[0]
+
+
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [
+        ("http://192.0.2.1/x", "without encryption"),
+        ("ftp://localhost/x", "no address of a web server"),
+        ("file:///etc/passwd", "no address of a web server|refuses"),
+        ("https://a:b@192.0.2.1/x", "holds credentials"),
+    ],
+)
+def test_redirects_to_unsafe_places_are_not_followed(server: Server, to: str, why: str, tmp_path: Path) -> None:
+    address, told = server
+    told.redirect = {FIRST: to}
+    with pytest.raises(ClusterqError, match=why):
+        fetched(address, tmp_path / "out")
+
+
+def test_a_redirect_from_another_machine_to_this_one_is_not_followed() -> None:
+    from email.message import Message
+    from io import BytesIO
+    from urllib.request import Request
+
+    from clusterq_common.sharing.http import _RedirectError, _Redirects
+
+    rule = _Redirects("https://example.org/set", {}, allow_http=True)
+    for to in ("http://127.0.0.1/x", "https://localhost/x"):
+        with pytest.raises(_RedirectError, match="to this machine itself"):
+            rule.redirect_request(Request("https://example.org/set/a"), BytesIO(), 302, "", Message(), to)
+
+
+def test_a_redirect_in_circles_ends(server: Server, tmp_path: Path) -> None:
+    address, told = server
+    told.redirect = {FIRST: f"{address}/{FIRST}"}
+    with pytest.raises(ClusterqError, match=r"refuses .* \(302\)"):
+        fetched(address, tmp_path / "out")
+
+
+def test_what_is_not_there_and_what_may_come_later(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    with pytest.raises(ClusterqError, match=r"no manifest\.json there \(404\)"):
+        look(f"{address}/nowhere", PLAIN)
+    told.status = {"manifest.json": 503}
+    with pytest.raises(CutOffError, match=r"cannot send manifest\.json now \(503\)"):
+        look(address, PLAIN)
+    assert len([path for path, _, _ in told.asked if path == "/set/manifest.json"]) == 3
+    told.status.clear()
+    (site / "set" / SECOND).unlink()
+    with pytest.raises(ClusterqError, match=rf"no {SECOND} there"):
+        fetched(address, tmp_path / "out")
+
+
+def test_a_server_that_is_not_there() -> None:
+    with serving(Path("/nonexistent")) as (address, _):
+        pass
+    with pytest.raises(CutOffError, match=r"the connection failed while manifest\.json was fetched"):
+        look(address, PLAIN)
+
+
+def test_two_programs_share_one_transfer(server: Server) -> None:
+    address, told = server
+    told.delay = 0.02
+    offers = [look(address, PLAIN) for _ in range(2)]
+    threads = [threading.Thread(target=pull, args=(offer, PLAIN)) for offer in offers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told.shards_asked()) == [FIRST, SECOND, THIRD]
+    assert verify_set(cached_set(offers[0].digest), offers[0].manifest) == []
+
+
+def test_a_manifest_that_came_as_sent_is_kept_as_it_is(server: Server, site: Path, tmp_path: Path) -> None:
+    address, _ = server
+    path = site / "set" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    (site / "set" / "README.md").write_text("<script>")
+    folder = fetched(address, tmp_path / "out")
+    assert (folder / "manifest.json").read_bytes() == path.read_bytes()
+    assert "<script>" not in (folder / "README.md").read_text(), "the card is written from the manifest"
+
+
+def test_another_machine_of_a_job_fetches_the_same_set(
+    server: Server, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, told = server
+    first = locate(address, PLAIN)
+    told.asked.clear()
+    assert also_here(first, address, PLAIN) == first
+    assert told.asked == [], "on the same machine nothing is asked again"
+    monkeypatch.setenv("CLUSTERQ_CACHE", str(tmp_path / "elsewhere"))
+    shutil.move(first.folder, tmp_path / "gone")
+    there = also_here(first, address, PLAIN)
+    assert (there.digest, there.folder.is_relative_to(tmp_path / "elsewhere")) == (first.digest, True)
+    shutil.rmtree(site / "set")
+    write_set(site / "set", seed=5)
+    with pytest.raises(ClusterqError, match="has changed while this job was started"):
+        also_here(first, address, PLAIN)
