@@ -17,6 +17,7 @@ from clusterq_common.run.extras import need
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.preprocess import describe_preprocessing
 from clusterq_finetune.data.real import ValidationImages
 from clusterq_finetune.evaluation.evaluate import TEACHER, EvaluationResult, evaluate_models
 
@@ -97,6 +98,7 @@ def export_onnx(
             layer_bits=quant.layer_bits,
             input=spec,
             geometry=known_geometry(spec.size, arch),
+            preprocessing=describe_preprocessing(spec, known_geometry(spec.size, arch)),
         )
         data, _ = onnx_bytes(copy.deepcopy(student).cpu().eval(), spec, description, config)
         try:

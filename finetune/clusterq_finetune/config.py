@@ -9,7 +9,7 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.settings import Settings, merged
 from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel, TeacherConfig
 
-RecipeName = Literal["fast", "paper", "best"]
+RecipeName = Literal["fast", "paper", "best", "calibrated"]
 
 
 # Steps of an epoch where a set is small and nothing else was asked for: a student needs so many, however few images there are.
@@ -22,7 +22,7 @@ class RecipeConfig(Settings):
     recipe: RecipeName = Field(
         "fast",
         description="where the defaults come from; fast: reconstruction and distillation, minutes on two cores; paper: Eq. 9 and GDFQ's "
-        "schedule; best: as fast with twice the steps, for two bits",
+        "schedule; best: as fast with twice the steps, for two bits; calibrated: nothing is trained",
     )
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
     steps_per_epoch: int | None = Field(
@@ -179,7 +179,7 @@ class RecipeConfig(Settings):
             >>> cq.Recipe.calibrated().epochs
             0
         """
-        return cls(**{"batchnorm": "corrected", "epochs": 0, **changes})
+        return cls(**{"recipe": "calibrated", **RECIPES["calibrated"], **changes})
 
     def steps(self, samples: int) -> int | None:
         """Steps of an epoch over so many samples; None: one pass."""
@@ -274,6 +274,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
         "kl_weight": 1.0,
     },
     "best": {"batchnorm": "corrected", "reconstruct": "block", "reconstruct_steps": 500, "select": "guarded"},
+    "calibrated": {"batchnorm": "corrected", "epochs": 0},
 }
 # GDFQ's values for ImageNet, above 64 pixels a side.
 PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}

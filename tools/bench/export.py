@@ -117,7 +117,7 @@ def _machine() -> None:
 def _measure(folder: Path, val: Path, count: int | None, batches: list[int], repeats: int) -> None:
     student, spec, saved = load_student(folder, torch.device("cpu"))
     about = describe_student(saved, spec, teacher="0" * 71, student="0" * 64)
-    plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
+    plain, *_ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
     add_description(plain, about)
     ways: list[Integers] = ["packed"] if stored_bits(saved.quant.widths.weights, "packed") == 8 else ["packed", "int8"]
     models = {way: onnx_model(student, spec, OnnxConfig(integers=way))[0] for way in ways}
@@ -250,7 +250,7 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
     calibrate(student, [images], config)
     begin = time.monotonic()
     try:
-        model, kept = onnx_model(student, spec, onnx_config)
+        model, kept, _ = onnx_model(student, spec, onnx_config)
     except ClusterqError as error:
         print(f"{name}: {error}", flush=True)
         return
@@ -267,7 +267,7 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
         flush=True,
     )
     if repeats:
-        plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
+        plain, *_ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
         saved = FinetuneConfig(shards="", teacher=TeacherConfig(arch=name), quant=config)
         for one in (plain, model):
             add_description(one, describe_student(saved, spec, teacher="", student=""))

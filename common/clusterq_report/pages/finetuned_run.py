@@ -8,7 +8,7 @@ from clusterq_report.charts.series import curves, series, shares
 from clusterq_report.html.gallery import stored_images
 from clusterq_report.html.page import Level, Remark, Report, Section, paragraph
 from clusterq_report.html.text import number, percent
-from clusterq_report.pages import accuracy, provenance
+from clusterq_report.pages import accuracy, deployment, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.run_data import Points, Source, pair, real, reals, rows, section, word
 
@@ -47,6 +47,7 @@ def finetuning_report(source: Source) -> Report:
         Section("accuracy", "Accuracy on real images", accuracy.overall(source)),
         Section("classes", "Classes", accuracy.by_class(source) + accuracy.confusion(source)),
         Section("learning", "Learning", _learning(source)),
+        Section("speed", "The exported file", deployment.exported_file(source)),
         Section("reconstruction", "Reconstruction", inside.reconstruction(source)),
         Section("layers", "Layer by layer", inside.quantization(source)),
         Section("images", "Images it learned from", stored_images(source, gone)),

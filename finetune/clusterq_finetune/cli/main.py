@@ -12,10 +12,13 @@ from clusterq_cli.main import run_guarded, run_to_end, same_command
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
+from clusterq_common.export.for_target import quant_for
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.settings import merged, read_yaml
+from clusterq_finetune.cli import deploy
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.figures import app as figures_app
+from clusterq_finetune.cli.options import Classes, Target
 from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
@@ -31,6 +34,8 @@ PROGRAM = "clusterq-finetune"
 app = App(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
 app.add_typer(shards_cli.app, name="shards")
 app.add_typer(figures_app, name="figures")
+app.command("quantize", epilog=deploy.QUANTIZE_EXAMPLES)(deploy.quantize)
+app.command("benchmark", epilog=deploy.BENCHMARK_EXAMPLES)(deploy.benchmark)
 
 Probabilities = Annotated[
     bool, typer.Option("--probabilities", help="Keep the probability of every class in the .npz, not of the five best alone.")
@@ -40,7 +45,6 @@ PredictionsCsv = Annotated[
     typer.Option("--predictions-csv", help="Write a table with a line an image: name, label, predicted class, confidence."),
 ]
 STUDENT_HELP = "Folder of a finished fine-tuning, or of a generator's run: its in-loop student."
-Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
 
 
 @app.callback(invoke_without_command=True, epilog=f"{EXAMPLES}\n\n{EXIT_CODES}")
@@ -58,6 +62,7 @@ def finetune(
         Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
     ] = None,
     classes: Classes = None,
+    target: Target = None,
     probabilities: Probabilities = False,
     predictions_csv: PredictionsCsv = None,
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
@@ -74,7 +79,13 @@ def finetune(
         return
 
     def run() -> None:
+        if target is not None and config is not None:
+            raise ClusterqError(
+                "--target: --config has all of the quantizers' settings already, expected one of the two; leave one out."
+            )
         values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
+        if target is not None:
+            values["quant"] = quant_for(target, values.get("quant", {}))
         saved = values.pop("shards", None)
         values.pop("shards_digest", None)  # of the set then; the one now is its own
         path = shards or saved
@@ -165,7 +176,7 @@ def evaluate(
 
 @app.command(
     epilog=examples(
-        "clusterq-finetune export --student out/finetune-w8a8 --out model.onnx",
+        "clusterq-finetune export --student out/finetune-w8a8 --target ort-cpu --out model.onnx",
         "clusterq-finetune export --student s/ --format safetensors-int --out s.safetensors",
     )
 )
@@ -176,14 +187,16 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     arch: Arch = None,
     kind: Annotated[
-        Format,
+        Format | None,
         typer.Option(
             "--format",
             metavar="<name>",
             help="onnx: integers between QuantizeLinear and DequantizeLinear; safetensors-int: packed integers, scales and a description; "
             "pt2: torch.export's program.",
+            show_default="onnx, or the target's",
         ),
-    ] = "onnx",
+    ] = None,
+    target: Target = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -194,7 +207,7 @@ def export(
     def run() -> None:
         from clusterq_finetune.export import export, summary_lines
 
-        result = export(student, kind, out, flags.get("onnx", {}), arch=arch, overwrite=overwrite)
+        result = export(student, kind, out, flags.get("onnx", {}), target=target, arch=arch, overwrite=overwrite)
         _print(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
