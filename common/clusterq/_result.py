@@ -73,7 +73,7 @@ def export_onnx(
         spec: the images it takes.
         path: of the file.
         arch: what the file says it is; the name of the student's class if left out.
-        batchnorm: `fold` into convolutions wherever integers stay what they are, `fold-all`, or `keep` as layers.
+        batchnorm: `fold` into convolutions wherever integers stay what they are, `fold-clip`, `fold-all`, or `keep` as layers.
         integers: `packed`, `int4` or `int8`: types that hold the weights.
         opset: version of ONNX's operators; as old as the types allow if left out.
 

@@ -119,9 +119,7 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     if about["target"]:
         lines.append(f"made for {about['target']}")
     if about["batchnorm_kept"]:
-        lines.append(
-            f"BatchNorm kept as a layer, which costs time: {', '.join(about['batchnorm_kept'])}; --batchnorm fold-clip folds it"
-        )
+        lines.append(f"BatchNorm kept as a layer: {', '.join(about['batchnorm_kept'])}")
     if about["weights_clipped"]:
         moved = ", ".join(f"{count} of {name}" for name, count in about["weights_clipped"].items())
         lines.append(f"weights moved by one step of their grid, so that BatchNorm could be folded: {moved}")

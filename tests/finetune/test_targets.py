@@ -32,22 +32,23 @@ CROPPED = Geometry(crop_share=0.8, interpolation="bicubic")
 
 
 class Depthwise(nn.Module):
-    """A stem, and a depthwise and a pointwise convolution as in MobileNetV2; ReLU6, as there."""
+    """A stem, a depthwise and a pointwise convolution, and a residual addition, as in MobileNetV2; ReLU6, as there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
         self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
         self.pointwise = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.more = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
         self.head = nn.Linear(16, 10)
-        for convolution in (self.stem[0], self.depthwise[0], self.pointwise[0]):
+        for convolution in (self.stem[0], self.depthwise[0], self.pointwise[0], self.more[0]):
             # The furthest weight of each channel is negative: it gets the lowest integer.
             with torch.no_grad():
                 convolution.weight.copy_(-convolution.weight.abs())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        return self.head((x + self.pointwise(self.depthwise(x))).mean((2, 3)))
+        x = self.pointwise(self.depthwise(self.stem(x)))
+        return self.head((x + self.more(x)).mean((2, 3)))
 
 
 def test_the_table_names_settings_with_values_reasons_and_sources() -> None:
@@ -113,10 +114,11 @@ def test_files_for_each_target(name: TargetName) -> None:
         for node in model.graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in producers
     )
-    assert types <= {"tensorrt": {TensorProto.INT8}, "qnn": {TensorProto.UINT8}}.get(
+    unsigned = {TensorProto.UINT8}
+    assert types <= {"tensorrt": {TensorProto.INT8}, "qnn": unsigned, "ort-cpu": unsigned}.get(
         name, {TensorProto.INT8, TensorProto.UINT8}
     )
-    assert points <= ({0, 128} if name == "qnn" else {0})
+    assert points <= ({0, 128} if types == unsigned else {0})
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     assert (axis.dim_value, axis.dim_param) == ((1, "") if name == "qnn" else (0, "batch"))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -136,7 +138,7 @@ def test_negative_gammas_leave_every_convolution_its_integer_kernel(narrow: bool
     assert not kept
     assert bool(clipped) != narrow
     kinds = Counter(node.op_type for node in _optimised(model, tmp_path).graph.node)
-    assert kinds["QLinearConv"] == 3
+    assert kinds["QLinearConv"] == 4
     assert not {"Conv", "FusedConv", "BatchNormalization"} & set(kinds)
     stored = {tensor.name for tensor in model.graph.initializer}
     dequantizing = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]
@@ -236,11 +238,12 @@ def test_unsigned_activations_are_the_same_integers() -> None:
     assert np.array_equal(*logits)
 
 
-def test_openvino_gives_the_same_logits() -> None:
+def test_openvino_gives_the_same_logits(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     student, images = student_of(Depthwise, **quant_for("openvino", {"bits": "w8a8"}))
     model, *_ = onnx_model(student, SPEC, OnnxConfig(**file_for("openvino", {})))
-    compiled = openvino.Core().compile_model(model.SerializeToString(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    onnx.save(model, tmp_path / "model.onnx")
+    compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = torch.from_numpy(compiled(images.numpy())[0])
     with torch.no_grad():
         expected = student(images)
@@ -254,3 +257,10 @@ def _optimised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     options.log_severity_level = 3
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return onnx.load(options.optimized_model_filepath)
+
+
+def test_the_guide_lists_every_target_with_its_status() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
+    for name, target in TARGETS.items():
+        row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith(f"| {target.status} |")

@@ -96,7 +96,7 @@ class OnnxModel(nn.Module):
         one_input = len(self._session.get_inputs()) == 1 and taken.type == kind and len(taken.shape) == 4
         if not one_input or taken.shape[1:] != says or isinstance(taken.shape[0], int) != (fixed is not None):
             raise ClusterqError(
-                f"{name}: {described} takes {taken.type} {taken.shape} and says {kind} {[fixed or 'batch', *says]}, expected the same; "
+                f"{name}: {described} takes images of {taken.shape} as {taken.type} and says {[fixed or 'batch', *says]} as {kind}, expected the same; "
                 "export the student again."
             )
         self._name, self._input = f"{name}: {described}", taken.name

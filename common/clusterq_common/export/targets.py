@@ -87,7 +87,16 @@ TARGETS: dict[TargetName, Target] = {
         checked="onnxruntime 1.31.1 on AVX512-VNNI",
         speed="8-bit files run in integers; narrower types make files smaller and slower.",
         quant={"branch_outputs": _BRANCHES, "narrow_weights": _NARROW},
-        file={"batchnorm": _FOLD, "integers": _INT8},
+        file={
+            "batchnorm": _FOLD,
+            "integers": _INT8,
+            "activation_types": Choice(
+                "unsigned",
+                "A convolution from UINT8 to INT8 whose output is read twice, as before a residual addition, stays in float; from UINT8 to "
+                "UINT8 it does not.",
+                MEASURED,
+            ),
+        },
         weight_types=(2, 4, 8),
     ),
     "ort-cuda": Target(

@@ -1,6 +1,7 @@
 """`clusterq-finetune benchmark`: bytes, latency, kernels and accuracy of an exported file, beside its float export."""
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from clusterq_common.export.description import Description
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.images import normalise
-from clusterq_common.progress.console import progress
+from clusterq_common.progress.console import progress, warn
 from clusterq_common.run.environment import versions
 from clusterq_common.run.extras import need
 from clusterq_common.run.folder_lock import only_program
@@ -108,7 +109,9 @@ def benchmark(
     text = json.dumps(result, indent=2) + "\n"
     if out is not None:
         atomic_write(out, text)
-    if student is not None:
+    if student is not None and not os.access(student, os.W_OK):
+        warn(f"{student} is read-only, so its report will not have these figures; --out FILE keeps them.")
+    elif student is not None:
         with only_program(student):
             atomic_write(student / BENCHMARK, text)
     return result

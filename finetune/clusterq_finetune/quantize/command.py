@@ -26,7 +26,7 @@ from clusterq_common.teacher.pace import said, seconds_per_image
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands
 from clusterq_finetune.benchmark.command import benchmark
-from clusterq_finetune.config import EvaluationConfig, RecipeConfig
+from clusterq_finetune.config import EvaluationConfig, RecipeConfig, resolve
 from clusterq_finetune.export import export
 from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
 from clusterq_finetune.results import read_result
@@ -124,7 +124,7 @@ def _announce(
         code = run_program("clusterq_gen", [*plan.set_command(work), "--dry-run"])
         if code:
             raise SystemExit(code)
-    recipe = commands.resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
+    recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
     seconds = _passes(recipe) * seconds_per_image(teacher, device)
     print_result(f"2. fine-tuning: recipe {plan.recipe}, roughly {said(seconds)} on {device}")
     images = "the set's held-out images" if val is None else f"the real images in {val}"
@@ -134,7 +134,7 @@ def _announce(
 
 def _passes(recipe: RecipeConfig) -> float:
     """Return the work of a fine-tuning in passes of one image through the teacher; one pass over the set is not counted."""
-    steps = recipe.epochs * (recipe.steps_per_epoch or recipe.steps(0) or 0)
+    steps = recipe.epochs * (recipe.steps(0) or 0)
     rebuilt = 0 if recipe.reconstruct == "none" else recipe.reconstruct_steps * recipe.reconstruct_batch_size
     return steps * recipe.batch_size * PASSES + rebuilt * BLOCK_PASSES + 2 * recipe.calibration_images
 
