@@ -23,7 +23,7 @@ def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> 
     first = f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
     lines = _bank_lines(config, teacher, device) if is_bank(config.method.method) else _generator_lines(config, teacher, device)
     seconds = _work(config, teacher) * seconds_per_image(teacher, device)
-    return [first, *lines, f"time: roughly {said(seconds)} on {device}, on a machine that does nothing else"]
+    return [first, *lines, f"time: {said(seconds)} on {device}, on a machine that does nothing else"]
 
 
 def _work(config: GenConfig, teacher: Teacher) -> float:

@@ -56,7 +56,8 @@ def test_kernels_are_told_apart_by_what_they_read_and_write() -> None:
     first = [event("Conv", "float", "float", 1000.0), *[event("QLinearConv", "uint8", "int8", 1000.0)] * 2]
     first += [event("QuantizeLinear", "float", "uint8", 1000.0), event("MatMulIntegerToFloat", "int8", "float", 1000.0)]
     later = [{**one, "dur": one["dur"] / 100} for one in first]
-    found = _kernels(first + RUNS * later)
+    stopped = [{**one, "dur": 50_000.0} for one in later]  # by something else on the machine
+    found = _kernels(first + stopped + (RUNS - 1) * later)
     assert [(one.operator, one.integers, one.calls) for one in found] == [
         ("QLinearConv", True, 2),
         ("Conv", False, 1),
@@ -96,7 +97,8 @@ def test_a_file_beside_its_float_export(
     assert row["ratio"][1] <= row["ratio"][0] <= row["ratio"][2]
     assert math.isclose(row["images_per_second"]["file"], 2000 / row["milliseconds"]["file"][0])
     kernels = found["kernels"]
-    assert kernels["file"]["integer_layers"] == kernels["file"]["layers"] == kernels["float"]["layers"] > 0
+    # But for the convolution before the pooling and the classifier, whose outputs nothing quantizes.
+    assert kernels["file"]["integer_layers"] + 2 == kernels["file"]["layers"] == kernels["float"]["layers"]
     assert (kernels["float"]["integer_layers"], kernels["float"]["integer_share"]) == (0, 0)
     assert math.isclose(sum(one["share"] for one in kernels["file"]["kernels"]), 1)
     real = found["real_images"]

@@ -10,6 +10,7 @@ from clusterq_common.teacher.load import Teacher
 IMAGES, SECONDS = 8, 1.0
 # An estimate is off by what the machine does besides, by caches, and by what is not counted.
 LEAST, MOST = 0.5, 2.0
+FEW = 10.0
 
 
 def seconds_per_image(teacher: Teacher, device: torch.device) -> float:
@@ -27,9 +28,11 @@ def seconds_per_image(teacher: Teacher, device: torch.device) -> float:
 def said(seconds: float) -> str:
     """Return an estimate in words.
 
-    >>> said(20), said(600), said(36000)
-    ('10 to 40 seconds', '5 to 20 minutes', '5 to 20 hours')
+    >>> said(2), said(20), said(600), said(36000)
+    ('a few seconds', '10 to 40 seconds', '5 to 20 minutes', '5 to 20 hours')
     """
+    if seconds < FEW:
+        return "a few seconds"
     unit, name = next(
         (unit, name)
         for unit, name in ((3600, "hours"), (60, "minutes"), (1, "seconds"))

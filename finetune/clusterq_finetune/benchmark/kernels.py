@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -53,19 +54,21 @@ def kernels_of(model: OnnxModel, images: Array, threads: int) -> list[Kernel]:
 
 
 def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
-    # The first run allocates memory; each run has the same calls.
+    # The first run allocates memory; each run has the same calls in the same order. A call's time is the median of its runs, since
+    # whatever else the machine does may stop one for longer than all others take.
     calls = len(events) // (RUNS + 1)
     found: dict[tuple[str, bool], list[float]] = defaultdict(list)
-    for event in events[calls:]:
-        about = event["args"]
-        found[about["op_name"], _in_integers(about)].append(event["dur"])
+    for number in range(calls):
+        about = events[calls + number]["args"]
+        times = [event["dur"] for event in events[calls + number :: calls]]
+        found[about["op_name"], _in_integers(about)].append(median(times))
     total = max(sum(sum(times) for times in found.values()), 1)
     kernels = [
         Kernel(
             operator=operator,
             integers=integers,
             layer=any(kind in operator for kind in LAYERS),
-            calls=len(times) // RUNS,
+            calls=len(times),
             share=sum(times) / total,
         )
         for (operator, integers), times in found.items()

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from clusterq_common.escape import markdown
-
 KERNELS_SHOWN = 6
 
 
@@ -37,7 +35,7 @@ def _table(rows: list[dict[str, Any]], compared: bool) -> list[str]:
             cells += [f"{row['milliseconds']['float'][0]:.2f}", f"{row['images_per_second']['float']:.0f}"]
             cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
         body.append(cells)
-    marked = [f"| {' | '.join(markdown(cell) for cell in cells)} |" for cells in (heads, *body)]
+    marked = [f"| {' | '.join(cells)} |" for cells in (heads, *body)]
     return [marked[0], "|" + "---|" * len(heads), *marked[1:]]
 
 

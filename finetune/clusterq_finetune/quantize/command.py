@@ -124,9 +124,12 @@ def _announce(
         code = run_program("clusterq_gen", [*plan.set_command(work), "--dry-run"])
         if code:
             raise SystemExit(code)
-    recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
-    seconds = _passes(recipe) * seconds_per_image(teacher, device)
-    print_result(f"2. fine-tuning: recipe {plan.recipe}, roughly {said(seconds)} on {device}")
+    if (work / STUDENT / RESULT).is_file():
+        print_result(f"2. fine-tuning: {work / STUDENT}, which is there")
+    else:
+        recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
+        seconds = _passes(recipe) * seconds_per_image(teacher, device)
+        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}")
     images = "the set's held-out images" if val is None else f"the real images in {val}"
     print_result(f"3. export: {out}; 4. benchmark beside float, and on {images}; 5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
