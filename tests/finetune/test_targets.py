@@ -25,10 +25,11 @@ from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.teacher.spec import Geometry
 from clusterq_finetune.data.preprocess import describe_preprocessing, preprocess
-from tests.finetune.export_nets import SPEC, Everything, Plain, Residual, student_of
+from tests.finetune.export_nets import SPEC, Plain, Residual, student_of
 
 ONNX_TARGETS = [name for name, target in TARGETS.items() if "onnx" in target.formats]
 CROPPED = Geometry(crop_share=0.8, interpolation="bicubic")
+WHOLE = Geometry(crop_share=None, interpolation="bilinear")
 
 
 class Depthwise(nn.Module):
@@ -98,7 +99,7 @@ def test_students_that_a_target_cannot_run() -> None:
 @pytest.mark.parametrize("name", ONNX_TARGETS)
 def test_files_for_each_target(name: TargetName) -> None:
     """Types, zero-points and shapes are those of the table, and the file computes what the student does."""
-    student, images = student_of(Everything, **quant_for(name, {"bits": "w8a8"}))
+    student, images = student_of(Depthwise, **quant_for(name, {"bits": "w8a8"}))
     model, _, clipped = onnx_model(student, SPEC, OnnxConfig(**file_for(name, {})))
     assert not clipped, "narrow grids have all negatives"
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -173,9 +174,7 @@ def test_clipped_weights_are_counted_and_one_step_off() -> None:
     assert sum(clipped.values()) > 0
 
 
-@pytest.mark.parametrize("pixels", [False, True])
-@pytest.mark.parametrize("fixed", [None, 5])
-@pytest.mark.parametrize("geometry", [CROPPED, Geometry(crop_share=None, interpolation="bilinear")])
+@pytest.mark.parametrize(("pixels", "fixed", "geometry"), [(False, None, CROPPED), (True, None, CROPPED), (True, 5, WHOLE)])
 def test_a_file_says_how_it_is_run(
     pixels: bool,
     fixed: int | None,
