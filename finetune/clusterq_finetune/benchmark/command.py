@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _latency(models: Mapping[str, OnnxModel], about: Description, batches: Seque
     with progress("timing", turns * len(sizes)) as ticker:
         for size in sizes:
             images = {name: model.feed(_noise(about, size)) for name, model in models.items()}
-            actions = {name: lambda model=model, x=images[name]: model.run(x) for name, model in models.items()}
+            actions = {name: partial(model.run, images[name]) for name, model in models.items()}
             seconds = take_turns(actions, turns, lambda: ticker.advance(1))
             medians = {name: median_of(values) for name, values in seconds.items()}
             row: dict[str, Any] = {
