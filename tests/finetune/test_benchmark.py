@@ -86,7 +86,7 @@ def test_a_file_beside_its_float_export(
     student: Path, digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     model, out = student.parent / "model.onnx", tmp_path / "speed.json"
-    flags = ("--turns", 6, "--threads", 1, "--batch-size", 2, "--val", digits_teacher.val, "--shards", digits_run)
+    flags = ("--turns", 6, "--threads", 1, "--batch", 2, "--val", digits_teacher.val, "--shards", digits_run)
     done = finetune("benchmark", model, "--student", student, *flags, "--out", out)
     assert done.code == 0, done.err
     found = json.loads(out.read_text())
@@ -117,7 +117,7 @@ def test_a_float_file_of_anyone(student: Path, finetune: Cli, tmp_path: Path) ->
     plain = onnx.load(student.parent / "model.onnx")
     del plain.metadata_props[:]
     onnx.save(plain, tmp_path / "other.onnx")
-    flags = ("--turns", 6, "--threads", 1, "--batch-size", 1)
+    flags = ("--turns", 6, "--threads", 1, "--batch", 1)
     done = finetune("benchmark", student.parent / "model.onnx", "--float", tmp_path / "other.onnx", *flags, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out.splitlines()[-1])["float"] == {"from": str(tmp_path / "other.onnx")}

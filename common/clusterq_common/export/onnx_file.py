@@ -9,7 +9,7 @@ from torch import nn
 
 from clusterq_common.export.batchnorm import fold_batchnorm
 from clusterq_common.export.bias import settle_biases
-from clusterq_common.export.clips import drop_needless_clips
+from clusterq_common.export.clips import drop_needless_clips, settle_limits
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import Description
 from clusterq_common.export.how_to_run import how_to_run
@@ -56,6 +56,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
     steps = {name: float(quantizer.step().detach()) for name, quantizer in activations.items()}
     settle_biases(graph, weights, sites, steps, config.integers)
     drop_needless_clips(graph, activations, sites)
+    settle_limits(graph)
     spell_out(graph, weights, activations, config, opset)
     if config.with_preprocessing:
         take_pixels(graph, spec)

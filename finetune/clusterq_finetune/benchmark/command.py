@@ -22,6 +22,7 @@ from clusterq_common.run.extras import need
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import BENCHMARK
 from clusterq_common.run.seeding import stream
+from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
 from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
@@ -193,7 +194,7 @@ def _on_real(
 @torch.inference_mode()
 def _on_synthetic(models: Mapping[str, OnnxModel], about: Description, shards: ShardSet) -> dict[str, Any]:
     """Compare both files with the labels of a set's held-out images, or of the training images where none are held out."""
-    split = "heldout" if "heldout" in shards.manifest.splits else "train"
+    split: SplitName = "heldout" if "heldout" in shards.manifest.splits else "train"
     theirs = shards.manifest.teacher.spec
     if theirs != about.input:
         raise ClusterqError(

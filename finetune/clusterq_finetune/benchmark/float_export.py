@@ -1,6 +1,7 @@
 """The float export of a student's teacher, made from the student's run, to compare the student's file with."""
 
 from pathlib import Path
+from typing import Any
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
@@ -48,6 +49,13 @@ def float_export(folder: Path, exported: Description, given: dict[str, str]) -> 
             "same; pass the teacher's weights, or a float file with --float."
         )
     settings = OnnxConfig(with_preprocessing=exported.with_preprocessing, fixed_batch=exported.fixed_batch)
-    plain = {"bits": "w32a32", "first_last_bits": None, "layer_bits": (), "student": "", "target": "", "weights_clipped": {}}
+    plain: dict[str, Any] = {
+        "bits": "w32a32",
+        "first_last_bits": None,
+        "layer_bits": (),
+        "student": "",
+        "target": "",
+        "weights_clipped": {},
+    }
     data, _ = onnx_bytes(teacher.model, teacher.spec, exported.model_copy(update=plain), settings)
     return data

@@ -56,8 +56,8 @@ def benchmark(
     shards: Annotated[
         Path | None, typer.Option("--shards", help="Synthetic images to compare on: a run of clusterq-gen, or shards.")
     ] = None,
-    batch_size: Annotated[
-        list[int] | None, typer.Option("--batch-size", min=1, help="Images in a call; may be repeated.", show_default="1, 16")
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Images in a call; may be repeated.", show_default="1, 16")
     ] = None,
     turns: Annotated[int, typer.Option("--turns", help="Timed calls of each file at each batch size; 6 or more.")] = 15,
     out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
@@ -84,7 +84,7 @@ def benchmark(
             classes=classes,
             shards=shards,
             evaluation=EvaluationConfig.validated(flags.get("evaluation", {})),
-            batches=batch_size or (1, 16),
+            batches=batch or (1, 16),
             turns=turns,
             threads=threads,
             out=out,
