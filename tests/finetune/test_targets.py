@@ -28,8 +28,8 @@ from clusterq_finetune.data.preprocess import describe_preprocessing, preprocess
 from tests.finetune.export_nets import SPEC, Plain, Residual, student_of
 
 ONNX_TARGETS = [name for name, target in TARGETS.items() if "onnx" in target.formats]
-CROPPED = Geometry(crop_share=0.8, interpolation="bicubic")
-WHOLE = Geometry(crop_share=None, interpolation="bilinear")
+CROPPED = Geometry(crop_pct=0.8, interpolation="bicubic")
+WHOLE = Geometry(crop_pct=None, interpolation="bilinear")
 
 
 class Depthwise(nn.Module):
@@ -75,26 +75,26 @@ def test_flags_stand_above_a_target_unless_it_cannot_run_them() -> None:
     for call, words in (
         (
             lambda: quant_for("tensorrt", {"bits": "w8a8", "quantizer": "asymmetric"}),
-            "--quantizer: asymmetric .*expected symmetric",
+            "quantizer: asymmetric .*expected symmetric",
         ),
-        (lambda: quant_for("tensorrt", {"bits": "w8a8", "signed": False}), "--signed: off .*expected on"),
-        (lambda: quant_for("qnn", {"bits": "w4a4"}), "--bits: activations of 4 bits .*expected 8"),
-        (lambda: quant_for("qnn", {"bits": "w8a8", "layer_bits": ("a=w8a6",)}), "--layer-bits: activations of 6 bits"),
-        (lambda: file_for("tensorrt", {"batchnorm": "fold-all"}), "--batchnorm: fold-all does not run on NVIDIA TensorRT"),
-        (lambda: format_for("executorch", "onnx"), "--format: onnx is no file for ExecuTorch"),
+        (lambda: quant_for("tensorrt", {"bits": "w8a8", "signed": False}), "signed: off .*expected on"),
+        (lambda: quant_for("qnn", {"bits": "w4a4"}), "bits: activations of 4 bits .*expected 8"),
+        (lambda: quant_for("qnn", {"bits": "w8a8", "layer_bits": ("a=w8a6",)}), "layer_bits: activations of 6 bits"),
+        (lambda: file_for("tensorrt", {"batchnorm": "fold-all"}), "batchnorm: fold-all does not run on NVIDIA TensorRT"),
+        (lambda: format_for("executorch", "onnx"), "format: onnx is no file for ExecuTorch"),
     ):
         with pytest.raises(ClusterqError, match=words):
             call()
 
 
 def test_students_that_a_target_cannot_run() -> None:
-    with pytest.raises(ClusterqError, match=r"made with signed off, which NVIDIA TensorRT does not run .*--target tensorrt"):
+    with pytest.raises(ClusterqError, match=r"made with signed off, which NVIDIA TensorRT does not run .*target=tensorrt"):
         refuse_student("tensorrt", QuantConfig(bits="w8a8", narrow_weights=True), [8], OnnxConfig(integers="int8"))
     with pytest.raises(ClusterqError, match=r"packed stores weights of 2 bits in a type of 2 bits, .*expected int4 or int8"):
         refuse_student("openvino", QuantConfig(bits="w2a8"), [8, 2], OnnxConfig())
     refuse_student("openvino", QuantConfig(bits="w2a8"), [8, 2], OnnxConfig(integers="int4"))
     (sentence,) = differs("ort-cpu", QuantConfig(bits="w8a8", narrow_weights=True))
-    assert sentence.startswith("branch_outputs is off, for --target ort-cpu better on")
+    assert sentence.startswith("branch_outputs is off, for target=ort-cpu better on")
 
 
 @pytest.mark.parametrize("name", ONNX_TARGETS)

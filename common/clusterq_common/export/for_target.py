@@ -9,6 +9,7 @@ from clusterq_common.export.onnx_types import NARROWEST, stored_bits
 from clusterq_common.export.targets import TARGETS, Choice, TargetName
 from clusterq_common.quant.bits import FLOAT
 from clusterq_common.quant.config import QuantConfig
+from clusterq_common.setting_names import setting_name
 
 
 def quant_for(name: TargetName, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,8 +39,8 @@ def format_for(name: TargetName | None, given: Format | None) -> Format:
     formats = TARGETS[name].formats
     if given is not None and given not in formats:
         raise ClusterqError(
-            f"--format: {given} is no file for {TARGETS[name].runtime}, expected {' or '.join(formats)} for --target {name}; leave "
-            "--format out."
+            f"{given} is no file for {TARGETS[name].runtime}, expected {' or '.join(formats)} for {setting_name('target', name)}; leave it out.",
+            setting="format",
         )
     return given or formats[0]
 
@@ -47,15 +48,16 @@ def format_for(name: TargetName | None, given: Format | None) -> Format:
 def refuse_bits(name: TargetName, quant: QuantConfig) -> None:
     """Raise ClusterqError where a target has no type for activations of these bits; float stays float."""
     types = TARGETS[name].activation_types
-    widths = [("--bits", quant.widths.activations), *(("--layer-bits", bits.activations) for _, bits in quant.layer_rules)]
+    widths = [("bits", quant.widths.activations), *(("layer_bits", bits.activations) for _, bits in quant.layer_rules)]
     if quant.first_last_bits is not None:
-        widths.append(("--first-last-bits", quant.first_last_bits))
-    for flag, bits in widths:
+        widths.append(("first_last_bits", quant.first_last_bits))
+    for setting, bits in widths:
         if types is not None and bits not in {*types, FLOAT}:
             wanted = " or ".join(str(one) for one in types)
             raise ClusterqError(
-                f"{flag}: activations of {bits} bits do not run on {TARGETS[name].runtime}, expected {wanted} bits for --target {name}; "
-                "use those, or choose another target."
+                f"activations of {bits} bits do not run on {TARGETS[name].runtime}, expected {wanted} bits for {setting_name('target', name)}; "
+                "use those, or choose another target.",
+                setting=setting,
             )
 
 
@@ -74,22 +76,24 @@ def refuse_student(name: TargetName, quant: QuantConfig, weights: Iterable[int],
         found = getattr(quant, setting)
         if choice.only and found not in choice.only:
             raise ClusterqError(
-                f"--student: it was made with {setting} {_said(found)}, which {target.runtime} does not run ({choice.why}), expected "
-                f"{_said(choice.value)}; fine-tune with --target {name}."
+                f"it was made with {setting} {_said(found)}, which {target.runtime} does not run ({choice.why}), expected "
+                f"{_said(choice.value)}; fine-tune with {setting_name('target', name)}.",
+                setting="student",
             )
     for bits in sorted(set(weights)):
         if stored_bits(bits, config.integers) not in target.weight_types:
             fitting = [way for way in NARROWEST if stored_bits(bits, way) in target.weight_types]
             raise ClusterqError(
-                f"--integers: {config.integers} stores weights of {bits} bits in a type of {stored_bits(bits, config.integers)} bits, which "
-                f"{target.runtime} does not have, expected {' or '.join(fitting)} for --target {name}."
+                f"{config.integers} stores weights of {bits} bits in a type of {stored_bits(bits, config.integers)} bits, which "
+                f"{target.runtime} does not have, expected {' or '.join(fitting)} for {setting_name('target', name)}; use that.",
+                setting="integers",
             )
 
 
 def differs(name: TargetName, quant: QuantConfig) -> list[str]:
     """Return a sentence for each setting of a student that runs on the target, but not as it should."""
     return [
-        f"{setting} is {_said(getattr(quant, setting))}, for --target {name} better {_said(choice.value)}: {choice.why}"
+        f"{setting} is {_said(getattr(quant, setting))}, for {setting_name('target', name)} better {_said(choice.value)}: {choice.why}"
         for setting, choice in TARGETS[name].quant.items()
         if not choice.only and getattr(quant, setting) != choice.value
     ]
@@ -109,8 +113,9 @@ def _on_top(name: TargetName, choices: Mapping[str, Choice], given: Mapping[str,
     for setting, choice in choices.items():
         if choice.only and setting in given and given[setting] not in choice.only:
             raise ClusterqError(
-                f"--{setting.replace('_', '-')}: {_said(given[setting])} does not run on {TARGETS[name].runtime} ({choice.why}), expected "
-                f"{' or '.join(_said(value) for value in choice.only)} for --target {name}; leave it out."
+                f"{_said(given[setting])} does not run on {TARGETS[name].runtime} ({choice.why}), expected "
+                f"{' or '.join(_said(value) for value in choice.only)} for {setting_name('target', name)}; leave it out.",
+                setting=setting,
             )
     return {**{setting: choice.value for setting, choice in choices.items()}, **given}
 

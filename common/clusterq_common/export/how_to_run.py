@@ -27,7 +27,7 @@ def how_to_run(about: Description) -> str:
         f'session = onnxruntime.InferenceSession("{MODEL}")',
         f'image = Image.open("{PHOTOGRAPH}").convert("{MODES[spec.channels]}")',
         *_resized(about),
-        f"pixels = np.asarray(image, {kind}).reshape(1, {spec.size}, {spec.size}, {spec.channels})",
+        f"pixels = np.asarray(image, {kind}).reshape(1, {spec.height}, {spec.width}, {spec.channels})",
         *_input(about),
         'logits = session.run(["logits"], {"image": pixels})[0]',
         'names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])',
@@ -37,16 +37,17 @@ def how_to_run(about: Description) -> str:
 
 
 def _resized(about: Description) -> list[str]:
-    size, geometry = about.input.size, about.geometry
+    spec, geometry = about.input, about.geometry
     method = f"Image.Resampling.{geometry.interpolation.upper()}"
-    if geometry.crop_share is None:
-        return [f"image = image.resize(({size}, {size}), {method})"]
-    shorter = math.ceil(size / geometry.crop_share - 1e-9)
+    if geometry.crop_pct is None:
+        return [f"image = image.resize(({spec.width}, {spec.height}), {method})"]
+    down, across = (math.ceil(side / geometry.crop_pct - 1e-9) for side in (spec.height, spec.width))
     return [
-        f"sides = [{shorter} * side // min(image.size) for side in image.size]",
-        f"image = image.resize(sides, {method})",
-        f"left, top = (round((side - {size}) / 2) for side in sides)",
-        f"image = image.crop((left, top, left + {size}, top + {size}))",
+        f"down, across, (width, height) = {down}, {across}, image.size",
+        "fits = down * width <= across * height",
+        "sides = (across, across * height // width) if fits else (down * width // height, down)",
+        f"left, top = round((sides[0] - {spec.width}) / 2), round((sides[1] - {spec.height}) / 2)",
+        f"image = image.resize(sides, {method}).crop((left, top, left + {spec.width}, top + {spec.height}))",
     ]
 
 

@@ -41,7 +41,7 @@ class Made(NamedTuple):
 def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
     """Return the student as an ONNX model; a network without quantizers stays in float32.
 
-    Input `image` (N, C, S, S) float32, normalised, or pixels (`take_pixels`); output `logits` (N, classes) float32.
+    Input `image` (N, C, H, W) float32, normalised, or pixels (`take_pixels`); output `logits` (N, classes) float32.
 
     Raises:
         ClusterqError: see `choose_opset` and `trace`.

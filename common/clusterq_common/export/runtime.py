@@ -13,6 +13,7 @@ from clusterq_common.export.description import Description
 from clusterq_common.export.weights import Array
 from clusterq_common.images import to_pixels
 from clusterq_common.run.extras import need
+from clusterq_common.setting_names import setting_name
 
 
 class OnnxModel(nn.Module):
@@ -28,7 +29,7 @@ class OnnxModel(nn.Module):
         *,
         optimise: bool = True,
         threads: int | None = None,
-        name: str = "--onnx",
+        name: str | None = None,
         like: Description | None = None,
         profile: Path | None = None,
     ) -> None:
@@ -38,7 +39,7 @@ class OnnxModel(nn.Module):
             source: a file, or a file's bytes.
             optimise: allow ONNX Runtime to rewrite the graph, which is required for integer kernels.
             threads: threads within a layer; ONNX Runtime's default if left out.
-            name: name of the file in error messages.
+            name: name of the file in error messages; that of the setting `onnx` if left out.
             like: description of a file for the same images; then this one may have none, and is taken for float.
             profile: beginning of the name of ONNX Runtime's profile, see `end_profile`.
 
@@ -46,7 +47,8 @@ class OnnxModel(nn.Module):
             ClusterqError: there is no such file, ONNX Runtime cannot run it, or clusterq did not write it.
         """
         super().__init__()
-        ort = need("onnxruntime", "--onnx", "onnx")
+        name = name or setting_name("onnx")
+        ort = need("onnxruntime", name, "onnx")
         if isinstance(source, Path) and not source.is_file():
             raise ClusterqError(f"{name}: {source} does not exist, expected a file written by clusterq-finetune export.")
         options = ort.SessionOptions()
@@ -64,7 +66,7 @@ class OnnxModel(nn.Module):
         except Exception as error:  # its exceptions have no common base but Exception
             raise ClusterqError(
                 f"{name}: ONNX Runtime {ort.__version__} cannot load {described} ({str(error).strip().splitlines()[0]}), expected an ONNX "
-                "file whose types it knows; use a newer onnxruntime, or export with --integers int8."
+                f"file whose types it knows; use a newer onnxruntime, or export with {setting_name('integers', 'int8')}."
             ) from error
         self._source, self._like, self._named = source, like, name
         properties = self._session.get_modelmeta().custom_metadata_map
@@ -89,9 +91,9 @@ class OnnxModel(nn.Module):
             self.description = like.model_copy(update=plain)
         spec = self.description.input
         # Its own images are made by what it says: they must be those that its graph takes.
-        says, kind = [spec.channels, spec.size, spec.size], "tensor(float)"
+        says, kind = list(spec.shape), "tensor(float)"
         if self.description.with_preprocessing:
-            says, kind = [spec.size, spec.size, spec.channels], "tensor(uint8)"
+            says, kind = [*spec.shape[1:], spec.channels], "tensor(uint8)"
         fixed = self.description.fixed_batch
         one_input = len(self._session.get_inputs()) == 1 and taken.type == kind and len(taken.shape) == 4
         if not one_input or taken.shape[1:] != says or isinstance(taken.shape[0], int) != (fixed is not None):
@@ -102,7 +104,7 @@ class OnnxModel(nn.Module):
         self._name, self._input = f"{name}: {described}", taken.name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images (N, C, S, S) float32 to logits (N, classes) float32, on the device of `x`.
+        """Map normalised images (N, C, H, W) float32 to logits (N, classes) float32, on the device of `x`.
 
         A file that takes pixels gets the nearest ones: exactly those that the images were made from.
         """
@@ -111,7 +113,7 @@ class OnnxModel(nn.Module):
         return torch.cat(parts).to(x.device)
 
     def feed(self, x: Tensor) -> Array:
-        """Return normalised images (N, C, S, S) float32 as the graph takes them: as they are, or as pixels.
+        """Return normalised images (N, C, H, W) float32 as the graph takes them: as they are, or as pixels.
 
         A graph that takes so many images at once gets the last one again until there are enough.
         """

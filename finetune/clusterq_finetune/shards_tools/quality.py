@@ -1,7 +1,6 @@
 """The command `clusterq-finetune shards quality`, once its flags are known."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
+from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
@@ -83,20 +83,20 @@ def _other(arch: str, weights: str | None, manifest: Manifest, device: torch.dev
     known = {"arch": arch, "weights": weights}
     if is_factory(arch):
         known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
-    with _named({"--arch": "--other-arch", "--weights": "--other-weights"}):
+    with settings_renamed({"arch": "other_arch", "weights": "other_weights"}):
         other = load_teacher(TeacherConfig.validated(known), device=device)
     found = other.spec
     if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
         raise ClusterqError(
-            f"--other-arch: {arch} takes {found.channels}x{found.size}x{found.size} images of {found.num_classes} classes, expected "
-            f"{spec.channels}x{spec.size}x{spec.size} of {spec.num_classes}, as the set has; choose another classifier."
+            f"--other-arch: {arch} takes {found.channels}x{found.shown_size} images of {found.num_classes} classes, expected "
+            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
         )
     return other
 
 
 def _real(path: Path, classes: Path | None, teacher: Teacher, most: int, seed: int) -> Real:
     """As many real images as are measured of the set, of each class its share."""
-    with _named({"--val": "--real", "--classes": "--real-classes"}):
+    with settings_renamed({"val": "real", "classes": "real_classes"}):
         images = open_validation(
             path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
         )
@@ -120,15 +120,3 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
         raise ClusterqError(
             f"--real: {seen} of the {len(numbers)} images in {images.root} can be read, expected two or more; check the folder."
         )
-
-
-@contextmanager
-def _named(flags: dict[str, str]) -> Iterator[None]:
-    """Errors of shared code name the flags of this command."""
-    try:
-        yield
-    except ClusterqError as error:
-        said = str(error)
-        for shared, own in flags.items():
-            said = said.replace(f"{shared}:", f"{own}:").replace(f"{shared} ", f"{own} ")
-        raise ClusterqError(said) from error
