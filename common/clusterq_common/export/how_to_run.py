@@ -55,10 +55,7 @@ def _input(about: Description) -> list[str]:
     lines = []
     if not about.with_preprocessing:
         mean, std = list(about.input.mean), list(about.input.std)
-        lines += [
-            f"pixels = (pixels / 255 - np.float32({mean})) / np.float32({std})",
-            "pixels = pixels.transpose(0, 3, 1, 2)",
-        ]
+        lines.append(f"pixels = ((pixels / 255 - np.float32({mean})) / np.float32({std})).transpose(0, 3, 1, 2)")
     if about.fixed_batch is not None and about.fixed_batch > 1:
         lines.append(f"pixels = pixels.repeat({about.fixed_batch}, axis=0)  # the file takes so many at once")
     return lines
