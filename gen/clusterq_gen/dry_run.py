@@ -5,35 +5,18 @@ import torch
 from clusterq_common.quant.convert import convert
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.load import Teacher
-from clusterq_common.teacher.pace import said, seconds_per_image
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.config import GenConfig
 from clusterq_gen.networks.generator import build_generator
 from clusterq_gen.training.latent import classes_in_batch
 
-# Of teacher, student and generator in a step of training; the teacher's pass is one.
-PASSES_OF_A_STEP = 4
-# Candidates for each image that is kept.
-SURPLUS = 1.2
-
 
 def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
-    """Return the plan, one line each for shapes, quantized layers, steps, disk and time. Runs some images through generator and teacher."""
+    """Return the plan, one line each for shapes, quantized layers, steps and disk. Runs one image through generator and teacher."""
     first = f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
     lines = _bank_lines(config, teacher, device) if is_bank(config.method.method) else _generator_lines(config, teacher, device)
-    seconds = _work(config, teacher) * seconds_per_image(teacher, device)
-    return [first, *lines, f"time: {said(seconds)} on {device}, on a machine that does nothing else"]
-
-
-def _work(config: GenConfig, teacher: Teacher) -> float:
-    """Return the work of a run in passes of one image through the teacher, forward and back."""
-    if is_bank(config.method.method):
-        layout = BankLayout.of(config, teacher.spec.num_classes)
-        return layout.batches * layout.batch_size * config.bank.bank_steps
-    train, emit = config.train, config.emit
-    trained = train.epochs * train.steps_per_epoch * train.batch_size * PASSES_OF_A_STEP
-    return trained + emit.refine_steps * _candidates(config, teacher) * SURPLUS
+    return [first, *lines]
 
 
 def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:

@@ -102,7 +102,7 @@ def test_a_file_beside_its_float_export(
     assert (kernels["float"]["integer_layers"], kernels["float"]["integer_share"]) == (0, 0)
     assert math.isclose(sum(one["share"] for one in kernels["file"]["kernels"]), 1)
     real = found["real_images"]
-    assert abs(real["float"]["top1"] - 100 * digits_teacher.accuracy) < 0.01
+    assert abs(real["float"]["top1"] - digits_teacher.accuracy) < 0.01
     assert real["file"]["agreement"] > 90
     assert real["preprocessing"].startswith("whole image at 8x8")
     assert found["synthetic_images"]["file"]["agreement"] > 90

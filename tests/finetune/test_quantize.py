@@ -25,6 +25,7 @@ SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
 WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
 
 
+@pytest.mark.long
 def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
     """All stages; the same command again makes nothing anew; another plan does not go on with them."""
     out, work = tmp_path / "model.onnx", tmp_path / "work"
