@@ -106,7 +106,7 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
         "--out",
         tmp_path / "tuned",
     ]
-    done = finetune("--shards", spoiled, *digits_teacher.flags[:4], *flags)
+    done = finetune("--shards", spoiled, *digits_teacher.flags[:4], *flags, "--report")
     assert done.code == 0, done.err
     lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
     steps = [record for record in map(json.loads, lines) if "epoch" not in record]

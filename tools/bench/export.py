@@ -283,7 +283,7 @@ def _random_student(name: str, config: QuantConfig, count: int) -> tuple[nn.Modu
             if module.affine:
                 module.weight.data.normal_(1, 0.4)
                 module.bias.data.normal_(0, 0.2)
-    images = torch.randn(count, 3, size, size)
+    images = torch.randn(count, *spec.shape)
     student = convert(net.eval(), config, images[:1], lambda _: None).eval()
     calibrate(student, [images], config)
     return student, spec, images
@@ -292,7 +292,7 @@ def _random_student(name: str, config: QuantConfig, count: int) -> tuple[nn.Modu
 @torch.no_grad()
 def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, repeats: int) -> None:
     student, spec, images = _random_student(name, config, count)
-    size = spec.size
+    size = spec.shown_size
     begin = time.monotonic()
     try:
         model, kept, _ = onnx_model(student, spec, onnx_config)
@@ -306,7 +306,7 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
     words: list[Any] = [f"{flip.steps} step from {flip.distance:.1g}" for flip in flips if flip is not None]
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in student.modules())
     print(
-        f"{name} ({size}x{size}): {seconds:.0f} s, {layers - len(kept)} of {layers} BatchNorm folded, {len(same)} of {count} images with the "
+        f"{name} ({size}): {seconds:.0f} s, {layers - len(kept)} of {layers} BatchNorm folded, {len(same)} of {count} images with the "
         f"same integers throughout, there logits {max(same, default=0) / of:.1g} of the largest apart"
         + (f"; elsewhere first flip {', '.join(words)}, logits at most {float(apart.max()) / of:.1g} apart" if words else ""),
         flush=True,
