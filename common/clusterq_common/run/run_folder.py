@@ -29,7 +29,20 @@ TABLE = "table.json"
 
 OWN_FOLDERS = ("checkpoints", BANK, SAMPLES, TENSORBOARD, SHARDS)
 # What a program may delete on `overwrite`: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, CHOSEN_BITS, RESULT, PREDICTIONS, ANALYSIS, REPORT, BENCHMARK, *OWN_FOLDERS)
+OWN_FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    GENERATOR,
+    STUDENT,
+    CHOSEN_BITS,
+    RESULT,
+    PREDICTIONS,
+    ANALYSIS,
+    REPORT,
+    BENCHMARK,
+    *OWN_FOLDERS,
+)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, setting: str = "out") -> bool:
