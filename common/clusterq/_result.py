@@ -17,6 +17,7 @@ from clusterq_common.run.extras import need
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_finetune.data.preprocess import describe_preprocessing
 from clusterq_finetune.data.real import ValidationImages
 from clusterq_finetune.evaluation.evaluate import TEACHER, EvaluationResult, evaluate_models
 
@@ -72,7 +73,7 @@ def export_onnx(
         spec: the images it takes.
         path: of the file.
         arch: what the file says it is; the name of the student's class if left out.
-        batchnorm: `fold` into convolutions wherever integers stay what they are, `fold-all`, or `keep` as layers.
+        batchnorm: `fold` into convolutions wherever integers stay what they are, `fold-clip`, `fold-all`, or `keep` as layers.
         integers: `packed`, `int4` or `int8`: types that hold the weights.
         opset: version of ONNX's operators; as old as the types allow if left out.
 
@@ -97,6 +98,7 @@ def export_onnx(
             layer_bits=quant.layer_bits,
             input=spec,
             geometry=known_geometry(spec.size, arch),
+            preprocessing=describe_preprocessing(spec, known_geometry(spec.size, arch)),
         )
         data, _ = onnx_bytes(copy.deepcopy(student).cpu().eval(), spec, description, config)
         try:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.export.description import Description, describe
-from clusterq_common.export.qdq import size_of
+from clusterq_common.export.for_target import differs, file_for, format_for, refuse_student, said_of
+from clusterq_common.export.qdq import WEIGHT_SUFFIX, size_of
+from clusterq_common.export.targets import TargetName
 from clusterq_common.files import sha256_file, write_output
 from clusterq_common.images import normalise
 from clusterq_common.quant.convert import quantizers
@@ -22,6 +24,7 @@ from clusterq_common.shards.manifest import MANIFEST, read_manifest
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.data.preprocess import describe_preprocessing
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
 
@@ -32,27 +35,49 @@ LEAST_AGREEMENT, MOST_APART = 75.0, 0.1
 
 
 def export(
-    folder: Path, kind: Format, out: Path, flags: dict[str, Any], *, arch: str | None = None, overwrite: bool = False
+    folder: Path,
+    kind: Format | None,
+    out: Path,
+    flags: dict[str, Any],
+    *,
+    target: TargetName | None = None,
+    arch: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the student in `folder` as `out`. Returns what `--json` prints: bytes, and how the file compares with the student.
 
+    Args:
+        folder: of the student.
+        kind: format; None: the target's, or ONNX.
+        out: the file.
+        flags: values of `OnnxConfig` that the user gave.
+        target: runtime that the other values are for.
+        arch: the student's architecture, as the command line names it.
+        overwrite: replace a file that is there.
+
     Raises:
-        ClusterqError: see `load_student`, `onnx_model`, `program_file`; flags that the format does not know; `out` exists or cannot be
-            written.
+        ClusterqError: see `load_student`, `onnx_model`, `program_file`; flags that the format does not know; a target that cannot run
+            the student; `out` exists or cannot be written.
     """
+    kind = format_for(target, kind)
     if flags and kind != "onnx":
         name = next(iter(flags)).replace("_", "-")
         raise ClusterqError(
             f"--{name}: --format {kind} has no such choice, expected it with --format onnx alone; leave it out."
         )
-    config = OnnxConfig.validated(flags)
+    config = OnnxConfig.validated(flags if target is None else file_for(target, flags))
     if out.exists() and not overwrite:
         raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
     if kind == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             need(package, setting_name("format", "onnx"), "onnx")
     student, spec, saved = load_student(folder, torch.device("cpu"), arch)
+    if target is not None:
+        weights = (quantizer.bits for name, quantizer in quantizers(student).items() if name.endswith(WEIGHT_SUFFIX))
+        refuse_student(target, saved.quant, weights, config)
     description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
+    known = {"class_names": _class_names(saved), "target": "" if target is None else said_of(target)}
+    description = description.model_copy(update=known)
     data, description, twin = _FORMATS[kind](student, spec, description, config)
     compared = {} if twin is None else _compare(student, twin, spec, kind)
     write_output(out, data)
@@ -63,20 +88,23 @@ def export(
         "weights": size_of(student),
         "quantizers": len(quantizers(student)),
         **compared,
+        "remarks": [] if target is None else differs(target, saved.quant),
         "description": description.model_dump(mode="json"),
     }
 
 
 def describe_student(saved: FinetuneConfig, spec: InputSpec, *, teacher: str, student: str) -> Description:
     """Describe a student from the settings saved with it; `teacher` and `student` are digests."""
+    geometry = saved.evaluation.override_with(known_geometry(spec.size, saved.teacher.arch))
     return describe(
         saved.teacher.arch,
         saved.quant,
-        saved.evaluation.override_with(known_geometry(spec.size, saved.teacher.arch)),
+        geometry,
         spec,
         clusterq=versions()["clusterq"],
         teacher=teacher,
         student=student,
+        preprocessing=describe_preprocessing(spec, geometry),
     )
 
 
@@ -89,8 +117,14 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     ]
     if about["integers"]:
         lines.append(f"opset {about['opset']}, integers {about['integers']}")
+    if about["target"]:
+        lines.append(f"made for {about['target']}")
     if about["batchnorm_kept"]:
         lines.append(f"BatchNorm kept as a layer: {', '.join(about['batchnorm_kept'])}")
+    if about["weights_clipped"]:
+        moved = ", ".join(f"{count} of {name}" for name, count in about["weights_clipped"].items())
+        lines.append(f"weights moved by one step of their grid, so that BatchNorm could be folded: {moved}")
+    lines += result["remarks"]
     if "largest_logit_difference" in result:
         lines.append(
             f"against the student on {result['compared_on']} images of random pixels: same class on {result['agreement_with_student']:.1f} %, "
@@ -148,6 +182,16 @@ def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec, kind: Format)
             f"{apart:.2g} apart, expected at least {LEAST_AGREEMENT:.0f} %; no file was written: please report this network."
         )
     return {"compared_on": IMAGES, "agreement_with_student": agreement, "largest_logit_difference": apart}
+
+
+def _class_names(saved: FinetuneConfig) -> tuple[str, ...]:
+    """Read the class names of the set that the student learned from; none where that very set is not where it was."""
+    folder = Path(saved.shards)
+    if saved.shards_digest is None or not (folder / MANIFEST).is_file():
+        return ()
+    manifest = read_manifest(folder)
+    # A stranger's settings could name a set of this user's, whose names are not theirs to have; they cannot know its digest.
+    return tuple(manifest.class_names or ()) if manifest.digest == saved.shards_digest else ()
 
 
 def _teacher_of(folder: Path) -> str:

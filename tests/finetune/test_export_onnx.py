@@ -61,13 +61,13 @@ def run(model: onnx.ModelProto, images: Tensor, *, optimise: bool) -> Tensor:
 def test_integers_in_the_file(settings: dict[str, object], config: dict[str, object], types: str) -> None:
     """Weights are those of `to_int()`, turned around where a folded gamma is negative, and stand for the same real values."""
     student, _ = student_of(Plain, **settings)
-    model, kept = onnx_model(student, SPEC, OnnxConfig(**config))
+    model, kept, _ = onnx_model(student, SPEC, OnnxConfig(**config))
     onnx.checker.check_model(model, full_check=True)
     found = initializers(model)
     scales = {node.input[0]: node.input[1:] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    assert bool(kept) != (config.get("batchnorm") == "fold-all" or "quantizer" in settings), (
-        "symmetric grids have a lowest integer"
-    )
+    # A symmetric grid's lowest integer has no negative in a type that the grid fills.
+    full = types in {f"INT{settings['bits'][1]}", "INT8" if settings["bits"] == "w8a8" else ""}
+    assert bool(kept) == (full and config.get("batchnorm") != "fold-all")
     for name, batchnorm in (("first", "first_bn"), ("second", "second_bn"), ("head", None)):
         layer = student.get_submodule(name)
         expected = layer.weight_quantizer.to_int(layer.weight)
@@ -79,9 +79,11 @@ def test_integers_in_the_file(settings: dict[str, object], config: dict[str, obj
         rows = (-1, *[1] * (real.ndim - 1))
         grid = layer.weight_quantizer.grid
         lowest = integers.reshape(len(integers), -1).min(1).reshape(rows)
-        mirror = np.where((grid.low == 0) | (lowest == grid.low), grid.low + grid.high, 0)
+        wide = int(types[-1]) > grid.bits  # room for the negative of the lowest integer
+        mirror = np.where((grid.low == 0) | ((lowest == grid.low) & (not wide)), grid.low + grid.high, 0)
         stored = found[f"{name}.weight"]
-        moved = 2 ** (8 - grid.bits) if types.endswith("INT8") else 1
+        widened = wide and grid.low < 0 and bool(((lowest == grid.low) & (factor.reshape(rows) < 0)).any())
+        moved = 2 ** max(0, 8 - grid.bits - widened) if types.endswith("INT8") else 1
         assert np.array_equal(stored.astype(int), moved * np.where(factor.reshape(rows) < 0, mirror - integers, integers))
         scale, *points = (found[one].astype(np.float64) for one in scales[f"{name}.weight"])
         shape = rows if scale.ndim else ()
@@ -108,7 +110,7 @@ def test_integers_in_the_file(settings: dict[str, object], config: dict[str, obj
 def test_same_logits(net: type[nn.Module], settings: dict[str, object], config: dict[str, object]) -> None:
     """Equal up to float32's rounding, but for images in which a value on a boundary becomes the other integer."""
     student, images = student_of(net, **settings)
-    model, _ = onnx_model(student, SPEC, OnnxConfig(**config))
+    model, *_ = onnx_model(student, SPEC, OnnxConfig(**config))
     flips, expected, found = first_flips(student, model, images)
     close = 1e-5 * float(expected.abs().max())
     for flip, apart in zip(flips, (found - expected).abs().amax(1), strict=True):
@@ -123,7 +125,7 @@ def test_same_logits(net: type[nn.Module], settings: dict[str, object], config: 
 def test_narrow_weights_survive_optimisation() -> None:
     """ONNX Runtime rounds biases between 8-bit quantizers; those of 4-bit layers it must leave alone."""
     student, images = student_of(Residual, bits="w4a4")
-    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    model, *_ = onnx_model(student, SPEC, OnnxConfig())
     with torch.no_grad():
         expected = student(images)
     apart = (run(model, images, optimise=True) - run(model, images, optimise=False)).abs().max()
@@ -136,7 +138,7 @@ def test_narrow_weights_survive_optimisation() -> None:
 def test_integer_kernels(bits: str, config: dict[str, object], tmp_path: Path) -> None:
     """With quantized branches every convolution but the stem, whose output an addition reads in float, runs in integers."""
     student, _ = student_of(Residual, bits=bits, branch_outputs=True)
-    model, kept = onnx_model(student, SPEC, OnnxConfig(**config))
+    model, kept, _ = onnx_model(student, SPEC, OnnxConfig(**config))
     assert not kept
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -159,7 +161,7 @@ def test_biases_beside_dead_channels(dead: str) -> None:
                 batchnorm.bias[4] = 1.5
 
     student, images = student_of(Dead, randomise=False, bits="w8a8", branch_outputs=True)
-    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    model, *_ = onnx_model(student, SPEC, OnnxConfig())
     with torch.no_grad():
         expected = student(images)
     assert float((run(model, images, optimise=True) - expected).abs().max()) < 0.02 * float(expected.abs().max())
@@ -168,7 +170,7 @@ def test_biases_beside_dead_channels(dead: str) -> None:
 def test_four_bits_on_integer_kernels() -> None:
     """Weights of 4 bits moved to the top of 8 leave room for biases; that these are rounded is all that integer kernels change."""
     student, images = student_of(Residual, bits="w4a8", branch_outputs=True)
-    model, _ = onnx_model(student, SPEC, OnnxConfig(integers="int8", batchnorm="fold-all"))
+    model, *_ = onnx_model(student, SPEC, OnnxConfig(integers="int8", batchnorm="fold-all"))
     with torch.no_grad():
         expected = student(images)
     found = run(model, images, optimise=True)
@@ -191,7 +193,7 @@ def test_clips_that_quantizers_make_needless(limit: float, dropped: bool) -> Non
     quantizer = quantizers(student)["second.input_quantizer"]
     with torch.no_grad():
         quantizer.scale.copy_(torch.tensor([6 / 255 * 0.999 if dropped else 6 / 255 * (1 + limit)]))
-    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    model, *_ = onnx_model(student, SPEC, OnnxConfig())
     assert ("Clip" in {node.op_type for node in model.graph.node}) != dropped
     flips, expected, found = first_flips(student, model, 4 * images)
     assert all(flip is None or flip.distance < ROUNDING for flip in flips)
@@ -206,7 +208,7 @@ def test_size_on_disk() -> None:
             self.second_bn, self.head = nn.BatchNorm2d(8 * 512), nn.Linear(8 * 512, 10)
 
     student, _ = student_of(Wide, bits="w4a4", weight_granularity="tensor")
-    model, _ = onnx_model(student, SPEC, OnnxConfig(batchnorm="keep"))
+    model, *_ = onnx_model(student, SPEC, OnnxConfig(batchnorm="keep"))
     parts = size_of(student)
     weights = sum(layer.weight.numel() for layer in student.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
     assert parts == {"integers": weights // 2, "scales": 3 * 4, "float32": 4 * weights}
@@ -218,7 +220,7 @@ def test_size_on_disk() -> None:
 def test_nothing_but_the_model_is_in_the_file() -> None:
     """No path of the machine, and no node that nothing needs."""
     student, _ = student_of(Plain, bits="w4a4")
-    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    model, *_ = onnx_model(student, SPEC, OnnxConfig())
     assert str(Path.cwd().anchor + "home").encode() not in (data := model.SerializeToString())
     assert b".py" not in data
     read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
@@ -243,7 +245,7 @@ def test_a_layer_that_runs_twice() -> None:
             return self.head(x.mean((2, 3)))
 
     student, images = student_of(Twice, bits="w8a8")
-    model, _ = onnx_model(student, SPEC, OnnxConfig())
+    model, *_ = onnx_model(student, SPEC, OnnxConfig())
     with torch.no_grad():
         expected = student(images)
     step = float(quantizers(student)["head.input_quantizer"].scale.detach())
@@ -276,17 +278,22 @@ def test_folding_a_factor(bits: int, signed: bool, factors: list[float], raw: li
     points = np.zeros(3, np.int32) if signed else np.array([0, high, high // 2], np.int32)
     weight = IntegerWeight(integers, np.array([0.1, 0.2, 0.3], np.float32), points, low, high, bits)
     factor = np.array(factors)
-    lowest_turns = signed and bool((integers[factor < 0] == low).any())
-    assert (folded(weight, factor) is None) == lowest_turns
-    result = folded(weight, factor, zero_points=lowest_turns)
-    assert result is not None
-    assert lowest_turns or not signed or not result.zero_point.any()
-    assert low <= result.integers.min()
-    assert result.integers.max() <= high
-    assert (result.scale > 0).all()
+    stuck = signed & (factor < 0)[:, None] & (integers == low)
+    assert (folded(weight, factor) is None) == bool(stuck.any())
     before = (integers - points[:, None]) * weight.scale.astype(float)[:, None] * factor[:, None]
-    after = (result.integers - result.zero_point[:, None]) * result.scale.astype(float)[:, None]
-    assert np.allclose(before, after, rtol=1e-6, atol=1e-30)
+    for lowest in ("widen", "zero-point", "clip"):
+        made = folded(weight, factor, lowest)
+        assert made is not None
+        result, moved = made
+        assert moved == (int(stuck.sum()) if lowest == "clip" else 0)
+        assert lowest == "zero-point" or not signed or not result.zero_point.any()
+        assert low <= result.integers.min()
+        assert result.integers.max() <= high + (lowest == "widen" and bool(stuck.any()))
+        assert result.widened == (lowest == "widen" and bool(stuck.any()))
+        assert (result.scale > 0).all()
+        after = (result.integers - result.zero_point[:, None]) * result.scale.astype(float)[:, None]
+        steps = result.scale.astype(float)[:, None] * (stuck if lowest == "clip" else 0)
+        assert np.allclose(before - steps, after, rtol=1e-5, atol=1e-30)
 
 
 def test_opsets() -> None:
@@ -339,7 +346,7 @@ def test_a_trained_model(
     quant = QuantConfig(bits=bits)
     student = convert(net, quant, images[:1], lambda _: None).eval()
     calibrate(student, images[::4].split(50), quant)
-    model, kept = onnx_model(student, SPEC.model_copy(update={"size": 32}), OnnxConfig(**config))
+    model, kept, _ = onnx_model(student, SPEC.model_copy(update={"size": 32}), OnnxConfig(**config))
     assert bool(kept) == (config == {"batchnorm": "keep"})
     flips, expected, found = first_flips(student, model, images[1::2])
     known = [flip for flip in flips if flip is not None]

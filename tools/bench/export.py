@@ -2,13 +2,15 @@
 
     python tools/bench/export.py measure --val cifar10/test out/finetune-w8a8 out/finetune-w4a4
     python tools/bench/export.py zoo --bits w4a4
+    python tools/bench/export.py speed resnet18 mobilenetv2_w1 --threads 1
 
 measure: for each student a float ONNX file of its weights, and each way of storing integers that makes a difference. Bytes on disk against the float
 file and against bits / 8 + scales. ONNX Runtime with and without graph optimisations against the student on all images: same class,
 largest difference of a logit, beside that of the student in integer arithmetic; for each image that changes class, the first
 activation that rounds the other way, and how near to the boundary it lies; with optimisations, the same file with biases rounded as the
 optimiser rounds them. Latencies as medians of the ratios to the float file within
-interleaved repeats. One thread. zoo: random weights and random BatchNorm; where logits differ, the same analysis.
+interleaved repeats. One thread. zoo: random weights and random BatchNorm; where logits differ, the same analysis. speed: the same networks made for a target, by
+`clusterq-finetune benchmark` beside their float export. Random gammas are around 1, some of them negative; times depend on shapes and types alone.
 """
 
 import sys
@@ -30,10 +32,12 @@ from torch import Tensor, nn
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Integers, OnnxConfig
-from clusterq_common.export.onnx_file import add_description, onnx_model
+from clusterq_common.export.for_target import file_for, quant_for
+from clusterq_common.export.onnx_file import add_description, onnx_bytes, onnx_model
 from clusterq_common.export.onnx_types import stored_bits
 from clusterq_common.export.qdq import size_of
 from clusterq_common.export.runtime import OnnxModel
+from clusterq_common.export.targets import TargetName
 from clusterq_common.export.trace import replaced_quantizers
 from clusterq_common.images import normalise
 from clusterq_common.quant.calibrate import calibrate
@@ -42,6 +46,8 @@ from clusterq_common.quant.convert import convert
 from clusterq_common.quant.integer import integer_arithmetic
 from clusterq_common.teacher.families import build_pytorchcv
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
+from clusterq_finetune.benchmark.command import benchmark
+from clusterq_finetune.benchmark.summary import summary_lines
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.export import describe_student
@@ -109,6 +115,37 @@ def zoo(
     run_guarded(run, debug=False)
 
 
+@app.command()
+def speed(
+    names: Annotated[list[str], typer.Argument(help="pytorchcv names.")],
+    bits: Annotated[str, typer.Option()] = "w8a8",
+    target: Annotated[TargetName, typer.Option()] = "ort-cpu",
+    batchnorm: Annotated[str | None, typer.Option(help="As for export; the target's if left out.")] = None,
+    turns: Annotated[int, typer.Option(min=6)] = 15,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Latency of families with random weights, made for a target, beside float."""
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        quant = QuantConfig.validated(quant_for(target, {"bits": bits}))
+        for name in names:
+            student, spec, _ = _random_student(name, quant, 4)
+            saved = FinetuneConfig(shards="", teacher=TeacherConfig(arch=name), quant=quant)
+            about = describe_student(saved, spec, teacher="", student="")
+            with TemporaryDirectory() as folder:
+                path, plain = Path(folder) / f"{name}.onnx", Path(folder) / "float.onnx"
+                config = OnnxConfig.validated(file_for(target, {} if batchnorm is None else {"batchnorm": batchnorm}))
+                data, about = onnx_bytes(student, spec, about, config)
+                path.write_bytes(data)
+                floats = replaced_quantizers(student, lambda _name, _quantizer: nn.Identity())
+                plain.write_bytes(onnx_bytes(floats, spec, about, OnnxConfig())[0])
+                print(f"\n{name}, random weights; BatchNorm kept in {len(about.batchnorm_kept)} layers")
+                print("\n".join(summary_lines(benchmark(path, float_path=plain, turns=turns, threads=threads))), flush=True)
+
+    run_guarded(run, debug=False)
+
+
 def _machine() -> None:
     print(f"torch {torch.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, one thread", flush=True)
 
@@ -117,7 +154,7 @@ def _machine() -> None:
 def _measure(folder: Path, val: Path, count: int | None, batches: list[int], repeats: int) -> None:
     student, spec, saved = load_student(folder, torch.device("cpu"))
     about = describe_student(saved, spec, teacher="0" * 71, student="0" * 64)
-    plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
+    plain, *_ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
     add_description(plain, about)
     ways: list[Integers] = ["packed"] if stored_bits(saved.quant.widths.weights, "packed") == 8 else ["packed", "int8"]
     models = {way: onnx_model(student, spec, OnnxConfig(integers=way))[0] for way in ways}
@@ -233,7 +270,8 @@ def _top1(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, repeats: int) -> None:
+def _random_student(name: str, config: QuantConfig, count: int) -> tuple[nn.Module, InputSpec, Tensor]:
+    """Return a calibrated student of a network with random weights and BatchNorm, and the images of noise that it saw."""
     torch.manual_seed(0)
     net, known = build_pytorchcv(TeacherConfig(arch=name))
     size = known["input_size"]
@@ -245,12 +283,19 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
             if module.affine:
                 module.weight.data.normal_(1, 0.4)
                 module.bias.data.normal_(0, 0.2)
-    images = torch.randn(count, 3, size, size)
+    images = torch.randn(count, *spec.shape)
     student = convert(net.eval(), config, images[:1], lambda _: None).eval()
     calibrate(student, [images], config)
+    return student, spec, images
+
+
+@torch.no_grad()
+def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, repeats: int) -> None:
+    student, spec, images = _random_student(name, config, count)
+    size = spec.shown_size
     begin = time.monotonic()
     try:
-        model, kept = onnx_model(student, spec, onnx_config)
+        model, kept, _ = onnx_model(student, spec, onnx_config)
     except ClusterqError as error:
         print(f"{name}: {error}", flush=True)
         return
@@ -261,13 +306,13 @@ def _zoo(name: str, config: QuantConfig, onnx_config: OnnxConfig, count: int, re
     words: list[Any] = [f"{flip.steps} step from {flip.distance:.1g}" for flip in flips if flip is not None]
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in student.modules())
     print(
-        f"{name} ({size}x{size}): {seconds:.0f} s, {layers - len(kept)} of {layers} BatchNorm folded, {len(same)} of {count} images with the "
+        f"{name} ({size}): {seconds:.0f} s, {layers - len(kept)} of {layers} BatchNorm folded, {len(same)} of {count} images with the "
         f"same integers throughout, there logits {max(same, default=0) / of:.1g} of the largest apart"
         + (f"; elsewhere first flip {', '.join(words)}, logits at most {float(apart.max()) / of:.1g} apart" if words else ""),
         flush=True,
     )
     if repeats:
-        plain, _ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
+        plain, *_ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
         saved = FinetuneConfig(shards="", teacher=TeacherConfig(arch=name), quant=config)
         for one in (plain, model):
             add_description(one, describe_student(saved, spec, teacher="", student=""))

@@ -5,29 +5,46 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import NodeProto, helper
 
+from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.onnx_graph import Array, Graph
-from clusterq_common.export.weights import IntegerWeight, folded
+from clusterq_common.export.onnx_types import stored_bits
+from clusterq_common.export.weights import IntegerWeight, Lowest, folded
+
+# By `OnnxConfig.batchnorm`, for integers that fill their type.
+LOWEST: dict[str, Lowest] = {"fold": "refuse", "fold-all": "zero-point", "fold-clip": "clip"}
 
 
-def fold_batchnorm(graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], *, zero_points: bool) -> None:
+def fold_batchnorm(
+    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], config: OnnxConfig
+) -> dict[str, int]:
     """Fold each BatchNorm whose only input is a convolution that nothing else reads.
 
     With k = gamma / sqrt(var + eps), in float64: weight' = k weight, bias' = k (bias - mean) + beta. For integer weights only the
     scales change, and the signs where k is negative (`folded`). A BatchNorm is kept if there is no convolution before it, if
-    something else reads the convolution's output, or if an integer would leave its grid.
+    something else reads the convolution's output, or if an integer would leave its type and `config` says `fold`.
 
     Args:
         graph: changed in place.
         weights: integer weights by site; the folded ones are replaced.
         sites: see `quantizer_sites`.
-        zero_points: see `folded`.
+        config: `batchnorm`, not `keep`, and `integers`.
+
+    Returns:
+        The number of integers that `fold-clip` moved by one step, by the name of the weight; those without any are left out.
     """
+    clipped: dict[str, int] = {}
     for node in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
-        _fold(graph, weights, sites, node, zero_points)
+        _fold(graph, weights, sites, node, config, clipped)
+    return clipped
 
 
 def _fold(
-    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], node: NodeProto, zero_points: bool
+    graph: Graph,
+    weights: dict[str, IntegerWeight],
+    sites: Mapping[str, str],
+    node: NodeProto,
+    config: OnnxConfig,
+    clipped: dict[str, int],
 ) -> None:
     reads, convolution = graph.reads(), graph.producers().get(node.input[0])
     if convolution is None or convolution.op_type != "Conv" or reads[node.input[0]] > 1:
@@ -40,7 +57,7 @@ def _fold(
         return
     gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in statistics)
     factor = gamma / np.sqrt(variance + _epsilon(node))
-    if not _scale_weight(graph, weights, sites, weight_name, factor, zero_points):
+    if not _scale_weight(graph, weights, sites, weight_name, factor, config, clipped):
         return
     bias = graph.array(convolution.input[2]) if len(convolution.input) > 2 else np.zeros_like(mean)
     assert bias is not None
@@ -52,13 +69,24 @@ def _fold(
 
 
 def _scale_weight(
-    graph: Graph, weights: dict[str, IntegerWeight], sites: Mapping[str, str], name: str, factor: Array, zero_points: bool
+    graph: Graph,
+    weights: dict[str, IntegerWeight],
+    sites: Mapping[str, str],
+    name: str,
+    factor: Array,
+    config: OnnxConfig,
+    clipped: dict[str, int],
 ) -> bool:
     if name in sites:
-        weight = folded(weights[sites[name]], factor, zero_points=zero_points)
-        if weight is None:
+        site = sites[name]
+        # A type wider than the grid has room for the negative of the lowest integer.
+        wider = stored_bits(weights[site].bits, config.integers) > weights[site].bits
+        done = folded(weights[site], factor, "widen" if wider else LOWEST[config.batchnorm])
+        if done is None:
             return False
-        weights[sites[name]] = weight
+        weights[site], moved = done
+        if moved:
+            clipped[site.removesuffix("_quantizer")] = moved
         return True
     values = graph.array(name)
     if values is None:

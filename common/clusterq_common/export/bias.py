@@ -64,7 +64,7 @@ def _fits(weights: dict[str, IntegerWeight], site: str, bias: Array, step: float
         rows = weight.integers.reshape(len(weight.integers), -1)
         dead = (rows == weight.zero_point[:, None]).all(axis=1)
         weight = weights[site] = replace(weight, scale=np.where(dead, weight.scale.max(), weight.scale))
-    units = step * weight.scale.astype(np.float64) / 2 ** shift_of(weight.bits, integers)
+    units = step * weight.scale.astype(np.float64) / 2 ** shift_of(weight.bits, integers, widened=weight.widened)
     return bool((np.abs(bias) < LARGEST_BIAS * units).all())
 
 

@@ -1,4 +1,4 @@
-"""Removal of redundant Clips from an ONNX graph, such as a ReLU6 whose quantizer ends at 6 or below."""
+"""Clips in an ONNX graph, such as ReLU6: removal of redundant ones, and constant limits for the others."""
 
 from collections.abc import Mapping
 
@@ -29,6 +29,19 @@ def drop_needless_clips(graph: Graph, activations: Mapping[str, FakeQuantizer], 
         limits = [_constant(graph, producers, name) for name in clip.input[1:]]
         if len(limits) == 2 and _ends(quantizer, *limits):
             node.input[0] = clip.input[0]
+
+
+def settle_limits(graph: Graph) -> None:
+    """Make constants of the limits of Clips, which the exporter casts to the type of the clipped tensor; in place.
+
+    ONNX Runtime fuses a convolution with a Clip only where the limits are constants.
+    """
+    producers = graph.producers()
+    for number, node in enumerate(node for node in graph.nodes if node.op_type == "Clip"):
+        for place, name in enumerate(node.input[1:], start=1):
+            limit = _constant(graph, producers, name)
+            if limit is not None:
+                node.input[place] = graph.put(f"clip{number}.limit{place}", np.array(limit, np.float32))
 
 
 def _ends(quantizer: FakeQuantizer, low: float | None, high: float | None) -> bool:

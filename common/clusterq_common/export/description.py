@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import Field
+
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import Geometry, InputSpec, is_factory
@@ -20,6 +22,14 @@ class Description(Settings):
         geometry: resizing and cropping of photographs.
         integers: storage of weights: `packed`, `int4` or `int8`; empty where the format has one way.
         opset: version of ONNX's operators; None in other formats.
+        target: runtime that the file was made for, and with which version of it this was tried; empty for none.
+        colour: meaning of the channels: `RGB` in this order, or `grey`; empty where there is another number of them.
+        pixels: range of pixels before the normalisation.
+        preprocessing: how a photograph becomes an input, in words.
+        class_names: by class index; empty where they are unknown.
+        with_preprocessing: the input is uint8 pixels (N, H, W, channels), and the graph normalises them.
+        fixed_batch: number of images that the file takes at once; None: any.
+        weights_clipped: integers that folding moved by one step, by the name of the weight.
         batchnorm_kept: BatchNorm layers that are still separate layers.
     """
 
@@ -35,10 +45,30 @@ class Description(Settings):
     integers: str = ""
     opset: int | None = None
     batchnorm_kept: tuple[str, ...] = ()
+    target: str = ""
+    colour: str = ""
+    pixels: str = ""
+    preprocessing: str = ""
+    class_names: tuple[str, ...] = ()
+    with_preprocessing: bool = False
+    fixed_batch: int | None = None
+    weights_clipped: dict[str, int] = Field({})
+
+
+# By number of channels.
+COLOURS = {1: "grey", 3: "RGB"}
 
 
 def describe(
-    arch: str, quant: QuantConfig, geometry: Geometry, spec: InputSpec, *, clusterq: str, teacher: str, student: str
+    arch: str,
+    quant: QuantConfig,
+    geometry: Geometry,
+    spec: InputSpec,
+    *,
+    clusterq: str,
+    teacher: str,
+    student: str,
+    preprocessing: str = "",
 ) -> Description:
     """Describe a student, before the format adds its own fields. For a factory no folder is named."""
     return Description(
@@ -51,4 +81,7 @@ def describe(
         layer_bits=quant.layer_bits,
         input=spec,
         geometry=geometry,
+        colour=COLOURS.get(spec.channels, ""),
+        pixels="0 (black) to 255, divided by 255",
+        preprocessing=preprocessing,
     )

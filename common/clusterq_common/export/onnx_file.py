@@ -1,6 +1,7 @@
 """Export of a student to an ONNX file, with integer weights and a description."""
 
 import json
+from typing import NamedTuple
 
 import onnx
 from onnx import helper
@@ -8,11 +9,13 @@ from torch import nn
 
 from clusterq_common.export.batchnorm import fold_batchnorm
 from clusterq_common.export.bias import settle_biases
-from clusterq_common.export.clips import drop_needless_clips
+from clusterq_common.export.clips import drop_needless_clips, settle_limits
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import Description
+from clusterq_common.export.how_to_run import how_to_run
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.onnx_types import choose_opset
+from clusterq_common.export.pixel_input import name_batch, take_pixels
 from clusterq_common.export.qdq import integer_weights, quantizer_sites, spell_out
 from clusterq_common.export.trace import DOMAIN, trace
 from clusterq_common.quant.convert import quantizers
@@ -21,10 +24,24 @@ from clusterq_common.teacher.spec import InputSpec
 GRAPH_NAME = "student"
 
 
-def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the student as a strictly checked ONNX model, and the BatchNorm layers that it keeps.
+class Made(NamedTuple):
+    """An ONNX model, and what its making did to the student.
 
-    Input `image` (N, C, H, W) float32, normalised; output `logits` (N, classes) float32.
+    Attributes:
+        model: strictly checked.
+        batchnorm_kept: BatchNorm layers that are still layers.
+        weights_clipped: integers moved by one step, by the name of the weight (`fold-clip`).
+    """
+
+    model: onnx.ModelProto
+    batchnorm_kept: list[str]
+    weights_clipped: dict[str, int]
+
+
+def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
+    """Return the student as an ONNX model; a network without quantizers stays in float32.
+
+    Input `image` (N, C, H, W) float32, normalised, or pixels (`take_pixels`); output `logits` (N, classes) float32.
 
     Raises:
         ClusterqError: see `choose_opset` and `trace`.
@@ -34,13 +51,16 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
     traced = trace(student, spec, opset)
     graph = Graph(traced.graph)
     sites = quantizer_sites(graph)
-    if config.batchnorm != "keep":
-        fold_batchnorm(graph, weights, sites, zero_points=config.batchnorm == "fold-all")
+    clipped = fold_batchnorm(graph, weights, sites, config) if config.batchnorm != "keep" else {}
     activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
     steps = {name: float(quantizer.step().detach()) for name, quantizer in activations.items()}
     settle_biases(graph, weights, sites, steps, config.integers)
     drop_needless_clips(graph, activations, sites)
-    spell_out(graph, weights, activations, config.integers, opset)
+    settle_limits(graph)
+    spell_out(graph, weights, activations, config, opset)
+    if config.with_preprocessing:
+        take_pixels(graph, spec)
+    name_batch(graph, config.fixed_batch)
     graph.prune()
     kept = graph.batchnorm_layers()
     graph.shorten()
@@ -53,7 +73,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple
         producer_name="clusterq",
     )
     onnx.checker.check_model(model, full_check=True)
-    return model, kept
+    return Made(model, kept, clipped)
 
 
 def onnx_bytes(student: nn.Module, spec: InputSpec, description: Description, config: OnnxConfig) -> tuple[bytes, Description]:
@@ -62,15 +82,23 @@ def onnx_bytes(student: nn.Module, spec: InputSpec, description: Description, co
     Raises:
         ClusterqError: see `onnx_model`.
     """
-    model, kept = onnx_model(student, spec, config)
-    known = {"integers": config.integers, "opset": opset_of(model), "batchnorm_kept": tuple(kept)}
+    model, kept, clipped = onnx_model(student, spec, config)
+    known = {
+        "integers": config.integers,
+        "opset": opset_of(model),
+        "batchnorm_kept": tuple(kept),
+        "weights_clipped": clipped,
+        "with_preprocessing": config.with_preprocessing,
+        "fixed_batch": config.fixed_batch,
+    }
     description = description.model_copy(update=known)
     add_description(model, description)
     return model.SerializeToString(), description
 
 
 def add_description(model: onnx.ModelProto, description: Description) -> None:
-    """Write the description into the model's metadata, one JSON value a field."""
+    """Write the description into the model's metadata, one JSON value a field, and how to run the file into its doc string."""
+    model.doc_string = how_to_run(description)
     helper.set_model_props(model, {name: json.dumps(value) for name, value in description.model_dump(mode="json").items()})
 
 

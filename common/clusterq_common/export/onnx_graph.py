@@ -49,8 +49,9 @@ class Graph:
         return numpy_helper.to_array(self.initializers[name]) if name in self.initializers else None
 
     def put(self, name: str, values: Array) -> str:
-        """Add a float or int64 initializer. Returns its name."""
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        """Add a float or int64 initializer of the shape of `values`, a number's being (). Returns its name."""
+        whole = np.ascontiguousarray(values).reshape(np.shape(values))  # the function makes numbers one-dimensional
+        self.initializers[name] = numpy_helper.from_array(whole, name)
         return name
 
     def put_integers(self, name: str, values: Array, bits: int, *, signed: bool) -> str:

@@ -22,17 +22,17 @@ def stored_bits(bits: int, integers: Integers) -> int:
     return min(width for width in SINCE_OPSET if width >= max(bits, NARROWEST[integers]))
 
 
-def shift_of(bits: int, integers: Integers) -> int:
+def shift_of(bits: int, integers: Integers, *, widened: bool = False) -> int:
     """Return the number of bits by which weights are shifted up in their type, with the scale divided accordingly.
 
     Weights are shifted to the top of 8 bits, and not at all in narrower types. Integer kernels round the values that they add to
     sums of products, biases above all, to multiples of scale(input) x scale(weight). With 4-bit weights shifted up, these multiples
-    are as fine as at 8 bits, and the real values are the same.
+    are as fine as at 8 bits, and the real values are the same. A `widened` grid (one integer above the highest) leaves a bit free.
 
-    >>> shift_of(4, "int8"), shift_of(4, "packed"), shift_of(8, "packed")
-    (4, 0, 0)
+    >>> shift_of(4, "int8"), shift_of(4, "packed"), shift_of(8, "packed"), shift_of(4, "int8", widened=True)
+    (4, 0, 0, 3)
     """
-    return 8 - bits if stored_bits(bits, integers) == 8 else 0
+    return max(0, 8 - bits - widened) if stored_bits(bits, integers) == 8 else 0
 
 
 def activation_bits(bits: int, integers: Integers, opset: int) -> int:

@@ -10,6 +10,7 @@ from clusterq_common.export.description import Description
 from clusterq_common.export.trace import replaced_quantizers, traced_program
 from clusterq_common.quant.fake_quantize import fake_quantize
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.modules import QuantConv2d, QuantLinear
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 
@@ -24,6 +25,7 @@ def program_file(student: nn.Module, spec: InputSpec, description: Description) 
         ClusterqError: the forward cannot be traced.
     """
     form = replaced_quantizers(student, _Plain)
+    _settle_weights(form)
     # torch.export.load warns of weights stored in channels_last order.
     set_memory_format(form, torch.contiguous_format)
     program = traced_program(form, spec, setting_name("format", "pt2"))
@@ -33,6 +35,15 @@ def program_file(student: nn.Module, spec: InputSpec, description: Description) 
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={ABOUT: description.model_dump_json()})
     return buffer.getvalue()
+
+
+@torch.no_grad()
+def _settle_weights(form: nn.Module) -> None:
+    """Put quantized weights in the place of float ones, so that the program does not round them at each call; in place."""
+    for layer in form.modules():
+        if isinstance(layer, QuantConv2d | QuantLinear) and layer.weight_quantizer is not None:
+            layer.weight.copy_(layer.weight_quantizer(layer.weight))
+            layer.weight_quantizer = None
 
 
 class _Plain(nn.Module):

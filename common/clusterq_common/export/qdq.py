@@ -6,7 +6,7 @@ import numpy as np
 from onnx import NodeProto, helper
 from torch import nn
 
-from clusterq_common.export.config import Integers
+from clusterq_common.export.config import Integers, OnnxConfig
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.onnx_types import activation_bits, shift_of, stored_bits
 from clusterq_common.export.trace import DOMAIN, SITE
@@ -38,7 +38,11 @@ def quantizer_sites(graph: Graph) -> dict[str, str]:
 
 
 def spell_out(
-    graph: Graph, weights: Mapping[str, IntegerWeight], activations: Mapping[str, FakeQuantizer], integers: Integers, opset: int
+    graph: Graph,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, FakeQuantizer],
+    config: OnnxConfig,
+    opset: int,
 ) -> None:
     """Replace the traced quantizers by ONNX operators, in place.
 
@@ -50,7 +54,7 @@ def spell_out(
         graph: the traced graph; after `fold_batchnorm`, if that is used.
         weights: integer weights by site.
         activations: the other quantizers by site.
-        integers: see `OnnxConfig`.
+        config: `integers` and `activation_types`.
         opset: opset of the graph.
     """
     nodes: list[NodeProto] = []
@@ -59,9 +63,9 @@ def spell_out(
         if site is None:
             nodes.append(node)
         elif site in weights:
-            nodes += _weight(graph, node.output[0], site.removesuffix("_quantizer"), weights[site], integers)
+            nodes += _weight(graph, node.output[0], site.removesuffix("_quantizer"), weights[site], config.integers)
         else:
-            nodes += _activation(graph, node.input[0], node.output[0], site, activations[site], integers, opset)
+            nodes += _activation(graph, node.input[0], node.output[0], site, activations[site], config, opset)
     graph.nodes = nodes
 
 
@@ -73,7 +77,8 @@ def _site(node: NodeProto) -> str | None:
 
 
 def _weight(graph: Graph, output: str, name: str, weight: IntegerWeight, integers: Integers) -> list[NodeProto]:
-    bits, signed, factor = stored_bits(weight.bits, integers), weight.low < 0, 2 ** shift_of(weight.bits, integers)
+    bits, signed = stored_bits(weight.bits, integers), weight.low < 0
+    factor = 2 ** shift_of(weight.bits, integers, widened=weight.widened)
     axis = 0 if weight.scale.size > 1 else None
     graph.put_integers(name, weight.integers * factor, bits, signed=signed)
     scale = weight.scale / np.float32(factor)
@@ -88,12 +93,12 @@ def _weight(graph: Graph, output: str, name: str, weight: IntegerWeight, integer
 
 
 def _activation(
-    graph: Graph, source: str, output: str, site: str, quantizer: FakeQuantizer, integers: Integers, opset: int
+    graph: Graph, source: str, output: str, site: str, quantizer: FakeQuantizer, config: OnnxConfig, opset: int
 ) -> list[NodeProto]:
     grid = quantizer.grid
-    bits = activation_bits(grid.bits, integers, opset)
+    bits = activation_bits(grid.bits, config.integers, opset)
     name, signed, offset = site.removesuffix("_quantizer"), grid.low < 0, 0
-    if bits != grid.bits and signed:
+    if signed and (bits != grid.bits or config.activation_types == "unsigned"):
         # Unsigned around 128: ONNX Runtime's integer kernels need input and output of one type, and convert it themselves only
         # where no Clip is between them.
         signed, offset = False, 2 ** (bits - 1)

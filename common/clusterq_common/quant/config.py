@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from clusterq_common.quant.bits import Bits
 from clusterq_common.settings import Settings
@@ -34,6 +34,11 @@ class QuantConfig(Settings):
     )
     signed: bool = Field(
         False, description="keep symmetric grids signed even for inputs that are never negative, as Eq. 2-3 is written"
+    )
+    narrow_weights: bool = Field(
+        False,
+        description="leave out the lowest integer of symmetric weight grids (-127 to 127 at 8 bits): every integer has its negative, so "
+        "BatchNorm with a negative gamma can be folded exactly",
     )
     weight_granularity: Granularity = Field("channel", description="one weight scale per output channel, or per tensor")
     weight_steps: Literal["auto", "fixed", "learned"] = Field(
@@ -83,6 +88,12 @@ class QuantConfig(Settings):
         if bits is not None and bits != 32 and not 2 <= bits <= 8:
             raise ValueError("expected 2 to 8 bits, or 32 for no quantization")
         return bits
+
+    @model_validator(mode="after")
+    def _narrow_has_a_sign(self) -> "QuantConfig":
+        if self.narrow_weights and self.quantizer == "asymmetric":
+            raise ValueError("narrow_weights belongs to symmetric grids, but quantizer is asymmetric")
+        return self
 
     @property
     def widths(self) -> Bits:

@@ -117,4 +117,4 @@ class FakeQuantizer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         low, high = (int(limit) for limit in self.limits)
-        self._grid = Grid(self.bits, self.scheme, signed=low < 0) if high > low else None
+        self._grid = Grid(self.bits, self.scheme, signed=low < 0, narrow=low == -high) if high > low else None

@@ -103,7 +103,7 @@ def _exponential_mean(rows: Tensor) -> Tensor:
 def weight_range(weight: Tensor, bits: int, config: QuantConfig) -> Range:
     """Return the range of a weight (out, ...), per output channel or per tensor as `config` says."""
     rows = weight.detach().float().reshape(weight.shape[0] if config.weight_granularity == "channel" else 1, -1)
-    grid = Grid.choose(bits, config.quantizer, minimum=-1.0, always_signed=config.signed)
+    grid = Grid.choose(bits, config.quantizer, minimum=-1.0, always_signed=config.signed, narrow=config.narrow_weights)
     if config.range == "minmax":
         return Range(grid, rows.amin(1), rows.amax(1))
     return _estimate(rows, grid, config)

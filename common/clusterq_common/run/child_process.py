@@ -1,9 +1,15 @@
-"""Helper processes that end when their parent ends. Free of torch."""
+"""Helper processes and programs that end when their parent ends. Free of torch."""
 
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Sequence
+
+INTERRUPTED = 130
 
 
 def end_with_parent() -> None:
@@ -18,3 +24,44 @@ def _wait_for_parent() -> None:
         parent.join()
         # At once: the main thread waits for work that nobody sends any more.
         os._exit(1)
+
+
+def run_program(module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m module arguments` until it ends, with this process's streams, and return its exit code.
+
+    It ends with this process, whatever ended that. Ctrl-C reaches both; then it has time to end in order.
+
+    Raises:
+        KeyboardInterrupt: either was interrupted.
+    """
+    reading, writing = os.pipe()
+    try:
+        command = [sys.executable, "-m", __name__, str(reading), module, *arguments]
+        # What this process can import, its program can, too.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        sys.stdout.flush()
+        process = subprocess.Popen(command, pass_fds=[reading], env=environment)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.wait()
+            raise
+    finally:
+        os.close(reading)
+        os.close(writing)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
+
+
+def _end_at_end_of(descriptor: int) -> None:
+    """Wait until the other end of a pipe is closed, by the parent or by its end."""
+    os.read(descriptor, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _, pipe, program, *rest = sys.argv
+    threading.Thread(target=_end_at_end_of, args=(int(pipe),), daemon=True).start()
+    sys.argv = [program, *rest]
+    runpy.run_module(program, run_name="__main__", alter_sys=True)

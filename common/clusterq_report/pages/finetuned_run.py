@@ -9,7 +9,7 @@ from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Paragraph
 from clusterq_report.html.gallery import stored_images
 from clusterq_report.html.page import Level, Remark, Report, Section
-from clusterq_report.pages import accuracy, loss_terms, provenance
+from clusterq_report.pages import accuracy, deployment, loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.pages.curves import curves, series, shares
 from clusterq_report.pages.layers import Layers
@@ -34,6 +34,7 @@ def finetuning_report(source: Source) -> Report:
         Section("accuracy", "Accuracy on real images", accuracy.overall(source), opened=True),
         Section("classes", "Classes", [*accuracy.by_class(source), *accuracy.confusion(source)]),
         Section("learning", "Learning", _learning(source)),
+        Section("speed", "The exported file", deployment.exported_file(source)),
         Section("reconstruction", "Reconstruction", inside.reconstruction(source)),
         Section("layers", "Layer by layer: costs and errors", inside.quantization(source)),
         Section("images", "Images it learned from", stored_images(source, gone)),

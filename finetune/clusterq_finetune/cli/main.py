@@ -11,12 +11,13 @@ from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
 from clusterq_cli.report import add_report
 from clusterq_common.errors import ClusterqError
+from clusterq_common.export.for_target import quant_for
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.settings import merged, read_yaml, under_present_names
-from clusterq_finetune.cli import figures, runs, students
+from clusterq_finetune.cli import deploy, figures, runs, students
 from clusterq_finetune.cli import sharing as sharing_cli
 from clusterq_finetune.cli.named_set import PLACES, SHARING, rules
-from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, print_lines
+from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, Target, print_lines
 from clusterq_finetune.config import SECTIONS, FinetuneConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
@@ -47,6 +48,7 @@ def finetune(
         Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
     ] = None,
     classes: Classes = None,
+    target: Target = None,
     probabilities: Probabilities = False,
     predictions_csv: PredictionsCsv = None,
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
@@ -64,9 +66,15 @@ def finetune(
         return
 
     def run() -> None:
+        if target is not None and config is not None:
+            raise ClusterqError(
+                "--target: --config has all of the quantizers' settings already, expected one of the two; leave one out."
+            )
         sharing = rules(flags)
         flags.pop("sharing", None)  # asked of the set now, no setting of the run
         values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
+        if target is not None:
+            values["quant"] = quant_for(target, values.get("quant", {}))
         saved = values.pop("shards", None)
         values.pop("shards_digest", None)  # of the set then; the one now is its own
         if shards is None and saved is None:
@@ -112,7 +120,9 @@ def draw_report(run: Path, out: Path | None, **asked: Any) -> None:
     command.report(run, out, **asked)
 
 
+app.command("quantize", epilog=deploy.QUANTIZE_EXAMPLES)(deploy.quantize)
 app.add_typer(students.app)
+app.command("benchmark", epilog=deploy.BENCHMARK_EXAMPLES)(deploy.benchmark)
 app.add_typer(runs.app)
 add_report(
     app,

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from clusterq_common.export.for_target import target_help
+from clusterq_common.export.targets import TargetName
 from clusterq_common.progress.console import print_json, print_result
 
 Probabilities = Annotated[
@@ -15,6 +17,11 @@ PredictionsCsv = Annotated[
     typer.Option("--predictions-csv", help="Write a table with a line an image: name, label, predicted class, confidence."),
 ]
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
+TARGET_HELP = (
+    "The runtime; it sets what suits it and refuses what it cannot run. "
+    f"{target_help()}. What each one changes and why: docs/deploy.md."
+)
+Target = Annotated[TargetName | None, typer.Option("--target", metavar="<name>", help=TARGET_HELP)]
 
 
 def print_lines(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.export.config import Format, OnnxConfig
-from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, print_lines
+from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, Target, print_lines
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
@@ -92,7 +92,7 @@ def evaluate(
 
 @app.command(
     epilog=examples(
-        "clusterq-finetune export --student out/finetune-w8a8 --out model.onnx",
+        "clusterq-finetune export --student out/finetune-w8a8 --target ort-cpu --out model.onnx",
         "clusterq-finetune export --student s/ --format safetensors-int --out s.safetensors",
     )
 )
@@ -103,14 +103,16 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     arch: Arch = None,
     kind: Annotated[
-        Format,
+        Format | None,
         typer.Option(
             "--format",
             metavar="<name>",
             help="onnx: integers between QuantizeLinear and DequantizeLinear; safetensors-int: packed integers, scales and a description; "
             "pt2: torch.export's program.",
+            show_default="onnx, or the target's",
         ),
-    ] = "onnx",
+    ] = None,
+    target: Target = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -121,7 +123,7 @@ def export(
     def run() -> None:
         from clusterq_finetune.export import export, summary_lines
 
-        result = export(student, kind, out, flags.get("onnx", {}), arch=arch, overwrite=overwrite)
+        result = export(student, kind, out, flags.get("onnx", {}), target=target, arch=arch, overwrite=overwrite)
         print_lines(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-RecipeName = Literal["fast", "paper", "best"]
+RecipeName = Literal["fast", "paper", "best", "calibrated"]
 
 # What each recipe changes in the defaults of `RecipeConfig`.
 RECIPES: dict[RecipeName, dict[str, Any]] = {
@@ -20,6 +20,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
         "kl_weight": 1.0,
     },
     "best": {"batchnorm": "corrected", "reconstruct": "block", "reconstruct_steps": 500, "select": "guarded"},
+    "calibrated": {"batchnorm": "corrected", "epochs": 0},
 }
 # GDFQ's values for ImageNet, above 64 pixels on the longer side.
 PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}

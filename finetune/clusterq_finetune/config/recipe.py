@@ -18,7 +18,7 @@ class RecipeConfig(Settings):
     recipe: RecipeName = Field(
         "fast",
         description="source of the defaults; fast: reconstruction and distillation, minutes on two cores; paper: Eq. 9 and GDFQ's "
-        "schedule; best: as fast with twice the steps, for two bits",
+        "schedule; best: as fast with twice the steps, for two bits; calibrated: nothing is trained",
     )
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
     steps_per_epoch: int | None = Field(
@@ -176,7 +176,7 @@ class RecipeConfig(Settings):
             >>> cq.Recipe.calibrated().epochs
             0
         """
-        return cls(**{"batchnorm": "corrected", "epochs": 0, **changes})
+        return cls(**{"recipe": "calibrated", **RECIPES["calibrated"], **changes})
 
     def steps(self, samples: int) -> int | None:
         """Steps of an epoch over so many samples; None: one pass."""

@@ -1,0 +1,71 @@
+"""Speed of the file that a student was exported to, from the run's benchmark.json."""
+
+from typing import Any
+
+from clusterq_common.quantities import number, percent, size
+from clusterq_report.html.blocks import Block, Folded, Paragraph, Table
+from clusterq_report.run_data import Source, real, reals, rows, section, word
+
+LATENCY_HEADS = ["batch", "ms", "images/s", "float, ms", "float, images/s", "of float's time", "95 % interval"]
+KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
+
+
+def exported_file(source: Source) -> list[Block]:
+    """Return the section: what was measured and on what, the latencies, and the kernels; empty without a benchmark."""
+    found = source.benchmark
+    if not found:
+        return []
+    return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
+
+
+def facts(found: dict[str, Any]) -> str:
+    """Return the file, its size, and where it was timed, in words."""
+    about, sizes, kernels = section(found.get("file")), section(found.get("bytes")), _of_file(found)
+    stored, floats = real(sizes.get("file")), real(sizes.get("float"))
+    words = f"An ONNX file at {word(about.get('bits'))}: {'of unknown size' if stored is None else size(stored)}"
+    words += f", {stored / floats:.2f} of the float file's. " if stored is not None and floats else ". "
+    if about.get("target"):
+        words += f"Made for {word(about.get('target'))}. "
+    words += f"{number(real(kernels.get('integer_layers')))} of {number(real(kernels.get('layers')))} convolutions and matrix products "
+    words += f"run in integers, in which {percent(100 * (real(kernels.get('integer_share')) or 0.0))} of the time is spent. "
+    return words + (
+        f"Timed in ONNX Runtime {word(section(found.get('versions')).get('onnxruntime'))} with {number(real(found.get('threads')))} threads on "
+        f"{word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
+    )
+
+
+def latency_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Return a row for each batch size, for `LATENCY_HEADS`; empty cells where no float file was measured."""
+    made = []
+    for row in rows(found.get("latency")):
+        times, rates = section(row.get("milliseconds")), section(row.get("images_per_second"))
+        cells = [number(real(row.get("batch")))]
+        for name in ("file", "float"):
+            middle, rate = [*reals(times.get(name)), None][0], real(rates.get(name))
+            cells += ["" if middle is None else f"{middle:.2f}", "" if rate is None else f"{rate:.0f}"]
+        ratio = [value for value in reals(row.get("ratio")) if value is not None]
+        cells += [f"{ratio[0]:.2f}", f"{ratio[1]:.2f} to {ratio[2]:.2f}"] if len(ratio) == 3 else ["", ""]
+        made.append(cells)
+    return made
+
+
+def kernel_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Return a row for each kind of kernel of the file, for `KERNEL_HEADS`."""
+    return [
+        [
+            word(row.get("operator")),
+            "integers" if row.get("integers") is True else "float",
+            number(real(row.get("calls"))),
+            percent(100 * (real(row.get("share")) or 0.0)),
+        ]
+        for row in rows(_of_file(found).get("kernels"))
+    ]
+
+
+def _of_file(found: dict[str, Any]) -> dict[str, Any]:
+    return section(section(found.get("kernels")).get("file"))
+
+
+def _kernels(found: dict[str, Any]) -> list[Block]:
+    listed = kernel_rows(found)
+    return [Folded("Every kernel", [Table(KERNEL_HEADS, listed, words=2)])] if listed else []

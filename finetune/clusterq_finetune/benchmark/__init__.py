@@ -1,0 +1,1 @@
+"""Speed of an exported file beside its float export, in one process."""

@@ -1,0 +1,228 @@
+"""`clusterq-finetune benchmark`: bytes, latency, kernels and accuracy of an exported file, beside its float export."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.description import Description
+from clusterq_common.export.runtime import OnnxModel
+from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.images import normalise
+from clusterq_common.progress.console import progress, warn
+from clusterq_common.run.environment import versions
+from clusterq_common.run.extras import need
+from clusterq_common.run.folder_lock import only_program
+from clusterq_common.run.run_folder import BENCHMARK
+from clusterq_common.run.seeding import stream
+from clusterq_common.shards.manifest import SplitName
+from clusterq_common.shards.read import ShardSet
+from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
+from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
+from clusterq_finetune.config import EvaluationConfig
+from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.evaluation.evaluate import TEACHER, evaluate_models
+from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
+
+# Names of the two files in results.
+FILE, FLOAT = "file", "float"
+# Synthetic images looked at, with --shards.
+MOST_SYNTHETIC = 2048
+BATCH = 64
+
+
+def benchmark(
+    path: Path,
+    *,
+    float_path: Path | None = None,
+    student: Path | None = None,
+    teacher: dict[str, str] | None = None,
+    val: Path | None = None,
+    classes: Path | None = None,
+    shards: Path | None = None,
+    evaluation: EvaluationConfig | None = None,
+    batches: Sequence[int] = (1, 16),
+    turns: int = 15,
+    threads: int | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Measure an exported ONNX file in ONNX Runtime on this machine's CPU. Returns the result, which is written where asked.
+
+    Args:
+        path: a file that clusterq exported.
+        float_path: a float32 ONNX file for the same images, anyone's.
+        student: the run that the file is from: its teacher is exported in float where no `float_path` is given, and `benchmark.json` is
+            written into its folder, for its report.
+        teacher: fields of the teacher's settings that the command line gives.
+        val, classes, evaluation: real images to evaluate on, as in `evaluate_saved`.
+        shards: synthetic images to evaluate on.
+        batches: batch sizes that are timed.
+        turns: how often each file is timed at each batch size; the files take turns.
+        threads: within a kernel; as many as torch uses if left out.
+        out: JSON file of the result.
+
+    Raises:
+        ClusterqError: see `OnnxModel`, `float_export`, `open_validation`; arguments that do not belong together.
+    """
+    if turns < LEAST_TURNS:
+        raise ClusterqError(f"--turns: {turns} is too few for an interval, expected {LEAST_TURNS} or more.")
+    if out is not None and not out.parent.is_dir():
+        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it first.")
+    threads = threads or torch.get_num_threads()
+    model = OnnxModel(path, threads=threads, name="MODEL")
+    about = model.description
+    models = {FILE: model}
+    sizes = {FILE: path.stat().st_size}
+    if float_path is not None:
+        models[FLOAT] = OnnxModel(float_path, threads=threads, name="--float", like=about)
+        sizes[FLOAT] = float_path.stat().st_size
+        _same_images(about, models[FLOAT].description, float_path)
+    elif student is not None:
+        from clusterq_finetune.benchmark.float_export import float_export
+
+        data = float_export(student, about, teacher or {})
+        models[FLOAT], sizes[FLOAT] = OnnxModel(data, threads=threads, name="--student"), len(data)
+    elif teacher:
+        raise ClusterqError(f"--{next(iter(teacher))}: there is no --student, expected one whose teacher it is; leave it out.")
+    result: dict[str, Any] = {
+        "file": {"path": str(path), "sha256": sha256_file(path), "bits": about.bits, "target": about.target},
+        "float": None if FLOAT not in models else {"from": str(float_path or student)},
+        "bytes": sizes,
+        "threads": threads,
+        "processor": _processor(),
+        "versions": {**versions(), "onnxruntime": need("onnxruntime", "benchmark", "onnx").__version__},
+        "turns": turns,
+        "latency": _latency(models, about, batches, turns),
+        "kernels": {name: _kernels(one, about, threads) for name, one in models.items()},
+    }
+    if val is not None:
+        result["real_images"] = _on_real(models, about, val, classes, evaluation or EvaluationConfig())
+    elif classes is not None:
+        raise ClusterqError("--classes: there is no --val, expected images that it names the classes of; leave it out.")
+    if shards is not None:
+        result["synthetic_images"] = _on_synthetic(models, about, ShardSet.open(shards))
+    text = json.dumps(result, indent=2) + "\n"
+    if out is not None:
+        atomic_write(out, text)
+    if student is not None and not os.access(student, os.W_OK):
+        warn(f"{student} is read-only, so its report will not have these figures; --out FILE keeps them.")
+    elif student is not None:
+        with only_program(student):
+            atomic_write(student / BENCHMARK, text)
+    return result
+
+
+def _same_images(about: Description, other: Description, path: Path) -> None:
+    if other.input != about.input:
+        raise ClusterqError(
+            f"--float: {path} takes {other.input.model_dump()}, the file {about.input.model_dump()}, expected the same images and classes; "
+            "export both from one teacher."
+        )
+
+
+def _noise(about: Description, count: int) -> Tensor:
+    """Return images of random pixels, normalised."""
+    shape = (count, *about.input.example().shape[1:])
+    return normalise(torch.randint(256, shape, generator=stream(0, "benchmark"), dtype=torch.uint8), about.input)
+
+
+def _latency(models: Mapping[str, OnnxModel], about: Description, batches: Sequence[int], turns: int) -> list[dict[str, Any]]:
+    """Time a call of each file at each batch size, its input at hand."""
+    found: list[dict[str, Any]] = []
+    sizes = [about.fixed_batch] if about.fixed_batch is not None else list(batches)
+    with progress("timing", turns * len(sizes)) as ticker:
+        for size in sizes:
+            images = {name: model.feed(_noise(about, size)) for name, model in models.items()}
+            actions = {name: partial(model.run, images[name]) for name, model in models.items()}
+            seconds = take_turns(actions, turns, lambda: ticker.advance(1))
+            medians = {name: median_of(values) for name, values in seconds.items()}
+            row: dict[str, Any] = {
+                "batch": size,
+                "milliseconds": {name: [1000 * value for value in one] for name, one in medians.items()},
+                "images_per_second": {name: size / one.median for name, one in medians.items()},
+            }
+            if FLOAT in models:
+                row["ratio"] = list(ratio_of(seconds[FILE], seconds[FLOAT]))
+            found.append(row)
+    return found
+
+
+def _kernels(model: OnnxModel, about: Description, threads: int) -> dict[str, Any]:
+    kernels = kernels_of(model, model.feed(_noise(about, about.fixed_batch or 1)), threads)
+    integer, layers = integer_layers(kernels)
+    return {
+        "integer_share": integer_share(kernels),
+        "integer_layers": integer,
+        "layers": layers,
+        "kernels": [kernel.model_dump() for kernel in kernels],
+    }
+
+
+def _on_real(
+    models: Mapping[str, OnnxModel], about: Description, val: Path, classes: Path | None, evaluation: EvaluationConfig
+) -> dict[str, Any]:
+    """Evaluate on real images. The float file stands where a teacher does: agreement is with it."""
+    images = open_validation(
+        val,
+        about.input,
+        classes=classes,
+        geometry=evaluation.override_with(about.geometry),
+        pixel_range=evaluation.black_and_white,
+        own=True,
+    )
+    ordered = {TEACHER if name == FLOAT else name: models[name] for name in (FLOAT, FILE) if name in models}
+    with progress("evaluating", len(images), images=1) as ticker:
+        found = evaluate_models(
+            ordered,
+            images,
+            device=torch.device("cpu"),
+            batch_size=BATCH,
+            progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
+        )
+    result: dict[str, Any] = {name: {} for name in ordered}
+    add_evaluation(result, found, images, about.input)
+    return {FLOAT if name == TEACHER else name: values for name, values in result.items()}
+
+
+@torch.inference_mode()
+def _on_synthetic(models: Mapping[str, OnnxModel], about: Description, shards: ShardSet) -> dict[str, Any]:
+    """Compare both files with the labels of a set's held-out images, or of the training images where none are held out."""
+    split: SplitName = "heldout" if "heldout" in shards.manifest.splits else "train"
+    theirs = shards.manifest.teacher.spec
+    if theirs != about.input:
+        raise ClusterqError(
+            f"--shards: they hold {theirs.model_dump()}, the file takes {about.input.model_dump()}, expected the same; use the set that the "
+            "student learned from."
+        )
+    reader = shards.split(split)
+    count = min(len(reader), MOST_SYNTHETIC)
+    right, agreed = dict.fromkeys(models, 0), 0
+    for start in range(0, count, BATCH):
+        read = [reader.read(number)[:2] for number in range(start, min(start + BATCH, count))]
+        pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in read])
+        labels = torch.tensor([label for _, label in read])
+        named = {name: model(normalise(pixels, theirs)).argmax(1) for name, model in models.items()}
+        for name, classes in named.items():
+            right[name] += int((classes == labels).sum())
+        agreed += int((named[FILE] == named.get(FLOAT, labels)).sum())
+    result: dict[str, Any] = {"split": split, "images": count}
+    result |= {name: {"names_the_label": 100 * hits / count} for name, hits in right.items()}
+    if FLOAT in models:
+        result[FILE]["agreement"] = 100 * agreed / count
+    return result
+
+
+def _processor() -> str:
+    """Return the processor's name, as Linux or Python has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

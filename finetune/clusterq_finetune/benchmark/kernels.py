@@ -1,0 +1,95 @@
+"""Kernels that ONNX Runtime runs for a file, from its own profile: which compute in integers, and their share of the time."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from clusterq_common.export.runtime import OnnxModel
+from clusterq_common.export.weights import Array
+from clusterq_common.settings import Settings
+
+RUNS = 5
+# Types of integers in a profile, and operators that are layers: those whose time matters and that have weights.
+INTEGERS = {"int8", "uint8"}
+LAYERS = ("Conv", "Gemm", "MatMul")
+# These read integers and write float, with the products in integers.
+FLOAT_OUTPUT = ("MatMulInteger", "ConvInteger")
+
+
+class Kernel(Settings):
+    """All calls of one kind of kernel in a run of the network.
+
+    Attributes:
+        operator: ONNX Runtime's name.
+        integers: it reads and writes 8-bit integers.
+        layer: it is a convolution or a matrix product.
+        calls: in one run.
+        share: of the time of all kernels, 0 to 1.
+    """
+
+    operator: str
+    integers: bool
+    layer: bool
+    calls: int
+    share: float
+
+
+def kernels_of(model: OnnxModel, images: Array, threads: int) -> list[Kernel]:
+    """Run a file a few times with ONNX Runtime's profiler and return its kernels, those that take most time first.
+
+    Args:
+        model: the file, which has been loaded and checked.
+        images: what the graph takes (`OnnxModel.feed`).
+        threads: within a kernel.
+    """
+    with TemporaryDirectory() as folder:
+        profiled = model.again(threads=threads, profile=Path(folder) / "profile")
+        for _ in range(RUNS + 1):
+            profiled.run(images)
+        events = json.loads(Path(profiled.end_profile()).read_bytes())
+    return _kernels([event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")])
+
+
+def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
+    # The first run allocates memory; each run has the same calls in the same order. A call's time is the median of its runs, since
+    # whatever else the machine does may stop one for longer than all others take.
+    calls = len(events) // (RUNS + 1)
+    found: dict[tuple[str, bool], list[float]] = defaultdict(list)
+    for number in range(calls):
+        about = events[calls + number]["args"]
+        times = [event["dur"] for event in events[calls + number :: calls]]
+        found[about["op_name"], _in_integers(about)].append(median(times))
+    total = max(sum(sum(times) for times in found.values()), 1)
+    kernels = [
+        Kernel(
+            operator=operator,
+            integers=integers,
+            layer=any(kind in operator for kind in LAYERS),
+            calls=len(times),
+            share=sum(times) / total,
+        )
+        for (operator, integers), times in found.items()
+    ]
+    return sorted(kernels, key=lambda kernel: -kernel.share)
+
+
+def _in_integers(about: dict[str, Any]) -> bool:
+    """Return whether a call's first input and all its outputs are 8-bit integers, or its products are."""
+    read = [kind for shape in about["input_type_shape"][:1] for kind in shape]
+    written = [kind for shape in about["output_type_shape"] for kind in shape]
+    integers = bool(read) and set(read) <= INTEGERS
+    return integers and (set(written) <= INTEGERS or about["op_name"].startswith(FLOAT_OUTPUT))
+
+
+def integer_layers(kernels: list[Kernel]) -> tuple[int, int]:
+    """Return how many convolutions and matrix products run in integers, and of how many."""
+    layers = [kernel for kernel in kernels if kernel.layer]
+    return sum(kernel.calls for kernel in layers if kernel.integers), sum(kernel.calls for kernel in layers)
+
+
+def integer_share(kernels: list[Kernel]) -> float:
+    """Return the share of the time that is spent in integer kernels."""
+    return sum(kernel.share for kernel in kernels if kernel.integers)

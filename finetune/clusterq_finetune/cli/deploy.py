@@ -1,0 +1,184 @@
+"""`clusterq-finetune quantize` and `benchmark`: the command lines."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, Weights, named_teacher
+from clusterq_cli.flags import with_flags
+from clusterq_cli.help import examples
+from clusterq_cli.main import run_guarded, same_command
+from clusterq_common.device.config import RuntimeConfig
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.config import OnnxConfig
+from clusterq_common.export.targets import TargetName
+from clusterq_common.progress.console import print_json, print_result
+from clusterq_common.quant.config import QuantConfig
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.cli.options import TARGET_HELP, Classes
+from clusterq_finetune.config import EvaluationConfig, RecipeName
+from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
+
+PROGRAM = "clusterq-finetune"
+BENCHMARK_EXAMPLES = examples(
+    "clusterq-finetune benchmark model.onnx --student out/finetune-w8a8",
+    "clusterq-finetune benchmark model.onnx --float float.onnx --threads 1",
+    "clusterq-finetune benchmark model.onnx --student out/finetune-w8a8 --val real/ --out speed.json",
+)
+QUANTIZE_EXAMPLES = examples(
+    "clusterq-finetune quantize --arch resnet18 --bits w8a8 --recipe calibrated --out model.onnx",
+    "clusterq-finetune quantize --arch resnet20_cifar10 --bits w4a8 --preset quick --val real/ --out model.onnx",
+    "clusterq-finetune quantize --arch net.py:build --weights net.pth --bits w8a8 --target tensorrt --out model.onnx",
+)
+# The presets of clusterq-gen, which is another program.
+Preset = Literal["auto", "quick", "paper-cifar", "paper-imagenet"]
+
+
+@with_flags({"evaluation": EvaluationConfig}, typer.Option)
+def benchmark(
+    flags: dict[str, dict[str, Any]],
+    model: Annotated[Path, typer.Argument(help="An ONNX file that clusterq exported.", show_default=False)],
+    float_file: Annotated[
+        Path | None, typer.Option("--float", help="A float32 ONNX file for the same images, to compare with.")
+    ] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(
+            "--student",
+            help="The run that the file is from: its teacher is exported in float to compare with, unless --float is given, and the "
+            "figures go into the run's report.",
+        ),
+    ] = None,
+    val: Annotated[Path | None, typer.Option("--val", help=f"Real images to evaluate on: {LAYOUTS_OR_OWN}.")] = None,
+    classes: Classes = None,
+    shards: Annotated[
+        Path | None, typer.Option("--shards", help="Synthetic images to compare on: a run of clusterq-gen, or shards.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Images in a call; may be repeated.", show_default="1, 16")
+    ] = None,
+    turns: Annotated[int, typer.Option("--turns", help="Timed calls of each file at each batch size; 6 or more.")] = 15,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
+    arch: Arch = None,
+    weights: Weights = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure an exported ONNX file in ONNX Runtime: bytes, latency, integer kernels, accuracy, beside its float export."""
+
+    def run() -> None:
+        from clusterq_finetune.benchmark.command import benchmark
+        from clusterq_finetune.benchmark.summary import summary_lines
+        from clusterq_report.command import report_at_end
+
+        result = benchmark(
+            model,
+            float_path=float_file,
+            student=student,
+            teacher=named_teacher(arch, weights),
+            val=val,
+            classes=classes,
+            shards=shards,
+            evaluation=EvaluationConfig.validated(flags.get("evaluation", {})),
+            batches=batch or (1, 16),
+            turns=turns,
+            threads=threads,
+            out=out,
+        )
+        for line in summary_lines(result):
+            print_result(line)
+        if student is not None:
+            report_at_end(student, f"clusterq-finetune report {shlex.quote(str(student))}")
+        if as_json:
+            print_json(result)
+
+    run_guarded(run, debug=debug, quiet=quiet)
+
+
+@with_flags({"teacher": TeacherConfig, "quant": QuantConfig, "onnx": OnnxConfig, "runtime": RuntimeConfig}, typer.Option)
+def quantize(
+    flags: dict[str, dict[str, Any]],
+    out: Annotated[Path, typer.Option("--out", help="The ONNX file to write; its report is written beside it.")],
+    target: Annotated[TargetName, typer.Option("--target", metavar="<name>", help=TARGET_HELP)] = "ort-cpu",
+    val: Annotated[
+        Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            help="Folder of the stages; an interrupted command goes on with them.",
+            show_default="OUT-work beside --out",
+        ),
+    ] = None,
+    recipe: Annotated[
+        RecipeName,
+        typer.Option(
+            "--recipe",
+            metavar="<name>",
+            help="calibrated: nothing is trained, images to calibrate on are enough, minutes; fast, best, paper: as for fine-tuning.",
+        ),
+    ] = "fast",
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            "--preset",
+            metavar="<name>",
+            help="Of the set: auto, quick, paper-cifar or paper-imagenet, as for clusterq-gen train; --recipe calibrated has a set of its own.",
+            show_default="auto",
+        ),
+    ] = None,
+    set_flags: Annotated[
+        str, typer.Option("--set-flags", help="More flags of clusterq-gen train, in quotes, as '--per-class 64'.")
+    ] = "",
+    shards: Annotated[Path | None, typer.Option("--shards", help="A set that is there already, instead of a new one.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a classifier into a low-bit ONNX file with one command: synthetic images, fine-tuning, export, benchmark, report."""
+
+    def run() -> None:
+        if "arch" not in flags.get("teacher", {}):
+            raise ClusterqError(
+                "--arch is missing, expected a pytorchcv model name or path/to/file.py:factory; try --arch resnet18."
+            )
+        if set_flags and shards is not None:
+            raise ClusterqError("--set-flags: --shards names a set that is there, expected one of the two; leave one out.")
+        if preset is not None and (shards is not None or recipe == "calibrated"):
+            other = (
+                "--shards names a set that is there"
+                if shards is not None
+                else "--recipe calibrated makes a set of its own kind"
+            )
+            raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
+        from clusterq_finetune.benchmark.summary import summary_lines
+        from clusterq_finetune.quantize.command import plan_of, quantize
+
+        given = {section: dict(values) for section, values in flags.items()}
+        bits = given.get("quant", {}).pop("bits", QuantConfig().bits)
+        plan = plan_of(
+            given,
+            bits=bits,
+            target=target,
+            recipe=recipe,
+            preset=preset or "auto",
+            set_flags=tuple(shlex.split(set_flags)),
+            shards=None if shards is None else str(shards),
+        )
+        result = quantize(
+            plan, out, work=work or out.with_name(f"{out.stem}-work"), val=val, overwrite=overwrite, dry_run=dry_run
+        )
+        if result:
+            for line in summary_lines(result["benchmark"]):
+                print_result(line)
+            if as_json:
+                print_json(result)
+
+    run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM))

@@ -1,0 +1,1 @@
+"""One command from a classifier to a file that runs: set, fine-tuning, export, benchmark."""

@@ -1,0 +1,84 @@
+"""Settings of `clusterq-finetune quantize`, where its stages lie, and the words that say what will happen. Free of torch."""
+
+from pathlib import Path
+from typing import Any
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.targets import TargetName
+from clusterq_common.settings import Settings
+from clusterq_finetune.config import RecipeName
+
+PLAN, EXPORTED = "quantize.yaml", "exported.json"
+SET, STUDENT = "set", "student"
+# A set to calibrate on needs no generator: images optimised for a few steps (ZeroQ) will do.
+CALIBRATION_SET = ("--method", "zeroq", "--preset", "quick", "--images", "512", "--bank-steps", "100")
+
+
+class Plan(Settings):
+    """Everything that the stages depend on; saved in the work folder, so that another command does not go on with them.
+
+    Attributes:
+        teacher, quant, file, runtime: values of `TeacherConfig`, `QuantConfig`, `OnnxConfig` and `RuntimeConfig` that differ from the
+            defaults, the target's choices among them.
+        bits: of the student.
+        target: runtime of the file.
+        recipe: of the fine-tuning.
+        preset: of the set.
+        set_flags: more flags of `clusterq-gen train`.
+        shards: a set that is there already; None: one is made.
+    """
+
+    teacher: dict[str, Any]
+    quant: dict[str, Any]
+    file: dict[str, Any]
+    runtime: dict[str, Any]
+    bits: str
+    target: TargetName
+    recipe: RecipeName
+    preset: str
+    set_flags: tuple[str, ...] = ()
+    shards: str | None = None
+
+    def set_command(self, work: Path) -> list[str]:
+        """Return the arguments of `clusterq-gen` that make the set."""
+        calibrated = self.recipe == "calibrated"
+        chosen = list(CALIBRATION_SET) if calibrated else ["--preset", self.preset]
+        flags = [*_flags(self.teacher), *_flags(self.runtime), *chosen, "--bits", self.bits, *self.set_flags]
+        return ["train", *flags, "--out", str(work / SET)]
+
+    def refuse_other(self, work: Path) -> bool:
+        """Return whether the work folder holds stages of this very plan; False where it is new.
+
+        Raises:
+            ClusterqError: it holds another plan's, or other files.
+        """
+        path = work / PLAN
+        if not path.is_file():
+            if work.is_file() or (work.is_dir() and any(work.iterdir())):
+                raise ClusterqError(
+                    f"--work: {work} is not empty and holds no {PLAN}, expected a new folder or one of an interrupted `quantize`; choose "
+                    "another one."
+                )
+            return False
+        saved, own = Plan.from_yaml(path).model_dump(mode="json"), self.model_dump(mode="json")
+        for name, value in own.items():
+            if saved[name] != value:
+                raise ClusterqError(
+                    f"--work: the stages in {work} were made with {name} {saved[name]}, this command has {value}, expected the same; choose "
+                    "another --work, or give the same flags."
+                )
+        return True
+
+
+def _flags(values: dict[str, Any]) -> list[str]:
+    """Return values of settings as flags of a command line."""
+    words = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{name.replace('_', '-')}")
+        elif isinstance(value, list | tuple):
+            words += [flag, ",".join(str(one) for one in value)]
+        else:
+            words += [flag, str(value)]
+    return words

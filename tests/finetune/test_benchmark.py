@@ -1,0 +1,150 @@
+"""`clusterq-finetune benchmark`: intervals, kernels, what it measures of a file, and its section of the report."""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.config import OnnxConfig
+from clusterq_common.export.onnx_file import onnx_model
+from clusterq_common.run.run_folder import BENCHMARK, REPORT
+from clusterq_finetune.benchmark.kernels import RUNS, _kernels, integer_layers, integer_share
+from clusterq_finetune.benchmark.timing import WARM, median_of, ratio_of, take_turns
+from clusterq_report.pages.deployment import kernel_rows, latency_rows
+from tests.conftest import FACTORY, Cli, DigitsTeacher
+from tests.finetune.export_nets import SPEC, Plain, student_of
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    """In 95 of 100 cases or a few more, whatever the distribution."""
+    draw = random.Random(0)
+    for count in (6, 15, 30):
+        inside = 0
+        for _ in range(2000):
+            found = median_of([draw.expovariate(1.0) for _ in range(count)])
+            assert found.low <= found.median <= found.high
+            inside += found.low <= math.log(2) <= found.high
+        assert 0.94 <= inside / 2000 <= 0.99
+    assert median_of([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]) == (3.5, 1.0, 6.0)
+    with pytest.raises(ValueError, match="expected 6 or more"):
+        median_of([1.0] * 5)
+
+
+def test_actions_take_turns() -> None:
+    called: list[str] = []
+    turns = []
+    seconds = take_turns(
+        {"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 7, lambda: turns.append(len(called))
+    )
+    assert called == ["a", "b"] * (WARM + 7)
+    assert turns == [2 * (WARM + turn) for turn in range(1, 8)]
+    assert [len(values) for values in seconds.values()] == [7, 7]
+    assert ratio_of([2.0, 4.0, 6.0, 8.0, 10.0, 12.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == (2.0, 2.0, 2.0)
+
+
+def test_kernels_are_told_apart_by_what_they_read_and_write() -> None:
+    def event(operator: str, read: str, written: str, microseconds: float) -> dict[str, Any]:
+        shapes = {"input_type_shape": [{read: [1]}], "output_type_shape": [{written: [1]}]}
+        return {"dur": microseconds, "args": {"op_name": operator, **shapes}}
+
+    first = [event("Conv", "float", "float", 1000.0), *[event("QLinearConv", "uint8", "int8", 1000.0)] * 2]
+    first += [event("QuantizeLinear", "float", "uint8", 1000.0), event("MatMulIntegerToFloat", "int8", "float", 1000.0)]
+    later = [{**one, "dur": one["dur"] / 100} for one in first]
+    stopped = [{**one, "dur": 50_000.0} for one in later]  # by something else on the machine
+    found = _kernels(first + stopped + (RUNS - 1) * later)
+    assert [(one.operator, one.integers, one.calls) for one in found] == [
+        ("QLinearConv", True, 2),
+        ("Conv", False, 1),
+        ("QuantizeLinear", False, 1),
+        ("MatMulIntegerToFloat", True, 1),
+    ]
+    assert integer_layers(found) == (3, 4)
+    assert math.isclose(integer_share(found), 0.6)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory, digits_run: Path, finetune: Cli) -> Path:
+    """A calibrated W8A8 student made for ONNX Runtime, and its file beside it."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    out = folder / "w8a8"
+    flags = ("--bits", "w8a8", "--target", "ort-cpu", "--recipe", "calibrated")
+    done = finetune("--shards", digits_run, "--arch", FACTORY, *flags, "--out", out)
+    assert done.code == 0, done.err
+    done = finetune("export", "--student", out, "--target", "ort-cpu", "--out", folder / "model.onnx")
+    assert done.code == 0, done.err
+    assert "made for ort-cpu (checked with onnxruntime" in done.out
+    return out
+
+
+def test_a_file_beside_its_float_export(
+    student: Path, digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
+) -> None:
+    model, out = student.parent / "model.onnx", tmp_path / "speed.json"
+    flags = ("--turns", 6, "--threads", 1, "--batch", 2, "--val", digits_teacher.val, "--shards", digits_run)
+    done = finetune("benchmark", model, "--student", student, *flags, "--out", out)
+    assert done.code == 0, done.err
+    found = json.loads(out.read_text())
+    assert found == json.loads((student / BENCHMARK).read_text())
+    assert found["bytes"]["file"] == model.stat().st_size < found["bytes"]["float"]
+    (row,) = found["latency"]
+    assert row["batch"] == 2
+    assert row["ratio"][1] <= row["ratio"][0] <= row["ratio"][2]
+    assert math.isclose(row["images_per_second"]["file"], 2000 / row["milliseconds"]["file"][0])
+    kernels = found["kernels"]
+    # But for the convolution before the pooling and the classifier, whose outputs nothing quantizes.
+    assert kernels["file"]["integer_layers"] + 2 == kernels["file"]["layers"] == kernels["float"]["layers"]
+    assert (kernels["float"]["integer_layers"], kernels["float"]["integer_share"]) == (0, 0)
+    assert math.isclose(sum(one["share"] for one in kernels["file"]["kernels"]), 1)
+    real = found["real_images"]
+    assert abs(real["float"]["top1"] - digits_teacher.accuracy) < 0.01
+    assert real["file"]["agreement"] > 90
+    assert real["preprocessing"].startswith("whole image at 8x8")
+    assert found["synthetic_images"]["file"]["agreement"] > 90
+    assert f"| 2 | {row['milliseconds']['file'][0]:.2f} |" in done.out
+    page = (student / REPORT).read_text()
+    assert "The exported file" in page
+    assert all(cell in page for one in (*latency_rows(found), *kernel_rows(found)) for cell in one)
+
+
+def test_a_float_file_of_anyone(student: Path, finetune: Cli, tmp_path: Path) -> None:
+    """It needs no metadata of clusterq's, only the same input; another one is refused."""
+    plain = onnx.load(student.parent / "model.onnx")
+    del plain.metadata_props[:]
+    onnx.save(plain, tmp_path / "other.onnx")
+    flags = ("--turns", 6, "--threads", 1, "--batch", 1)
+    done = finetune("benchmark", student.parent / "model.onnx", "--float", tmp_path / "other.onnx", *flags, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["float"] == {"from": str(tmp_path / "other.onnx")}
+    wrong, *_ = onnx_model(student_of(Plain, bits="w32a32")[0], SPEC, OnnxConfig())
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    done = finetune("benchmark", student.parent / "model.onnx", "--float", tmp_path / "wrong.onnx", *flags)
+    assert done.code == 2
+    assert "takes images of" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_mistakes_are_told_in_a_sentence(student: Path, finetune: Cli, tmp_path: Path) -> None:
+    model = student.parent / "model.onnx"
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    with (other / "student.safetensors").open("ab") as file:
+        file.write(b" ")
+    for flags, words in (
+        (("--turns", 5), "--turns: 5 is too few"),
+        (("--classes", "x"), "--classes: there is no --val"),
+        (("--arch", FACTORY), "--arch: there is no --student"),
+        (("--out", tmp_path / "no" / "x.json"), "is no folder"),
+        (("--student", other), "was exported from a student with SHA-256"),
+    ):
+        done = finetune("benchmark", model, *flags)
+        assert (done.code, words in " ".join(done.err.split())) == (2, True), done.err
+    with pytest.raises(ClusterqError, match="does not exist"):
+        from clusterq_finetune.benchmark.command import benchmark
+
+        benchmark(tmp_path / "none.onnx")

@@ -1,0 +1,119 @@
+"""`clusterq-finetune quantize`: one command from a classifier to a file, its plan, and what an interruption leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.export.runtime import OnnxModel
+from clusterq_common.run.child_process import run_program
+from clusterq_common.run.run_folder import CONFIG, SHARDS
+from clusterq_common.shards.manifest import MANIFEST
+from clusterq_finetune.quantize.command import plan_of
+from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT
+from tests.conftest import Cli, DigitsTeacher
+
+SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
+# A program that waits, with the file that says that it runs.
+WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
+
+
+@pytest.mark.long
+def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
+    """All stages; the same command again makes nothing anew; another plan does not go on with them."""
+    out, work = tmp_path / "model.onnx", tmp_path / "work"
+    flags = ["--bits", "w8a8", "--recipe", "calibrated", "--set-flags", SMALL_SET, "--threads", 1, "--val", digits_teacher.val]
+    command = ["quantize", *digits_teacher.flags, *flags, "--out", out, "--work", work]
+    done = finetune(*command, "--dry-run")
+    assert done.code == 0, done.err
+    assert "to w8a8 for ort-cpu (checked with" in done.out
+    assert not work.exists()
+    done = finetune(*command, "--json")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[2].startswith("1. set of images: clusterq-gen train")
+    assert any(line.startswith("2. fine-tuning: recipe calibrated, ") for line in lines)
+    found = json.loads(lines[-1])
+    about = OnnxModel(out).description
+    assert (about.bits, about.target.split()[0], about.batchnorm_kept) == ("w8a8", "ort-cpu", ())
+    assert found["benchmark"]["real_images"]["file"]["agreement"] > 80
+    assert "The exported file" in Path(found["report"]).read_text()
+    before = {path: path.stat().st_mtime_ns for path in (work / SET / SHARDS / MANIFEST, work / STUDENT / "result.json", out)}
+    done = finetune(*command, "--quiet")
+    assert done.code == 0, done.err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for changed, words in (
+        (["--bits", "w4a8"], "the stages in"),
+        (["--work", tmp_path], "is not empty and holds no quantize.yaml"),
+        (["--work", tmp_path / "other"], "exists, expected a new file"),
+        (["--preset", "quick"], "--preset: --recipe calibrated"),
+        (["--target", "executorch"], "takes no ONNX file"),
+        (["--out", tmp_path / "model.bin"], "ends in '.bin'"),
+    ):
+        done = finetune(*command, *changed)
+        assert (done.code, words in " ".join(done.err.split())) == (2, True), done.err
+
+
+def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> None:
+    values = {"target": "tensorrt", "bits": "w4a8", "recipe": "fast", "preset": "quick"}
+    plan = plan_of({"teacher": {"arch": "resnet18", "mean": "0.5,0.5,0.5"}, "runtime": {"seed": 3}}, **values)
+    assert plan.quant == {"quantizer": "symmetric", "signed": True, "narrow_weights": True, "branch_outputs": True}
+    assert plan.set_command(tmp_path) == [
+        *("train", "--arch", "resnet18", "--mean", "0.5,0.5,0.5", "--seed", "3", "--preset", "quick", "--bits", "w4a8"),
+        *("--out", str(tmp_path / SET)),
+    ]
+    with pytest.raises(ClusterqError, match="activations of 4 bits do not run on NVIDIA TensorRT"):
+        plan_of({"teacher": {"arch": "resnet18"}}, **{**values, "bits": "w4a4"})
+    assert not plan.refuse_other(tmp_path)
+    plan.to_yaml(tmp_path / PLAN)
+    assert plan.refuse_other(tmp_path)
+    with pytest.raises(ClusterqError, match="made with preset quick, this command has auto"):
+        plan.model_copy(update={"preset": "auto"}).refuse_other(tmp_path)
+
+
+def test_a_set_that_fails_ends_the_command(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    done = finetune("quantize", *digits_teacher.flags, "--set-flags", "--no-such-flag", "--out", out)
+    assert done.code == 2
+    assert not out.exists()
+    assert not (tmp_path / "model-work" / SET / CONFIG).exists()
+
+
+def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended the parent; and its exit code and its Ctrl-C are the parent's."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    (tmp_path / "ending.py").write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_program("ending", ["3"]) == 3
+    with pytest.raises(KeyboardInterrupt):
+        run_program("ending", ["130"])
+    running = tmp_path / "running"
+    script = f"from clusterq_common.run.child_process import run_program; run_program('waiting', [{str(running)!r}])"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
+    _wait_for(running.exists)
+    (child,) = (int(one) for one in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _wait_for(lambda: not _runs(child))
+
+
+def _wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
