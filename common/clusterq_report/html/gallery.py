@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from clusterq_report.html.text import escaped, tag
 from clusterq_report.run_data import Source
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 CLASSES, COLUMNS = 16, 8
 # Limit for all images together, before PNG and base64, so that the page stays below two megabytes.
 BYTES = 1_000_000
@@ -53,7 +55,7 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     for label, numbers in by_class.items():
         name = f"{label} {names[label]}" if names else str(label)
         cells.append(tag("span", escaped(name)))
-        cells.append(strip(reader, numbers, spec, side, f"{len(numbers)} stored images of class {name}"))
+        cells.append(strip(reader, numbers, side, f"{len(numbers)} stored images of class {name}"))
     present = sum(count > 0 for count in per_class)
     of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
     of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
@@ -67,17 +69,22 @@ def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:
     return min(spec.size, max(8, math.isqrt(budget // (spec.channels * max(1, images)))))
 
 
-def strip(reader: SplitReader, numbers: Sequence[int], spec: InputSpec, side: int, said: str) -> str:
+def strip(reader: SplitReader, numbers: Sequence[int], side: int, said: str) -> str:
     """Return images side by side, each `side` pixels wide, as one `img`; `said` is its alternative text.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
-    row = Image.new("L" if spec.channels == 1 else "RGB", (len(numbers) * (side + GAP) - GAP, side), "gray")
-    for place, number in enumerate(numbers):
-        pixels, _, _ = reader.read(number)
-        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if spec.channels == 1 else pixels))
-        small = image if side == spec.size else image.resize((side, side), Image.Resampling.BOX)
+    return pictures([reader.read(number)[0] for number in numbers], side, said)
+
+
+def pictures(images: Sequence[Pixels], side: int, said: str) -> str:
+    """Return images (S, S, C) uint8 side by side, each `side` pixels wide, as one `img`; `said` is its alternative text."""
+    grey = images[0].shape[2] == 1
+    row = Image.new("L" if grey else "RGB", (len(images) * (side + GAP) - GAP, side), "gray")
+    for place, pixels in enumerate(images):
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels))
+        small = image if side == image.width else image.resize((side, side), Image.Resampling.BOX)
         row.paste(small, (place * (side + GAP), 0))
     factor = max(1, SMALLEST_SHOWN // side)
     return tag("img", src=_as_url(row), alt=said, width=row.width * factor, height=row.height * factor)

@@ -94,7 +94,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
                 "confidence": confidence,
                 "entropy": -(shares * log_shares).sum(1),
                 "clipped": ((pixels == 0) | (pixels == 255)).float().mean((1, 2, 3)),
-                "small": _small(pixels),
+                "small": small_pixels(pixels).flatten(1),
                 "features": features.take(),
             }
             if other is not None:
@@ -117,8 +117,8 @@ def _normalised(pixels: Tensor, network: Teacher) -> Tensor:
     return normalise(pixels, network.spec).contiguous(memory_format=torch.channels_last)
 
 
-def _small(pixels: Tensor) -> Tensor:
-    """Convert (N, C, S, S) uint8 to (N, C * s * s) uint8 with s at most 32, by means over areas."""
+def small_pixels(pixels: Tensor) -> Tensor:
+    """Convert (N, C, S, S) uint8 to (N, C, s, s) uint8 with s at most 32, by means over areas."""
     if pixels.shape[-1] > LARGEST_COMPARED:
         pixels = adaptive_avg_pool2d(pixels.float(), LARGEST_COMPARED).round().to(torch.uint8)
-    return pixels.flatten(1)
+    return pixels

@@ -23,7 +23,7 @@ def closest_pairs(found: Quality, shards: ShardSet) -> str:
     cells = []
     for pair in found.pairs:
         name = found.class_name(pair.label)
-        picture = strip(reader, [pair.first, pair.second], spec, side, f"the closest two images of class {name}")
+        picture = strip(reader, [pair.first, pair.second], side, f"the closest two images of class {name}")
         cells.append(_captioned(picture, f"{name}: {number(pair.distance)}"))
     explanation = "The closest pairs, with their distance in pixels as a part of the typical one: one of each class first, then second ones. Look whether they are one picture."
     return tag("h3", "The closest pairs") + paragraph(explanation) + tag("div", *cells, class_="smalls")
@@ -42,7 +42,7 @@ def contradicted(found: Quality, shards: ShardSet) -> str:
     cells = []
     for image in found.contradicted:
         label, named = found.class_name(image.label), found.class_name(image.named)
-        picture = strip(reader, [image.number], spec, side, f"an image labelled {label}")
+        picture = strip(reader, [image.number], side, f"an image labelled {label}")
         cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * image.confidence, 0)})"))
     explanation = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
     return tag("h3", "Labels contradicted") + paragraph(explanation) + tag("div", *cells, class_="smalls")

@@ -1,25 +1,22 @@
 """The command `clusterq-finetune shards quality`, once its flags are known."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
-from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
-from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.spec import TeacherConfig, is_factory
+from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.data.real import ValidationImages, open_validation
-from clusterq_finetune.teachers import SPEC_FIELDS, find_teacher, load_checked_teacher, run_folder_of
+from clusterq_finetune.shards_tools.networks import named, other_network
+from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.quality.collect import Networks
 from clusterq_report.quality.config import QualityConfig
 from clusterq_report.quality.findings import Quality
@@ -65,7 +62,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     manifest = shards.manifest
     flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
     teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
-    other = None if where.other_arch is None else _other(where.other_arch, where.other_weights, manifest, device)
+    other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     numbers = choose(shards, config)
     if len(numbers) < 2:
         raise ClusterqError(f"--split: {config.split} has {len(numbers)} images, expected two or more; choose another split.")
@@ -77,26 +74,9 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     return found
 
 
-def _other(arch: str, weights: str | None, manifest: Manifest, device: torch.device) -> Teacher:
-    """Another classifier of the same images and classes."""
-    spec = manifest.teacher.spec
-    known = {"arch": arch, "weights": weights}
-    if is_factory(arch):
-        known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
-    with _named({"--arch": "--other-arch", "--weights": "--other-weights"}):
-        other = load_teacher(TeacherConfig.validated(known), device=device)
-    found = other.spec
-    if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
-        raise ClusterqError(
-            f"--other-arch: {arch} takes {found.channels}x{found.size}x{found.size} images of {found.num_classes} classes, expected "
-            f"{spec.channels}x{spec.size}x{spec.size} of {spec.num_classes}, as the set has; choose another classifier."
-        )
-    return other
-
-
 def _real(path: Path, classes: Path | None, teacher: Teacher, most: int, seed: int) -> Real:
     """As many real images as are measured of the set, of each class its share."""
-    with _named({"--val": "--real", "--classes": "--real-classes"}):
+    with named({"--val": "--real", "--classes": "--real-classes"}):
         images = open_validation(
             path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
         )
@@ -120,15 +100,3 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
         raise ClusterqError(
             f"--real: {seen} of the {len(numbers)} images in {images.root} can be read, expected two or more; check the folder."
         )
-
-
-@contextmanager
-def _named(flags: dict[str, str]) -> Iterator[None]:
-    """Errors of shared code name the flags of this command."""
-    try:
-        yield
-    except ClusterqError as error:
-        said = str(error)
-        for shared, own in flags.items():
-            said = said.replace(f"{shared}:", f"{own}:").replace(f"{shared} ", f"{own} ")
-        raise ClusterqError(said) from error
