@@ -10,6 +10,8 @@ from clusterq_common.run.seeding import stream
 
 # A list of neighbours is so long that none of it is drawn with a probability below e^-32.
 RARE, SPARE = 32, 8
+# Draws, of all assignments together, that are evaluated at once.
+AT_ONCE = 64
 TRAIN, HELD, NEITHER = 1, -1, 0
 
 
@@ -62,13 +64,19 @@ class Arrangements:
         return min(length, len(self.labels))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield, for the true assignment and each random one, (N,) int64: whose place in it each image takes."""
-        yield torch.arange(len(self.labels))
-        for number in range(self.permutations):
-            keys = torch.rand(len(self.labels), generator=stream(self.seed, "leakage permutation", number), dtype=torch.float64)
-            place = torch.empty(len(self.labels), dtype=torch.int64)
-            place[self._by_class] = (self.labels + keys).argsort()
-            yield place
+        """Yield the true assignment and then the random ones, some at a time: (B, N) int64, whose place in it each image takes."""
+        together = max(1, AT_ONCE // len(self.draws))
+        for start in range(0, 1 + self.permutations, together):
+            numbers = range(start, min(start + together, 1 + self.permutations))
+            yield torch.stack([self._place(number) for number in numbers])
+
+    def _place(self, number: int) -> Tensor:
+        if number == 0:
+            return torch.arange(len(self.labels))
+        keys = torch.rand(len(self.labels), generator=stream(self.seed, "leakage permutation", number), dtype=torch.float64)
+        place = torch.empty(len(self.labels), dtype=torch.int64)
+        place[self._by_class] = (self.labels + keys).argsort()
+        return place
 
 
 def p_value(statistics: Tensor) -> float:

@@ -22,7 +22,7 @@ class LeakageConfig(Settings):
     false_alarms: float = Field(
         0.001, gt=0, le=0.1, description="share of control images that may count as near-copies; never less than one image's"
     )
-    permutations: int = Field(999, ge=99, description="random exchanges of training and held-out images in each test")
+    permutations: int = Field(999, ge=499, description="random exchanges of training and held-out images in each test")
     subsamples: int = Field(
         10, ge=1, description="draws of equally many training and held-out images, where there are more of one"
     )

@@ -36,7 +36,7 @@ class Tested(Settings):
     @property
     def neutral(self) -> bool:
         """Whether the control sees no difference between training and held-out images."""
-        return self.control_p >= CONTROL_LEVEL
+        return self.control_p > CONTROL_LEVEL
 
     @property
     def found(self) -> bool:
@@ -197,6 +197,7 @@ class Leakage(Settings):
         train, held: the real images; `control`: held-out images in the set's place, which are compared with nothing else.
         equal: training images, and held-out ones, in each draw of equally many.
         in_both: images that are both training and held-out images, by their pixels at 32 x 32.
+        alone: classes with training or with held-out images only; they are left out where equally many are compared.
         spaces: figures by space.
         membership: attacks on the networks.
     """
@@ -219,6 +220,7 @@ class Leakage(Settings):
     control: int
     equal: int
     in_both: int
+    alone: int
     spaces: list[SpaceFigures]
     membership: Membership
 

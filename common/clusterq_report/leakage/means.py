@@ -65,16 +65,17 @@ class MeanSide:
         self.total = torch.zeros(count, dtype=torch.float64).index_add_(0, labels, projected)
         self.found: list[Tensor] = []
 
-    def add(self, place: Tensor) -> None:
-        """Evaluate the assignment in which each image takes this place."""
-        train = torch.zeros_like(self.total).index_add_(0, self.labels, self.projected * self.trained[place])
-        self.found.append((train / self.of_train - (self.total - train) / self.of_held)[self.classes])
+    def add(self, places: Tensor) -> None:
+        """Evaluate some assignments, (B, N): in each, every image takes this place."""
+        train = torch.zeros(len(places), len(self.total), dtype=torch.float64)
+        train.index_add_(1, self.labels, self.projected * self.trained[places])
+        self.found.append((train / self.of_train - (self.total - train) / self.of_held)[:, self.classes])
 
     def result(self) -> MeanShift | None:
         """Return the statistics of all assignments so far; None where no class can be compared."""
         if not len(self.classes):
             return None
-        by_class = torch.stack(self.found)
+        by_class = torch.cat(self.found)
         errors = (1 / self.of_train + 1 / self.of_held)[self.classes].sqrt()
         return MeanShift(self.classes, by_class, by_class.mean(1), float(errors.square().sum().sqrt()) / len(errors), errors)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clusterq_common.errors import ClusterqError
 from clusterq_common.intervals import Z, wilson_interval
 from clusterq_common.run.seeding import stream
 from clusterq_report.leakage.arrangements import Arrangements, corrected_for_many, p_value
@@ -28,17 +29,24 @@ from clusterq_report.leakage.spaces import MOVED, Images, Space
 
 MOST_PAIRS = 12
 Namer = Callable[[int], str]
+Search = Callable[[Space, Images, Images, int], Neighbours]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Result of `compare`: figures by space, numbers of control images and of images in each draw, of draws, and of images in both sources."""
+    """Result of `compare`; see `Leakage`."""
 
     spaces: list[SpaceFigures]
     control: int
     equal: int
     draws: int
     in_both: int
+    alone: int
+
+
+def search_space(space: Space, images: Images, candidates: Images, most: int) -> Neighbours:
+    """Return the nearest candidates of each image in a space."""
+    return nearest(space.versions(images), space.vectors(candidates), most, whole=space.whole)
 
 
 def split_control(held: Images, most: int, seed: int) -> tuple[Images, Images]:
@@ -67,6 +75,7 @@ def compare(
     classes: int,
     config: LeakageConfig,
     names: tuple[Namer, Namer] = (str, str),
+    search: Search | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Compared:
     """Measure all figures that compare images.
@@ -78,36 +87,41 @@ def compare(
         classes: K.
         config: settings.
         names: names of training and held-out images by their number in the source.
-        advance: called with 1 after each space, and after each assignment.
+        search: finds neighbours; another one may know them already.
+        advance: called with 1 after each space, and with the number of assignments after some.
+
+    Raises:
+        ClusterqError: too few held-out images, or of other classes than the training images.
     """
     control, rest = split_control(held, config.calibration, config.seed)
     trained = torch.cat([torch.ones(len(train), dtype=torch.bool), torch.zeros(len(rest), dtype=torch.bool)])
     arrangements = Arrangements(
         torch.cat([train.labels, rest.labels]), trained, config.permutations, config.subsamples, config.seed
     )
+    if not len(control) or not int(arrangements.equal.sum()):
+        raise ClusterqError(
+            f"--holdout: {len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
+            "expected at least two of each class; take more of them, of the same classes."
+        )
     sources = {"set": made, "control": control}
-    pools = {space.name: torch.cat([space.vectors(train), space.vectors(rest)]) for space in spaces}
+    pools = {space.name: torch.cat([space.vectors(train), space.vectors(rest)]) for space in spaces if space.name != MOVED}
     searched: dict[tuple[str, str], tuple[Neighbours, Neighbours]] = {}
     kinds: dict[tuple[str, str], NearestKind] = {}
     sides: dict[tuple[str, str], MeanSide] = {}
     for space in spaces:
         for source, images in sources.items():
-            versions, pool = space.versions(images), pools[space.name]
             # Of each kind as many as the list needs: the nearest of both together are among them.
-            both = tuple(
-                nearest(versions, pool[part], arrangements.list_length, whole=space.whole)
-                for part in (slice(None, len(train)), slice(len(train), None))
-            )
+            both = tuple((search or search_space)(space, images, part, arrangements.list_length) for part in (train, rest))
             searched[space.name, source] = (both[0], both[1])
             merged = _merged(both[0], both[1], len(train), arrangements.list_length)
             kinds[space.name, source] = NearestKind(merged, images.labels, arrangements, classes)
             if space.name != MOVED:
-                sides[space.name, source] = MeanSide(space.vectors(images), images.labels, pool, arrangements)
+                sides[space.name, source] = MeanSide(space.vectors(images), images.labels, pools[space.name], arrangements)
         advance(1)
-    for place in arrangements:
+    for places in arrangements:
         for part in (*kinds.values(), *sides.values()):
-            part.add(place)
-        advance(1)
+            part.add(places)
+        advance(len(places))
     found = [
         _figures(
             space,
@@ -123,7 +137,14 @@ def compare(
     ]
     everything = torch.cat([train.small, held.small]).flatten(1)
     twice = _in_both(everything[: len(train)], everything[len(train) :])
-    return Compared(_corrected(found), len(control), int(arrangements.equal.sum()), len(arrangements.draws), twice)
+    return Compared(
+        spaces=_corrected(found),
+        control=len(control),
+        equal=int(arrangements.equal.sum()),
+        draws=len(arrangements.draws),
+        in_both=twice,
+        alone=int(((arrangements.of_train > 0) != (arrangements.of_held > 0)).sum()),
+    )
 
 
 def _merged(train: Neighbours, held: Neighbours, first_held: int, kept: int) -> Neighbours:

@@ -47,19 +47,20 @@ class NearestKind:
         self.totals: list[Tensor] = []
         self.first: tuple[float, Tensor] | None = None
 
-    def add(self, place: Tensor) -> None:
-        """Evaluate the assignment in which each image takes this place."""
-        halves, at = self._halves(self.draws[:, place])
+    def add(self, places: Tensor) -> None:
+        """Evaluate some assignments, (B, N): in each, every image takes this place."""
+        kinds = self.draws[:, places]
+        halves, at = self._halves(kinds.flatten(0, 1))
         # Whole numbers, so that equal assignments give equal statistics.
-        sums = torch.zeros(self.classes, dtype=torch.int64).index_add_(0, self.labels, halves.sum(0))
-        self.totals.append(sums)
+        sums = torch.zeros(len(places), self.classes, dtype=torch.int64)
+        self.totals.append(sums.index_add_(1, self.labels, halves.view(*kinds.shape[:2], -1).sum(0)))
         if self.first is None:
-            self.first = self._effective(at)
+            self.first = self._effective(at.view(*kinds.shape[:2], -1)[:, 0])
 
     def result(self) -> Nearness:
         """Return the statistics of all assignments so far."""
         assert self.first is not None, "no assignment was evaluated"
-        totals = torch.stack(self.totals)
+        totals = torch.cat(self.totals)
         most = 2 * len(self.draws)
         shares = totals.sum(1).double() / (most * len(self.labels))
         return Nearness(shares, totals.double() / (most * self.counts), *self.first)

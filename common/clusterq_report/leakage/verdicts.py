@@ -67,6 +67,11 @@ def _about_real(found: Leakage) -> Iterator[Remark]:
             "warning",
             f"{found.in_both:,} held-out images are training images, too; they hide leakage. Take held-out images that are not.",
         )
+    if found.alone:
+        yield Remark(
+            "warning",
+            f"{found.alone} classes have only training or only held-out images: nearness and class means leave them out, near-copies do not.",
+        )
     pixels = found.spaces[0].nearness
     if not pixels.neutral:
         yield Remark(

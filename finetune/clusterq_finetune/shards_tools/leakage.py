@@ -108,7 +108,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
             teacher.spec.num_classes,
             config,
             (train.name, held.name),
-            ticker.advance,
+            advance=ticker.advance,
         )
     attacked = membership(seen[TRAIN], seen[HELD], [TEACHER, *judged], config.seed)
     other = featured.get(OTHER)
@@ -130,6 +130,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         control=compared.control,
         equal=compared.equal,
         in_both=compared.in_both,
+        alone=compared.alone,
         spaces=compared.spaces,
         membership=attacked,
     )

@@ -14,10 +14,9 @@ from clusterq_report.leakage.spaces import OTHER, Images
 STUDENT = "student"
 # Percent of held-out images that may be called training images, with the fewest held-out images that can show it: five false ones.
 RATES = {"1": 500, "0.1": 5000}
-RESAMPLES = 1000
 
 
-def membership(train: Images, held: Images, models: list[str], seed: int) -> Membership:
+def membership(train: Images, held: Images, models: list[str], seed: int, resamples: int = 1000) -> Membership:
     """Attack each network by its loss, by its confidence, and by its likelihood ratio to another network, where there is one.
 
     - loss (Yeom et al., 2018): the label's log(p / (1 - p)), which orders images as the loss does and does not saturate.
@@ -29,6 +28,7 @@ def membership(train: Images, held: Images, models: list[str], seed: int) -> Mem
         train, held: images with the networks' answers.
         models: the attacked networks, of `teacher` and `student`.
         seed: seed of the bootstrap.
+        resamples: its draws.
     """
     attacks, scores = [], {}
     for model in models:
@@ -42,7 +42,7 @@ def membership(train: Images, held: Images, models: list[str], seed: int) -> Mem
             scores[model, kind] = positive, negative
             area, interval = auroc(positive, negative)
             caught = {
-                rate: _caught(positive, negative, float(rate) / 100, seed)
+                rate: _caught(positive, negative, float(rate) / 100, seed, resamples)
                 for rate, fewest in RATES.items()
                 if len(negative) >= fewest
             }
@@ -68,12 +68,12 @@ def caught_share(positive: Scores, negative: Scores, rate: float) -> float:
     return float((positive > threshold).mean())
 
 
-def _caught(positive: Scores, negative: Scores, rate: float, seed: int) -> tuple[float, float, float]:
+def _caught(positive: Scores, negative: Scores, rate: float, seed: int, resamples: int) -> tuple[float, float, float]:
     """Return `caught_share` and its 95 % interval: percentiles over draws of both kinds with replacement."""
     positive, negative = np.sort(positive), np.sort(negative)
     random = stream(seed, "leakage bootstrap")
     found = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         mine, others = (torch.randint(len(one), (len(one),), generator=random).numpy() for one in (positive, negative))
         found.append(caught_share(positive[mine], negative[others], rate))
     low, high = np.quantile(found, [0.025, 0.975]).tolist()
