@@ -184,10 +184,20 @@ class Pool:
         return Neighbours(ordered[:, :most], numbers[:, :most])
 
     def split(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return places of training images, of held-out ones (twice as many, half of them for the control), and of the others: a quarter, a half and a quarter."""
-        order = torch.randperm(self.real, generator=stream(seed, "validate split"))
-        quarter = self.real // 4
-        return order[:quarter].sort().values, order[quarter : 3 * quarter].sort().values, order[3 * quarter :].sort().values
+        """Return places of training images, of held-out ones, and of the others: a quarter, a half and the rest of each class.
+
+        Half of the held-out images serve as the control, so that as many are left as there are training images.
+        """
+        parts: list[list[Tensor]] = [[], [], []]
+        labels = self.images.labels[: self.real]
+        for label in labels.unique().tolist():
+            own = (labels == label).nonzero()[:, 0]
+            own = own[torch.randperm(len(own), generator=stream(seed, "validate split", label))]
+            quarter = len(own) // 4
+            for part, places in zip(parts, own.tensor_split([quarter, 3 * quarter]), strict=True):
+                part.append(places)
+        train, held, others = (torch.cat(part).sort().values for part in parts)
+        return train, held, others[torch.randperm(len(others), generator=stream(seed, "validate others"))]
 
     def base(self, name: str, others: Tensor) -> Tensor:
         """Return the places of a set without planted images; `others` are real images that are in no other part."""

@@ -302,3 +302,14 @@ def test_the_same_again_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(neighbours, "COLUMNS", 17)
     assert compare(*sets(4, 3), FEW[:1], 3, settings()) == first
     assert compare(*sets(4, 3), FEW[:1], 3, settings(seed=1)) != first
+
+
+def test_many_images_near_to_one_training_image_are_one_find() -> None:
+    """Else a set of blank images would be an alarm as soon as one training image is blank."""
+    made, train, held = sets(5, 0)
+    blurred = (train.small[:1] + torch.arange(20).view(-1, 1, 1, 1) % 3).to(torch.uint8)
+    made = images_of(torch.cat([blurred, made.small[20:]]), made.labels)
+    one = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].copies
+    assert one.count >= 20
+    assert one.originals <= one.count - 19
+    assert not one.found

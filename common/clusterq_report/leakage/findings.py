@@ -49,15 +49,19 @@ class NearCopies(Settings):
 
     Attributes:
         count: images whose ratio of distances, nearest training over nearest held-out image, is below `limit`.
+        originals: different training images that they are near to. They, not the images, are counted in the test, since images
+            near to one and the same training image are no independent finds.
         limit: the calibrated limit.
         rate, rate_interval: expected share of false alarms among images like the control's, and its 95 % interval.
         expected: false alarms to be expected among the set's images.
-        p: probability of as many false alarms or more; `corrected`: for all tests of the report (Holm).
-        of_held: images that the mirrored rule, at the same rate, calls near-copies of held-out images. They are false alarms.
+        p: probability of as many false alarms as `originals` or more; `corrected`: for all tests of the report (Holm).
+        of_held, held_originals: images that the mirrored rule, at the same rate, calls near-copies of held-out images, and the
+            different held-out images that these are near to. They are false alarms.
         exact: images at distance 0 from a training image and not from a held-out one.
     """
 
     count: int
+    originals: int
     limit: float
     rate: Share
     rate_interval: Interval
@@ -65,12 +69,13 @@ class NearCopies(Settings):
     p: Share
     corrected: Share
     of_held: int
+    held_originals: int
     exact: int
 
     @property
     def found(self) -> bool:
         """Whether there are more near-copies than false alarms explain."""
-        return self.corrected < LEVEL and self.count > self.of_held
+        return self.corrected < LEVEL and self.originals > self.held_originals
 
 
 class ClassFigures(Settings):

@@ -168,17 +168,20 @@ def _figures(
     own, mirrored = (ratios(*pair) for pair in _nearest_both(to_train, to_held))
     control, control_mirrored = (ratios(*pair) for pair in _nearest_both(control_train, control_held))
     limit, mirrored_limit = calibrated(control, config.false_alarms), calibrated(control_mirrored, config.false_alarms)
-    count = int((own < limit.limit).sum())
+    near, near_held = own < limit.limit, mirrored < mirrored_limit.limit
+    originals = len(to_train.numbers[near, 0].unique())
     exact = int(((to_train.distances[:, 0] == 0) & (to_held.distances[:, 0] > 0)).sum())
     copies = NearCopies(
-        count=count,
+        count=int(near.sum()),
+        originals=originals,
         limit=limit.limit,
         rate=limit.rate,
         rate_interval=limit.interval,
         expected=limit.rate * len(made),
-        p=limit.excess(count, len(made)),
+        p=limit.excess(originals, len(made)),
         corrected=1.0,
-        of_held=int((mirrored < mirrored_limit.limit).sum()),
+        of_held=int(near_held.sum()),
+        held_originals=len(to_held.numbers[near_held, 0].unique()),
         exact=exact,
     )
     set_means, control_means = means

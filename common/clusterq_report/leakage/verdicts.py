@@ -89,10 +89,11 @@ def _exact(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
 def _copies(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
     one = space.copies
     low, high = one.rate_interval
+    of = f" of {one.originals:,} training images" if one.count else " of training images"
     sentence = (
-        f"In {space.shown}, {one.count:,} of {found.images:,} images are near-copies of training images; about {number(one.expected, 2)} false alarms "
-        f"are expected ({percent(100 * one.rate, 2)} [{percent(100 * low, 2)}, {percent(100 * high, 2)}] of held-out images), and {one.of_held:,} are "
-        f"near-copies of held-out images by the same rule (p = {number(one.corrected, 2)}, corrected)"
+        f"In {space.shown}, {one.count:,} of {found.images:,} images are near-copies{of}; about {number(one.expected, 2)} false alarms are expected "
+        f"({percent(100 * one.rate, 2)} [{percent(100 * low, 2)}, {percent(100 * high, 2)}] of held-out images), and {one.of_held:,} are near-copies of "
+        f"held-out images by the same rule (p = {number(one.corrected, 2)}, corrected)"
     )
     if one.found:
         yield Remark("warning", f"{sentence}: more than chance explains. Look at the pairs.")
