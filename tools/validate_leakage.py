@@ -28,10 +28,10 @@ from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_report.leakage.collect import collect
 from clusterq_report.leakage.config import LeakageConfig
-from clusterq_report.leakage.findings import Leakage, SpaceFigures
+from clusterq_report.leakage.findings import TEACHER, Leakage, SpaceFigures
 from clusterq_report.leakage.measure import compare, search_space
 from clusterq_report.leakage.neighbours import Neighbours
-from clusterq_report.leakage.spaces import TEACHER, Images, Space, spaces
+from clusterq_report.leakage.spaces import Images, Space, spaces
 from clusterq_report.leakage.verdicts import leaks
 
 NOISE_STD = 8

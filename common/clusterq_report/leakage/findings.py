@@ -9,6 +9,8 @@ from clusterq_common.shards.manifest import SplitName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
+# Keys of the spaces; the last two are also those of the networks whose features they are.
+PIXELS, MOVED, TEACHER, OTHER = "pixels", "moved", "teacher", "other"
 # Tests are read at this level, after correction; controls more strictly, since each that fails takes power away.
 LEVEL, CONTROL_LEVEL = 0.05, 0.01
 PRIVATE = "This result names real images. Do not share it."

@@ -13,6 +13,7 @@ from clusterq_report.leakage.arrangements import Arrangements, corrected_for_man
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.copies import calibrated, ratios
 from clusterq_report.leakage.findings import (
+    MOVED,
     RATIO_BINS,
     RATIO_RANGE,
     ClassFigures,
@@ -25,7 +26,7 @@ from clusterq_report.leakage.findings import (
 from clusterq_report.leakage.means import MeanShift, MeanSide
 from clusterq_report.leakage.nearness import NearestKind, Nearness
 from clusterq_report.leakage.neighbours import Neighbours, nearest
-from clusterq_report.leakage.spaces import MOVED, Images, Space
+from clusterq_report.leakage.spaces import Images, Space
 
 MOST_PAIRS = 12
 Namer = Callable[[int], str]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
+from clusterq_report.leakage.findings import MOVED, OTHER, PIXELS, TEACHER
+
 # Images are compared within a margin of this many pixels, so that one moved by as much shows the same part.
 MARGIN = 1
-PIXELS, MOVED, TEACHER, OTHER = "pixels", "moved", "teacher", "other"
 
 
 @dataclass(frozen=True)

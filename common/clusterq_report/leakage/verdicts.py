@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from clusterq_report.html.page import Remark
 from clusterq_report.html.text import number, percent
-from clusterq_report.leakage.findings import LEVEL, Attack, Leakage, SpaceFigures, Tested
-from clusterq_report.leakage.spaces import TEACHER
+from clusterq_report.leakage.findings import LEVEL, TEACHER, Attack, Leakage, SpaceFigures, Tested
 
 MOST_NAMED = 5
 

@@ -27,10 +27,10 @@ from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_f
 from clusterq_report.html.gallery import Pixels
 from clusterq_report.leakage.collect import Read, collect
 from clusterq_report.leakage.config import LeakageConfig
-from clusterq_report.leakage.findings import Leakage, RealImages
+from clusterq_report.leakage.findings import OTHER, TEACHER, Leakage, RealImages
 from clusterq_report.leakage.measure import compare
 from clusterq_report.leakage.page import leakage_page
-from clusterq_report.leakage.spaces import OTHER, TEACHER, Images, spaces
+from clusterq_report.leakage.spaces import Images, spaces
 from clusterq_report.quality.sample import sampled
 
 SET, TRAIN, HELD = "set", "--train", "--holdout"

@@ -8,8 +8,8 @@ import torch
 from clusterq_common.intervals import Z
 from clusterq_common.run.seeding import stream
 from clusterq_finetune.evaluation.binary import Scores, auroc, placements
-from clusterq_report.leakage.findings import Attack, Difference, Membership
-from clusterq_report.leakage.spaces import OTHER, Images
+from clusterq_report.leakage.findings import OTHER, Attack, Difference, Membership
+from clusterq_report.leakage.spaces import Images
 
 STUDENT = "student"
 # Percent of held-out images that may be called training images, with the fewest held-out images that can show it: five false ones.
