@@ -16,7 +16,7 @@ LEVEL, CONTROL_LEVEL = 0.05, 0.01
 PRIVATE = "This result names real images. Do not share it."
 
 
-class Tested(Settings):
+class BesideControl(Settings):
     """A figure of the set with its test, beside the same figure of held-out images in the set's place.
 
     Attributes:
@@ -132,9 +132,9 @@ class SpaceFigures(Settings):
 
     name: str
     shown: str
-    nearness: Tested
+    nearness: BesideControl
     copies: NearCopies
-    means: Tested | None
+    means: BesideControl | None
     mean_classes: int
     mean_towards: int
     by_class: list[ClassFigures]

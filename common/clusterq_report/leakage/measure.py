@@ -16,12 +16,12 @@ from clusterq_report.leakage.findings import (
     MOVED,
     RATIO_BINS,
     RATIO_RANGE,
+    BesideControl,
     ClassFigures,
     Interval,
     NearCopies,
     Pair,
     SpaceFigures,
-    Tested,
 )
 from clusterq_report.leakage.means import MeanShift, MeanSide
 from clusterq_report.leakage.nearness import NearestKind, Nearness
@@ -120,8 +120,10 @@ def compare(
                 sides[space.name, source] = MeanSide(space.vectors(images), images.labels, pools[space.name], arrangements)
         advance(1)
     for places in arrangements:
-        for part in (*kinds.values(), *sides.values()):
-            part.add(places)
+        for kind in kinds.values():
+            kind.add(places)
+        for side in sides.values():
+            side.add(places)
         advance(len(places))
     found = [
         _figures(
@@ -188,7 +190,7 @@ def _figures(
     set_means, control_means = means
     tested = None
     if set_means is not None and control_means is not None:
-        tested = Tested(
+        tested = BesideControl(
             value=float(set_means.overall[0]),
             interval=_around(set_means),
             p=p_value(set_means.overall),
@@ -201,7 +203,7 @@ def _figures(
     return SpaceFigures(
         name=space.name,
         shown=space.shown,
-        nearness=Tested(
+        nearness=BesideControl(
             value=float(mine.shares[0]),
             interval=share_interval(float(mine.shares[0]), mine.effective),
             p=p_value(mine.shares),
@@ -322,7 +324,7 @@ def _corrected(found: list[SpaceFigures]) -> list[SpaceFigures]:
     for rank, at in enumerate(sorted(range(len(tests)), key=chances.__getitem__)):
         largest = max(largest, min(1.0, (len(tests) - rank) * chances[at]))
         corrected[at] = largest
-    changes: dict[str, dict[str, Tested | NearCopies]] = {one.name: {} for one in found}
+    changes: dict[str, dict[str, BesideControl | NearCopies]] = {one.name: {} for one in found}
     for (one, key), value in zip(tests, corrected, strict=True):
         changes[one.name][key] = getattr(one, key).model_copy(update={"corrected": value})
     return [one.model_copy(update=changes[one.name]) for one in found]

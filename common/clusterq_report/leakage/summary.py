@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clusterq_report.html.text import number, percent
-from clusterq_report.leakage.findings import Leakage, Tested
+from clusterq_report.leakage.findings import BesideControl, Leakage
 from clusterq_report.leakage.verdicts import verdicts
 from clusterq_report.quality.summary import MARKS
 
@@ -81,5 +81,5 @@ def _share(value: float, interval: tuple[float, float]) -> str:
     return f"{percent(100 * value, 1)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def _shift(one: Tested) -> str:
+def _shift(one: BesideControl) -> str:
     return f"{one.value:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]"

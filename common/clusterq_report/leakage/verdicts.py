@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from clusterq_report.html.page import Remark
 from clusterq_report.html.text import number, percent
-from clusterq_report.leakage.findings import LEVEL, TEACHER, Attack, Leakage, SpaceFigures, Tested
+from clusterq_report.leakage.findings import LEVEL, TEACHER, Attack, BesideControl, Leakage, SpaceFigures
 
 MOST_NAMED = 5
 
@@ -110,11 +110,15 @@ def _nearness(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
     )
     if one.found:
         yield Remark("warning", f"{sentence}: the set lies nearer to the training images than chance explains.")
-    elif one.corrected < LEVEL:
+    elif one.corrected < LEVEL or not one.neutral:
         yield Remark("plain", f"{sentence}: {_not_the_set(space)}")
+    elif one.interval[1] < 0.5:
+        yield Remark("plain", f"{sentence}: the set lies nearer to held-out images, which is no sign of leakage.")
     else:
         yield Remark("plain", f"{sentence}: no difference was found. This sees a shift of many images, not one copy.")
-    few = sorted((row for row in space.by_class if row.auc_corrected < LEVEL), key=lambda row: row.auc_corrected)
+    # Corrected for classes so far, not for spaces.
+    level = LEVEL / len(found.spaces)
+    few = sorted((row for row in space.by_class if row.auc_corrected < level), key=lambda row: row.auc_corrected)
     if few and one.neutral:
         yield Remark(
             "warning", f"Classes nearer to training images in {space.shown}: {_classes(found, [row.label for row in few])}."
@@ -133,16 +137,18 @@ def _means(space: SpaceFigures) -> Iterator[Remark]:
     )
     if one.found:
         yield Remark("warning", f"{sentence}: class averages of the training images show.")
-    elif one.corrected < LEVEL:
+    elif one.corrected < LEVEL or not one.neutral:
         yield Remark("plain", f"{sentence}: {_not_the_set(space)}")
+    elif one.interval[1] < 0:
+        yield Remark("plain", f"{sentence}: held-out means are nearer, which is no sign of leakage.")
     else:
         yield Remark("plain", f"{sentence}: no difference was found. It says nothing of single images.")
 
 
 def _not_the_set(space: SpaceFigures) -> str:
     if space.name == TEACHER:
-        return "held-out images show it, too, so it is the teacher that places its training images so, not the set that shows them."
-    return "held-out images show it, too, so it is no finding about the set."
+        return "held-out images differ from chance, too: the teacher places its training images apart, so this says little about the set."
+    return "held-out images differ from chance, too, so this says little about the set."
 
 
 def _membership(found: Leakage) -> Iterator[Remark]:
@@ -177,7 +183,7 @@ def _attacked(attack: Attack) -> str:
     return f"{sentence}, and finds {caught}." if caught else f"{sentence}."
 
 
-def _shares(one: Tested, *, control: bool = False) -> str:
+def _shares(one: BesideControl, *, control: bool = False) -> str:
     value, (low, high) = (one.control, one.control_interval) if control else (one.value, one.interval)
     return f"{percent(100 * value, 1)} [{100 * low:.1f}, {100 * high:.1f}]"
 
