@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -55,6 +56,22 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+def made_once(name: str, make: Callable[[Path], None], factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that the first of all test processes to ask for it fills with `make`; the others wait for it."""
+    own = factory.getbasetemp()
+    # Each worker of pytest-xdist has a folder of its own in the session's.
+    base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = base / f"once-{name}"
+    with FileLock(base / f"once-{name}.lock"):
+        if not (folder / "finished").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "finished").touch()
+    return folder
+
+
 # Before what a test gives itself.
 DISTILLATION = ["--batchnorm", "frozen", "--reconstruct", "none", "--select", "last"]
 
@@ -75,8 +92,12 @@ class DigitsTeacher:
 
 @pytest.fixture(scope="session")
 def gen() -> Cli:
-    """Run `clusterq-gen` with arguments, in this process."""
-    return lambda *arguments: _invoke(gen_app, arguments)
+    """Run `clusterq-gen` with arguments, in this process. A training draws no report unless `--report` is among them."""
+
+    def run(*arguments: object) -> Outcome:
+        return _invoke(gen_app, ["train", "--no-report", *arguments[1:]] if arguments[:1] == ("train",) else arguments)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -84,12 +105,14 @@ def finetune() -> Cli:
     """Run `clusterq-finetune` with arguments, in this process.
 
     A fine-tuning that names no recipe and no configuration distils alone: reconstruction would be most of the time of most tests.
+    None draws a report unless `--report` is among the arguments.
     """
 
     def run(*arguments: object) -> Outcome:
         words = [str(argument) for argument in arguments]
-        plain = "--shards" in words and words[0].startswith("--") and not {"--recipe", "--config"} & set(words)
-        return _invoke(finetune_app, [*(DISTILLATION if plain else []), *words])
+        tuning = bool({"--shards", "--config"} & set(words)) and words[0].startswith("--")
+        plain = tuning and not {"--recipe", "--config"} & set(words)
+        return _invoke(finetune_app, [*(["--no-report"] if tuning else []), *(DISTILLATION if plain else []), *words])
 
     return run
 
@@ -97,14 +120,17 @@ def finetune() -> Cli:
 @pytest.fixture(scope="session")
 def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> DigitsTeacher:
     """The demo's classifier, trained for a few seconds on real digits."""
-    demo = _demo()
-    folder = tmp_path_factory.mktemp("teacher")
-    digits = demo.load(0)
-    model = demo.train_classifier(digits, epochs=8, seed=0)
-    save_file(model.state_dict(), folder / "teacher.safetensors")
-    demo.write_class_folders(folder / "val", digits.test_pixels, digits.test_labels)
-    accuracy = demo.accuracy(model, digits.test_pixels, digits.test_labels)
-    return DigitsTeacher(folder / "teacher.safetensors", folder / "val", accuracy)
+
+    def make(folder: Path) -> None:
+        demo = _demo()
+        digits = demo.load(0)
+        model = demo.train_classifier(digits, epochs=8, seed=0)
+        save_file(model.state_dict(), folder / "teacher.safetensors")
+        demo.write_class_folders(folder / "val", digits.test_pixels, digits.test_labels)
+        (folder / "accuracy").write_text(str(demo.accuracy(model, digits.test_pixels, digits.test_labels)))
+
+    folder = made_once("teacher", make, tmp_path_factory)
+    return DigitsTeacher(folder / "teacher.safetensors", folder / "val", float((folder / "accuracy").read_text()))
 
 
 TINY = ["--preset", "quick", "--epochs", "6", "--steps-per-epoch", "60", "--warmup-epochs", "4", "--batch-size", "40"]
@@ -116,10 +142,12 @@ TINY += ["--amp", "off", "--refine-steps", "0"]
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Cli) -> Path:
     """A finished tiny run of `clusterq-gen train`: do not change it; copy it where a test must."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    done = gen("train", *digits_teacher.flags, *TINY, "--out", out)
-    assert done.code == 0, done.err
-    return out
+
+    def make(folder: Path) -> None:
+        done = gen("train", *digits_teacher.flags, *TINY, "--report", "--out", folder / "out")
+        assert done.code == 0, done.err
+
+    return made_once("run", make, tmp_path_factory) / "out"
 
 
 @pytest.fixture(scope="session")

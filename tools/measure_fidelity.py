@@ -54,7 +54,7 @@ class InMemory(ShardSet):
 
 @torch.no_grad()
 def draw(run: Path, teacher: Teacher, config: GenConfig, per_class: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return normalised images (N, C, S, S) that the teacher agrees with, its logits on them, and their labels."""
+    """Return normalised images (N, C, H, W) that the teacher agrees with, its logits on them, and their labels."""
     source = GeneratorSource.load(run, config, teacher.spec, config.runtime.seed, CPU)
     images, logits, labels = [], [], []
     for label in range(teacher.spec.num_classes):
@@ -106,7 +106,7 @@ def main() -> None:
     finetune = resolve(flags, str(like.folder), config.teacher)
     images = open_validation(options.val, teacher.spec, geometry=known_geometry(teacher.spec.size, teacher.config.arch))
     for name, data in sets.items():
-        example = torch.zeros(1, teacher.spec.channels, teacher.spec.size, teacher.spec.size)
+        example = torch.zeros(1, *teacher.spec.shape)
         student = convert(teacher.model, finetune.quant, example, lambda _: None).eval()
         calibrate(
             student,

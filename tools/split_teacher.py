@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def split(root: Path, spec: InputSpec, per_class: int, skip: int, seed: int, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return pixels (N, C, S, S) uint8 and labels (N,) of both parts, and write them as PNGs in class folders."""
+    """Return pixels (N, C, H, W) uint8 and labels (N,) of both parts, and write them as PNGs in class folders."""
     images = open_validation(root, spec)
     labels = torch.tensor(images.labels)
     numbers: dict[str, list[int]] = {"train": [], "holdout": []}
@@ -82,7 +82,7 @@ def train(model: nn.Module, pixels: Tensor, labels: Tensor, spec: InputSpec, opt
     """Train with AdamW on a cosine; eval mode when done."""
     images = normalise(pixels, spec)
     background = normalise(torch.zeros_like(pixels[:1]), spec)
-    reach = spec.size // 8
+    reach = spec.longer_side // 8
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     size = min(options.batch_size, len(labels))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * (len(labels) // size))
@@ -97,7 +97,7 @@ def train(model: nn.Module, pixels: Tensor, labels: Tensor, spec: InputSpec, opt
                 down, right = (int(offset) for offset in torch.randint(-reach, reach + 1, (2,), generator=random))
                 padded = F.pad(x - background, [reach] * 4)
                 top, left = reach + down, reach + right
-                x = padded[:, :, top : top + spec.size, left : left + spec.size] + background
+                x = padded[:, :, top : top + spec.height, left : left + spec.width] + background
             loss = F.cross_entropy(model(x), labels[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -81,7 +81,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def alterations(seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return what is done to planted images, (N, C, S, S) uint8 each way."""
+    """Return what is done to planted images, (N, C, H, W) uint8 each way."""
 
     def shifted(pixels: Tensor) -> Tensor:
         return pad(pixels.float(), (1, 0, 1, 0), mode="replicate")[:, :, :-1, :-1].to(torch.uint8)
@@ -140,7 +140,7 @@ class Pool:
         """Run everything through the teacher and measure all distances.
 
         Args:
-            pixels, labels: real images (N, C, S, S) uint8 and (N,).
+            pixels, labels: real images (N, C, H, W) uint8 and (N,).
             made: a generated set, likewise.
             teacher: a classifier of them.
             set_size: images of noise.
@@ -165,7 +165,7 @@ class Pool:
             {},
             teacher.spec,
             torch.device("cpu"),
-            "--images",
+            "images",
             2,
         )
         images = images.take(images.numbers.argsort())
@@ -279,7 +279,7 @@ def _alarms(figures: list[SpaceFigures]) -> list[str]:
 
 
 def _noise(count: int, spec: InputSpec, seed: int) -> Tensor:
-    return to_pixels(torch.randn(count, spec.channels, spec.size, spec.size, generator=stream(seed, "validate set")), spec)
+    return to_pixels(torch.randn(count, *spec.shape, generator=stream(seed, "validate set")), spec)
 
 
 def _jpeg(pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clusterq._learn import choose_bits as choose_bits
     from clusterq._learn import distill as distill
     from clusterq._learn import finetune as finetune
     from clusterq._learn import reconstruct as reconstruct
@@ -45,6 +46,7 @@ __all__ = [
     "Teacher",
     "batchnorm_taps",
     "calibrate",
+    "choose_bits",
     "convert",
     "distill",
     "evaluate",
@@ -71,6 +73,7 @@ _PLACES = {
     "Teacher": "clusterq_common.teacher.load",
     "batchnorm_taps": "clusterq_common.taps",
     "calibrate": "clusterq_common.quant.calibrate",
+    "choose_bits": "clusterq._learn",
     "convert": "clusterq_common.quant.convert",
     "distill": "clusterq._learn",
     "evaluate": "clusterq._result",

@@ -1,6 +1,5 @@
-"""The edge between the library and a program of someone's own: silence unless asked, and errors that speak of arguments."""
+"""The edge between the library and a program of someone's own: silence unless asked."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,26 +15,9 @@ Log = Callable[[str], None]
 
 @contextmanager
 def called(log: Log | None = None, progress: OnProgress | None = None) -> Iterator[None]:
-    """Within this, what the commands would print goes to `log` and `progress`; flags in errors become arguments.
-
-    Raises:
-        ClusterqError: the one that was raised within, in other words.
-    """
-    with heard_by(None if log is None else lambda line: log(without_flags(line)), progress):
-        try:
-            yield
-        except ClusterqError as error:
-            raise ClusterqError(without_flags(str(error))).with_traceback(error.__traceback__) from error.__cause__
-
-
-def without_flags(sentence: str) -> str:
-    """A sentence for the command line as one for Python.
-
-    >>> without_flags("--val: x is no folder; try a smaller --reconstruct-lr with --overwrite.")
-    'val: x is no folder; try a smaller reconstruct_lr.'
-    """
-    sentence = sentence.replace(" with --overwrite", "")
-    return re.sub(r"(?<![\w-])--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), sentence)
+    """Within this, what the commands would print goes to `log` and `progress`."""
+    with heard_by(log, progress):
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

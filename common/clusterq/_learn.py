@@ -9,6 +9,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import OnProgress
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
 from clusterq_common.shards.read import ShardSet
@@ -17,6 +18,8 @@ from clusterq_finetune.config import FinetuneConfig, RecipeConfig
 from clusterq_finetune.data.calibration import calibration_batches, first_pixels
 from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.recipes.calibrated import calibrate_student
+from clusterq_finetune.recipes.chosen_bits import choose_bits as choose_layer_bits
+from clusterq_finetune.recipes.chosen_bits import need_choice
 from clusterq_finetune.recipes.distill import distill as distill_student
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.recipes.kept import Records
@@ -66,6 +69,57 @@ def finetune(
             _reconstruct(student, teacher, shards, config)
         _distill(student, teacher, shards, config)
         return student
+
+
+def choose_bits(
+    teacher: Teacher,
+    shards: ShardSet,
+    quant: QuantConfig | None = None,
+    *,
+    average_bits: float | None = None,
+    target_size: str | None = None,
+    max_drop: float | None = None,
+    average_input_bits: float | None = None,
+    sensitivity_images: int = 256,
+    recipe: RecipeConfig | None = None,
+    seed: int = 0,
+    log: Log | None = None,
+    progress: OnProgress | None = None,
+) -> QuantConfig:
+    """Choose the bits of each layer from the effect that rounding it has on the teacher's answers to synthetic images.
+
+    Args:
+        teacher: the float network.
+        shards: images made for it.
+        quant: conventions, the inputs' bits, and `layer_bits` that stay as they are; W4A4 if left out.
+        average_bits: largest mean bits of the weights.
+        target_size: largest size of weights, scales and float parameters, such as `400kB`.
+        max_drop: largest loss in points, estimated on held-out synthetic images before training.
+        average_input_bits: largest mean bits of the layers' inputs.
+        sensitivity_images: images that the effects are measured on.
+        recipe: how students are calibrated for `max_drop`; `Recipe.fast()` if left out.
+        seed: of every random draw.
+        log: called with a sentence now and then.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        `quant` with the chosen bits in `layer_bits`.
+
+    Raises:
+        ClusterqError: nothing or too much was asked for, or it cannot be reached.
+    """
+    with called(log, progress):
+        aims = {"average_bits": average_bits, "target_size": target_size, "max_drop": max_drop}
+        choice = BitChoice.validated(
+            {**aims, "average_input_bits": average_input_bits, "sensitivity_images": sensitivity_images}
+        )
+        if not choice.active:
+            raise ClusterqError("choose_bits: nothing is asked for, expected average_bits, target_size or max_drop; give one.")
+        config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, "off", quant).model_copy(
+            update={"choice": choice}
+        )
+        need_choice(config, shards)
+        return choose_layer_bits(config, teacher, shards, device_of(teacher.model))[0].quant
 
 
 def reconstruct(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ def load_teacher(
     arch: str,
     weights: Path | str | None = None,
     *,
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | str | None = None,
     in_channels: int | None = None,
     num_classes: int | None = None,
     mean: Sequence[float] | None = None,
@@ -34,7 +35,8 @@ def load_teacher(
     Args:
         arch: pytorchcv's name, as `resnet20_cifar10`, or `path/to/file.py:function`.
         weights: a state dict, safetensors or PyTorch's; pytorchcv's own download if left out; `random`: fresh ones, for trials.
-        input_size: side of its images in pixels; this and the next four as known for the architecture if left out.
+        input_size: of its images in pixels: the side of a square, (height, width), or "64x128"; this and the next four as known for
+            the architecture if left out.
         in_channels: of its images.
         num_classes: how many logits it gives.
         mean: of each channel, pixels in [0, 1].
@@ -85,7 +87,7 @@ def open_images(
     *,
     arch: str = "",
     classes: Path | str | None = None,
-    crop_share: float | None = None,
+    crop_pct: float | Literal["off"] | None = None,
     interpolation: Interpolation | None = None,
     pixel_range: Sequence[float] | None = None,
 ) -> ValidationImages:
@@ -97,19 +99,20 @@ def open_images(
         spec: what the network takes.
         arch: pytorchcv's name, where its family has a crop of its own.
         classes: a file with one class folder's name a line in index order, where their sorted order is not it.
-        crop_share: side of the centre crop over the resized image's shorter side; as known for the architecture if left out.
+        crop_pct: share of the centre crop in the resized image, along the side that fits; "off": the whole image, squeezed into the
+            network's size; as known for the architecture if left out.
         interpolation: of that resizing, likewise.
         pixel_range: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if left
             out, 32 bits and floats need it.
 
     Returns:
-        A torch data set of (pixels (C, S, S) uint8 or None, label, name).
+        A torch data set of (pixels (C, H, W) uint8 or None, label, name).
 
     Raises:
         ClusterqError: nothing there, no known layout, or labels that do not fit the network.
     """
     with called():
-        given = {"crop_share": crop_share, "interpolation": interpolation, "pixel_range": pixel_range}
+        given = {"crop_pct": crop_pct, "interpolation": interpolation, "pixel_range": pixel_range}
         evaluation = EvaluationConfig.validated(given)
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
         names = None if classes is None else Path(classes)

@@ -6,15 +6,27 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from clusterq_cli.flags import flag_of
 from clusterq_cli.help import Readable, version_line
 from clusterq_common.device.config import Device
+from clusterq_common.setting_names import settings_spelled_by
 
 
-class Command(Readable, TyperCommand):
+class _InFlags:
+    """Mixin for commands: texts made while it runs name settings as its flags."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        params = self.get_params(ctx)  # type: ignore[attr-defined]
+        with settings_spelled_by(lambda name, value: flag_of(name, value, params)):
+            return super().invoke(ctx)  # type: ignore[misc]
+
+
+class Command(_InFlags, Readable, TyperCommand):
     """A command with readable help."""
 
 
-class Group(Readable, TyperGroup):
+class Group(_InFlags, Readable, TyperGroup):
     """A command group with readable help."""
 
 
@@ -52,6 +64,14 @@ Arch = Annotated[
 Weights = Annotated[str | None, typer.Option("--weights", help="The teacher's weights.", show_default="as the run has it")]
 OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Where networks run: auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--time-budget",
+        metavar="<time>",
+        help="At most so long, as 45s, 30m or 1h30m: a new run's steps and images are planned to fit what a few timed steps take here.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]

@@ -5,11 +5,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 
+from clusterq_cli.flags import flag_of
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import final_name
 from clusterq_common.progress.console import is_main_process, quietly, say
+from clusterq_common.setting_names import in_a_command, settings_spelled_by
 
 USER_ERROR = 2
 _SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -40,8 +43,10 @@ def run_guarded(
         quiet: no progress and no remarks, see `progress.quietly`.
         resume: gives the command line that goes on after an interruption, for commands that can.
     """
+    # A command of ours (`app.py`) spells its settings already, in its own way.
+    spelled = nullcontext() if in_a_command("yes") else settings_spelled_by(flag_of)
     try:
-        with quietly(quiet):
+        with spelled, quietly(quiet):
             action()
     except ClusterqError as error:
         _leave(str(error), USER_ERROR, debug=debug)

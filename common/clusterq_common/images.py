@@ -36,22 +36,22 @@ def pixel_bounds(spec: InputSpec) -> tuple[Tensor, Tensor]:
 
 
 def to_array(pixels: Tensor) -> Array:
-    """Convert a (C, S, S) uint8 tensor to an (S, S, C) array for `png.encode`."""
+    """Convert a (C, H, W) uint8 tensor to an (H, W, C) array for `png.encode`."""
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def encode_png(pixels: Tensor) -> bytes:
-    """Encode one image (C, S, S) uint8, one or three channels, as PNG; the same bytes each time."""
+    """Encode one image (C, H, W) uint8, one or three channels, as PNG; the same bytes each time."""
     return png.encode(to_array(pixels))
 
 
 def decode_png(data: bytes, spec: InputSpec) -> Tensor:
-    """Decode PNG bytes to (C, S, S) uint8.
+    """Decode PNG bytes to (C, H, W) uint8.
 
     Raises:
         ClusterqError: see `png.decode`.
     """
-    return torch.from_numpy(png.decode(data, spec.size, spec.channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(png.decode(data, (spec.height, spec.width), spec.channels)).permute(2, 0, 1).contiguous()
 
 
 def _statistics(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clusterq_common.errors import ClusterqError
 
-# (S, S, C) uint8
+# (H, W, C) uint8
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 MODES = {1: "L", 3: "RGB"}
@@ -20,14 +20,14 @@ LEVEL = 6
 
 
 def encode(pixels: Array) -> bytes:
-    """An image (S, S, C) uint8 with one or three channels as PNG: the same bytes each time."""
+    """An image (H, W, C) uint8 with one or three channels as PNG: the same bytes each time."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", compress_level=LEVEL)
     return buffer.getvalue()
 
 
-def decode(data: bytes, size: int, channels: int) -> Array:
-    """PNG bytes as (size, size, channels) uint8.
+def decode(data: bytes, size: tuple[int, int], channels: int) -> Array:
+    """PNG bytes as (height, width, channels) uint8; `size` is (height, width).
 
     The header is compared with what is expected before anything is decompressed, so that a small file cannot ask for a
     huge image.
@@ -35,12 +35,13 @@ def decode(data: bytes, size: int, channels: int) -> Array:
     Raises:
         ClusterqError: no PNG, another size or mode, or broken data.
     """
+    height, width = size
     mode = MODES.get(channels)
-    expected = f"expected a {mode} PNG of {size}x{size}; write the shards again"
+    expected = f"expected a {mode} PNG of {height}x{width} (height x width); write the shards again"
     try:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
-        if image.size != (size, size) or image.mode != mode:
-            raise ClusterqError(f"an image is {image.mode} {image.size[0]}x{image.size[1]}, {expected}.")
+        if image.size != (width, height) or image.mode != mode:
+            raise ClusterqError(f"an image is {image.mode} {image.size[1]}x{image.size[0]}, {expected}.")
         # PIL hands out images of 16 bits, or of fewer than 8, as ones of 8, and leaves transparency to whoever asks for it.
         bits, kind = data[BITS_AT], data[BITS_AT + 1]
         if (bits, kind) != (8, COLOUR_TYPES[channels]) or "transparency" in image.info or getattr(image, "n_frames", 1) != 1:
@@ -53,4 +54,4 @@ def decode(data: bytes, size: int, channels: int) -> Array:
         raise
     except Exception as error:  # a decoder may raise anything on bytes made to confuse it
         raise ClusterqError(f"an image cannot be decoded ({type(error).__name__}: {error}), {expected}.") from error
-    return array.reshape(size, size, channels)
+    return array.reshape(height, width, channels)

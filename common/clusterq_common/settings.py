@@ -6,11 +6,13 @@ from reprlib import Repr
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from clusterq_common.documents import LARGEST_YAML, parse_yaml
 from clusterq_common.errors import ClusterqError, did_you_mean
 from clusterq_common.files import atomic_write
+from clusterq_common.setting_names import in_a_command, setting_name
 
 # Of a value that does not fit, in an error.
 LONGEST_FOUND = 200
@@ -27,15 +29,15 @@ class Settings(BaseModel):
 
         Args:
             values: section -> field -> value.
-            source: what the values came from, named in the error (a file; empty for command-line flags).
+            source: what the values came from, named in the error (a file; empty for a command line or arguments).
 
         Raises:
-            ClusterqError: naming the first flag or key that does not fit, what was found and what was expected.
+            ClusterqError: naming the first setting or key that does not fit, what was found and what was expected.
         """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ClusterqError(_sentence(error, source)) from error
+            raise _refusal(error, source) from error
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
@@ -84,6 +86,28 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def former_names(field: FieldInfo) -> tuple[str, ...]:
+    """Names that a field had in earlier versions. They are still read, from files and command lines, and written nowhere."""
+    alias = field.validation_alias
+    return tuple(str(name) for name in alias.choices[1:]) if isinstance(alias, AliasChoices) else ()
+
+
+def under_present_names(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Return values of a model, nested as in its files, with present names in place of former ones, so that others can be laid on top.
+
+    Where a file has both, both stay: the model then refuses the former one.
+    """
+    result = dict(values)
+    for name, field in model.model_fields.items():
+        for former in former_names(field):
+            if former in result and name not in result:
+                result[name] = result.pop(former)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(result.get(name), dict):
+            result[name] = under_present_names(inner, result[name])
+    return result
+
+
 def _shown(found: object) -> str:
     """A value in an error: the beginning of it, however large it is."""
     short = Repr()
@@ -91,12 +115,11 @@ def _shown(found: object) -> str:
     return short.repr(found)
 
 
-def _sentence(error: ValidationError, source: str) -> str:
+def _refusal(error: ValidationError, source: str) -> ClusterqError:
     first = error.errors()[0]
     # Of a list's element, the list's name.
     name = next((part for part in reversed(first["loc"]) if isinstance(part, str)), "settings")
     place = ".".join(str(part) for part in first["loc"])
-    where = f"{source}: {place}" if source else f"--{name.replace('_', '-')}"
     reason = first["msg"].removeprefix("Value error, ")
     # A validator may have found a name that is near; what it says comes last.
     reason, hint, near = reason.partition("; did you mean ")
@@ -106,5 +129,9 @@ def _sentence(error: ValidationError, source: str) -> str:
         reason = f"must be one of {', '.join(choices)}"
         meant = did_you_mean(first["input"], choices) if isinstance(first["input"], str) else ""
     found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {_shown(first['input'])})"
-    advice = "correct it there, or get the file again" if source else "see --help for the accepted values"
-    return f"{where}: {reason[:1].lower()}{reason[1:]}{found}" + (meant or f"; {advice}.")
+    if source:
+        advice = "; correct it there, or get the file again"
+    else:
+        advice = in_a_command(f"; see {setting_name('help')} for the accepted values")
+    sentence = f"{reason[:1].lower()}{reason[1:]}{found}" + (meant or f"{advice}.")
+    return ClusterqError(f"{source}: {place}: {sentence}") if source else ClusterqError(sentence, setting=name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.run_folder import ANALYSIS
+from clusterq_common.setting_names import setting_name
 from clusterq_report.pages.draw import draw_report
 from clusterq_report.run_data import Source
 
@@ -28,10 +29,13 @@ def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, 
         ClusterqError: see `draw_report` and `analyse_folder`.
     """
     if out is not None and not out.parent.is_dir():
-        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or leave --out out.")
+        raise ClusterqError(
+            f"{out.parent} is no folder, expected one that exists; make it, or leave {setting_name('out')} out.", setting="out"
+        )
     if teacher and not analyse:
         raise ClusterqError(
-            f"--{next(iter(teacher))}: a report without --analyse asks no network, expected it beside --analyse; leave it out."
+            f"a report without {setting_name('analyse')} asks no network, expected it beside {setting_name('analyse')}; leave it out.",
+            setting=next(iter(teacher)),
         )
     if analyse:
         from clusterq_report.measure.reload import analyse_folder
@@ -41,7 +45,7 @@ def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, 
     source = Source.open(folder)
     if source.kind != "comparison" and not (folder / ANALYSIS).is_file():
         info(
-            f"Note: without {ANALYSIS} the figures of single layers are left out; --analyse measures them, given the teacher's weights."
+            f"Note: without {ANALYSIS} the figures of single layers are left out; {setting_name('analyse')} measures them, given the teacher's weights."
         )
     print_result(f"report: {path}")
 
@@ -63,4 +67,4 @@ def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, de
         info(f"report: {draw_report(folder)}")
     except Exception as error:  # the run is finished and whole, whatever happens to its picture
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        warn(f"the run is complete, but its report is not ({what}); try `{again} --debug`.")
+        warn(f"the run is complete, but its report is not ({what}); try `{again} {setting_name('debug')}`.")

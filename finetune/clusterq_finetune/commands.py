@@ -19,6 +19,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result, progress
+from clusterq_common.progress.time_budget import timetable
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions, write_environment
@@ -28,15 +29,18 @@ from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.trust import remember_code
+from clusterq_finetune.budget import fit_into, plan_of_run
 from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data.calibration import calibration_batches, first_pixels
 from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.data.shard_batches import EpochBatches
+from clusterq_finetune.estimate import Timed, is_worth_measuring
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.recipes.calibrated import calibrate_student
+from clusterq_finetune.recipes.chosen_bits import bits_for_run, need_choice
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.recipes.kept import InFolder
@@ -59,18 +63,20 @@ def finetune(
     overwrite: bool,
     dry_run: bool,
     keep: KeptPredictions = NOTHING_MORE,
+    time_budget: float | None = None,
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
     Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
-    first one writes, and has the result. `keep` says what is kept of each image beyond the usual.
+    first one writes, and has the result. `keep` says what is kept of each image beyond the usual. `time_budget` is in seconds: a new
+    run's steps are planned to fit.
 
     Raises:
         ClusterqError: see `ShardSet.open`, `find_teacher`, `load_checked_teacher`, `open_validation`, `distill`.
     """
     with process_group() as ranks, ExitStack() as held:
         choice = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, **choice)
+        result = _finetune(flags, shards_path, out, val, classes, keep, ranks, held, time_budget, **choice)
     return result if ranks.first else {}
 
 
@@ -83,6 +89,7 @@ def _finetune(
     keep: KeptPredictions,
     ranks: Ranks,
     held: ExitStack,
+    time_budget: float | None,
     *,
     resume: bool,
     overwrite: bool,
@@ -95,10 +102,11 @@ def _finetune(
     shards = ShardSet.open(shards_path)
     run = run_folder_of(shards)
     teacher_config = find_teacher(flags.get("teacher", {}), run, shards.manifest)
-    large = shards.manifest.teacher.spec.size > LARGEST_SMALL_IMAGE
+    large = shards.manifest.teacher.spec.longer_side > LARGEST_SMALL_IMAGE
     where = str(shards.folder.resolve())
     config = resolve(flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
+    need_choice(config, shards)
     device = prepare_device(config.runtime)
     teacher = load_checked_teacher(config.teacher, shards.manifest, device)
     config = config.model_copy(update={"teacher": teacher.config})
@@ -112,10 +120,21 @@ def _finetune(
     )
 
     spec = teacher.spec
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
-    student = convert(teacher.model, config.quant, example, info).eval()
+    example = torch.zeros(1, *spec.shape, device=device)
+    # The first look at the given bits; chosen ones are said once they are known.
+    said = info if dry_run or not config.choice.active else None
+    student = convert(teacher.model, config.quant, example, said).eval()
+    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
+    going_on = resume and (folder / CONFIG).is_file()
+    timed = Timed(student, teacher, shards, device, images, stored_logits=logits.stored)
+    if time_budget is not None and going_on:
+        info(f"--time-budget: the run in {folder} keeps the plan that it was started with")
+        config = plan_of_run(folder, config)
+    elif time_budget is not None:
+        fitting = fit_into(config, time_budget, len(shards.split("train")), timed.phases)
+        config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
     if dry_run:
-        for line in _plan(config, shards, folder, images):
+        for line in [*_plan(config, shards, folder, images), f"time: {timetable(timed.phases(config))}"]:
             print_result(line)
         return {}
 
@@ -123,7 +142,6 @@ def _finetune(
         need_compiler(device)
     if config.recipe.cuda_graphs:
         need_cuda_graphs(device)
-    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
 
     def open_folder() -> bool:
         held.enter_context(only_program(folder))
@@ -137,6 +155,12 @@ def _finetune(
         return resuming
 
     resuming = ranks.from_first(open_folder)
+    if not going_on and (time_budget is not None or is_worth_measuring(config, len(shards.split("train")))):
+        info(f"fine-tuning on {device}: {timetable(timed.phases(config))}")
+    chosen: dict[str, Any] = {}
+    if config.choice.active:
+        config, chosen = bits_for_run(config, teacher, shards, folder, device)
+        student = convert(teacher.model, config.quant, example, info).eval()
     calibrate_student(student, teacher, shards, config, device)
     to_device(student, device)
     calibrated = copy.deepcopy(student)
@@ -161,6 +185,7 @@ def _finetune(
             "training_images": shards.manifest.splits["train"].samples,
             "method": shards.manifest.generation.method if shards.manifest.generation else "derived",
         },
+        **({"bits": chosen} if chosen else {}),
         "calibrated": {},
         "reconstruction": blocks,
         "student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT), **found},
@@ -184,7 +209,7 @@ def _finetune(
 
 def _default_folder(run: Path | None, config: FinetuneConfig) -> Path:
     """`finetune-w4a4` in the run folder, or in the current directory for shards from elsewhere or a folder that is read-only."""
-    name = f"finetune-{config.quant.bits}"
+    name = "-".join(filter(None, ("finetune", config.quant.bits, config.choice.label)))
     return run / name if run is not None and os.access(run, os.W_OK) else Path(name)
 
 
@@ -223,7 +248,11 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
             f"{saved['shards_digest'][:19]}, expected the same set; name it, or start anew with --overwrite."
         )
     moved = {"arch", "weights"} if saved["shards_digest"] is not None else set()
-    for section in ("teacher", "quant", "recipe", "runtime"):
+    if config.choice.active:
+        # Chosen bits stand before the given ones.
+        given = wanted["quant"]["layer_bits"]
+        saved["quant"]["layer_bits"] = saved["quant"]["layer_bits"][-len(given) :] if given else given
+    for section in ("teacher", "quant", "choice", "recipe", "runtime"):
         for name, value in wanted[section].items():
             if name not in {"device", "threads", "workers", "checkpoint_seconds", *moved} and saved[section][name] != value:
                 raise ClusterqError(
@@ -242,6 +271,9 @@ def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: Valida
         f"recipe {recipe.recipe}, seed {config.runtime.seed}",
         f"out: {folder} (student, checkpoint with optimizer state, metrics)",
     ]
+    if config.choice.active:
+        aims = ", ".join(f"{name} {value}" for name, value in config.choice.model_dump(exclude_none=True).items())
+        lines.insert(1, f"bits: chosen for each layer; {aims}")
     if recipe.reconstruct != "none":
         lines.insert(
             1,

@@ -1,10 +1,11 @@
 """Settings of fine-tuning: recipes on top of defaults. Free of torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, PlainValidator, field_validator, model_validator
 
 from clusterq_common.device.config import OutputConfig, RuntimeConfig
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.settings import Settings, merged
 from clusterq_common.teacher.spec import Geometry, Interpolation, PerChannel, TeacherConfig
@@ -57,10 +58,11 @@ class RecipeConfig(Settings):
         description="weight of the relative squared distance of student and teacher after each block; 0: none. Costs a teacher forward "
         "each step",
     )
-    sure: float = Field(
+    ce_min_confidence: float = Field(
         0.0,
         ge=0,
         lt=1,
+        validation_alias=AliasChoices("ce_min_confidence", "sure"),
         description="cross-entropy only where the teacher's confidence in the label is at least this; 0: everywhere",
     )
     low_pass: float = Field(
@@ -92,7 +94,7 @@ class RecipeConfig(Settings):
     reconstruct: Literal["none", "layer", "block"] = Field(
         "none",
         description="before the epochs, learn the weights' rounding (AdaRound) so that each layer, or each residual unit (BRECQ), gives "
-        "what the teacher's gives; with --epochs 0 nothing else is trained",
+        "what the teacher's gives; with `epochs=0` nothing else is trained",
     )
     reconstruct_steps: int = Field(250, ge=1, description="steps for each layer or block")
     reconstruct_batch_size: int = Field(32, ge=1, description="images in a batch of the reconstruction")
@@ -167,7 +169,7 @@ class RecipeConfig(Settings):
 
     @classmethod
     def paper(cls, *, imagenet_sized: bool = False, **changes: Any) -> "RecipeConfig":
-        """ClusterQ's Eq. 9 on GDFQ's schedule; `imagenet_sized`: with its values for images of more than 64 pixels a side."""
+        """ClusterQ's Eq. 9 on GDFQ's schedule; `imagenet_sized`: with its values for images of more than 64 pixels on the longer side."""
         return cls(**{"recipe": "paper", **RECIPES["paper"], **(PAPER_IMAGENET if imagenet_sized else {}), **changes})
 
     @classmethod
@@ -198,15 +200,33 @@ class RecipeConfig(Settings):
         return self.changes_images or self.feature_weight > 0
 
 
+OFF: Final = "off"
+
+
+def _share(value: Any) -> float | Literal["off"]:
+    """A crop share, or `off`; YAML reads the bare word as False."""
+    if value is False or value == OFF:
+        return OFF
+    try:
+        share = float(value) if isinstance(value, str | float | int) and value is not True else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError("must be above 0 and at most 1, or off")
+    return share
+
+
+CropPct = Annotated[float | Literal["off"], PlainValidator(_share)]
+
+
 class EvaluationConfig(Settings):
     """How real images are read: resized and cropped where that is not as known for the teacher's family, and scaled where they are deep."""
 
-    crop_share: float | None = Field(
+    crop_pct: CropPct | None = Field(
         None,
-        gt=0,
-        le=1,
-        description="side of the centre crop over the resized image's shorter side; as known for the architecture (mostly 0.875) if "
-        "left out",
+        validation_alias=AliasChoices("crop_pct", "crop_share"),
+        description="share of the centre crop in the resized image, along the side that fits; off: no crop, the whole image is squeezed into the "
+        "input's size; if left out as known for the architecture (mostly 0.875, off up to 64 pixels; 1 for inputs that are not square)",
     )
     interpolation: Interpolation | None = Field(
         None, description="of that resizing; as known for the architecture (mostly bilinear) if left out"
@@ -232,7 +252,8 @@ class EvaluationConfig(Settings):
 
     def override_with(self, known: Geometry) -> Geometry:
         """`known` with what is given here on top."""
-        return known.model_copy(update=self.model_dump(include=set(Geometry.model_fields), exclude_none=True))
+        given = self.model_dump(include=set(Geometry.model_fields), exclude_none=True)
+        return known.model_copy(update={name: None if value == OFF else value for name, value in given.items()})
 
 
 class FinetuneConfig(Settings):
@@ -243,6 +264,7 @@ class FinetuneConfig(Settings):
     shards_digest: str | None = None
     teacher: TeacherConfig
     quant: QuantConfig = QuantConfig()
+    choice: BitChoice = BitChoice()
     recipe: RecipeConfig = RecipeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -252,6 +274,7 @@ class FinetuneConfig(Settings):
 SECTIONS: dict[str, type[Settings]] = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
+    "choice": BitChoice,
     "recipe": RecipeConfig,
     "evaluation": EvaluationConfig,
     "runtime": RuntimeConfig,
@@ -275,7 +298,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
     },
     "best": {"batchnorm": "corrected", "reconstruct": "block", "reconstruct_steps": 500, "select": "guarded"},
 }
-# GDFQ's values for ImageNet, above 64 pixels a side.
+# GDFQ's values for ImageNet, above 64 pixels on the longer side.
 PAPER_IMAGENET = {"batch_size": 16, "lr": 1e-6}
 
 

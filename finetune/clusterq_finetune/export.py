@@ -17,6 +17,7 @@ from clusterq_common.run.environment import versions
 from clusterq_common.run.extras import need
 from clusterq_common.run.run_folder import RESULT, SHARDS, STUDENT
 from clusterq_common.run.seeding import stream
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import MANIFEST, read_manifest
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
@@ -49,7 +50,7 @@ def export(
         raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
     if kind == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
-            need(package, "--format onnx", "onnx")
+            need(package, setting_name("format", "onnx"), "onnx")
     student, spec, saved = load_student(folder, torch.device("cpu"), arch)
     description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
     data, description, twin = _FORMATS[kind](student, spec, description, config)
@@ -107,7 +108,7 @@ def _onnx(student: nn.Module, spec: InputSpec, description: Description, config:
     from clusterq_common.export.runtime import OnnxModel
 
     data, description = onnx_bytes(student, spec, description, config)
-    return data, description, OnnxModel(data, optimise=False, threads=1, name="--format onnx")
+    return data, description, OnnxModel(data, optimise=False, threads=1, name=setting_name("format", "onnx"))
 
 
 def _packed(student: nn.Module, _spec: InputSpec, description: Description, _config: OnnxConfig) -> _Made:
@@ -133,7 +134,7 @@ def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec, kind: Format)
     Raises:
         ClusterqError: the file is another network.
     """
-    shape = (IMAGES, spec.channels, spec.size, spec.size)
+    shape = (IMAGES, *spec.shape)
     images = normalise(torch.randint(256, shape, generator=stream(0, "export"), dtype=torch.uint8), spec)
     expected: Tensor = student(images)
     found = torch.cat([twin(images[:1]), twin(images[1:])])

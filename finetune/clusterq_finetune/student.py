@@ -32,12 +32,13 @@ def load_student(folder: Path, device: torch.device, arch: str | None = None) ->
     path = folder / STUDENT
     if not path.is_file():
         raise ClusterqError(
-            f"--student: {folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like), or of "
-            "a generator's run."
+            f"{folder} holds no {STUDENT}, expected the folder of a finished fine-tuning (finetune-w4a4 or the like), or of "
+            "a generator's run.",
+            setting="student",
         )
     config = _config_of(folder, {} if arch is None else {"arch": arch})
     model, spec = build_architecture(config.teacher)
-    example = torch.zeros(1, spec.channels, spec.size, spec.size)
+    example = torch.zeros(1, *spec.shape)
     student = load_quantized(path, model, config.quant, example)
     to_device(student, device)
     return student, spec, config

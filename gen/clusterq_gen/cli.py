@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Quiet, Weights, named_teacher, version_option
+from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_gen.bank.config import refuse_meaningless, with_method
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
@@ -53,6 +54,7 @@ def train(
         ),
     ] = "auto",
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
+    time_budget: TimeBudget = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
@@ -64,13 +66,14 @@ def train(
     def run() -> None:
         from clusterq_gen import commands
 
+        seconds = None if time_budget is None else parse_time_budget(time_budget)
         if resume and (out / CONFIG).is_file():
             settings = commands.saved_config(out, flags)
         elif config is not None:
             settings = GenConfig.validated(_on_top(config, flags))
         else:
             settings = _fresh(flags, preset)
-        commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run, time_budget=seconds)
 
     run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM, "--resume"))
 
@@ -157,7 +160,7 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
     from clusterq_gen.networks.generator import LARGEST_PRODUCT_SIZE
 
     _, spec = build_architecture(config.teacher)
-    return resolve(flags, "auto", imagenet_sized=spec.size > LARGEST_PRODUCT_SIZE)
+    return resolve(flags, "auto", imagenet_sized=spec.longer_side > LARGEST_PRODUCT_SIZE)
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:

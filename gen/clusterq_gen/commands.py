@@ -14,6 +14,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import sha256_file
 from clusterq_common.progress.console import info, print_result, warn
+from clusterq_common.progress.time_budget import timetable
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
@@ -26,21 +27,33 @@ from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
+from clusterq_gen.budget import fit_into
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.dry_run import describe_plan
 from clusterq_gen.emission.candidate_source import CandidateSource, GeneratorSource
 from clusterq_gen.emission.emit import emit_shards
 from clusterq_gen.emission.refined import refined
+from clusterq_gen.estimate import measure_speed, phases
 from clusterq_gen.methods import build_method
 from clusterq_gen.presets import lift_limit
-from clusterq_gen.training.loop import estimate_seconds, open_log, train_generator
+from clusterq_gen.training.loop import open_log, train_generator
 from clusterq_report.command import report_at_end
 
 LARGE_INPUT = 128
 
 
-def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
+def train(
+    config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_run: bool, time_budget: float | None = None
+) -> None:
     """Train a generator for a teacher, or optimise a bank of images, then write shards.
+
+    Args:
+        config: settings of the run.
+        out: its folder.
+        resume: go on with the run in that folder.
+        overwrite: delete that run first.
+        dry_run: print the plan, and write nothing.
+        time_budget: seconds that a new run may take; its steps and images are planned to fit. A resumed run keeps its plan.
 
     Raises:
         ClusterqError: see `load_teacher`, `build_method`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
@@ -52,10 +65,18 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
     config = config.model_copy(update={"teacher": teacher.config})
     if not is_bank(config.method.method):
         build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
+    planned = time_budget if not (resume and (out / CONFIG).is_file()) else None
     if dry_run:
-        for line in describe_plan(config, teacher, device):
+        speed = measure_speed(config, teacher, device)
+        config = config if planned is None else fit_into(config, planned, teacher.spec.num_classes, speed)
+        for line in [
+            *describe_plan(config, teacher, device),
+            f"time: {timetable(phases(config, teacher.spec.num_classes, speed))}",
+        ]:
             print_result(line)
         return
+    if time_budget is not None and planned is None:
+        info(f"--time-budget: the run in {out} keeps the plan that it was started with")
 
     def open_folder() -> tuple[bool, bool]:
         _hold(held, out)
@@ -71,12 +92,15 @@ def train(config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_ru
             need_compiler(device)
         if config.train.cuda_graphs:
             need_cuda_graphs(device)
+        if planned is not None:
+            fitting = fit_into(config, planned, teacher.spec.num_classes, measure_speed(config, teacher, device))
+            config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
         resuming, trained = ranks.from_first(open_folder)
+        if not trained:
+            _announce(config, teacher, device)
         if is_bank(config.method.method):
-            _announce_bank(config, teacher, device)
             make_bank(config, teacher, out, device)
         elif not trained:
-            _announce(config, teacher, device)
             train_generator(config, teacher, out, device, resume=resuming)
         elif ranks.first and config.output.tensorboard:
             open_log(config, out, before=config.train.epochs * config.train.steps_per_epoch).close()
@@ -127,7 +151,7 @@ def emit(
     loaded = load_teacher(config.teacher, device=device)
     source = _source(run, made, config.emit, drawing.seed, loaded, device)
     if out is None:
-        refuse_links(run, "--run")
+        refuse_links(run, "run")
     folder = out or run / SHARDS
     with process_group() as ranks, ExitStack() as held:
         ranks.from_first(lambda: _hold(held, folder))
@@ -237,28 +261,23 @@ def _differ(given: str, before: str | None) -> bool:
 
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:
-    if device.type == "cpu" and teacher.spec.size >= LARGE_INPUT:
+    if device.type == "cpu" and teacher.spec.longer_side >= LARGE_INPUT:
         warn(
-            f"{teacher.spec.size}x{teacher.spec.size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
+            f"{teacher.spec.shown_size} images on a CPU are slow; a GPU is what the {config.preset} preset is "
             f"meant for. {flags} make it smaller."
         )
 
 
-def _announce_bank(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
-    _warn_of_slowness(config, teacher, device, "--bank-steps and --per-class")
-    layout = BankLayout.of(config, teacher.spec.num_classes)
-    info(
-        f"{config.method.method} on {device}: a bank of {layout.batches} batches of {layout.batch_size} images, "
-        f"{config.bank.bank_steps} steps each"
-    )
-
-
 def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
-    _warn_of_slowness(config, teacher, device, "--epochs, --steps-per-epoch and --batch-size")
-    minutes = estimate_seconds(config, teacher, device) / 60
-    steps = config.train.epochs * config.train.steps_per_epoch
-    info(
-        f"{config.method.method} on {device}: {steps} steps, about {minutes:.0f} min"
-        if minutes >= 1
-        else f"{steps} steps, under a minute"
+    """Say what will be done, and how long all of it takes on this machine."""
+    bank = is_bank(config.method.method)
+    _warn_of_slowness(
+        config, teacher, device, "--bank-steps and --per-class" if bank else "--epochs, --steps-per-epoch and --batch-size"
     )
+    if bank:
+        layout = BankLayout.of(config, teacher.spec.num_classes)
+        steps = f"a bank of {layout.batches} batches of {layout.batch_size} images, {config.bank.bank_steps} steps each"
+    else:
+        steps = f"{config.train.epochs * config.train.steps_per_epoch} steps"
+    expected = phases(config, teacher.spec.num_classes, measure_speed(config, teacher, device))
+    info(f"{config.method.method} on {device}: {steps}; {timetable(expected)}")

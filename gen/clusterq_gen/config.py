@@ -44,7 +44,7 @@ class MethodConfig(Settings):
         0.85,
         ge=0,
         le=1,
-        description="share of the variance of images, as 8x8 cells, that is to lie within classes; CIFAR's real images have 0.86 to 0.89",
+        description="share of the variance of images, as cells (8x8 of a square), that is to lie within classes; CIFAR's real images have 0.86 to 0.89",
     )
     spread_layers: float = Field(
         0.5,
@@ -206,7 +206,7 @@ class EmitConfig(Settings):
     images: int | None = Field(
         None,
         ge=1,
-        description="training images altogether, at most: fewer of each class where there are many, but at least one; --per-class alone lifts a "
+        description="training images altogether, at most: fewer of each class where there are many, but at least one; `per_class` alone lifts a "
         "preset's limit",
     )
     heldout_per_class: int | None = Field(

@@ -24,11 +24,11 @@ def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> li
     images = layout.batches * layout.batch_size
     made_for = f"{layout.classes} classes in each" if layout.classes else "labelled by the teacher's own answer"
     return [
-        f"shapes: image ({spec.channels}, {spec.size}, {spec.size}) -> logits ({spec.num_classes},)",
+        f"shapes: image {spec.shape} -> logits ({spec.num_classes},)",
         f"bank: {layout.batches} batches of {layout.batch_size} images, {made_for}",
         f"steps: {config.bank.bank_steps} for each batch, {layout.batches * config.bank.bank_steps:,} in all; {config.method.method}, "
         f"preset {config.preset}, on {device}",
-        f"disk: {images * spec.channels * spec.size**2 / 1e6:,.0f} MB of bank; {_shards(config, teacher)}",
+        f"disk: {images * spec.raw_bytes / 1e6:,.0f} MB of bank; {_shards(config, teacher)}",
     ]
 
 
@@ -36,7 +36,7 @@ def _shards(config: GenConfig, teacher: Teacher) -> str:
     spec = teacher.spec
     images = _candidates(config, teacher)
     # PNG of generated images compresses little; logits and tar headers come on top.
-    size = images * (spec.channels * spec.size**2 + 2 * spec.num_classes + 4 * 1024)
+    size = images * (spec.raw_bytes + 2 * spec.num_classes + 4 * 1024)
     return f"{images:,} images, at most {size / 1e6:,.0f} MB of shards"
 
 

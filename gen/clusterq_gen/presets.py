@@ -46,7 +46,7 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
     Args:
         flags: section -> field -> value.
         preset: `auto` is paper-imagenet for large inputs, else paper-cifar.
-        imagenet_sized: whether the teacher's input has more than 64 pixels a side.
+        imagenet_sized: whether the teacher's input has more than 64 pixels on its longer side.
 
     Raises:
         ClusterqError: a value is invalid, or the method ignores a given flag.

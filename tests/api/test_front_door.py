@@ -80,5 +80,5 @@ def test_errors_speak_of_arguments(teacher: cq.Teacher, shards: cq.ShardSet, tmp
         cq.finetune(cq.load_teacher("resnet20_cifar10", weights="random"), shards)
     train = {"train": shards.manifest.splits["train"]}
     without = cq.ShardSet(shards.folder, shards.manifest.model_copy(update={"splits": train}))
-    with pytest.raises(cq.ClusterqError, match=r"^select: heldout, but .* use select last"):
+    with pytest.raises(cq.ClusterqError, match=r"^select: heldout, but .* use select=last"):
         cq.finetune(teacher, without, recipe=cq.Recipe(select="heldout"))

@@ -57,6 +57,15 @@ def test_the_whole_job(
     assert cq.evaluate(exported, images).top1 == pytest.approx(found.top1, abs=2)
 
 
+def test_bits_are_chosen(teacher: cq.Teacher, shards: cq.ShardSet) -> None:
+    found = cq.choose_bits(teacher, shards, cq.QuantConfig(bits="w4a8"), average_bits=3, sensitivity_images=20)
+    widths = [int(entry.rpartition("=w")[2].partition("a")[0]) for entry in found.layer_bits]
+    assert len(set(widths)) > 1
+    assert {entry[-2:] for entry in found.layer_bits} == {"a8"}
+    with pytest.raises(cq.ClusterqError, match="nothing is asked for"):
+        cq.choose_bits(teacher, shards)
+
+
 def test_distill_is_the_commands_to_the_bit(
     teacher: cq.Teacher, shards: cq.ShardSet, digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def samples(count: int, *, logits: bool = True, seed: int = 0) -> list[Sample]:
 def manifest_of(splits: dict[SplitName, Split], *, logits: bool = True, seed: int = 0) -> Manifest:
     """What a generator would have said of them."""
     return Manifest(
+        format="clusterq-shards/1",
         digest=set_digest(splits),
         created_by="clusterq test",
         commit=None,

@@ -73,13 +73,13 @@ def test_narrow_weights_are_taken(tmp_path: Path) -> None:
 def test_of_several_that_fit_one_has_to_be_named(tmp_path: Path) -> None:
     both = {"state_dict": OTHER, "state_dict_ema": STATE, "epoch": 3}
     with pytest.raises(
-        ClusterqError, match=r"several weights that fit, at 'state_dict', 'state_dict_ema'.*--weights-key state_dict"
+        ClusterqError, match=r"several weights that fit, at 'state_dict', 'state_dict_ema'.*weights_key=state_dict"
     ):
         loaded(tmp_path, both)
     assert loaded(tmp_path, both, "state_dict_ema") == (True, "")
     assert not loaded(tmp_path, both, "state_dict")[0]
     with pytest.raises(
-        ClusterqError, match=r"--weights-key: file.pth has no weights at 'ema', expected one of 'state_dict', 'state_dict_ema'"
+        ClusterqError, match=r"^weights_key: file.pth has no weights at 'ema', expected one of 'state_dict', 'state_dict_ema'"
     ):
         loaded(tmp_path, both, "ema")
 

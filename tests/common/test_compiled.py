@@ -22,7 +22,7 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_compiler() -> None:
     with pytest.raises(
-        ClusterqError, match=r"--compile: torch .* cannot compile here \(.*no such instruction\), expected a working C\+\+"
+        ClusterqError, match=r"^compile: torch .* cannot compile here \(.*no such instruction\), expected a working C\+\+"
     ):
         need_compiler(torch.device("cpu"))
 
@@ -38,5 +38,5 @@ def test_an_error_of_the_network_is_its_own() -> None:
 
 def test_a_network_that_it_cannot_compile() -> None:
     network = Compiled(nn.Linear(2, 3))
-    with pytest.raises(ClusterqError, match=r"cannot compile this network \(.*no such instruction\).*--overwrite"):
+    with pytest.raises(ClusterqError, match=r"cannot compile this network \(.*no such instruction\).*leave it out\.$"):
         network(torch.ones(1, 2))

@@ -60,7 +60,10 @@ def test_sets_that_are_refused(tmp_path: Path) -> None:
         (lambda m: m["splits"]["train"]["shards"][0].update(file="pipe:rm -rf x"), "no shard name"),
         (lambda m: m["splits"]["train"].update(samples=13), "do not add up"),
         (lambda m: m["splits"]["train"]["per_class"].append(0), "one entry for each"),
-        (lambda m: m["teacher"]["spec"].update(size=-1), "greater than or equal to 1"),
+        (lambda m: m["teacher"]["spec"].update(size=-1), "sides must lie between 1 and 4096"),
+        (lambda m: m["teacher"]["spec"].update(size="8x16"), "clusterq-shards/1 holds square images alone, .* 8x16 pixels"),
+        (lambda m: m["teacher"]["spec"].update(size="8x99999"), "sides must lie between 1 and 4096"),
+        (lambda m: m["teacher"]["spec"].update(size="8x" + "9" * 100_000), "expected one side of a square"),
         (lambda m: m.update(command="anything"), "extra inputs are not permitted"),
         (lambda m: m.update(splits={}), "no train split"),
         (lambda m: m["teacher"]["spec"].update(mean=[float("nan")]), "finite number"),
@@ -78,6 +81,12 @@ def test_manifests_that_are_refused(tmp_path: Path, change: Callable[[dict[str, 
     write_set(tmp_path)
     edit_manifest(tmp_path, change)
     refused(tmp_path, sentence)
+
+
+def test_a_square_set_may_say_the_second_version(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    edit_manifest(tmp_path, lambda m: m.update(format="clusterq-shards/2"))
+    assert read_manifest(tmp_path).teacher.spec.size == 8
 
 
 def test_manifest_that_is_no_json_or_nested_too_deeply(tmp_path: Path) -> None:

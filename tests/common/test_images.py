@@ -14,7 +14,7 @@ from tests.common.shard_samples import COLOUR, GREY
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR])
 def test_pixels_survive_every_way_there_and_back(spec: InputSpec) -> None:
-    pixels = torch.randint(256, (5, spec.channels, spec.size, spec.size), dtype=torch.uint8)
+    pixels = torch.randint(256, (5, *spec.shape), dtype=torch.uint8)
     assert torch.equal(to_pixels(normalise(pixels, spec), spec), pixels)
     for one in pixels:
         assert torch.equal(decode_png(encode_png(one), spec), one)
@@ -40,7 +40,7 @@ def png(image: Image.Image, kind: str = "PNG") -> bytes:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (png(Image.new("L", (9, 8))), "L 9x8"),
+        (png(Image.new("L", (9, 8))), "L 8x9"),
         (png(Image.new("RGB", (8, 8))), "RGB 8x8"),
         (png(Image.new("L", (8, 8)), "JPEG"), "cannot be decoded"),
         (png(Image.new("L", (4000, 4000))), "4000x4000"),

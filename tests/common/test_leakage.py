@@ -232,7 +232,7 @@ def test_order_on_disk_changes_nothing() -> None:
     spec = InputSpec(size=8, channels=2, num_classes=3, mean=(0.5, 0.5), std=(0.5, 0.5))
     parts = []
     for order in (torch.arange(40), torch.randperm(40, generator=torch.Generator().manual_seed(0))):
-        found = collect(reading(order), list(range(40)), {}, {}, spec, torch.device("cpu"), "--train", 2)
+        found = collect(reading(order), list(range(40)), {}, {}, spec, torch.device("cpu"), "train", 2)
         parts.append(found)
         assert order[found.numbers].sort().values.tolist() == list(range(40))
     assert parts[0].small.equal(parts[1].small)

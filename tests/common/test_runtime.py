@@ -47,14 +47,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["w4", "w1a4", "w9a4", "4a4", "w4a4x", "", "w04a", "a4w4", "w16a16"])
 def test_bits_that_are_refused(text: str) -> None:
-    with pytest.raises(ClusterqError, match=r"--bits: .*expected w4a4"):
+    with pytest.raises(ClusterqError, match=r"^bits: .*expected w4a4"):
         Bits.parse(text)
 
 
 def test_bits_and_quant_settings() -> None:
     assert Bits.parse(" W8A32 ") == Bits(8, 32)
     assert QuantConfig(bits="W4A8").bits == "w4a8"
-    with pytest.raises(ClusterqError, match="--first-last-bits: expected 2 to 8"):
+    with pytest.raises(ClusterqError, match=r"^first_last_bits: expected 2 to 8"):
         QuantConfig.validated({"first_last_bits": 9})
     with pytest.raises(ClusterqError, match=r"run\.yaml: nonsense: extra inputs"):
         QuantConfig.validated({"nonsense": 1}, source="run.yaml")

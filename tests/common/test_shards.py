@@ -121,7 +121,9 @@ def test_set_digest_is_of_labels_and_pixels_not_of_files_or_encodings(tmp_path: 
     shards = [shard for part in reversed(parts) for shard in part.shards]
     assert set_digest({"train": Split(samples=12, per_class=[4, 4, 4], shards=shards)}) == digest
     assert set_digest({"heldout": Split(samples=12, per_class=[4, 4, 4], shards=shards)}) != digest
-    relabelled = [replace(sample, content=sample_digest(2 - sample.label, png.decode(sample.png, 8, 1))) for sample in made[:5]]
+    relabelled = [
+        replace(sample, content=sample_digest(2 - sample.label, png.decode(sample.png, (8, 8), 1))) for sample in made[:5]
+    ]
     other = write_shard(tmp_path / "c", shard_name("train", 0), relabelled, start_key=0, num_classes=3)
     assert other.shards[0].content != parts[0].shards[0].content
 

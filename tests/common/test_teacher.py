@@ -14,11 +14,13 @@ import torch
 from pytorchcv.model_provider import get_model
 from pytorchcv.models import model_store
 from safetensors.torch import save_file
+from torch import nn
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import build_architecture, load_teacher
+from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
 
@@ -67,7 +69,7 @@ def test_normalisation_of_other_data_sets_and_of_foreign_weights() -> None:
     assert build_architecture(TeacherConfig(arch="resnet10_cub"))[1].std == (0.229, 0.224, 0.225), "ImageNet's"
     assert build_architecture(TeacherConfig(arch="efficientnet_b0b"))[1].std == (0.229, 0.224, 0.225)
     assert build_architecture(TeacherConfig(arch="efficientnet_b0c"))[1].std == (0.5, 0.5, 0.5)
-    with pytest.raises(ClusterqError, match="--mean, --std missing"):
+    with pytest.raises(ClusterqError, match=r"^mean, std missing"):
         build_architecture(TeacherConfig(arch="resnet10", num_classes=7))
 
 
@@ -77,11 +79,11 @@ def test_geometry_is_that_of_pytorchcvs_own_evaluation() -> None:
     assert len(table) > 300
     for name, row in table.items():
         size, share, remark = row[6], row[7], row[9]
-        wanted = Geometry(crop_share=share, interpolation="bicubic" if remark.endswith("*") else "bilinear")
+        wanted = Geometry(crop_pct=share, interpolation="bicubic" if remark.endswith("*") else "bilinear")
         assert known_geometry(size, name) == wanted, name
-    assert known_geometry(32, "resnet20_cifar10").crop_share is None
-    assert known_geometry(64).crop_share is None
-    assert known_geometry(96, "/mine/efficientnet_b1.py:net") == Geometry(crop_share=0.875, interpolation="bilinear")
+    assert known_geometry(32, "resnet20_cifar10").crop_pct is None
+    assert known_geometry(64).crop_pct is None
+    assert known_geometry(96, "/mine/efficientnet_b1.py:net") == Geometry(crop_pct=0.875, interpolation="bilinear")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +114,14 @@ def test_factories_that_cannot_be_used(factory: str, function: str, sentence: st
 
 
 def test_factory_needs_its_sizes_and_they_must_fit(factory: str) -> None:
-    with pytest.raises(ClusterqError, match="--input-size, --num-classes"):
+    with pytest.raises(ClusterqError, match=r"^input_size, num_classes"):
         load_teacher(own(factory, input_size=None, num_classes=None))
     assert load_teacher(own(factory, in_channels=None)).spec.channels == 1, "as many as the mean has numbers"
     with pytest.raises(ClusterqError, match=r"logits of shape \(1, 5\)"):
         load_teacher(own(factory, num_classes=5))
     with pytest.raises(ClusterqError, match="cannot run on a 3x8x8 image"):
         load_teacher(own(factory, in_channels=3, mean="0,0,0", std="1,1,1"))
-    with pytest.raises(ClusterqError, match="--weights is missing"):
+    with pytest.raises(ClusterqError, match=r"^weights is missing"):
         load_teacher(own(factory, weights=None))
 
 
@@ -219,7 +221,7 @@ def test_published_weights_are_downloaded_once(store: Path, capsys: pytest.Captu
 def test_store_out_of_reach_says_how_to_go_on(store: Path) -> None:
     for file in store.rglob("*.zip"):
         file.unlink()
-    with pytest.raises(ClusterqError, match="pass a file with --weights"):
+    with pytest.raises(ClusterqError, match="pass a file with weights"):
         load_teacher(TeacherConfig(arch="resnet20_cifar10"))
     with pytest.raises(ClusterqError, match="publishes no weights"):
         load_teacher(TeacherConfig(arch="resnext20_16x4d_cifar10"))
@@ -276,3 +278,34 @@ def test_an_error_in_a_factory_names_its_line(text: str, said: str, tmp_path: Pa
     (tmp_path / "helper.py").write_text("1 / 0\n")
     with pytest.raises(ClusterqError, match=said):
         build_architecture(own(str(tmp_path / "net.py")))
+
+
+def test_pytorchcv_networks_take_other_sizes_than_they_were_published_for() -> None:
+    plain, _ = build_architecture(TeacherConfig(arch="resnet20_cifar10"))
+    assert isinstance(plain.features.final_pool, nn.AvgPool2d), "at its own size a network stays as it is"
+    for size in ("32x64", "48x16", "64"):
+        wide, spec = build_architecture(TeacherConfig(arch="resnet20_cifar10", input_size=size))
+        images = torch.randn(2, *spec.shape)
+        with torch.no_grad():
+            maps = nn.Sequential(*list(plain.features)[:-1])(images)
+            torch.testing.assert_close(wide(images), plain.output(maps.mean((2, 3))))
+    for arch in ("efficientnet_b0", "mobilenetv2_wd4"):
+        assert build_architecture(TeacherConfig(arch=arch, input_size="64x96"))[1].shape == (3, 64, 96)
+    with pytest.raises(ClusterqError, match=r"vgg11 .*3x64x128"):
+        build_architecture(TeacherConfig(arch="bn_vgg11", input_size="64x128"))
+
+
+def test_a_pooling_that_does_not_help_is_left_alone() -> None:
+    own = nn.Module()
+    own.features = nn.Sequential()
+    own.features.add_module("final_pool", nn.AvgPool2d(7))
+    with last_pooling_over_all(own) as changed:
+        assert not changed
+        assert isinstance(own.features.final_pool, nn.AvgPool2d), "of someone's own network nothing is assumed"
+    model = get_model("resnet20_cifar10")
+    before = model.features.final_pool
+    with pytest.raises(ZeroDivisionError), last_pooling_over_all(model) as changed:
+        assert "averages all places" in changed
+        assert isinstance(model.features.final_pool, nn.AdaptiveAvgPool2d)
+        1 / 0  # noqa: B018
+    assert model.features.final_pool is before

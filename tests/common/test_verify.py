@@ -135,7 +135,7 @@ def test_repair_of_nothing(tmp_path: Path) -> None:
 
 
 def test_sample_digest_is_of_label_and_pixels() -> None:
-    pixels = png.decode(samples(1)[0].png, 8, 1)
+    pixels = png.decode(samples(1)[0].png, (8, 8), 1)
     assert sample_digest(1, pixels) != sample_digest(11, pixels)
     assert sample_digest(1, pixels) == sample_digest(1, np.ascontiguousarray(pixels.copy()))
     assert sample_digest(1, pixels) != sample_digest(1, pixels.reshape(4, 16, 1))

@@ -68,7 +68,7 @@ def importable() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, gen: Cli) -> Job:
     whole = tmp_path_factory.mktemp("training") / "out"
-    arguments = ["train", *digits_teacher.flags, *GEN]
+    arguments = ["train", *digits_teacher.flags, *GEN, "--report"]
     done = gen(*arguments, "--out", whole)
     assert done.code == 0, done.err
     return Job("gen", arguments, whole)
@@ -77,7 +77,7 @@ def training(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTea
 @pytest.fixture(scope="module")
 def tuning(training: Job, tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTeacher, finetune: Cli) -> Job:
     whole = tmp_path_factory.mktemp("tuning") / "out"
-    arguments = ["--shards", str(training.whole), *FINETUNE, "--val", str(digits_teacher.val)]
+    arguments = ["--shards", str(training.whole), *FINETUNE, "--report", "--val", str(digits_teacher.val)]
     done = finetune(*arguments, "--out", whole)
     assert done.code == 0, done.err
     return Job("finetune", arguments, whole)

@@ -54,6 +54,7 @@ def test_a_run_folder_holds_what_it_should(digits_run: Path) -> None:
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints/last.pt", "shards/manifest.json"):
         assert (digits_run / name).is_file(), name
     manifest = json.loads((digits_run / "shards" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["teacher"]["spec"]["size"]) == ("clusterq-shards/1", 8), "as older versions read it"
     assert manifest["splits"]["train"]["per_class"] == [12] * 10
     assert manifest["splits"]["heldout"]["per_class"] == [1] * 10
     assert manifest["teacher"]["arch"] == "digits_net.py:digits_net", "no path of this machine"
@@ -125,7 +126,7 @@ def test_resizing_and_cropping_can_be_set_and_are_reported(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     flags = ["--shards", digits_run, "--bits", "w8a8", "--epochs", 0, "--out", tmp_path / "s", "--val", digits_teacher.val]
-    done = finetune(*flags, "--crop-share", 0.5, "--json")
+    done = finetune(*flags, "--crop-pct", 0.5, "--json")
     assert done.code == 0, done.err
     tuned = json.loads(done.out.splitlines()[-1])
     assert tuned["preprocessing"].startswith("shorter side to 16 (bilinear, antialiased), centre crop 8; ")
@@ -133,12 +134,12 @@ def test_resizing_and_cropping_can_be_set_and_are_reported(
     again = json.loads(finetune(*evaluate).out.splitlines()[-1])
     assert again["preprocessing"] == tuned["preprocessing"], "as when it was tuned"
     assert again["student"]["top1"] == tuned["student"]["top1"]
-    other = json.loads(finetune(*evaluate, "--crop-share", 1, "--interpolation", "bicubic").out.splitlines()[-1])
+    other = json.loads(finetune(*evaluate, "--crop-pct", 1, "--interpolation", "bicubic").out.splitlines()[-1])
     assert other["preprocessing"].startswith("shorter side to 8 (bicubic, antialiased), centre crop 8; ")
     assert other["student"]["top1"] > tuned["student"]["top1"] + 10, "not the middle quarter alone"
-    refused = finetune(*evaluate, "--crop-share", 1.5)
+    refused = finetune(*evaluate, "--crop-pct", 1.5)
     assert refused.code == 2
-    assert "--crop-share: input should be less than or equal to 1 (found 1.5)" in refused.err
+    assert "--crop-pct: must be above 0 and at most 1, or off (found '1.5')" in refused.err
 
 
 def test_shards_apart_from_their_run_name_no_code(

@@ -106,7 +106,19 @@ def test_without_real_images_nothing_is_said_of_accuracy(digits_run: Path, finet
     out = tmp_path / "blind"
     assert (
         finetune(
-            "--shards", digits_run, "--bits", "w4a4", "--epochs", 1, "--steps-per-epoch", 0, "--batch-size", 32, "--out", out
+            "--shards",
+            digits_run,
+            "--bits",
+            "w4a4",
+            "--epochs",
+            1,
+            "--steps-per-epoch",
+            0,
+            "--batch-size",
+            32,
+            "--report",
+            "--out",
+            out,
         ).code
         == 0
     )
@@ -225,7 +237,7 @@ def test_unfinished_runs(digits_run: Path, tuned: Path, gen: Cli, finetune: Cli,
 
 def test_a_bank_of_images(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None:
     flags = ["--method", "dsg", "--preset", "quick", "--bank-steps", 3, "--per-class", 4, "--batch-size", 20]
-    assert gen("train", *digits_teacher.flags, *flags, "--out", tmp_path / "bank").code == 0
+    assert gen("train", *digits_teacher.flags, *flags, "--report", "--out", tmp_path / "bank").code == 0
     page = Page(tmp_path / "bank" / "report.html")
     assert "bns, first step" in page.text
     assert "In-loop student" not in page.text

@@ -105,7 +105,7 @@ def test_a_report_that_fails_loses_nothing(
         raise RuntimeError(f"no picture of\n{folder.name}")
 
     monkeypatch.setattr(command, "draw_report", broken)
-    done = finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 0, "--out", tmp_path / "run")
+    done = finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 0, "--report", "--out", tmp_path / "run")
     assert done.code == 0
     assert (
         "Warning: the run is complete, but its report is not (RuntimeError: no picture of run); try `clusterq-finetune report"

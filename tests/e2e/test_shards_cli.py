@@ -57,7 +57,7 @@ def test_verify_finds_labels_and_logits_that_are_not_the_teachers(
             sample,
             label=label,
             teacher_top1=label,
-            content=sample_digest(label, png.decode(sample.png, 8, 1)),
+            content=sample_digest(label, png.decode(sample.png, (8, 8), 1)),
             logits=sample.logits + 1,
         )
         for sample, label in zip(made, swapped, strict=True)

@@ -32,7 +32,7 @@ def changed(run: Path, out: Path, change: Callable[[list[Sample]], list[Sample]]
 
 
 def pixels_of(sample: Sample) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return png.decode(sample.png, 8, 1)
+    return png.decode(sample.png, (8, 8), 1)
 
 
 def with_pixels(sample: Sample, pixels: np.ndarray[Any, np.dtype[np.uint8]], label: int | None = None) -> Sample:

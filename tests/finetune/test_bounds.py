@@ -120,8 +120,8 @@ def test_a_student_with_odd_values_is_refused(
 def test_long_narrow_images_are_not_blown_up(size: tuple[int, int]) -> None:
     spec = InputSpec(size=224, channels=3, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(ValueError, match="after resizing"):
-        preprocess(Image.new("RGB", size), spec, Geometry(crop_share=0.875, interpolation="bilinear"))
-    assert preprocess(Image.new("RGB", size), spec, Geometry(crop_share=None, interpolation="bilinear")).shape == (3, 224, 224)
+        preprocess(Image.new("RGB", size), spec, Geometry(crop_pct=0.875, interpolation="bilinear"))
+    assert preprocess(Image.new("RGB", size), spec, Geometry(crop_pct=None, interpolation="bilinear")).shape == (3, 224, 224)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def model() -> onnx.ModelProto:
     described = describe(
         "plain",
         QuantConfig(bits="w4a4"),
-        Geometry(crop_share=None, interpolation="bilinear"),
+        Geometry(crop_pct=None, interpolation="bilinear"),
         SPEC,
         clusterq="0",
         teacher="",
@@ -154,8 +154,8 @@ def test_metadata_of_an_onnx_file_must_fit_its_graph(model: onnx.ModelProto) -> 
     assert OnnxModel(saying(model)).description.input == SPEC
     asked = SPEC.model_dump(mode="json")
     for changed, sentence in (
-        ({"input": json.dumps({**asked, "size": 1_000_000})}, "less than or equal to 4096"),
-        ({"input": json.dumps({**asked, "size": SPEC.size + 1})}, "takes images of"),
+        ({"input": json.dumps({**asked, "size": 1_000_000})}, "sides must lie between 1 and 4096"),
+        ({"input": json.dumps({**asked, "size": SPEC.height + 1})}, "takes images of"),
         ({"input": "[" * 100_000}, "metadata that are no JSON"),
         ({"arch": "{"}, "metadata that are no JSON"),
     ):

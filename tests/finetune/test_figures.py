@@ -257,7 +257,7 @@ def test_what_cannot_be_drawn_is_refused(
     refused(finetune(*features, "--format", "png", "--out", tmp_path / "x.svg"), "--out", "has an ending")
     refused(finetune(*features, "--format", "svg", "--dpi", 300), "--dpi: no png is written, only svg")
     refused(finetune(*features, "--projection", "pca", "--seed", 1), "--seed: --projection pca has no such choice")
-    refused(finetune(*features, "--crop-share", 0.9), "--crop-share", "there is no --val")
+    refused(finetune(*features, "--crop-pct", 0.9), "--crop-pct", "there is no --val")
     refused(finetune("figures", "features", digits_run, digits_run, *out), "--names: the runs would be called out, out")
     refused(finetune("figures", "features", tmp_path, *out), "holds no manifest.json")
     refused(finetune("figures", "grid", digits_run, *out, "--format", "csv"), "--format: csv", "pictures alone")

@@ -66,7 +66,7 @@ def single(value: float) -> float:
     "flags",
     [
         [],
-        ["--augment", "crop-flip", "--low-pass", "0.5", "--weight-ema", "0.9", "--sure", "0.5"],
+        ["--augment", "crop-flip", "--low-pass", "0.5", "--weight-ema", "0.9", "--ce-min-confidence", "0.5"],
         ["--optimizer", "sgd", "--lr", "1e-3", "--lr-unit", "absolute", "--feature-weight", "1", "--quantizer", "asymmetric"],
     ],
     ids=["default", "all on images", "sgd, features"],

@@ -41,7 +41,7 @@ def calibrated(quant: dict[str, object]) -> tuple[Teacher, nn.Module]:
     "recipe",
     [
         {},
-        {"augment": "crop-flip", "low_pass": 0.5, "weight_ema": 0.9, "sure": 0.5, "ce_weight": 1.0},
+        {"augment": "crop-flip", "low_pass": 0.5, "weight_ema": 0.9, "ce_min_confidence": 0.5, "ce_weight": 1.0},
         {"feature_weight": 1.0, "augment": "flip", "lr_unit": "absolute", "optimizer": "sgd"},
     ],
     ids=["default", "all on images", "features"],

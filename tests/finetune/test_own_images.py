@@ -109,7 +109,7 @@ def test_two_processes_share_them_out(tmp_path: Path, kind: str) -> None:
 def test_other_numbers_need_a_range(tmp_path: Path, dtype: str) -> None:
     """An array does not say how many of its bits are used."""
     path = written(tmp_path, f"    return [(i.astype({dtype}) * 16, l) for i, l in zip(IMAGES, LABELS)]")
-    with pytest.raises(ClusterqError, match=r"--pixel-range is missing: mine\.py:dataset #000000 has pixels"):
+    with pytest.raises(ClusterqError, match=r"^pixel_range is missing: mine\.py:dataset #000000 has pixels"):
         open_validation(path, GREY, own=True)
     expected = as_files(tmp_path / "val").model_dump(include=SAME)
     assert evaluated(path, pixel_range=(0, 255 * 16)).model_dump(include=SAME) == expected
@@ -136,9 +136,9 @@ def test_mistakes_are_a_sentence_before_any_work(tmp_path: Path, body: str, sent
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_later_mistakes_are_a_sentence_too(tmp_path: Path, workers: int) -> None:
-    with pytest.raises(ClusterqError, match=r"^--val: item 5 of mine.py:dataset has the label 9"):
+    with pytest.raises(ClusterqError, match=r"^val: item 5 of mine.py:dataset has the label 9"):
         evaluated(written(tmp_path, "    return [(i, 9 if n == 5 else 0) for n, i in enumerate(IMAGES)]"), workers)
-    with pytest.raises(ClusterqError, match=r"^--val: mine.py:dataset failed at item 1 with ZeroDivisionError"):
+    with pytest.raises(ClusterqError, match=r"^val: mine.py:dataset failed at item 1 with ZeroDivisionError"):
         evaluated(written(tmp_path, "    yield IMAGES[0], 0\n    1 / 0"), workers)
 
 
@@ -168,7 +168,7 @@ def test_code_runs_where_a_person_named_it_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     with pytest.raises(ClusterqError, match="val"):
         FinetuneConfig.validated({"shards": "s", "teacher": {"arch": "resnet20_cifar10"}, "val": str(path)})
-    with pytest.raises(ClusterqError, match=r"--classes: mine.py:dataset gives labels itself"):
+    with pytest.raises(ClusterqError, match=r"^classes: mine.py:dataset gives labels itself"):
         open_validation(path, GREY, own=True, classes=tmp_path / "names")
 
 

@@ -111,7 +111,7 @@ def test_the_same_picture_at_sixteen_bits_has_the_same_accuracy(tmp_path: Path) 
 )
 def test_floats_and_32_bits_need_a_range(tmp_path: Path, values: np.ndarray, mode: str) -> None:
     folders(tmp_path, "1.tif", Image.fromarray(values))
-    sentence = rf"--pixel-range is missing: b/1.tif has pixels of mode {mode} .* from 0 to .*, expected 8 or 16 bits; pass --pixel-range"
+    sentence = rf"^pixel_range is missing: b/1.tif has pixels of mode {mode} .* from 0 to .*, expected 8 or 16 bits; pass pixel_range=LOW,HIGH"
     with pytest.raises(ClusterqError, match=sentence):
         open_validation(tmp_path, GREY)
     high = float(values.max()) * 255 / 252
@@ -130,7 +130,7 @@ def test_one_float_among_many_is_refused_while_reading(tmp_path: Path) -> None:
     for workers in (0, 1):
         with pytest.raises(ClusterqError) as refused:
             evaluated(tmp_path, workers=workers)
-        assert str(refused.value).startswith("--pixel-range is missing: a/01.tif")
+        assert str(refused.value).startswith("pixel_range is missing: a/01.tif")
     with pytest.raises(ClusterqError, match=r"a/01\.tif"):
         images = open_validation(tmp_path, GREY)
         _ = [images[n] for n in range(len(images))]
@@ -139,7 +139,7 @@ def test_one_float_among_many_is_refused_while_reading(tmp_path: Path) -> None:
 def test_what_lies_outside_the_range_is_counted_and_named(tmp_path: Path) -> None:
     folders(tmp_path, "1.tif", Image.fromarray(RAMP.astype(np.float32)))
     found = evaluated(tmp_path, pixel_range=(0, 100))
-    assert found.remarks == [Remark(what="values outside --pixel-range, clipped", count=1, names=["b/1.tif"])]
+    assert found.remarks == [Remark(what="values outside pixel_range, clipped", count=1, names=["b/1.tif"])]
 
 
 def test_pixels_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_pixels_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["1,0", "1", "0,1,2", "a,b", "0,inf"])
 def test_a_range_is_two_rising_numbers(text: str) -> None:
-    with pytest.raises(ClusterqError, match="--pixel-range"):
+    with pytest.raises(ClusterqError, match=r"^pixel_range"):
         EvaluationConfig.validated({"pixel_range": text})
 
 
 def test_a_range_is_no_part_of_the_geometry() -> None:
-    config = EvaluationConfig.validated({"pixel_range": "0,4095", "crop_share": 0.9})
+    config = EvaluationConfig.validated({"pixel_range": "0,4095", "crop_pct": 0.9})
     assert config.black_and_white == (0, 4095)
-    assert config.override_with(known_geometry(224)).crop_share == 0.9
+    assert config.override_with(known_geometry(224)).crop_pct == 0.9
     assert EvaluationConfig.validated(config.model_dump(mode="json")) == config
 
 

@@ -112,19 +112,34 @@ def test_augmentation() -> None:
     assert again.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("size", [8, 16])
-def test_crops_are_shifts_with_repeated_edges(size: int) -> None:
-    margin = size // 8
-    picture = torch.arange(size * size, dtype=torch.uint8).view(1, 1, size, size).expand(40, -1, -1, -1)
+def test_crops_of_squares_are_drawn_as_ever() -> None:
+    once, now = (torch.Generator().manual_seed(7) for _ in range(2))
+    both = torch.randint(5, (2, 300), generator=once)
+    assert torch.equal(both, torch.stack([torch.randint(5, (300,), generator=now) for _ in range(2)]))
+    picture = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(300, -1, -1, -1)
+    random = torch.Generator().manual_seed(7)
+    flip, (top, left) = torch.rand(300, generator=random) < 0.5, torch.randint(5, (2, 300), generator=random)
+    for image, turned, down, across in zip(
+        augment(picture, "crop-flip", torch.Generator().manual_seed(7)), flip, top, left, strict=True
+    ):
+        source = picture[0, 0].flip(1) if turned else picture[0, 0]
+        rows, columns = (torch.arange(16) + down - 2).clamp(0, 15), (torch.arange(16) + across - 2).clamp(0, 15)
+        assert torch.equal(image[0], source[rows][:, columns])
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 16), (8, 24), (24, 8), (3, 64)])
+def test_crops_are_shifts_with_repeated_edges(height: int, width: int) -> None:
+    margins = max(1, height // 8), max(1, width // 8)
+    picture = torch.arange(height * width, dtype=torch.uint8).view(1, 1, height, width).expand(40, -1, -1, -1)
     found = augment(picture, "crop-flip", torch.Generator().manual_seed(2))
     plain = picture[0, 0]
     allowed = set()
     for flip in (False, True):
         source = plain.flip(1) if flip else plain
-        for top in range(-margin, margin + 1):
-            for left in range(-margin, margin + 1):
-                rows = (torch.arange(size) + top).clamp(0, size - 1)
-                columns = (torch.arange(size) + left).clamp(0, size - 1)
+        for top in range(-margins[0], margins[0] + 1):
+            for left in range(-margins[1], margins[1] + 1):
+                rows = (torch.arange(height) + top).clamp(0, height - 1)
+                columns = (torch.arange(width) + left).clamp(0, width - 1)
                 allowed.add(source[rows][:, columns].contiguous().numpy().tobytes())
     assert {image[0].numpy().tobytes() for image in found} <= allowed
     assert len({image[0].numpy().tobytes() for image in found}) > 10

@@ -156,8 +156,8 @@ def test_on_a_gpu_plain_steps_wait_for_nothing(teacher: Teacher) -> None:
     labels, size = run.layout.labels(0), run.layout.batch_size
     assert labels is not None
     spec, optimiser = own.spec, run.optimiser
-    steps = optimiser.steps_for(torch.Size((size, spec.channels, spec.size, spec.size)), labelled=True)
-    steps.begin(torch.zeros(size, spec.channels, spec.size, spec.size), labels)
+    steps = optimiser.steps_for(torch.Size((size, *spec.shape)), labelled=True)
+    steps.begin(torch.zeros(size, *spec.shape), labels)
     for step in range(STEPS):
         # The first step makes the optimizer's state.
         torch.cuda.set_sync_debug_mode("error" if step else "default")

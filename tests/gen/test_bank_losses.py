@@ -185,6 +185,19 @@ def test_crops() -> None:
     whole = random_crop(8, stream(0, "a"), 1.0, 1.0)
     assert whole is not None
     torch.testing.assert_close(whole.of(images), images)
+    wide = torch.arange(4.0)[:, None] + 100 * torch.arange(16.0)
+    for seed in range(40):
+        crop = random_crop((4, 16), stream(seed, "a"), 1.0, 0.25)
+        assert crop is not None
+        assert (crop.height, crop.width) == (max(1, round(crop.width / 4)), crop.width) or abs(
+            crop.width - 4 * crop.height
+        ) <= 2
+        assert 0 <= crop.top <= 4 - crop.height
+        assert 0 <= crop.left <= 16 - crop.width
+        found = crop.of(wide[None, None])
+        assert found.shape == (1, 1, 4, 16)
+        # Columns tell the left edge, rows the top.
+        assert found.min() == crop.top + 100 * crop.left
     share = sum(random_crop(8, stream(seed, "b"), 0.5, 0.5) is not None for seed in range(200)) / 200
     assert 0.4 < share < 0.6
 

@@ -84,7 +84,7 @@ def test_on_a_gpu_steps_wait_for_nothing_and_replays_train_alike(digits_teacher:
 
 
 def test_only_one_process_with_a_gpu_can_replay(teacher: Teacher, tmp_path: Any) -> None:
-    with pytest.raises(ClusterqError, match=r"--cuda-graphs: found the device cpu, expected one process on a CUDA device"):
+    with pytest.raises(ClusterqError, match=r"^cuda_graphs: found the device cpu, expected one process on a CUDA device"):
         train_generator(small(teacher, train={"cuda_graphs": True}), teacher, tmp_path, CPU, resume=False)
 
 

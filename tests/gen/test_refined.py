@@ -58,7 +58,7 @@ class Pictures:
         self.asked += 1
         spec = self.spec
         seeds = [torch.Generator().manual_seed(1000 * label + attempt) for label, attempt in tries]
-        return torch.stack([0.5 * torch.randn(spec.channels, spec.size, spec.size, generator=seed) for seed in seeds])
+        return torch.stack([0.5 * torch.randn(*spec.shape, generator=seed) for seed in seeds])
 
 
 def source(teacher: Teacher, folder: Path, pictures: Pictures | None = None, **bank: float) -> RefinedCandidates:

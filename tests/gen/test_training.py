@@ -157,7 +157,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(teacher: Teacher, tmp_path: 
         return {**metrics, "loss/class": torch.tensor(float("nan"))} if run.step == 6 else metrics
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    with pytest.raises(ClusterqError, match=r"loss/class became nan at step 6.*last\.pt.*smaller --lr"):
+    with pytest.raises(ClusterqError, match=r"loss/class became nan at step 6.*last\.pt.*smaller lr\."):
         train_generator(small(teacher), teacher, tmp_path, CPU, resume=False)
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
     assert not (tmp_path / "generator.safetensors").exists()

@@ -35,7 +35,7 @@ def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> t
     Args:
         student: in eval mode; each activation quantizer runs once, in the order of the model's QuantizeLinear nodes.
         model: exported from it; it runs without optimisations.
-        images: (N, C, S, S) float32, normalised.
+        images: (N, C, H, W) float32, normalised.
     """
     sites, expected = _observe(student, images)
     starts = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]

@@ -70,7 +70,7 @@ class Setup:
             "runtime": self.runtime.model_dump(),
             "generator": {} if self.width is None else {"width": self.width},
         }
-        config: GenConfig = resolve(flags, "auto", imagenet_sized=teacher.spec.size > 64)
+        config: GenConfig = resolve(flags, "auto", imagenet_sized=teacher.spec.longer_side > 64)
         return Training.start(config, teacher, device)
 
     def warm_state(self, methods: list[str]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class GeneratorStep:
 def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[str, Callable[[], None]]:
     """Return steps of float training, of distillation, and of distillation with plain fake-quantization; or also compiled."""
     device, teacher = prepare_device(setup.runtime), setup.load()
-    images = torch.randn(setup.batch_size, teacher.spec.channels, teacher.spec.size, teacher.spec.size, device=device)
+    images = torch.randn(setup.batch_size, *teacher.spec.shape, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(setup.batch_size, device=device) % teacher.spec.num_classes
     with torch.no_grad():

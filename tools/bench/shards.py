@@ -31,7 +31,7 @@ from PIL import Image
 from clusterq_common import png
 from clusterq_common.png import Array
 from clusterq_common.shards.digest import encode_samples
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, TeacherFacts, set_digest
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, TeacherFacts, format_for, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import verify_set
@@ -108,6 +108,7 @@ def write_set(folder: Path, size: int, count: int) -> None:
         device="cpu", threads=1,
     )  # fmt: skip
     manifest = Manifest(
+        format=format_for(spec),
         digest=set_digest(splits), created_by="benchmark", commit=None, teacher=facts, pixels=Pixels(clipped=0), has_logits=True,
         mean_confidence=0.9, generation=generation, splits=splits, versions={},
     )  # fmt: skip

@@ -11,7 +11,7 @@ from clusterq_common.run.environment import versions
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.facts import teacher_facts
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, format_for, set_digest
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.write import Written, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.load import Teacher
@@ -27,7 +27,7 @@ def write_noise(folder: Path, teacher: Teacher, count: int, seed: int) -> None:
 
     def batches() -> Iterator[tuple[Tensor, None]]:
         low, high = pixel_bounds(teacher.spec)
-        shape = (teacher.spec.channels, teacher.spec.size, teacher.spec.size)
+        shape = teacher.spec.shape
         for start in range(0, count, BATCH):
             size = min(BATCH, count - start)
             images = torch.randn(size, *shape, generator=stream(seed, "pure noise", start))
@@ -91,6 +91,7 @@ def _write(folder: Path, teacher: Teacher, batches: Iterable[tuple[Tensor, list[
     splits = {name: part.split() for name, part in written.items() if part.shards}
     agreed = sum(sample.label == sample.teacher_top1 for sample in samples)
     manifest = Manifest(
+        format=format_for(teacher.spec),
         digest=set_digest(splits),
         created_by="clusterq tools/compare_methods.py",
         commit=None,

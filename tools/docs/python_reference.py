@@ -14,7 +14,17 @@ from clusterq_common.settings import Settings
 GROUPS = {
     "Teachers": ["load_teacher", "Teacher", "InputSpec", "batchnorm_taps", "ClassGroups"],
     "Shards": ["ShardSet", "ShardWriter", "normalise"],
-    "Students": ["QuantConfig", "convert", "calibrate", "Recipe", "finetune", "reconstruct", "distill", "load_student"],
+    "Students": [
+        "QuantConfig",
+        "choose_bits",
+        "convert",
+        "calibrate",
+        "Recipe",
+        "finetune",
+        "reconstruct",
+        "distill",
+        "load_student",
+    ],
     "What comes out": ["open_images", "evaluate", "EvaluationResult", "integer_arithmetic", "export_onnx", "ClusterqError"],
 }
 # Classes whose fields are settings that people choose.
@@ -67,6 +77,6 @@ def _default(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a description as Markdown that shows the same characters, with command-line options as names of settings."""
-    text = re.sub(r"--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
-    return re.sub(r"[\\`*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", text)
+    """Return a description as Markdown that shows the same characters; the backticks around names of settings are left out."""
+    text = text.replace("`", "")
+    return re.sub(r"[\\*_\[\]{}<>#|^~&]", lambda found: f"&#{ord(found[0])};", text)

@@ -28,6 +28,7 @@ from clusterq_common.files import sha256_file
 from clusterq_common.progress.console import info
 from clusterq_common.run.environment import commit
 from clusterq_common.teacher.load import load_teacher
+from clusterq_common.teacher.size import sides
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig, is_factory
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import evaluate_models
@@ -141,12 +142,12 @@ def _add_images(building: Path, data: Path, photographs: int, quality: int) -> d
     (building / "images").mkdir()
     cifar = open_folders(data / "data" / "cifar10" / "test", _spec("resnet20_cifar10"))
     real = open_folders(data / "data" / "imagenet-like" / "val", _spec("mobilenet_v1_x025"))
-    chosen, side = even_half(real, photographs), with_margin(real.spec.size)
+    chosen, size = even_half(real, photographs), with_margin(real.spec.size)
     samples = {
         CIFAR10: (lossless_samples(cifar), "as they are, WebP without loss"),
         PHOTOGRAPHS: (
             photograph_samples(real, chosen, quality),
-            f"of every second of each class; resized and cropped to {side} x {side}, JPEG of quality {quality}",
+            f"of every second of each class; resized and cropped to {' x '.join(map(str, sides(size)))}, JPEG of quality {quality}",
         ),
     }
     found = {}

@@ -10,8 +10,9 @@ from PIL import Image
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.size import Size, parse_size
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.data.preprocess import preprocess, shorter_side
+from clusterq_finetune.data.preprocess import covered, preprocess
 from clusterq_finetune.data.real import ValidationImages, open_validation
 
 # Lossless WebP is a fifth smaller than PNG. More effort takes thirty times as long and gains nothing at 32 x 32.
@@ -64,7 +65,7 @@ def photograph_samples(images: ValidationImages, chosen: Iterable[int], quality:
 
     Evaluation does not resize them again: the network sees the same crop of the same resized photograph, except for the JPEG.
     """
-    margin, geometry = with_margin(images.spec.size), known_geometry(images.spec.size).model_copy(update={"crop_share": 1.0})
+    margin, geometry = with_margin(images.spec.size), known_geometry(images.spec.size).model_copy(update={"crop_pct": 1.0})
     spec = images.spec.model_copy(update={"size": margin})
     for index in chosen:
         with images.open(index) as image:
@@ -74,10 +75,10 @@ def photograph_samples(images: ValidationImages, chosen: Iterable[int], quality:
         yield _key(images.name(index)), "jpg", buffer.getvalue(), images.labels[index]
 
 
-def with_margin(size: int) -> int:
-    """Return the side of the square from which evaluation crops `size` pixels: 256 for 224."""
-    share = known_geometry(size).crop_share
-    return size if share is None else shorter_side(size, share)
+def with_margin(size: Size) -> Size:
+    """Return the size from whose centre evaluation crops images of `size`: 256 for 224."""
+    share = known_geometry(size).crop_pct
+    return size if share is None else parse_size(covered(size, share))
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> int:

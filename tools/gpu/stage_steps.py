@@ -146,7 +146,7 @@ def _refinement(record: Record, setup: Setup, device: torch.device) -> None:
     bank = EmitConfig(refine_steps=50, refine_class_weight=1.0).refinement
     assert bank is not None
     spec = teacher.spec
-    start = torch.randn(setup.batch_size, spec.channels, spec.size, spec.size, device=device)
+    start = torch.randn(setup.batch_size, *spec.shape, device=device)
     labels = torch.arange(setup.batch_size, device=device) % spec.num_classes
     for graphs in (False, True) if device.type == "cuda" else (False,):
         optimiser = Optimiser.start(bank, setup.runtime, teacher, device, cuda_recorder(device) if graphs else None)
@@ -187,11 +187,11 @@ def _reconstruction(record: Record, setup: Setup, device: torch.device) -> None:
 def _block_steps(setup: Setup, device: torch.device, *, graphs: bool) -> Iterator[Callable[[], object]]:
     teacher = setup.load()
     spec = teacher.spec
-    pixels = torch.randint(0, 256, (64, spec.channels, spec.size, spec.size), dtype=torch.uint8)
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    pixels = torch.randint(0, 256, (64, *spec.shape), dtype=torch.uint8)
+    example = torch.zeros(1, *spec.shape, device=device)
     config = QuantConfig(bits="w4a4")
     student = convert(teacher.model, config, example, lambda _: None).eval()
-    calibrate(student, [torch.randn(16, spec.channels, spec.size, spec.size, device=device)], config)
+    calibrate(student, [torch.randn(16, *spec.shape, device=device)], config)
     to_device(student, device)
     blocks, _ = find_blocks(teacher.model, quantizable_layers(teacher.model, example), example, "block")
     block = blocks[len(blocks) // 2]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import in_a_command, setting_name
 
 
 def need_compiler(device: torch.device) -> None:
@@ -24,8 +25,9 @@ def need_compiler(device: torch.device) -> None:
         if not _of_a_compiler(error):
             raise
         raise ClusterqError(
-            f"--compile: torch {torch.__version__} cannot compile here ({_reason(error)}), expected a working C++ compiler (on CUDA: Triton); "
-            "install one, or leave the flag out."
+            f"torch {torch.__version__} cannot compile here ({_reason(error)}), expected a working C++ compiler (on CUDA: Triton); "
+            f"install one, or leave {in_a_command('the flag') or 'it'} out.",
+            setting="compile",
         ) from error
 
 
@@ -50,15 +52,17 @@ class Compiled:
         except Exception as error:
             if not _of_a_compiler(error):
                 raise
+            restart = in_a_command(f", with {setting_name('overwrite')}")
             raise ClusterqError(
-                f"--compile: torch {torch.__version__} cannot compile this network ({_reason(error)}), expected a network that torch.compile "
-                "knows; leave it out, with --overwrite."
+                f"torch {torch.__version__} cannot compile this network ({_reason(error)}), expected a network that torch.compile "
+                f"knows; leave it out{restart}.",
+                setting="compile",
             ) from error
         return output
 
 
 def _of_a_compiler(error: Exception) -> bool:
-    # It has no public name. Imported here, because the import takes as long as torch's own and only --compile needs it.
+    # It has no public name. Imported here, because the import takes as long as torch's own and only compiling needs it.
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)

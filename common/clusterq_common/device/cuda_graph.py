@@ -85,7 +85,7 @@ class GraphedStep:
 
 
 def cuda_recorder(device: torch.device) -> CudaRecorder:
-    """Return a recorder for `--cuda-graphs`.
+    """Return a recorder for `cuda_graphs`.
 
     Raises:
         ClusterqError: see `need_cuda_graphs`.
@@ -100,7 +100,7 @@ def can_use_cuda_graphs(device: torch.device) -> bool:
 
 
 def need_cuda_graphs(device: torch.device) -> None:
-    """Raise an error where `--cuda-graphs` cannot be used.
+    """Raise an error where `cuda_graphs` cannot be used.
 
     Raises:
         ClusterqError: there is no CUDA device, or several processes share the steps.
@@ -108,4 +108,4 @@ def need_cuda_graphs(device: torch.device) -> None:
     if not can_use_cuda_graphs(device):
         world = Ranks.current().world
         where = f"{world} processes" if world > 1 else f"the device {device.type}"
-        raise ClusterqError(f"--cuda-graphs: found {where}, expected one process on a CUDA device; leave it out.")
+        raise ClusterqError(f"found {where}, expected one process on a CUDA device; leave it out.", setting="cuda_graphs")

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 
 # The slowest process may be writing its last shard while the others wait.
 PATIENCE = timedelta(hours=12)
@@ -103,5 +104,5 @@ def peers_alive() -> Iterator[None]:
         first_line = str(error).partition("\n")[0]
         raise ClusterqError(
             f"process {Ranks.current().rank}: another process of this job has ended ({first_line[:120]}); its own message says why, "
-            "and --resume goes on from the last checkpoint."
+            f"and {setting_name('resume')} goes on from the last checkpoint."
         ) from error

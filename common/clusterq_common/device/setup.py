@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 
 
 def prepare_device(config: RuntimeConfig) -> torch.device:
@@ -20,7 +21,7 @@ def prepare_device(config: RuntimeConfig) -> torch.device:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise ClusterqError(
-            f"--device cuda: torch {torch.__version__} sees no CUDA device, expected one; use --device cpu, or install a CUDA "
+            f"{setting_name('device', 'cuda')}: torch {torch.__version__} sees no CUDA device, expected one; use {setting_name('device', 'cpu')}, or install a CUDA "
             "build of torch."
         )
     if not available or config.device == "cpu":

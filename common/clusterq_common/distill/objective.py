@@ -22,14 +22,14 @@ class Objective(Protocol):
 class StudentObjective:
     """ClusterQ Eq. 9: `L2 = w_ce * CE(student, y) + w_kl * T^2 KL(teacher || student)`; the paper has w_ce = w_kl = 1.
 
-    With `sure` above 0, the cross-entropy uses only images on which the teacher's confidence in the label is at least `sure`, as
+    With `min_confidence` above 0, the cross-entropy uses only images on which the teacher's confidence in the label is at least that, as
     SynQ uses hard labels for easy samples only. The mean is still over the whole batch.
     """
 
     ce_weight: float
     kl_weight: float
     temperature: float
-    sure: float = 0.0
+    min_confidence: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,9 +47,9 @@ class StudentObjective:
         terms = {}
         if self.ce_weight:
             losses = F.cross_entropy(at_least_float32(student_logits), labels, reduction="none")
-            if self.sure:
+            if self.min_confidence:
                 confidence = teacher_logits.softmax(1).gather(1, labels[:, None])[:, 0]
-                losses = losses * (confidence >= self.sure)
+                losses = losses * (confidence >= self.min_confidence)
             terms["ce"] = self.ce_weight * losses.mean()
         if self.kl_weight:
             terms["kl"] = self.kl_weight * distillation_kl(teacher_logits, student_logits, self.temperature)

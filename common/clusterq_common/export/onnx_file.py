@@ -24,7 +24,7 @@ GRAPH_NAME = "student"
 def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> tuple[onnx.ModelProto, list[str]]:
     """Return the student as a strictly checked ONNX model, and the BatchNorm layers that it keeps.
 
-    Input `image` (N, C, S, S) float32, normalised; output `logits` (N, classes) float32.
+    Input `image` (N, C, H, W) float32, normalised; output `logits` (N, classes) float32.
 
     Raises:
         ClusterqError: see `choose_opset` and `trace`.

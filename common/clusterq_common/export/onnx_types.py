@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Integers
+from clusterq_common.setting_names import setting_name
 
 # Bits of ONNX's integer types, with the first opset whose QuantizeLinear and DequantizeLinear accept them.
 SINCE_OPSET = {2: 25, 4: 21, 8: 18}
@@ -56,7 +57,8 @@ def choose_opset(widths: Iterable[int], integers: Integers, opset: int | None) -
     if opset < needed:
         wider: list[Integers] = [name for name in NARROWEST if choose_opset(widths, name, None) <= opset]
         raise ClusterqError(
-            f"--opset: {opset} has no type for weights of {widths[-1]} bits, expected {needed} or later; use --opset {needed}, or "
-            f"store them wider with --integers {wider[0]}."
+            f"{opset} has no type for weights of {widths[-1]} bits, expected {needed} or later; use {setting_name('opset', needed)}, or "
+            f"store them wider with {setting_name('integers', wider[0])}.",
+            setting="opset",
         )
     return opset

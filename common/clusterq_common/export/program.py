@@ -10,6 +10,7 @@ from clusterq_common.export.description import Description
 from clusterq_common.export.trace import replaced_quantizers, traced_program
 from clusterq_common.quant.fake_quantize import fake_quantize
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 
 # Name of the description among the file's extra files.
@@ -25,7 +26,7 @@ def program_file(student: nn.Module, spec: InputSpec, description: Description) 
     form = replaced_quantizers(student, _Plain)
     # torch.export.load warns of weights stored in channels_last order.
     set_memory_format(form, torch.contiguous_format)
-    program = traced_program(form, spec, "--format pt2")
+    program = traced_program(form, spec, setting_name("format", "pt2"))
     for graph in (part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)):
         for node in graph.nodes:
             node.meta.pop("stack_trace", None)  # it names source files of this machine

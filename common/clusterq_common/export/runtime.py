@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.description import Description
 from clusterq_common.run.extras import need
+from clusterq_common.setting_names import setting_name
 
 
 class OnnxModel(nn.Module):
@@ -20,7 +21,7 @@ class OnnxModel(nn.Module):
     """
 
     def __init__(
-        self, source: Path | bytes, *, optimise: bool = True, threads: int | None = None, name: str = "--onnx"
+        self, source: Path | bytes, *, optimise: bool = True, threads: int | None = None, name: str | None = None
     ) -> None:
         """Load an exported file.
 
@@ -28,13 +29,14 @@ class OnnxModel(nn.Module):
             source: a file, or a file's bytes.
             optimise: allow ONNX Runtime to rewrite the graph, which is required for integer kernels.
             threads: threads within a layer; ONNX Runtime's default if left out.
-            name: name of the file in error messages.
+            name: name of the file in error messages; that of the setting `onnx` if left out.
 
         Raises:
             ClusterqError: there is no such file, ONNX Runtime cannot run it, or clusterq did not write it.
         """
         super().__init__()
-        ort = need("onnxruntime", "--onnx", "onnx")
+        name = name or setting_name("onnx")
+        ort = need("onnxruntime", name, "onnx")
         if isinstance(source, Path) and not source.is_file():
             raise ClusterqError(f"{name}: {source} does not exist, expected a file written by clusterq-finetune export.")
         options = ort.SessionOptions()
@@ -50,7 +52,7 @@ class OnnxModel(nn.Module):
         except Exception as error:  # its exceptions have no common base but Exception
             raise ClusterqError(
                 f"{name}: ONNX Runtime {ort.__version__} cannot load {described} ({str(error).strip().splitlines()[0]}), expected an ONNX "
-                "file whose types it knows; use a newer onnxruntime, or export with --integers int8."
+                f"file whose types it knows; use a newer onnxruntime, or export with {setting_name('integers', 'int8')}."
             ) from error
         properties = self._session.get_modelmeta().custom_metadata_map
         if "clusterq" not in properties:
@@ -68,15 +70,15 @@ class OnnxModel(nn.Module):
         self.description = Description.validated(values, source=str(described))
         taken, spec = self._session.get_inputs()[0], self.description.input
         # Its own images are made by what it says: they must be those that its graph takes.
-        if len(self._session.get_inputs()) != 1 or taken.shape[1:] != [spec.channels, spec.size, spec.size]:
+        if len(self._session.get_inputs()) != 1 or taken.shape[1:] != list(spec.shape):
             raise ClusterqError(
-                f"{name}: {described} takes images of {taken.shape[1:]} and says [{spec.channels}, {spec.size}, {spec.size}], expected the "
+                f"{name}: {described} takes images of {taken.shape[1:]} and says {list(spec.shape)}, expected the "
                 "same; export the student again."
             )
         self._name, self._input = f"{name}: {described}", taken.name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images (N, C, S, S) float32 to logits (N, classes) float32, on the device of `x`."""
+        """Map normalised images (N, C, H, W) float32 to logits (N, classes) float32, on the device of `x`."""
         images = np.ascontiguousarray(x.cpu().numpy())
         try:
             logits = self._session.run(None, {self._input: images})[0]

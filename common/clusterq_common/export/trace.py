@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def trace(student: nn.Module, spec: InputSpec, opset: int) -> "ModelProto":
         ClusterqError: the forward cannot be traced, or a layer has no counterpart in ONNX; the layer is named.
     """
     traced = _export_form(student)
-    program = traced_program(traced, spec, "--format onnx")
+    program = traced_program(traced, spec, setting_name("format", "onnx"))
     with _quiet():
         try:
             exported = torch.onnx.export(
@@ -55,21 +56,21 @@ def trace(student: nn.Module, spec: InputSpec, opset: int) -> "ModelProto":
     return model
 
 
-def traced_program(student: nn.Module, spec: InputSpec, flag: str) -> torch.export.ExportedProgram:
+def traced_program(student: nn.Module, spec: InputSpec, asked_by: str) -> torch.export.ExportedProgram:
     """Return torch.export's program of `student` in eval mode, for any number of images.
 
     Raises:
         ClusterqError: the forward cannot be traced.
     """
     device = next(student.parameters()).device
-    images = torch.zeros(TRACED_BATCH, spec.channels, spec.size, spec.size, device=device)
+    images = torch.zeros(TRACED_BATCH, *spec.shape, device=device)
     with _quiet(), torch.no_grad():
         try:
             return torch.export.export(student.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         except Exception as error:  # torch.export documents no narrower type; the model's own forward runs in it
             reason = str(error).strip().split("\n")[0]
             raise ClusterqError(
-                f"{flag}: the student's forward cannot be traced ({type(error).__name__}: {reason}), expected one without branches on "
+                f"{asked_by}: the student's forward cannot be traced ({type(error).__name__}: {reason}), expected one without branches on "
                 "values and on the number of images; change the architecture's forward."
             ) from error
 
@@ -122,12 +123,12 @@ def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> str
             path, kind = list(node.meta["nn_module_stack"].values())[-1]
             layer = f"layer {path or 'itself'} ({str(kind).rsplit('.', 1)[-1]})"
             return (
-                f"--format onnx: {layer} uses {node.target}, which torch's ONNX exporter does not know, expected operators that ONNX "
-                "has; replace that layer, or use --format pt2."
+                f"{setting_name('format', 'onnx')}: {layer} uses {node.target}, which torch's ONNX exporter does not know, expected operators that ONNX "
+                f"has; replace that layer, or use {setting_name('format', 'pt2')}."
             )
     return (
-        f"--format onnx: torch's ONNX exporter cannot express this student ({reasons[-1].strip().split(chr(10))[0]}), expected operators "
-        "that ONNX has; use --format pt2."
+        f"{setting_name('format', 'onnx')}: torch's ONNX exporter cannot express this student ({reasons[-1].strip().split(chr(10))[0]}), expected operators "
+        f"that ONNX has; use {setting_name('format', 'pt2')}."
     )
 
 

@@ -1,6 +1,6 @@
 """Messages of a running program: bars on a terminal, a line now and then elsewhere. All go to stderr; stdout is for results.
 
-`--quiet` (`quietly`) leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
+`quietly` leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
 """
 
 import errno
@@ -80,7 +80,7 @@ def info(line: str) -> None:
 
 
 def warn(sentence: str) -> None:
-    """A reason to look closer: said with --quiet, too."""
+    """A reason to look closer: said within `quietly`, too."""
     if (listener := _listener.get()) is not None:
         listener.log(one_line(f"Warning: {sentence}"))
     elif is_main_process():
@@ -88,7 +88,7 @@ def warn(sentence: str) -> None:
 
 
 def print_result(line: str) -> None:
-    """One line of what a command was asked for: on stdout, with --quiet, too."""
+    """One line of what a command was asked for: on stdout, within `quietly`, too."""
     if is_main_process():
         _write(sys.stdout, one_line(line))
 
@@ -202,7 +202,7 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
         yield lines
         lines.finish()
         return
-    from clusterq_common.progress.bars import bar  # imported late: rich's bars take a while, and --help must not
+    from clusterq_common.progress.bars import bar  # imported late: rich's bars take a while, and help must not
 
     with bar(description, meter) as ticker:
         yield ticker

@@ -23,7 +23,7 @@ class Bits:
     activations: int
 
     @classmethod
-    def parse(cls, text: str, flag: str = "--bits") -> "Bits":
+    def parse(cls, text: str, setting: str = "bits") -> "Bits":
         """Parse `w<weights>a<activations>`, in either case.
 
         Raises:
@@ -31,11 +31,13 @@ class Bits:
         """
         match = re.fullmatch(r"w(\d{1,2})a(\d{1,2})", text.strip().lower())
         if not match:
-            raise ClusterqError(f"{flag}: {text!r} names no bit-widths; expected {ACCEPTED}.")
+            raise ClusterqError(f"{text!r} names no bit-widths; expected {ACCEPTED}.", setting=setting)
         widths = [int(number) for number in match.groups()]
         for width in widths:
             if width != FLOAT and not 2 <= width <= 8:
-                raise ClusterqError(f"{flag}: {text!r} asks for {width} bits, which is not supported; expected {ACCEPTED}.")
+                raise ClusterqError(
+                    f"{text!r} asks for {width} bits, which is not supported; expected {ACCEPTED}.", setting=setting
+                )
         return cls(*widths)
 
     def __str__(self) -> str:

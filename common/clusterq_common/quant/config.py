@@ -39,21 +39,21 @@ class QuantConfig(Settings):
     weight_steps: Literal["auto", "fixed", "learned"] = Field(
         "auto",
         description="weight scales: fixed: set once; learned: trained with the weights, as in LSQ; auto: as the activations', learned for "
-        "--range lsq",
+        "`range=lsq`",
     )
     range: RangeMethod = Field(
         "lsq",
         description="where activation ranges come from: EMA of min/max, percentile, mse (search for the least squared error), "
         "or lsq (start from mse, then learned); weights use mse for lsq and percentile, min/max for minmax",
     )
-    percentile: float = Field(99.99, gt=50, le=100, description="share of values kept inside by --range percentile")
+    percentile: float = Field(99.99, gt=50, le=100, description="share of values kept inside by `range=percentile`")
     first_last_bits: int | None = Field(
         None, description="bits of the first and last layer; the same as all others if left out (the literature often has 8)"
     )
     layer_bits: LayerBits = Field(
         (),
         description="other bits for some layers, pattern=bits with commas between: features.init_block=w8a8,*.conv2=w3a4; a pattern names "
-        "a layer or a block, * stands for anything, later ones win, also over --first-last-bits; the image keeps 8 bits",
+        "a layer or a block, * stands for anything, later ones win, also over `first_last_bits`; the image keeps 8 bits",
     )
     activation_sites: Literal["all", "relu"] = Field(
         "all",
@@ -75,7 +75,7 @@ class QuantConfig(Settings):
             if entry.count("=") != 1:
                 raise ValueError("expected pattern=bits, e.g. features.init_block=w8a8")
         pairs = (entry.split("=") for entry in entries)
-        return tuple(f"{pattern.strip()}={Bits.parse(bits, '--layer-bits')}" for pattern, bits in pairs)
+        return tuple(f"{pattern.strip()}={Bits.parse(bits, 'layer_bits')}" for pattern, bits in pairs)
 
     @field_validator("first_last_bits")
     @classmethod

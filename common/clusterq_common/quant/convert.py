@@ -16,6 +16,7 @@ from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLin
 from clusterq_common.quant.ranges import weight_range
 from clusterq_common.quant.share import LEAST_SHARE, NAMES_SHOWN, quantized_share
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
+from clusterq_common.setting_names import setting_name
 
 # Pixels have 8 bits; fewer would lose information.
 IMAGE_BITS = 8
@@ -136,8 +137,8 @@ def _activations(student: nn.Module) -> list[str]:
     names = [name for name, module in student.named_modules() if isinstance(module, ACTIVATIONS)]
     if not names:
         raise ClusterqError(
-            "--activation-sites relu: the model has no ReLU or ReLU6 module, so no activation would be quantized; use "
-            "--activation-sites all."
+            f"{setting_name('activation_sites', 'relu')}: the model has no ReLU or ReLU6 module, so no activation would be quantized; use "
+            f"{setting_name('activation_sites', 'all')}."
         )
     return names
 

@@ -20,7 +20,7 @@ def integer_arithmetic(student: nn.Module) -> Iterator[None]:
 
     They compute `y = (sum of (x - z_x) * (w - z_w)) * s_x * s_w[channel] + bias`, float32, with the integers, zero-points z and
     scales s of `FakeQuantizer.to_int()`. There is no other rounding, and the sum is exact. An operand without a quantizer (the
-    input with `--activation-sites relu`, weights at 32 bits) stays in float. All other modules, including quantizers of outputs,
+    input with `activation_sites="relu"`, weights at 32 bits) stays in float. All other modules, including quantizers of outputs,
     run as usual. It is for inference: there is no gradient. The plain forward is restored afterwards, also after an error.
 
     Raises:

@@ -48,4 +48,6 @@ def refuse_unused_patterns(config: QuantConfig, names: Iterable[str]) -> None:
         if not any(matches(name, pattern) for name in names):
             blocks = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
             near = difflib.get_close_matches(pattern, sorted(blocks), n=NAMES_OFFERED, cutoff=0.3) or names[:NAMES_OFFERED]
-            raise ClusterqError(f"--layer-bits: {pattern!r} matches no layer of this model; did you mean {', '.join(near)}?")
+            raise ClusterqError(
+                f"{pattern!r} matches no layer of this model; did you mean {', '.join(near)}?", setting="layer_bits"
+            )

@@ -19,7 +19,7 @@ def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: t
         path: a student.safetensors.
         model: the float architecture, with any weights; unchanged.
         config: settings with which it was converted.
-        example: (1, C, S, S), any values.
+        example: (1, C, H, W), any values.
 
     Raises:
         ClusterqError: the file does not fit, or has no ranges.
@@ -28,10 +28,14 @@ def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: t
     try:
         student.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, KeyError) as error:
-        raise ClusterqError(f"--student: {path} does not fit the config.yaml beside it ({error}); fine-tune again.") from error
+        raise ClusterqError(
+            f"{path} does not fit the config.yaml beside it ({error}); fine-tune again.", setting="student"
+        ) from error
     missing = [name for name, quantizer in quantizers(student).items() if not quantizer.calibrated]
     if missing:
-        raise ClusterqError(f"--student: {path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.")
+        raise ClusterqError(
+            f"{path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.", setting="student"
+        )
     _refuse_odd_values(student, path)
     return student.eval()
 
@@ -41,12 +45,15 @@ def _refuse_odd_values(student: nn.Module, path: Path) -> None:
     for name, quantizer in quantizers(student).items():
         scale, zero, grid = quantizer.scale, quantizer.zero_point, quantizer.grid
         if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
-            raise ClusterqError(f"--student: {path} has a scale that is negative or not finite in {name}; fine-tune again.")
+            raise ClusterqError(
+                f"{path} has a scale that is negative or not finite in {name}; fine-tune again.", setting="student"
+            )
         if quantizer.limits.tolist() != [grid.low, grid.high] or bool(((zero < grid.low) | (zero > grid.high)).any()):
             raise ClusterqError(
-                f"--student: {path} has integers in {name} that its {grid.bits} bits do not hold, expected {grid.low} to {grid.high}; "
-                "fine-tune again."
+                f"{path} has integers in {name} that its {grid.bits} bits do not hold, expected {grid.low} to {grid.high}; "
+                "fine-tune again.",
+                setting="student",
             )
     for name, value in student.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ClusterqError(f"--student: {path} holds values that are not finite, in {name}; fine-tune again.")
+            raise ClusterqError(f"{path} holds values that are not finite, in {name}; fine-tune again.", setting="student")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 QUANTIZABLE: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
@@ -37,7 +38,7 @@ def quantizable_layers(model: nn.Module, example: Tensor) -> list[str]:
             handle.remove()
     if not order:
         raise ClusterqError(
-            "the model has no Conv2d or Linear layer that could be quantized; give --arch a convolutional classifier."
+            f"the model has no Conv2d or Linear layer that could be quantized; give {setting_name('arch')} a convolutional classifier."
         )
     return list(dict.fromkeys(order))
 

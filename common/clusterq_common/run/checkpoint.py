@@ -12,6 +12,7 @@ from torch import nn
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, make_folder
+from clusterq_common.setting_names import setting_name
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -30,13 +31,17 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
-        raise ClusterqError(f"{path} does not exist, so the run cannot be resumed; use --overwrite to start anew.") from error
+        raise ClusterqError(
+            f"{path} does not exist, so the run cannot be resumed; use {setting_name('overwrite')} to start anew."
+        ) from error
     except Exception as error:  # torch.load raises a dozen kinds for a broken file
         raise ClusterqError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); use --overwrite to start the run anew."
+            f"{path} is not a readable checkpoint ({type(error).__name__}); use {setting_name('overwrite')} to start the run anew."
         ) from error
     if not isinstance(state, dict):
-        raise ClusterqError(f"{path} holds {type(state).__name__}, expected a checkpoint; use --overwrite to start anew.")
+        raise ClusterqError(
+            f"{path} holds {type(state).__name__}, expected a checkpoint; use {setting_name('overwrite')} to start anew."
+        )
     return state
 
 
@@ -51,7 +56,7 @@ def restoring(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ClusterqError(
-            f"{path} is no checkpoint of this run ({type(error).__name__}); use --overwrite to start the run anew."
+            f"{path} is no checkpoint of this run ({type(error).__name__}); use {setting_name('overwrite')} to start the run anew."
         ) from error
 
 

@@ -6,8 +6,8 @@ from types import ModuleType
 from clusterq_common.errors import ClusterqError
 
 
-def need(package: str, flag: str, extra: str) -> ModuleType:
-    """Import `package`, which `pip install clusterq[extra]` brings; `flag` is what asked for it.
+def need(package: str, wanted_by: str, extra: str) -> ModuleType:
+    """Import `package`, which `pip install clusterq[extra]` brings; `wanted_by` is what asked for it.
 
     Raises:
         ClusterqError: it is not installed.
@@ -18,5 +18,5 @@ def need(package: str, flag: str, extra: str) -> ModuleType:
         if error.name != package:
             raise
         raise ClusterqError(
-            f"{flag}: the package {package} is not installed, expected clusterq's extra `{extra}`; run pip install clusterq[{extra}]."
+            f"{wanted_by}: the package {package} is not installed, expected clusterq's extra `{extra}`; run pip install clusterq[{extra}]."
         ) from error

@@ -18,7 +18,7 @@ _held: set[int] = set()
 
 
 @contextmanager
-def only_program(folder: Path, flag: str = "--out") -> Iterator[None]:
+def only_program(folder: Path, setting: str = "out") -> Iterator[None]:
     """Keep other programs of clusterq from writing to a folder. The folder is made, and removed again if it stays empty.
 
     The folder itself is locked, so that no file is added to it. Where the file system knows no such lock, as some network ones,
@@ -26,15 +26,15 @@ def only_program(folder: Path, flag: str = "--out") -> Iterator[None]:
 
     Args:
         folder: what is written to.
-        flag: the option that named it, for the error.
+        setting: the one that named it, for the error.
 
     Raises:
         ClusterqError: another program has it, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise ClusterqError(f"{flag}: {folder} is a file, expected a folder; choose another name.")
+        raise ClusterqError(f"{folder} is a file, expected a folder; choose another name.", setting=setting)
     made = not folder.is_dir()
-    descriptor = _locked(folder, flag)
+    descriptor = _locked(folder, setting)
     if descriptor is not None:
         _held.add(descriptor)
     try:
@@ -48,7 +48,7 @@ def only_program(folder: Path, flag: str = "--out") -> Iterator[None]:
             os.close(descriptor)
 
 
-def _locked(folder: Path, flag: str) -> int | None:
+def _locked(folder: Path, setting: str) -> int | None:
     """An open descriptor that holds the lock; None where there are none."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,9 @@ def _locked(folder: Path, flag: str) -> int | None:
         except BlockingIOError as error:
             os.close(descriptor)
             raise ClusterqError(
-                f"{flag}: another program is writing to {folder}, expected a folder that no other one uses; wait for it to end, or "
-                "choose another folder."
+                f"another program is writing to {folder}, expected a folder that no other one uses; wait for it to end, or "
+                "choose another folder.",
+                setting=setting,
             ) from error
         except OSError:  # a file system without locks
             os.close(descriptor)

@@ -15,6 +15,7 @@ from clusterq_common.files import atomic_write, open_to_append
 from clusterq_common.run.records import read_metrics
 from clusterq_common.run.run_folder import TENSORBOARD
 from clusterq_common.run.tensorboard import EventFiles
+from clusterq_common.setting_names import in_a_command, setting_name
 
 
 class MetricsLog:
@@ -53,7 +54,8 @@ class MetricsLog:
         plain = as_numbers(records)
         self.append(plain)
         good = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "no checkpoint exists yet"
-        refuse_infinite(plain, f"{good}: try a smaller --lr with --overwrite.")
+        restart = in_a_command(f" with {setting_name('overwrite')}")
+        refuse_infinite(plain, f"{good}: try a smaller {setting_name('lr')}{restart}.")
         return plain
 
     def append(self, records: list[dict[str, Any]]) -> None:
@@ -76,7 +78,7 @@ def _records_before(path: Path, step: int) -> list[dict[str, Any]]:
         records = read_metrics(path)
     except (ValueError, RecursionError) as error:
         raise ClusterqError(
-            f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; use --overwrite to start anew."
+            f"{path} has a line that is no JSON ({type(error).__name__}), expected one object a line; use {setting_name('overwrite')} to start anew."
         ) from error
     steps = [record.get("step") if isinstance(record, dict) else None for record in records]
     return [record for record, at in zip(records, steps, strict=True) if isinstance(at, int | float) and at < step]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import PARTIAL_SUFFIX, final_name
+from clusterq_common.setting_names import setting_name
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -14,6 +15,7 @@ GENERATOR = "generator.safetensors"
 BANK = "bank"
 STUDENT = "student.safetensors"
 RESULT = "result.json"
+CHOSEN_BITS = "bits.json"
 PREDICTIONS = "predictions.npz"
 SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
@@ -24,38 +26,44 @@ REPORT = "report.html"
 TABLE = "table.json"
 
 OWN_FOLDERS = ("checkpoints", BANK, SAMPLES, TENSORBOARD, SHARDS)
-# What a program may delete on --overwrite: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, RESULT, PREDICTIONS, ANALYSIS, REPORT, *OWN_FOLDERS)
+# What a program may delete on `overwrite`: its own files, nothing that a person put beside them.
+OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, CHOSEN_BITS, RESULT, PREDICTIONS, ANALYSIS, REPORT, *OWN_FOLDERS)
 
 
-def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, flag: str = "--out") -> bool:
+def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, setting: str = "out") -> bool:
     """Make the folder ready for a run. Returns whether there is a run in it to go on with.
 
     Args:
         folder: the run's folder; made where it is missing.
         resume: go on with the run that is there, or start one where the folder is empty.
         overwrite: delete an earlier run's own files first.
-        flag: the option that named the folder, for the errors.
+        setting: the one that named the folder, for the errors.
 
     Raises:
-        ClusterqError: the folder holds something and neither flag was given; both were; or it is a file.
+        ClusterqError: the folder holds something and neither was given; both were; or it is a file.
     """
     if resume and overwrite:
-        raise ClusterqError("--resume and --overwrite exclude each other; give the one that you mean.")
+        raise ClusterqError(
+            f"{setting_name('resume')} and {setting_name('overwrite')} exclude each other; give the one that you mean."
+        )
     if folder.exists() and not folder.is_dir():
-        raise ClusterqError(f"{flag}: {folder} is a file, expected a folder; choose another name.")
+        raise ClusterqError(f"{folder} is a file, expected a folder; choose another name.", setting=setting)
     if resume:
-        refuse_links(folder, "--resume")
+        refuse_links(folder, "resume")
         for path in _leftovers(folder):
             path.unlink()
     filled = folder.is_dir() and any(folder.iterdir())
     if filled and not (resume or overwrite):
         raise ClusterqError(
-            f"{flag}: {folder} is not empty, expected a new or empty folder; use --resume to go on with the run in it, "
-            "--overwrite to replace it, or another folder."
+            f"{folder} is not empty, expected a new or empty folder; use {setting_name('resume')} to go on with the run in it, "
+            f"{setting_name('overwrite')} to replace it, or another folder.",
+            setting=setting,
         )
     if filled and resume and not (folder / CONFIG).is_file():
-        raise ClusterqError(f"--resume: {folder} holds no {CONFIG}, so there is no run to go on with; leave --resume out.")
+        raise ClusterqError(
+            f"{folder} holds no {CONFIG}, so there is no run to go on with; leave {setting_name('resume')} out.",
+            setting="resume",
+        )
     if overwrite:
         for name in OWN_FILES:
             _remove(folder / name)
@@ -65,15 +73,17 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
     return filled and resume
 
 
-def refuse_links(folder: Path, flag: str) -> None:
+def refuse_links(folder: Path, setting: str) -> None:
     """See that a run's folders are its own: what is written into a run that someone else sent must not land elsewhere.
 
     Raises:
-        ClusterqError: one of them is a link; `flag` named the run.
+        ClusterqError: one of them is a link; `setting` named the run.
     """
     linked = next((folder / name for name in OWN_FOLDERS if (folder / name).is_symlink()), None)
     if linked is not None:
-        raise ClusterqError(f"{flag}: {linked} is a link, expected a folder of the run's own; put a folder in its place.")
+        raise ClusterqError(
+            f"{linked} is a link, expected a folder of the run's own; put a folder in its place.", setting=setting
+        )
 
 
 def _leftovers(folder: Path) -> list[Path]:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from clusterq_common.files import make_folder
 from clusterq_common.run.extras import need
+from clusterq_common.setting_names import setting_name
 
 EXTRA = "tensorboard"
-FLAG = "--tensorboard"
 # What TensorBoard calls its files.
 EVENT_FILES = "events.out.tfevents.*"
 # Part of a record, but no figure.
@@ -24,7 +24,7 @@ def need_tensorboard() -> None:
     Raises:
         ClusterqError: the package is not installed.
     """
-    need("tensorboard", FLAG, EXTRA)
+    need("tensorboard", setting_name("tensorboard"), EXTRA)
 
 
 class EventFiles:

@@ -34,11 +34,11 @@ class ImageBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Normalised images (N, C, S, S) float32 in channels_last order."""
+        """Normalised images (N, C, H, W) float32 in channels_last order."""
         for pixels in self.pixels():
             yield normalise(pixels, self.spec).contiguous(memory_format=torch.channels_last)
 
     def pixels(self) -> Iterator[Tensor]:
-        """The same images as they are stored, (N, C, S, S) uint8."""
+        """The same images as they are stored, (N, C, H, W) uint8."""
         for batch in self.batches:
             yield torch.stack([torch.from_numpy(self.reader.read(number)[0]).permute(2, 0, 1) for number in batch])

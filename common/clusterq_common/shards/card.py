@@ -28,7 +28,7 @@ def dataset_card(manifest: Manifest) -> str:
 {counts}
 
 - teacher: {markdown_code(teacher.arch)}, {teacher.parameters:,} parameters, {teacher.batchnorm_layers} BatchNorm layers, weights `{teacher.digest}`
-- images: {spec.channels} x {spec.size} x {spec.size}, 8-bit PNG, {spec.num_classes} classes; normalised with mean {_list(spec.mean)}, std {_list(spec.std)}
+- images: {spec.channels} x {spec.height} x {spec.width}, 8-bit PNG, {spec.num_classes} classes; normalised with mean {_list(spec.mean)}, std {_list(spec.std)}
 - {100 * manifest.pixels.clipped:.2f} % of the pixel values lie at an end of their range
 - the teacher's mean confidence in its top-1 is {100 * manifest.mean_confidence:.1f} %
 - the whole set: `{manifest.digest}`

@@ -13,7 +13,17 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.files import final_name
 from clusterq_common.run.environment import commit, versions
 from clusterq_common.run.folder_lock import only_program
-from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Derivation, Manifest, Parent, SplitName, set_digest
+from clusterq_common.setting_names import setting_name
+from clusterq_common.shards.manifest import (
+    MANIFEST,
+    SHARD_NAME,
+    Derivation,
+    Manifest,
+    Parent,
+    SplitName,
+    format_for,
+    set_digest,
+)
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import good_samples
@@ -75,7 +85,7 @@ def merge(sets: list[ShardSet], out: Path, *, drop_duplicates: bool = False, adv
                         continue
                     raise ClusterqError(
                         f"shards merge: sample {here} is the same image as {seen[sample.content]}; leave one of the sets out, or use "
-                        "--drop-duplicates."
+                        f"{setting_name('drop_duplicates')}."
                     )
                 seen[sample.content] = here
                 yield sample
@@ -107,7 +117,9 @@ def subset(
     known = manifest.teacher.spec.num_classes
     strange = [label for label in classes or [] if not 0 <= label < known]
     if strange:
-        raise ClusterqError(f"shards subset: --classes names class {strange[0]}, the teacher has classes 0 to {known - 1}.")
+        raise ClusterqError(
+            f"shards subset: {setting_name('classes')} names class {strange[0]}, the teacher has classes 0 to {known - 1}."
+        )
     wanted = set(range(known) if classes is None else classes)
 
     def samples(name: SplitName) -> Iterator[Sample]:
@@ -150,7 +162,7 @@ def _new_set(out: Path) -> Iterator[None]:
     with only_program(out):
         _remove_unfinished(out)
         if any(out.iterdir()):
-            raise ClusterqError(f"--out: {out} is not empty, expected a new or empty folder; choose another one.")
+            raise ClusterqError(f"{out} is not empty, expected a new or empty folder; choose another one.", setting="out")
         try:
             yield
         except BaseException as error:  # an interruption too; it goes on its way below
@@ -158,8 +170,9 @@ def _new_set(out: Path) -> Iterator[None]:
             _remove_unfinished(out)
             if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}):
                 raise ClusterqError(
-                    f"--out: the disk of {out} is full, and the unfinished set was removed; free some space and run the same command "
-                    "again, or choose another --out."
+                    f"the disk of {out} is full, and the unfinished set was removed; free some space and run the same command "
+                    f"again, or choose another {setting_name('out')}.",
+                    setting="out",
                 ) from error
             raise
         (out / MADE).unlink(missing_ok=True)
@@ -190,6 +203,7 @@ def _write(
     notes = sorted({one.manifest.note for one in sets if one.manifest.note})
     licences = {one.manifest.license for one in sets}
     manifest = Manifest(
+        format=format_for(first.teacher.spec),
         digest=set_digest(splits),
         created_by=f"clusterq {version('clusterq')}",
         commit=commit(),

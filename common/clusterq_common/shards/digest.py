@@ -7,7 +7,7 @@ from clusterq_common.png import Array
 
 
 def sample_digest(label: int, pixels: Array) -> bytes:
-    """SHA-256 (32 bytes) of a label and an image (S, S, C) uint8, sizes included."""
+    """SHA-256 (32 bytes) of a label and an image (H, W, C) uint8, sizes included."""
     header = f"{label} {' '.join(map(str, pixels.shape))}\n".encode()
     return hashlib.sha256(header + pixels.tobytes()).digest()
 
@@ -28,5 +28,5 @@ class ContentDigest:
 
 
 def encode_samples(labels: list[int], images: list[Array]) -> list[tuple[bytes, bytes]]:
-    """PNG bytes and sample digest of each (S, S, C) image: the work of an encoding process."""
+    """PNG bytes and sample digest of each (H, W, C) image: the work of an encoding process."""
     return [(png.encode(image), sample_digest(label, image)) for label, image in zip(labels, images, strict=True)]

@@ -14,7 +14,7 @@ from clusterq_common.images import normalise, to_array, to_pixels
 from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.facts import teacher_facts
-from clusterq_common.shards.manifest import GIVEN, Generation, Manifest, Pixels, SplitName, set_digest
+from clusterq_common.shards.manifest import GIVEN, Generation, Manifest, Pixels, SplitName, format_for, set_digest
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.verify import verify_set
 from clusterq_common.shards.write import Written, samples_per_shard, shard_name, write_manifest, write_shard
@@ -107,7 +107,7 @@ class ShardWriter:
         """Take in some images, in this order.
 
         Args:
-            images: (N, C, S, S), pixels as uint8, or float32 normalised as the teacher takes them, which are rounded to pixels.
+            images: (N, C, H, W), pixels as uint8, or float32 normalised as the teacher takes them, which are rounded to pixels.
             labels: (N,) class indices; if left out, the classes that the teacher sees. All images of a set come with labels, or none.
             split: `train`, to learn from, or `heldout`, to look at and to choose by.
 
@@ -116,7 +116,7 @@ class ShardWriter:
                 images; the disk is full.
         """
         spec = self.teacher.spec
-        shape = (spec.channels, spec.size, spec.size)
+        shape = spec.shape
         if images.dim() != 4 or images.shape[1:] != shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise ClusterqError(
                 f"images: {tuple(images.shape)} of {images.dtype} were given, expected (N, {', '.join(map(str, shape))}) of pixels in "
@@ -208,6 +208,7 @@ class ShardWriter:
             threads=torch.get_num_threads(),
         )
         return Manifest(
+            format=format_for(self.teacher.spec),
             digest=set_digest(splits),
             created_by=f"clusterq {version('clusterq')}",
             commit=commit(),
@@ -226,4 +227,4 @@ class ShardWriter:
 
 def _samples_per_shard(teacher: Teacher) -> int:
     spec = teacher.spec
-    return max(1, min(samples_per_shard(spec), MOST_WAITING // (spec.channels * spec.size**2)))
+    return max(1, min(samples_per_shard(spec), MOST_WAITING // spec.raw_bytes))

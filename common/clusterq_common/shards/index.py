@@ -52,7 +52,7 @@ def verify_shard(path: Path, shard: Shard) -> None:
         return
     if sha256_file(path) != shard.sha256:
         raise ClusterqError(
-            f"--shards: {path} was changed: its SHA-256 is not the manifest's {shard.sha256[:12]}...; {ADVICE}."
+            f"{path} was changed: its SHA-256 is not the manifest's {shard.sha256[:12]}...; {ADVICE}.", setting="shards"
         )
     _keep(known, json.dumps(stamp).encode())
 
@@ -69,7 +69,7 @@ def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
         return found
     index = index_tar(path, manifest)
     if len(index) != shard.samples:
-        raise ClusterqError(f"--shards: {path} holds {len(index)} samples, expected {shard.samples}; {ADVICE}.")
+        raise ClusterqError(f"{path} holds {len(index)} samples, expected {shard.samples}; {ADVICE}.", setting="shards")
     _keep(kept, _npy(index))
     return index
 
@@ -81,7 +81,7 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
         ClusterqError: a member that no shard of clusterq has, or a sample with members missing or doubled.
     """
     spec = manifest.teacher.spec
-    largest_image = 2 * spec.channels * spec.size**2 + (1 << 16)
+    largest_image = 2 * spec.raw_bytes + (1 << 16)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         # Block by block: nothing but headers is read.
@@ -92,18 +92,21 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
                 known = member.plain and KEY.fullmatch(key) and suffix in MEMBERS
                 if not known or not 0 <= member.size <= allowed:
                     raise ClusterqError(
-                        f"--shards: {path} holds {shortened(member.name)} ({member.size} bytes), which is no member of a clusterq "
-                        f"shard; do not use it: {ADVICE}."
+                        f"{path} holds {shortened(member.name)} ({member.size} bytes), which is no member of a clusterq "
+                        f"shard; do not use it: {ADVICE}.",
+                        setting="shards",
                     )
                 if suffix in samples.setdefault(key, {}):
-                    raise ClusterqError(f"--shards: {path} holds {member.name!r} twice; {ADVICE}.")
+                    raise ClusterqError(f"{path} holds {member.name!r} twice; {ADVICE}.", setting="shards")
                 samples[key][suffix] = (member.offset, member.size)
     except TarFormatError as error:
-        raise ClusterqError(f"--shards: {path} is no readable tar ({error}); {ADVICE}.") from error
+        raise ClusterqError(f"{path} is no readable tar ({error}); {ADVICE}.", setting="shards") from error
     wanted = set(MEMBERS) if manifest.has_logits else set(MEMBERS) - {"logits.npy"}
     for key, members in samples.items():
         if set(members) != wanted:
-            raise ClusterqError(f"--shards: sample {key} of {path} has {sorted(members)}, expected {sorted(wanted)}; {ADVICE}.")
+            raise ClusterqError(
+                f"sample {key} of {path} has {sorted(members)}, expected {sorted(wanted)}; {ADVICE}.", setting="shards"
+            )
     rows = [
         (int(key), *(number for name in MEMBERS for number in members.get(name, ABSENT))) for key, members in samples.items()
     ]

@@ -18,8 +18,9 @@ from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import InputSpec
 
 FORMAT_NAME: Final = "clusterq-shards"
-FORMAT_VERSION: Final = 1
-FORMAT: Final = "clusterq-shards/1"
+Format = Literal["clusterq-shards/1", "clusterq-shards/2"]
+# By version. The second one can hold images that are not square, and is written for these alone: any clusterq reads the first.
+FORMATS: Final[tuple[Format, ...]] = ("clusterq-shards/1", "clusterq-shards/2")
 MANIFEST = "manifest.json"
 MEANING: Final = "meaning"
 # The method of images that clusterq did not make.
@@ -138,7 +139,7 @@ class Parent(Settings):
 class Manifest(Settings):
     """The whole of manifest.json."""
 
-    format: Literal["clusterq-shards/1"] = Field(FORMAT, description="name and version of the format")
+    format: Format = Field(description="name and version of the format; 1: images are square")
     digest: Digest = Field(description="of the whole set: every split's labels and pixels, whatever the order of files on disk")
     created_by: str = Field(description="program and version")
     commit: str | None = Field(description="git commit of the program, where it ran from a checkout")
@@ -161,6 +162,8 @@ class Manifest(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
+        if self.format == FORMATS[0] and not self.teacher.spec.square:
+            raise ValueError(f"{self.format} holds square images alone, but these have {self.teacher.spec.shown_size} pixels")
         classes = self.teacher.spec.num_classes
         lists = [split.per_class for split in self.splits.values()]
         lists += [self.generation.rejected] if self.generation else []
@@ -181,6 +184,11 @@ class Manifest(Settings):
         if self.digest != set_digest(self.splits):
             raise ValueError("the digest is not that of the listed shards")
         return self
+
+
+def format_for(spec: InputSpec) -> Format:
+    """The oldest version of the format that can hold such images."""
+    return FORMATS[0] if spec.square else FORMATS[1]
 
 
 def set_digest(splits: dict[SplitName, Split]) -> str:
@@ -208,12 +216,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ClusterqError(
-            f"--shards: {folder} holds no {MANIFEST}, expected a finished set of shards (it is written last); run `clusterq-gen emit`."
+            f"{folder} holds no {MANIFEST}, expected a finished set of shards (it is written last); run `clusterq-gen emit`.",
+            setting="shards",
         )
     try:
         values = read_json(path, what=f"a {MANIFEST}", largest=LARGEST_MANIFEST)
     except ClusterqError as error:
-        raise ClusterqError(f"--shards: {error}") from error
+        raise ClusterqError(f"{error}", setting="shards") from error
     _check_format(path, values.get("format") if isinstance(values, dict) else None)
     manifest = Manifest.validated(values, source=str(path))
     if manifest.meaning is None:
@@ -224,20 +233,25 @@ def read_manifest(folder: Path) -> Manifest:
             )
     elif manifest.meaning != meaning_of(values):
         raise ClusterqError(
-            f"--shards: {path} was changed after it was written: its digest of itself is {manifest.meaning[:19]}..., expected "
-            f"{meaning_of(values)[:19]}...; get the set again."
+            f"{path} was changed after it was written: its digest of itself is {manifest.meaning[:19]}..., expected "
+            f"{meaning_of(values)[:19]}...; get the set again.",
+            setting="shards",
         )
     return manifest
 
 
 def _check_format(path: Path, found: object) -> None:
-    if found == FORMAT:
+    if found in FORMATS:
         return
     version = re.fullmatch(rf"{FORMAT_NAME}/([0-9]{{1,6}})", found) if isinstance(found, str) else None
-    if version and int(version[1]) > FORMAT_VERSION:
+    if version and int(version[1]) > len(FORMATS):
         raise ClusterqError(
-            f"--shards: {path} has format {found!r}, this clusterq reads up to {FORMAT!r}; update clusterq, or ask for the set in "
-            "that format."
+            f"{path} has format {found!r}, this clusterq reads up to {FORMATS[-1]!r}; update clusterq, or ask for the set in "
+            "that format.",
+            setting="shards",
         )
     shown = repr(found)[:60]
-    raise ClusterqError(f"--shards: {path} has format {shown}, expected {FORMAT!r}; it is no manifest of clusterq's shards.")
+    raise ClusterqError(
+        f"{path} has format {shown}, expected {FORMATS[0]!r} or {FORMATS[1]!r}; it is no manifest of clusterq's shards.",
+        setting="shards",
+    )

@@ -30,13 +30,13 @@ class SampleFacts(Settings):
 
 
 def read_pixels(data: bytes, spec: InputSpec, where: str) -> Array:
-    """`.png` as (S, S, C) uint8. `where` names the sample in errors, as in all of these.
+    """`.png` as (H, W, C) uint8. `where` names the sample in errors, as in all of these.
 
     Raises:
         ClusterqError: see `png.decode`.
     """
     try:
-        return png.decode(data, spec.size, spec.channels)
+        return png.decode(data, (spec.height, spec.width), spec.channels)
     except ClusterqError as error:
         raise ClusterqError(f"{where}: {error}") from error
 

@@ -10,6 +10,7 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.index import ADVICE, MEMBERS
 from clusterq_common.shards.manifest import Manifest, Shard
 from clusterq_common.shards.members import read_facts, read_label, read_logits, read_pixels
@@ -29,13 +30,13 @@ class DecodeMembers:
     manifest: Manifest
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """`__key__`; `png` (C, S, S) uint8; `cls` int; `json` a dict; `logits.npy` (classes,) float16, where the set has logits.
+        """`__key__`; `png` (C, H, W) uint8; `cls` int; `json` a dict; `logits.npy` (classes,) float16, where the set has logits.
 
         Raises:
             ClusterqError: a member is missing, or none of the format's, or does not hold what it should.
         """
         spec, key = self.manifest.teacher.spec, str(sample["__key__"])
-        where = f"--shards: sample {key} of {sample['__url__']}"
+        where = f"{setting_name('shards')}: sample {key} of {sample['__url__']}"
         wanted = {name for name in MEMBERS if name != "logits.npy" or self.manifest.has_logits}
         found = {name for name in sample if not name.startswith("__")}
         if found != wanted:

@@ -12,7 +12,8 @@ from clusterq_common.shards.read import ShardSet
 GAP = 2
 LABEL_WIDTH = 120
 LABEL_CHARACTERS = 18
-# Small images are enlarged to at least this, by whole factors, so that pixels stay pixels.
+LABEL_HEIGHT = 12
+# Small images are enlarged to at least this on their longer side, by whole factors, so that pixels stay pixels.
 SMALLEST_SHOWN = 48
 
 
@@ -23,14 +24,15 @@ def contact_sheet(shards: ShardSet, split: SplitName, classes: list[int], column
         ClusterqError: a sample cannot be read.
     """
     spec, names = shards.manifest.teacher.spec, shards.manifest.class_names
-    factor = max(1, -(-SMALLEST_SHOWN // spec.size))
-    cell = spec.size * factor + GAP
-    sheet = Image.new("RGB", (LABEL_WIDTH + columns * cell + GAP, len(classes) * cell + GAP), "white")
+    factor = max(1, -(-SMALLEST_SHOWN // spec.longer_side))
+    shown_size = spec.width * factor, spec.height * factor
+    across, down = shown_size[0] + GAP, max(shown_size[1], LABEL_HEIGHT) + GAP
+    sheet = Image.new("RGB", (LABEL_WIDTH + columns * across + GAP, len(classes) * down + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     row_of = {label: row for row, label in enumerate(classes)}
     for label, row in row_of.items():
         text = f"{label} {names[label]}" if names else str(label)
-        draw.text((GAP, row * cell + GAP + cell // 2 - 6), text[:LABEL_CHARACTERS], fill="black")
+        draw.text((GAP, row * down + GAP + down // 2 - LABEL_HEIGHT // 2), text[:LABEL_CHARACTERS], fill="black")
     shown = dict.fromkeys(classes, 0)
     missing = len(classes)
     reader = shards.split(split)
@@ -40,8 +42,8 @@ def contact_sheet(shards: ShardSet, split: SplitName, classes: list[int], column
             continue
         pixels, _, _ = reader.read(number)
         image = Image.fromarray(np.repeat(pixels, 3, axis=2) if spec.channels == 1 else pixels)
-        place = (LABEL_WIDTH + GAP + shown[label] * cell, GAP + row_of[label] * cell)
-        sheet.paste(image.resize((spec.size * factor, spec.size * factor), Image.Resampling.NEAREST), place)
+        place = (LABEL_WIDTH + GAP + shown[label] * across, GAP + row_of[label] * down)
+        sheet.paste(image.resize(shown_size, Image.Resampling.NEAREST), place)
         shown[label] += 1
         missing -= shown[label] == columns
         if not missing:

@@ -9,6 +9,7 @@ import numpy as np
 from clusterq_common.errors import ClusterqError
 from clusterq_common.png import Array
 from clusterq_common.run.run_folder import SHARDS
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.index import ADVICE, MEMBERS, Index, shard_index, verify_shard
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, SplitName, read_manifest
@@ -46,7 +47,7 @@ class SplitReader:
         return self._paths[self._shard[number]].name
 
     def read(self, number: int) -> tuple[Array, int, Logits | None]:
-        """Pixels (S, S, C) uint8, label, and the teacher's logits (classes,) float16 or None.
+        """Pixels (H, W, C) uint8, label, and the teacher's logits (classes,) float16 or None.
 
         Raises:
             ClusterqError: a member does not hold what it should.
@@ -93,7 +94,7 @@ class SplitReader:
         return read_facts(self._member(number, "json"), self.label(number), self._spec, self._where(number))
 
     def _where(self, number: int) -> str:
-        return f"--shards: sample {self.key(number)} of {self._paths[self._shard[number]]}"
+        return f"{setting_name('shards')}: sample {self.key(number)} of {self._paths[self._shard[number]]}"
 
     def _member(self, number: int, name: str) -> bytes:
         offset, size = self._index[number, 1 + 2 * MEMBERS.index(name) :][:2]
@@ -148,7 +149,7 @@ class ShardSet:
         folder = shard_folder(Path(path))
         manifest = read_manifest(folder)
         if not manifest.splits["train"].samples:
-            raise ClusterqError(f"--shards: {folder} holds no training image; {ADVICE}.")
+            raise ClusterqError(f"{folder} holds no training image; {ADVICE}.", setting="shards")
         for split in manifest.splits.values():
             for shard in split.shards:
                 check_size(folder / shard.file, shard)
@@ -168,7 +169,7 @@ class ShardSet:
             keys = np.concatenate([index[:, 0] for index in indexes]) if indexes else np.zeros(0)
             # Sorted, as clusterq writes them, they need no second look.
             if not (np.diff(keys) > 0).all() and len(np.unique(keys)) != len(keys):
-                raise ClusterqError(f"--shards: two samples of {self.folder} have the same key; {ADVICE}.")
+                raise ClusterqError(f"two samples of {self.folder} have the same key; {ADVICE}.", setting="shards")
             self._splits[name] = SplitReader(self.folder, self.manifest, shards, indexes)
         return self._splits[name]
 
@@ -184,7 +185,7 @@ class ShardSet:
             seed: of the order.
 
         Returns:
-            Batches (N, C, S, S) float32, normalised; one may go through them more than once.
+            Batches (N, C, H, W) float32, normalised; one may go through them more than once.
 
         Raises:
             ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
@@ -197,7 +198,7 @@ class ShardSet:
         """A pipeline of the package webdataset over a split's tars, which are verified first; then chain `shuffle`, `batched`, `to_tuple`.
 
         Members are decoded by clusterq, within bounds, never by webdataset's `decode`, which unpickles some. A sample is a dictionary:
-        `png` (C, S, S) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.
+        `png` (C, H, W) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.
 
         Args:
             name: of the split.
@@ -217,7 +218,9 @@ class ShardSet:
 
     def _listed(self, name: SplitName) -> list[Shard]:
         if name not in self.manifest.splits:
-            raise ClusterqError(f"--shards: {self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}.")
+            raise ClusterqError(
+                f"{self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}.", setting="shards"
+            )
         return self.manifest.splits[name].shards
 
 
@@ -228,7 +231,9 @@ def shard_folder(path: Path) -> Path:
         ClusterqError: it is no folder.
     """
     if not path.is_dir():
-        raise ClusterqError(f"--shards: {path} is no folder, expected a run folder of clusterq-gen or a folder of shards.")
+        raise ClusterqError(
+            f"{path} is no folder, expected a run folder of clusterq-gen or a folder of shards.", setting="shards"
+        )
     return path if (path / MANIFEST).is_file() or not (path / SHARDS).is_dir() else path / SHARDS
 
 
@@ -239,8 +244,8 @@ def check_size(path: Path, shard: Shard) -> None:
         ClusterqError: it is not.
     """
     if path.is_symlink() or not path.is_file():
-        raise ClusterqError(f"--shards: {path} is missing (the manifest lists it); {ADVICE}.")
+        raise ClusterqError(f"{path} is missing (the manifest lists it); {ADVICE}.", setting="shards")
     size = path.stat().st_size
     if size != shard.bytes:
         state = "cut short" if size < shard.bytes else "changed"
-        raise ClusterqError(f"--shards: {path} is {state}: {size} bytes, expected {shard.bytes}; {ADVICE}.")
+        raise ClusterqError(f"{path} is {state}: {size} bytes, expected {shard.bytes}; {ADVICE}.", setting="shards")

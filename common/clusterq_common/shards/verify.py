@@ -8,6 +8,7 @@ import numpy as np
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import final_name, sha256_file
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
@@ -132,4 +133,4 @@ def _data_behind(path: Path) -> bool:
 
 
 def _plain(error: ClusterqError) -> str:
-    return str(error).removeprefix("--shards: ")
+    return str(error).removeprefix(f"{setting_name('shards')}: ")

@@ -57,7 +57,7 @@ class Written:
 
 def samples_per_shard(spec: InputSpec) -> int:
     """As many as fit into a gibibyte uncompressed, at most 8192."""
-    return max(1, min(LARGEST_SHARD, BYTES_PER_SHARD // (spec.channels * spec.size**2)))
+    return max(1, min(LARGEST_SHARD, BYTES_PER_SHARD // spec.raw_bytes))
 
 
 def shard_name(split: SplitName, number: int) -> str:

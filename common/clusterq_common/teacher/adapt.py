@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from clusterq_common.device.setup import CONTIGUOUS, set_memory_format
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
+from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import InputSpec
 
 # torch (up to 2.13) corrupts its heap in strided 1x1 convolutions of so few channels on channels_last inputs.
@@ -29,10 +32,11 @@ class Remark(NamedTuple):
 
 
 def adapt(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
-    """Change a classifier in place until it takes (N, C, S, S) float32 and returns logits (N, classes).
+    """Change a classifier in place until it takes (N, C, H, W) float32 and returns logits (N, classes).
 
     Does what is needed of: float32 weights, weight norm and other parametrizations folded, contiguous memory where channels_last fails,
-    and logits taken out of a dict, a tuple, a data class, (N, classes, 1, 1), or a single logit for two classes.
+    logits taken out of a dict, a tuple, a data class, (N, classes, 1, 1), or a single logit for two classes, and a last pooling that
+    takes images of other sizes.
 
     Returns:
         A sentence for each change.
@@ -49,7 +53,9 @@ def adapt(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
     if folded:
         more = f" and {len(folded) - NAMES_SHOWN} more" if len(folded) > NAMES_SHOWN else ""
         remarks.append(Remark(f"parametrized weights are folded: {', '.join(folded[:NAMES_SHOWN])}{more}"))
-    take, how = _logits_of(_run(model, spec, arch), spec, arch)
+    take, how, pooling = _answer(model, spec, arch)
+    if pooling:
+        remarks.append(Remark(pooling, guess=True))
     contiguous = _needs_contiguous(model, spec)
     if contiguous:
         remarks.append(Remark(f"memory stays contiguous: {contiguous}"))
@@ -58,6 +64,18 @@ def adapt(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
     if take is not None or contiguous:
         _override_forward(model, take, contiguous=bool(contiguous))
     return remarks
+
+
+def _answer(model: nn.Module, spec: InputSpec, arch: str) -> tuple[Callable[[Any], Tensor] | None, str, str]:
+    """`_logits_of` a model's output, and how its last pooling had to be changed for that; empty where it did not."""
+    try:
+        return *_logits_of(_run(model, spec, arch), spec, arch), ""
+    except ClusterqError:
+        # If that does not help either, the first error is the one that says why.
+        with suppress(ClusterqError), last_pooling_over_all(model) as changed:
+            if changed:
+                return *_logits_of(_run(model, spec, arch), spec, arch), changed
+        raise
 
 
 def _run(model: nn.Module, spec: InputSpec, arch: str) -> Any:
@@ -70,8 +88,9 @@ def _run(model: nn.Module, spec: InputSpec, arch: str) -> Any:
     except Exception as error:  # any model, any failure
         reason = str(error).strip().split("\n")[0]
         raise ClusterqError(
-            f"--arch: {arch} cannot run on a {spec.channels}x{spec.size}x{spec.size} image ({type(error).__name__}: {reason}); check "
-            "--input-size and --in-channels."
+            f"{arch} cannot run on a {spec.channels}x{spec.shown_size} image ({type(error).__name__}: {reason}); check "
+            f"{setting_name('input_size')} and {setting_name('in_channels')}.",
+            setting="arch",
         ) from error
 
 
@@ -92,7 +111,7 @@ def _fold(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
         return []
     random = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    images = torch.randn(2, spec.channels, spec.size, spec.size, generator=random).to(device)
+    images = torch.randn(2, *spec.shape, generator=random).to(device)
     with torch.no_grad():
         before = _tensors(model(images))
         for _, fold in folders:
@@ -101,8 +120,9 @@ def _fold(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
     for one, other in zip(before, after, strict=True):
         if not torch.allclose(one, other, rtol=FOLD_TOLERANCE, atol=FOLD_TOLERANCE * float(one.abs().max())):
             raise ClusterqError(
-                f"--arch: {arch} answers otherwise once its parametrized weights are folded ({folders[0][0]} and others), expected the same; "
-                "fold them in the model and save it again."
+                f"{arch} answers otherwise once its parametrized weights are folded ({folders[0][0]} and others), expected the same; "
+                "fold them in the model and save it again.",
+                setting="arch",
             )
     return [name for name, _ in folders]
 
@@ -148,8 +168,9 @@ def _logits_of(output: Any, spec: InputSpec, arch: str) -> tuple[Callable[[Any],
         found = ", ".join(f"{name or 'output'} {tuple(value.shape)}" for name, value in fields.items()) or type(output).__name__
         several = f", {len(fitting)} of them of that shape" if fitting else ""
         raise ClusterqError(
-            f"--arch: {arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}){several}; check --num-classes, or "
-            "return the logits alone."
+            f"{arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}){several}; check {setting_name('num_classes')}, or "
+            "return the logits alone.",
+            setting="arch",
         )
     name = fitting[0]
     shape = _shape_of(fields[name], spec)
@@ -195,7 +216,7 @@ def _needs_contiguous(model: nn.Module, spec: InputSpec) -> str:
         ):
             return f"torch's strided 1x1 convolutions on {layer.in_channels} channels, as {name}, fail in channels_last order"
     device = next(model.parameters()).device
-    images = torch.randn(2, spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         with torch.no_grad():
             set_memory_format(model, torch.channels_last)

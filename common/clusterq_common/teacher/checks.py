@@ -21,7 +21,7 @@ def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
         ClusterqError: an image's answer depends on the other images of its batch; answers are probabilities; answers are not finite.
     """
     device = next(model.parameters()).device
-    images = torch.randn(IMAGES, spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(IMAGES, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
     together: Tensor = model(images)
     if not bool(torch.isfinite(together).all()):
         return  # fresh weights may overflow; weights from a file are checked value by value
@@ -34,12 +34,14 @@ def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
         )
         why = f"the layer {culprit} keeps no running statistics" if culprit else "something in it mixes the images of a batch"
         raise ClusterqError(
-            f"--arch: the answers of {arch} for an image depend on the other images of its batch ({why}), expected a classifier of single images; "
-            "train it with track_running_stats=True."
+            f"the answers of {arch} for an image depend on the other images of its batch ({why}), expected a classifier of single images; "
+            "train it with track_running_stats=True.",
+            setting="arch",
         )
     if float(together.min()) >= 0 and bool(((together.sum(1) - 1).abs() < 1e-4).all()):
         raise ClusterqError(
-            f"--arch: {arch} returns probabilities (each row sums to 1), expected logits; return what goes into the softmax."
+            f"{arch} returns probabilities (each row sums to 1), expected logits; return what goes into the softmax.",
+            setting="arch",
         )
 
 

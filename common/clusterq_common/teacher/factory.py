@@ -24,14 +24,14 @@ def build_factory(arch: str) -> nn.Module:
     Raises:
         ClusterqError: no such file or function, an exception inside, or a result that is no module.
     """
-    model = call_function(arch, flag="--arch", expected=EXPECTED)
+    model = call_function(arch, setting="arch", expected=EXPECTED)
     if not isinstance(model, nn.Module):
-        raise ClusterqError(f"--arch: {arch} returned {type(model).__name__}; {EXPECTED}.")
+        raise ClusterqError(f"{arch} returned {type(model).__name__}; {EXPECTED}.", setting="arch")
     return model
 
 
-def call_function(where: str, *arguments: object, flag: str, expected: str) -> object:
-    """Call the function `path/to/file.py:function` with the arguments; `flag` and `expected` are for the errors.
+def call_function(where: str, *arguments: object, setting: str, expected: str) -> object:
+    """Call the function `path/to/file.py:function` with the arguments; `setting` and `expected` are for the errors.
 
     Raises:
         ClusterqError: no such file or function, or an exception inside.
@@ -39,14 +39,14 @@ def call_function(where: str, *arguments: object, flag: str, expected: str) -> o
     path_text, _, function_name = where.rpartition(":")
     path = Path(path_text)
     if not path_text or not function_name.isidentifier():
-        raise ClusterqError(f"{flag}: {where!r} names no function; {expected}.")
+        raise ClusterqError(f"{where!r} names no function; {expected}.", setting=setting)
     if not path.is_file():
-        raise ClusterqError(f"{flag}: {path} does not exist; {expected}.")
+        raise ClusterqError(f"{path} does not exist; {expected}.", setting=setting)
     # One name for each file: dataclasses look their module up by it.
     name = f"_clusterq_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
-        raise ClusterqError(f"{flag}: {path} is no Python file; {expected}.")
+        raise ClusterqError(f"{path} is no Python file; {expected}.", setting=setting)
     module = importlib.util.module_from_spec(specification)
     try:
         with _as_a_program(path, name, module):
@@ -55,10 +55,11 @@ def call_function(where: str, *arguments: object, flag: str, expected: str) -> o
             made = function(*arguments) if callable(function) else None
     except Exception as error:  # the user's own code may raise anything
         raise ClusterqError(
-            f"{flag}: {where} failed with {type(error).__name__}: {error}{_own_line(error, path)}; mend the file and try again."
+            f"{where} failed with {type(error).__name__}: {error}{_own_line(error, path)}; mend the file and try again.",
+            setting=setting,
         ) from error
     if not callable(function):
-        raise ClusterqError(f"{flag}: {path} has no function {function_name}; {expected}.")
+        raise ClusterqError(f"{path} has no function {function_name}; {expected}.", setting=setting)
     return made
 
 

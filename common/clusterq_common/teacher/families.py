@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
+from clusterq_common.teacher.size import Size, sides
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -56,12 +58,11 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
     if name not in _models:
         near = difflib.get_close_matches(name, _models, n=NAMES_OFFERED, cutoff=0.5)
         offer = f"did you mean {', '.join(near)}?" if near else "pytorchcv's model list has them all."
-        raise ClusterqError(f"--arch: {config.arch!r} is no pytorchcv model, nor a path/to/file.py:factory; {offer}")
+        raise ClusterqError(f"{config.arch!r} is no pytorchcv model, nor a path/to/file.py:factory; {offer}", setting="arch")
     model = _construct(name, _models[name], config)
     statistics = _statistics(name, getattr(model, "num_classes", None))
-    size = getattr(model, "in_size", None)
     return model, {
-        "input_size": size[0] if isinstance(size, tuple | list) else size,
+        "input_size": getattr(model, "in_size", None),
         "in_channels": config.in_channels or 3,
         "num_classes": getattr(model, "num_classes", None),
         "mean": statistics[0] if statistics else None,
@@ -69,18 +70,21 @@ def build_pytorchcv(config: TeacherConfig) -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
-def known_geometry(size: int, arch: str = "") -> Geometry:
-    """Preprocessing of the published accuracy of an architecture that takes `size` pixels.
+def known_geometry(size: Size, arch: str = "") -> Geometry:
+    """Preprocessing of the published accuracy of an architecture that takes images of `size`.
 
     For a user's own factory, and where nothing else is known, as is usual: up to 64 pixels the whole image, above a bilinear resize
-    and a centre crop of 87.5 %.
+    and a centre crop of 87.5 %. Published accuracies are about squares alone. For any other size the picture is resized until it
+    just covers the image, and what protrudes on two sides is cut off: nothing is distorted, and pictures of that size stay whole.
     """
+    if not isinstance(size, int):
+        return Geometry(crop_pct=1.0, interpolation="bilinear")
     if size <= LARGEST_WHOLE_IMAGE:
-        return Geometry(crop_share=None, interpolation="bilinear")
+        return Geometry(crop_pct=None, interpolation="bilinear")
     name = arch.lower()
     # Variants of a family end in a letter: efficientnet_b1c, efficientnet_edge_large_b.
     share = next((share for family, share in CROP_SHARES.items() if re.fullmatch(family + "(_?[a-z])?", name)), CROP_SHARE)
-    return Geometry(crop_share=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
+    return Geometry(crop_pct=share, interpolation="bicubic" if NON_STANDARD.fullmatch(name) else "bilinear")
 
 
 def _statistics(name: str, classes: int | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -97,16 +101,22 @@ def _construct(name: str, constructor: Any, config: TeacherConfig) -> nn.Module:
     wanted = {
         "num_classes": config.num_classes,
         "in_channels": config.in_channels,
-        "in_size": None if config.input_size is None else (config.input_size, config.input_size),
+        "in_size": None if config.input_size is None else sides(config.input_size),
     }
     given = {key: value for key, value in wanted.items() if value is not None}
     parameters = inspect.signature(constructor).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not takes_any:
+        given = {key: value for key, value in given.items() if key in parameters}
     try:
-        model: nn.Module = constructor(**(given if takes_any else {k: v for k, v in given.items() if k in parameters}))
+        try:
+            model: nn.Module = constructor(**given)
+        except (AssertionError, TypeError):
+            # EfficientNet and NASNet insist on the size they were published for, which their layers do not depend on.
+            model = constructor(**{key: value for key, value in given.items() if key != "in_size"})
     except (TypeError, ValueError, AssertionError) as error:
-        flags = ", ".join(f"--{flag}" for flag in ("input-size", "in-channels", "num-classes"))
+        sizes = ", ".join(setting_name(name) for name in ("input_size", "in_channels", "num_classes"))
         raise ClusterqError(
-            f"--arch: pytorchcv's {name} cannot be built with these sizes ({error}); leave out {flags}."
+            f"pytorchcv's {name} cannot be built with these sizes ({error}); leave out {sizes}.", setting="arch"
         ) from error
     return model

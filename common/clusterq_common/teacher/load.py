@@ -13,6 +13,7 @@ from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, warn
 from clusterq_common.run.seeding import stream
+from clusterq_common.setting_names import setting_name
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.adapt import Remark, adapt
 from clusterq_common.teacher.checks import check_answers, untrained_statistics
@@ -28,7 +29,7 @@ class Teacher:
     """A trained classifier, frozen.
 
     Attributes:
-        model: in eval mode, no parameter wants a gradient; (N, C, S, S) float32 -> logits (N, classes).
+        model: in eval mode, no parameter wants a gradient; (N, C, H, W) float32 -> logits (N, classes).
         config: resolved: sizes filled in, paths absolute.
         spec: the images it takes.
         digest: `sha256:<hex>` of its weights.
@@ -44,7 +45,7 @@ class Teacher:
         """A trained network that you hold, frozen in place: in eval mode, no parameter wants a gradient from now on.
 
         Args:
-            model: (N, C, S, S) float32 -> logits (N, classes), with BatchNorm layers that keep running statistics.
+            model: (N, C, H, W) float32 -> logits (N, classes), with BatchNorm layers that keep running statistics.
             spec: the images it takes.
 
         Raises:
@@ -78,10 +79,12 @@ def load_teacher(config: TeacherConfig, *, device: torch.device | str = "cpu") -
     model, spec = _build(config)
     if config.weights != RANDOM:
         if config.weights is None and is_factory(config.arch):
-            raise ClusterqError("--weights is missing: a factory's weights cannot be downloaded; pass --weights FILE.")
+            raise ClusterqError(
+                f"{setting_name('weights')} is missing: a factory's weights cannot be downloaded; pass {setting_name('weights', 'FILE')}."
+            )
         path = Path(config.weights) if config.weights is not None else download_weights(config.arch)
         for choice in load_weights(model, read_checkpoint(path), str(path), config.weights_key):
-            warn(f"teacher: {choice}")  # a guess, so --quiet does not hide it
+            warn(f"teacher: {choice}")  # a guess, so `quietly` does not hide it
     model.eval().requires_grad_(False)
     for remark in _prepare(model, spec, config.arch):
         (warn if remark.guess else info)(f"teacher: {remark.text}")
@@ -135,16 +138,16 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
                 model(spec.example())
             except Exception as error:  # the model's own forward runs
                 raise ClusterqError(
-                    f"--arch: {config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.size}x{spec.size} image "
-                    f"({type(error).__name__}: {error}); check --input-size and --in-channels."
+                    f"{config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.shown_size} image "
+                    f"({type(error).__name__}: {error}); check {setting_name('input_size')} and {setting_name('in_channels')}.",
+                    setting="arch",
                 ) from error
     return model, spec
 
 
 def _stated_by(model: nn.Module) -> dict[str, Any]:
     """Read the sizes that a factory's model states in pytorchcv's attributes."""
-    size, classes = getattr(model, "in_size", None), getattr(model, "num_classes", None)
-    return {"input_size": size[0] if isinstance(size, tuple | list) else size, "num_classes": classes}
+    return {"input_size": getattr(model, "in_size", None), "num_classes": getattr(model, "num_classes", None)}
 
 
 def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
@@ -153,16 +156,22 @@ def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
     values = {name: known.get(name) if value is None else value for name, value in values.items()}
     if values["in_channels"] is None and values["mean"] is not None:
         values["in_channels"] = len(values["mean"])
-    missing = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is None]
+    missing = [setting_name(name) for name, value in values.items() if value is None]
     if missing:
         raise ClusterqError(
             f"{', '.join(missing)} missing: not known for {config.arch}, expected the image size, channels, classes and "
             "normalisation that it was trained with; pass them."
         )
     if values["mean"] and values["std"] and for_whole_pixels(values["mean"], values["std"]):
+        found, meant = (
+            f"{setting_name('mean', _numbers(mean))} {setting_name('std', _numbers(std))}"
+            for mean, std in (
+                (values["mean"], values["std"]),
+                ([v / 255 for v in values["mean"]], [v / 255 for v in values["std"]]),
+            )
+        )
         raise ClusterqError(
-            f"--mean {_numbers(values['mean'])} --std {_numbers(values['std'])}: found values for pixels in 0..255, expected them for pixels in "
-            f"[0, 1]; divide both by 255: --mean {_numbers(v / 255 for v in values['mean'])} --std {_numbers(v / 255 for v in values['std'])}."
+            f"{found}: found values for pixels in 0..255, expected them for pixels in [0, 1]; divide both by 255: {meant}."
         )
     return InputSpec.validated(
         {
@@ -183,8 +192,9 @@ def _prepare(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
     """Adapt a model in place, and refuse what clusterq can do nothing with. Returns a sentence for each change made."""
     if not batchnorm_layers(model):
         raise ClusterqError(
-            f"--arch: {arch} has no BatchNorm layer with running statistics, expected some: they are all that clusterq "
-            "knows of the training data; choose a classifier with BatchNorm."
+            f"{arch} has no BatchNorm layer with running statistics, expected some: they are all that clusterq "
+            "knows of the training data; choose a classifier with BatchNorm.",
+            setting="arch",
         )
     remarks = adapt(model, spec, arch)
     check_answers(model, spec, arch)

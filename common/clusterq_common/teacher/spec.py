@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from clusterq_common.settings import Settings
+from clusterq_common.teacher.size import Size, sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +19,7 @@ def _numbers(value: Any) -> Any:
 
 # For pixels in [0, 1] larger ones make no sense; the customary ones for 0..255 lie far above.
 MOST_MEAN, MOST_STD = 2.0, 2.0
-# Far above what classifiers take: images beyond it were asked for to fill the memory.
-LARGEST_SIDE = 4096
+# Far above what classifiers take: more were asked for to fill the memory.
 MOST_CHANNELS = 64
 MOST_CLASSES = 1_000_000
 Interpolation = Literal["bilinear", "bicubic"]
@@ -32,17 +32,17 @@ def for_whole_pixels(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
 
 
 class InputSpec(Settings):
-    """The images a classifier takes: square, `channels` x `size` x `size`, pixels in [0, 1] normalised per channel.
+    """The images a classifier takes: `channels` x `height` x `width`, pixels in [0, 1] normalised per channel.
 
     Attributes:
-        size: side in pixels.
+        size: the side of a square in pixels, or (height, width) of any other image; "64x128" is read, too.
         channels: 1 or 3 where images are stored.
         num_classes: how many logits the classifier gives.
         mean: of each channel; a network sees `(pixels / 255 - mean) / std`.
         std: of each channel, above 0.
     """
 
-    size: int = Field(ge=1, le=LARGEST_SIDE)
+    size: Size = Field(description="side of a square in pixels; of any other image height x width, as 64x128")
     channels: int = Field(ge=1, le=MOST_CHANNELS)
     num_classes: int = Field(ge=2, le=MOST_CLASSES)
     mean: PerChannel
@@ -60,29 +60,66 @@ class InputSpec(Settings):
             )
         return self
 
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return sides(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return sides(self.size)[1]
+
+    @property
+    def square(self) -> bool:
+        """Whether height and width are equal."""
+        return self.height == self.width
+
+    @property
+    def longer_side(self) -> int:
+        """The larger one of height and width: what limits on sizes are about."""
+        return max(self.height, self.width)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width): an image as a network takes it."""
+        return self.channels, self.height, self.width
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of an image's eight-bit pixels."""
+        return self.channels * self.height * self.width
+
+    @property
+    def shown_size(self) -> str:
+        """`64x128`, height first, of squares too."""
+        return f"{self.height}x{self.width}"
+
     def example(self, count: int = 1) -> "Tensor":
-        """Images of zeros, (count, channels, size, size) float32: a shape to try a network with.
+        """Images of zeros, (count, channels, height, width) float32: a shape to try a network with.
 
         Examples:
             >>> import clusterq as cq
             >>> cq.InputSpec(size=8, channels=1, num_classes=10, mean=(0.5,), std=(0.5,)).example().shape
             torch.Size([1, 1, 8, 8])
+            >>> cq.InputSpec(size=(8, 16), channels=1, num_classes=10, mean=(0.5,), std=(0.5,)).example().shape
+            torch.Size([1, 1, 8, 16])
         """
         import torch  # here, since settings are read by what must start without it
 
-        return torch.zeros(count, self.channels, self.size, self.size)
+        return torch.zeros(count, *self.shape)
 
 
 class Geometry(Settings):
-    """Preprocessing of a photograph into the square image that a classifier takes.
+    """Preprocessing of a photograph into the image that a classifier takes.
 
     Attributes:
-        crop_share: side of the centre crop over the shorter side of the resized photograph; None: the whole picture, squeezed
-            into the square.
+        crop_pct: share of the centre crop in the resized photograph, along the side that fits it; None: the whole picture,
+            squeezed into the image's size.
         interpolation: of the resizing, antialiased.
     """
 
-    crop_share: float | None = Field(gt=0, le=1)
+    crop_pct: float | None = Field(gt=0, le=1, validation_alias=AliasChoices("crop_pct", "crop_share"))
     interpolation: Interpolation
 
 
@@ -94,7 +131,9 @@ class TeacherConfig(Settings):
     weights_key: str | None = Field(
         None, description="where the weights lie in the file, e.g. state_dict_ema; looked for if left out"
     )
-    input_size: int | None = Field(None, ge=1, description="side of the square input image in pixels")
+    input_size: Size | None = Field(
+        None, description="size of the input image in pixels: 224 for a square, 64x128 for height x width"
+    )
     in_channels: int | None = Field(None, ge=1, description="channels of the input image")
     num_classes: int | None = Field(None, ge=2, description="number of classes")
     mean: PerChannel | None = Field(None, description="normalisation mean per channel, pixels in [0, 1], e.g. 0.5,0.5,0.5")

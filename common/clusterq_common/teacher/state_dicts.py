@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 
 DEPTH = 4
 NAMES_SHOWN = 6
@@ -41,24 +42,28 @@ def choose_weights(
     if key is not None:
         if key not in found:
             raise ClusterqError(
-                f"--weights-key: {source} has no weights at {key!r}, expected one of {_listed(found)}; choose one of these."
+                f"{source} has no weights at {key!r}, expected one of {_listed(found)}; choose one of these.",
+                setting="weights_key",
             )
         found = {key: found[key]}
     if not found:
         raise ClusterqError(
-            f"--weights: {source} holds {_kind(loaded)} and no state dict of tensors; save it with torch.save(model.state_dict(), ...)."
+            f"{source} holds {_kind(loaded)} and no state dict of tensors; save it with torch.save(model.state_dict(), ...).",
+            setting="weights",
         )
     fitting = {place: fitted for place, state in found.items() if (fitted := _stripped(state, complaint)) is not None}
     if not fitting:
         place, state = max(found.items(), key=lambda item: len(item[1]))
         where = f"; its weights lie at {_listed(found)}" if len(found) > 1 or place else ""
         raise ClusterqError(
-            f"--weights: {source} does not fit the architecture: {complaint(state)}{where}; check --arch and the file."
+            f"{source} does not fit the architecture: {complaint(state)}{where}; check {setting_name('arch')} and the file.",
+            setting="weights",
         )
     if len(fitting) > 1 and not _all_equal([state for state, _ in fitting.values()]):
         raise ClusterqError(
-            f"--weights: {source} holds several weights that fit, at {_listed(fitting)}, expected one; say which with --weights-key, for example "
-            f"--weights-key {next(iter(fitting))}."
+            f"{source} holds several weights that fit, at {_listed(fitting)}, expected one; say which with {setting_name('weights_key')}, for example "
+            f"{setting_name('weights_key', next(iter(fitting)))}.",
+            setting="weights",
         )
     place, (state, remark) = next(iter(fitting.items()))
     remarks = [f"weights are taken from {place!r} in {source}"] if place and key is None else []

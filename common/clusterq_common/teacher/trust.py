@@ -12,14 +12,15 @@ from typing import Any
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
 from clusterq_common.run.own_runs import is_own_code, is_own_file, remember_run
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
 from clusterq_common.teacher.weights import RANDOM
 
-# Section, field and flag of every setting that can name code, or a file whose content goes somewhere.
-ARCH = ("teacher", "arch", "--arch")
-METHOD = ("method", "method", "--method")
-WEIGHTS = ("teacher", "weights", "--weights")
-CLASS_NAMES = ("emit", "class_names", "--class-names")
+# Section and field of every setting that can name code, or a file whose content goes somewhere.
+ARCH = ("teacher", "arch")
+METHOD = ("method", "method")
+WEIGHTS = ("teacher", "weights")
+CLASS_NAMES = ("emit", "class_names")
 CODE = (ARCH, METHOD)
 
 
@@ -28,7 +29,7 @@ def refuse_foreign_code(
     given: Mapping[str, Mapping[str, Any]],
     source: Path,
     *,
-    looks_at: Sequence[tuple[str, str, str]] = (ARCH, METHOD, WEIGHTS, CLASS_NAMES),
+    looks_at: Sequence[tuple[str, str]] = (ARCH, METHOD, WEIGHTS, CLASS_NAMES),
 ) -> None:
     """Make sure that settings from a file name no code but this user's own; nothing of them has been used yet.
 
@@ -45,12 +46,12 @@ def refuse_foreign_code(
     Raises:
         ClusterqError: the file names code or a file of class names, and no command line of this user did.
     """
-    for section, name, flag in looks_at:
+    for section, name in looks_at:
         value = _value(saved, section, name)
         if value is None or name in given.get(section, {}):
             continue
-        if (section, name, flag) not in CODE:
-            _check_file((section, name, flag), value, source)
+        if (section, name) not in CODE:
+            _check_file((section, name), value, source)
             continue
         # What is no text may become some when it is validated, so it is no name of a known architecture either.
         if isinstance(value, str) and not is_factory(value):
@@ -58,9 +59,10 @@ def refuse_foreign_code(
         code = value if isinstance(value, str) else repr(value)
         if not is_own_code(source.parent, code):
             raise ClusterqError(
-                f"{flag}: {source} names code in a file, {_printable(code)}, and is of no run that you started here with it, so nothing of "
+                f"{source} names code in a file, {_printable(code)}, and is of no run that you started here with it, so nothing of "
                 "that file was run; expected code that you name yourself: look at the file, then add "
-                f"{flag} {_printable(_suggested(code))}."
+                f"{setting_name(name, _printable(_suggested(code)))}.",
+                setting=name,
             )
 
 
@@ -83,20 +85,21 @@ def _value(saved: Mapping[str, Any], section: str, name: str) -> Any:
     return values.get(name) if isinstance(values, Mapping) else None
 
 
-def _check_file(setting: tuple[str, str, str], path: Any, source: Path) -> None:
+def _check_file(setting: tuple[str, str], path: Any, source: Path) -> None:
     """Refuse a stranger's file of class names; name one of weights."""
     if path == RANDOM or (isinstance(path, str) and is_own_file(source.parent, path)):
         return
     if setting == CLASS_NAMES:
         raise ClusterqError(
-            f"--class-names: {source} names the file {_printable(path)}, and is of no run that you started here with it; its lines would go "
-            "into the set's manifest, expected a file that you name yourself: look at it, then add --class-names FILE."
+            f"{source} names the file {_printable(path)}, and is of no run that you started here with it; its lines would go "
+            f"into the set's manifest, expected a file that you name yourself: look at it, then add {setting_name(setting[1], 'FILE')}.",
+            setting=setting[1],
         )
     info(f"Note: {source}, which no command of yours wrote here, says that the weights are {_printable(path)}.")
 
 
 def _suggested(code: str) -> str:
-    """The code as a flag names it wherever a program is started; as it is where its path is none."""
+    """The code as a setting names it wherever a program is started; as it is where its path is none."""
     try:
         return absolute_factory(code) if ":" in code else code
     except (OSError, RuntimeError, ValueError):

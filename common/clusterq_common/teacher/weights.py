@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import home_folder
 from clusterq_common.progress.console import remarks
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.state_dicts import choose_weights
 
-# As an argument of --weights: keep the fresh weights. For trials of speed and memory.
+# As an value of `weights`: keep the fresh weights. For trials of speed and memory.
 RANDOM = "random"
 KEYS_SHOWN = 3
 COUNTERS = "num_batches_tracked"
@@ -44,15 +45,17 @@ def download_weights(arch: str) -> Path:
 
     name = arch.lower()
     if name not in model_store._model_sha1:
-        raise ClusterqError(f"--weights is missing: pytorchcv publishes no weights for {arch}; pass --weights FILE.")
+        raise ClusterqError(
+            f"{setting_name('weights')} is missing: pytorchcv publishes no weights for {arch}; pass {setting_name('weights', 'FILE')}."
+        )
     try:
         # pytorchcv prints its progress; stdout is for results.
         with contextlib.redirect_stdout(remarks()):
             return Path(model_store.get_model_file(name, local_model_store_dir_path=str(weights_cache())))
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterqError(
-            f"--weights is missing, and pytorchcv's weights of {arch} could not be downloaded ({type(error).__name__}); pass a "
-            f"file with --weights, or put the download into {weights_cache()}."
+            f"{setting_name('weights')} is missing, and pytorchcv's weights of {arch} could not be downloaded ({type(error).__name__}); pass a "
+            f"file with {setting_name('weights')}, or put the download into {weights_cache()}."
         ) from error
 
 
@@ -66,7 +69,7 @@ def read_checkpoint(path: Path) -> object:
         ClusterqError: missing, unreadable, or something else than a checkpoint.
     """
     if not path.is_file():
-        raise ClusterqError(f"--weights: {path} does not exist, expected a .safetensors file or a PyTorch state dict.")
+        raise ClusterqError(f"{path} does not exist, expected a .safetensors file or a PyTorch state dict.", setting="weights")
     _refuse_other_kinds(path)
     try:
         if path.suffix == ".safetensors":
@@ -74,7 +77,7 @@ def read_checkpoint(path: Path) -> object:
         with torch.serialization.safe_globals(_harmless()):
             return _tensors_of_arrays(torch.load(path, map_location="cpu", weights_only=True))
     except SafetensorError as error:
-        raise ClusterqError(f"--weights: {path} is no readable safetensors file ({error}); export it again.") from error
+        raise ClusterqError(f"{path} is no readable safetensors file ({error}); export it again.", setting="weights") from error
     except Exception as error:  # torch.load raises a dozen kinds for a broken or unsafe file
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = (
@@ -82,14 +85,15 @@ def read_checkpoint(path: Path) -> object:
             if named
             else f"is no plain state dict ({type(error).__name__})"
         )
-        raise ClusterqError(f"--weights: {path} {what}; save it with torch.save(model.state_dict(), ...).") from error
+        raise ClusterqError(f"{path} {what}; save it with torch.save(model.state_dict(), ...).", setting="weights") from error
 
 
 def _refuse_other_kinds(path: Path) -> None:
     """Refuse files that hold a program, and archives that unfold."""
     if path.suffix.lower() == ".onnx":
         raise ClusterqError(
-            f"--weights: {path} is an ONNX file, expected the PyTorch weights it was exported from; pass their state dict (.pth, .safetensors)."
+            f"{path} is an ONNX file, expected the PyTorch weights it was exported from; pass their state dict (.pth, .safetensors).",
+            setting="weights",
         )
     if not zipfile.is_zipfile(path):
         return
@@ -101,13 +105,15 @@ def _refuse_other_kinds(path: Path) -> None:
         return  # torch says what is wrong with it
     if any(member.filename.split("/")[1:2] == ["code"] or member.filename.endswith("/constants.pkl") for member in members):
         raise ClusterqError(
-            f"--weights: {path} is a TorchScript archive, expected a state dict; save it with "
-            "torch.save(torch.jit.load(...).state_dict(), ...) and pass the architecture with --arch."
+            f"{path} is a TorchScript archive, expected a state dict; save it with "
+            f"torch.save(torch.jit.load(...).state_dict(), ...) and pass the architecture with {setting_name('arch')}.",
+            setting="weights",
         )
     # PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read.
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ClusterqError(
-            f"--weights: {path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...)."
+            f"{path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...).",
+            setting="weights",
         )
 
 
@@ -165,7 +171,9 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
     own = {name: value for name, value in state.items() if wanted.get(name) == value.shape}
     bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
-        raise ClusterqError(f"--weights: {source} holds values that are not finite, in {bad[0]}; export the weights again.")
+        raise ClusterqError(
+            f"{source} holds values that are not finite, in {bad[0]}; export the weights again.", setting="weights"
+        )
     model.load_state_dict(own, strict=False)
     return remarks
 

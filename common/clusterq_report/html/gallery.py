@@ -50,43 +50,49 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     classes = spread_classes(per_class, CLASSES)
     reader = first_shards(shards, split)
     by_class = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
-    side = side_shown(spec, COLUMNS * len(by_class))
+    size = size_shown(spec, COLUMNS * len(by_class))
     cells = []
     for label, numbers in by_class.items():
         name = f"{label} {names[label]}" if names else str(label)
         cells.append(tag("span", escaped(name)))
-        cells.append(strip(reader, numbers, side, f"{len(numbers)} stored images of class {name}"))
+        cells.append(strip(reader, numbers, size, f"{len(numbers)} stored images of class {name}"))
     present = sum(count > 0 for count in per_class)
     of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
     of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
-    shown = "" if side == spec.size else f", made smaller from {spec.size}x{spec.size}"
+    shown = "" if size == (spec.height, spec.width) else f", made smaller from {spec.shown_size}"
     explanation = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
     return tag("div", *cells, class_="images") + paragraph(explanation)
 
 
-def side_shown(spec: InputSpec, images: int, budget: int = BYTES) -> int:
-    """Return the side in pixels at which this number of images together has at most `budget` bytes."""
-    return min(spec.size, max(8, math.isqrt(budget // (spec.channels * max(1, images)))))
+def size_shown(spec: InputSpec, images: int, budget: int = BYTES) -> tuple[int, int]:
+    """Return the height and width in pixels at which this number of images together has at most `budget` bytes.
+
+    The shorter side keeps at least 8 pixels, or all that it has.
+    """
+    shorter = min(spec.height, spec.width)
+    side = max(8, math.isqrt(budget // (spec.channels * max(1, images)) * shorter // spec.longer_side))
+    return (spec.height, spec.width) if side >= shorter else (spec.height * side // shorter, spec.width * side // shorter)
 
 
-def strip(reader: SplitReader, numbers: Sequence[int], side: int, said: str) -> str:
-    """Return images side by side, each `side` pixels wide, as one `img`; `said` is its alternative text.
+def strip(reader: SplitReader, numbers: Sequence[int], size: tuple[int, int], said: str) -> str:
+    """Return images side by side, each of `size` (height, width), as one `img`; `said` is its alternative text.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
-    return pictures([reader.read(number)[0] for number in numbers], side, said)
+    return pictures([reader.read(number)[0] for number in numbers], size, said)
 
 
-def pictures(images: Sequence[Pixels], side: int, said: str) -> str:
-    """Return images (S, S, C) uint8 side by side, each `side` pixels wide, as one `img`; `said` is its alternative text."""
+def pictures(images: Sequence[Pixels], size: tuple[int, int], said: str) -> str:
+    """Return images (H, W, C) uint8 side by side, each of `size` (height, width), as one `img`; `said` is its alternative text."""
+    height, width = size
     grey = images[0].shape[2] == 1
-    row = Image.new("L" if grey else "RGB", (len(images) * (side + GAP) - GAP, side), "gray")
+    row = Image.new("L" if grey else "RGB", (len(images) * (width + GAP) - GAP, height), "gray")
     for place, pixels in enumerate(images):
         image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels))
-        small = image if side == image.width else image.resize((side, side), Image.Resampling.BOX)
-        row.paste(small, (place * (side + GAP), 0))
-    factor = max(1, SMALLEST_SHOWN // side)
+        small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BOX)
+        row.paste(small, (place * (width + GAP), 0))
+    factor = max(1, SMALLEST_SHOWN // max(size))
     return tag("img", src=_as_url(row), alt=said, width=row.width * factor, height=row.height * factor)
 
 

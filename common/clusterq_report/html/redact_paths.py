@@ -33,8 +33,8 @@ def shown_path(text: str, folder: Path) -> str:
 def without_places(sentence: str, folder: Path) -> str:
     """Return a sentence, such as an error, with each absolute path in it redacted.
 
-    >>> without_places("--shards: /mnt/my.set/x.tar is cut short (1/2 of it, 3 images/s).", Path("/data/out"))
-    '--shards: .../x.tar is cut short (1/2 of it, 3 images/s).'
+    >>> without_places("shards: /mnt/my.set/x.tar is cut short (1/2 of it, 3 images/s).", Path("/data/out"))
+    'shards: .../x.tar is cut short (1/2 of it, 3 images/s).'
     """
     return WITHIN.sub(lambda found: _relative(found[0], folder), sentence)
 

@@ -15,7 +15,7 @@ from clusterq_report.quality.collect import small_pixels
 from clusterq_report.quality.penultimate import penultimate
 from clusterq_report.quality.sample import batch_size
 
-# Numbers of images in their source -> pixels (N, C, S, S) uint8, labels (N,) int64 and numbers of those that can be read.
+# Numbers of images in their source -> pixels (N, C, H, W) uint8, labels (N,) int64 and numbers of those that can be read.
 Read = Callable[[list[int]], tuple[Tensor, Tensor, list[int]]]
 
 
@@ -43,7 +43,7 @@ def collect(
         judged: by name, networks whose answers alone are kept; they take what the teacher takes.
         spec: the teacher's input.
         device: where the networks are.
-        what, fewest: the flag that named the images, and how many of them must be readable.
+        what, fewest: the setting that named the images, and how many of them must be readable.
         advance: called with the number of images of each batch; each image counts twice.
 
     Raises:
@@ -59,7 +59,7 @@ def collect(
         advance(min(size, len(numbers) - start))
     if len(digests) < fewest:
         raise ClusterqError(
-            f"{what}: {len(digests)} of {len(numbers)} images can be read, expected {fewest} or more; check the folder."
+            f"{len(digests)} of {len(numbers)} images can be read, expected {fewest} or more; check the folder.", setting=what
         )
     ordered = [number for _, number in sorted(digests)]
 
@@ -72,7 +72,7 @@ def collect(
         keep("margins", name, margin(logits, labels))
         keep("confidences", name, margin(logits, logits.argmax(1)))
 
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    example = torch.zeros(1, *spec.shape, device=device)
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(ordered), size):
             stored, labels, there = read(ordered[start : start + size])

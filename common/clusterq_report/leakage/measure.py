@@ -101,8 +101,9 @@ def compare(
     )
     if not len(control) or not int(arrangements.equal.sum()):
         raise ClusterqError(
-            f"--holdout: {len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
-            "expected at least two of each class; take more of them, of the same classes."
+            f"{len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
+            "expected at least two of each class; take more of them, of the same classes.",
+            setting="holdout",
         )
     sources = {"set": made, "control": control}
     pools = {space.name: torch.cat([space.vectors(train), space.vectors(rest)]) for space in spaces if space.name != MOVED}

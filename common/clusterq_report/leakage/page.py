@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from clusterq_common.shards.read import ShardSet
 from clusterq_report.charts.lines import Line, line_chart
-from clusterq_report.html.gallery import Pixels, pictures, side_shown
+from clusterq_report.html.gallery import Pixels, pictures, size_shown
 from clusterq_report.html.page import Report, Section, figure, folded, paragraph, table
 from clusterq_report.html.text import escaped, number, percent, tag
 from clusterq_report.leakage.findings import RATIO_BINS, RATIO_RANGE, Leakage, SpaceFigures
@@ -15,7 +15,7 @@ GUIDE = "docs/leakage.md"
 # Pairs of a space that are shown, and the bytes of all of a space's images before PNG and base64.
 SHOWN, BUDGET = 6, 200_000
 MOST_ROWS = 1000
-# Number of a real image in its source -> (S, S, C) uint8.
+# Number of a real image in its source -> (H, W, C) uint8.
 Reader = Callable[[int], Pixels]
 
 
@@ -72,12 +72,12 @@ def _about(found: Leakage) -> str:
 def _pairs(found: Leakage, space: SpaceFigures, shards: ShardSet, train: Reader, held: Reader) -> str:
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
     shown = space.pairs[:SHOWN]
-    side = side_shown(spec, 3 * len(shown), BUDGET)
+    size = size_shown(spec, 3 * len(shown), BUDGET)
     cells = []
     for pair in shown:
         three = [reader.read(pair.number)[0], train(pair.train), held(pair.held)]
         name = found.class_name(pair.label)
-        picture = pictures(three, side, f"an image of class {name}, the nearest training image, the nearest held-out image")
+        picture = pictures(three, size, f"an image of class {name}, the nearest training image, the nearest held-out image")
         mark = "near-copy, " if pair.near else ""
         caption = f"{name}: {mark}ratio {number(pair.ratio)}, distance {number(pair.distance)}"
         cells.append(tag("div", picture, tag("div", escaped(caption), class_="tick"), class_="small"))

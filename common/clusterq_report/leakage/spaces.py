@@ -19,7 +19,7 @@ class Images:
     Attributes:
         numbers: (N,) int64, their numbers in the source.
         labels: (N,) int64.
-        small: (N, C, s, s) uint8, pixels at no more than 32 x 32.
+        small: (N, C, h, w) uint8, pixels, at most 32 on the longer side.
         features: by network (`teacher`, `other`), (N, D) float32, the input of its classifier.
         margins: by network, (N,) float64: the label's logit minus the log-sum-exp of all others, log(p / (1 - p)).
         confidences: by network, (N,) float64: the same of the class that the network prefers.

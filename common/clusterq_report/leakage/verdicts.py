@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from clusterq_common.setting_names import setting_name
 from clusterq_report.html.page import Remark
 from clusterq_report.html.text import number, percent
 from clusterq_report.leakage.findings import LEVEL, TEACHER, Attack, BesideControl, Leakage, SpaceFigures
@@ -59,7 +60,8 @@ def _about_real(found: Leakage) -> Iterator[Remark]:
             yield Remark("plain", f"{real.compared:,} of {real.images:,} {what} images were compared, drawn by class.{missing}")
     if found.images < found.of_images:
         yield Remark(
-            "plain", f"{found.images:,} of the set's {found.of_images:,} images were compared; a larger --images compares more."
+            "plain",
+            f"{found.images:,} of the set's {found.of_images:,} images were compared; a larger {setting_name('images')} compares more.",
         )
     if found.in_both:
         yield Remark(

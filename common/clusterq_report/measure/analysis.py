@@ -69,7 +69,7 @@ def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, devic
                 teacher.model(images)
                 scatter.add(taps)
         layers: dict[str, Any] = {}
-        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+        example = torch.zeros(1, *spec.shape, device=device)
         if student is not None:
             layers = quantized_layers(teacher.model, student.eval(), _batches(reader, even, spec, device), example)
     return {
@@ -85,8 +85,8 @@ def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, devic
 
 
 def _batches(reader: SplitReader, numbers: list[int], spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
-    """Yield normalised images (N, C, S, S) on the device, a batch at a time."""
-    size = SMALL_BATCH if spec.size <= SMALL_IMAGE else LARGE_BATCH
+    """Yield normalised images (N, C, H, W) on the device, a batch at a time."""
+    size = SMALL_BATCH if spec.longer_side <= SMALL_IMAGE else LARGE_BATCH
     for start in range(0, len(numbers), size):
         pixels = [torch.from_numpy(reader.read(number)[0]) for number in numbers[start : start + size]]
         batch = torch.stack(pixels).permute(0, 3, 1, 2).to(device)

@@ -66,7 +66,7 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
     Args:
         teacher: in eval mode; student: its copy by `convert`, calibrated.
         batches: normalised images.
-        example: (1, C, S, S), any values.
+        example: (1, C, H, W), any values.
     """
     order = quantizable_layers(teacher, example)
     outputs = {name: _Ratio() for name in order}

@@ -31,7 +31,8 @@ def analyse_folder(folder: Path, given: dict[str, str]) -> None:
     source = Source.open(folder)
     if source.kind == "comparison":
         raise ClusterqError(
-            f"--analyse: {folder} is a comparison, expected one run's folder; name one of those under {folder / 'students'}."
+            f"{folder} is a comparison, expected one run's folder; name one of those under {folder / 'students'}.",
+            setting="analyse",
         )
     where = str(folder / CONFIG)
     device = prepare_device(RuntimeConfig())
@@ -50,18 +51,20 @@ def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
     folder = source.folder
     if source.manifest is None:
         raise ClusterqError(
-            f"--analyse: {source.shards} does not hold the run's shards, expected a finished set; finish the run, or put them back."
+            f"{source.shards} does not hold the run's shards, expected a finished set; finish the run, or put them back.",
+            setting="analyse",
         )
     if source.manifest.teacher.digest != teacher.digest:
         raise ClusterqError(
-            f"--analyse: the shards were made for a teacher with digest {source.manifest.teacher.digest[:19]}, {folder / CONFIG} names "
-            f"one with {teacher.digest[:19]}; put those weights back."
+            f"the shards were made for a teacher with digest {source.manifest.teacher.digest[:19]}, {folder / CONFIG} names "
+            f"one with {teacher.digest[:19]}; put those weights back.",
+            setting="analyse",
         )
     student = None
     if (folder / STUDENT).is_file():
         quant = QuantConfig.validated(section(source.config.get("quant")), source=str(folder / CONFIG))
         spec = teacher.spec
-        example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+        example = torch.zeros(1, *spec.shape, device=device)
         student = load_quantized(folder / STUDENT, teacher.model, quant, example)
         to_device(student, device)
     write_analysis(folder, teacher, student, ShardSet(source.shards, source.manifest), device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.scale import usable
 from clusterq_report.charts.series import curves, series, shares
@@ -132,19 +133,25 @@ def _remarks(source: Source) -> list[Remark]:
     remarks = []
     if not source.result:
         remarks.append(
-            Remark("warning", f"The run is not finished: {source.steps_done} steps are on record. --resume goes on.")
+            Remark(
+                "warning",
+                f"The run is not finished: {source.steps_done} steps are on record. {setting_name('resume')} goes on.",
+            )
         )
     elif accuracy.top1(source, "student") is None:
         remarks.append(
             Remark(
                 "warning",
-                "No real image was looked at: how good the student is, is unknown. `clusterq-finetune evaluate --val` tells.",
+                f"No real image was looked at: how good the student is, is unknown. `clusterq-finetune evaluate {setting_name('val')}` tells.",
             )
         )
     missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
     if missing:
         remarks.append(
-            Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr.")
+            Remark(
+                "warning",
+                f"{missing} loss values are not finite: the training went astray; try a smaller {setting_name('lr')}.",
+            )
         )
     remarks += [*_about_accuracy(source), *_about_synthetic(source), *_about_layers(source)]
     if accuracy.top1(source, "student") is not None:
@@ -153,7 +160,7 @@ def _remarks(source: Source) -> list[Remark]:
         )
     epoch = real(section(source.result.get("student")).get("epoch"))
     if epoch is not None and epoch < 0 and source.steps_done:
-        sentence = "On held-out images training made the student worse: the one that it began with was kept. A smaller --lr may do better."
+        sentence = f"On held-out images training made the student worse: the one that it began with was kept. A smaller {setting_name('lr')} may do better."
         remarks.append(Remark("warning", sentence))
     elif epoch is not None and section(source.config.get("recipe")).get("select") == "heldout":
         remarks.append(Remark("plain", f"Epoch {epoch:.0f} was chosen on held-out synthetic images; no real image had a say."))

@@ -2,6 +2,7 @@
 
 import math
 
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.scale import usable
@@ -210,12 +211,17 @@ def _remarks(source: Source, *, bank: bool) -> list[Remark]:
         notes.append(
             Remark(
                 "warning",
-                f"The run is not finished: {where} are on record, and there is no complete set of shards. --resume goes on.",
+                f"The run is not finished: {where} are on record, and there is no complete set of shards. {setting_name('resume')} goes on.",
             )
         )
     missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
     if missing:
-        notes.append(Remark("warning", f"{missing} loss values are not finite: the training went astray; try a smaller --lr."))
+        notes.append(
+            Remark(
+                "warning",
+                f"{missing} loss values are not finite: the training went astray; try a smaller {setting_name('lr')}.",
+            )
+        )
     seen = _late(series(source.steps, "teacher/accuracy").get("", []))
     if seen is not None and not bank:
         level: Level = "warning" if seen < 100 * FEW_AGREE else "good"

@@ -1,5 +1,6 @@
 """Page sections from analysis.json: measurements inside the networks."""
 
+from clusterq_common.setting_names import setting_name
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.histogram import grid_histogram
 from clusterq_report.charts.lines import Line, line_chart
@@ -8,7 +9,6 @@ from clusterq_report.html.text import number, percent, tag
 from clusterq_report.run_data import Source, real, reals, rows, section, word
 
 MOST_HISTOGRAMS = 48
-MISSING = "Not measured: {name} is missing; `report --analyse` measures it, given the teacher's weights."
 
 
 def analysis_of(source: Source) -> dict[str, object]:
@@ -25,7 +25,9 @@ def features(source: Source) -> str:
     analysis = analysis_of(source)
     layers, scatter = rows(analysis.get("batchnorm")), rows(analysis.get("scatter"))
     if not layers:
-        return paragraph(MISSING.format(name="analysis.json"))
+        return paragraph(
+            f"Not measured: analysis.json is missing; `report {setting_name('analyse')}` measures it, given the teacher's weights."
+        )
     images = number(real(analysis.get("images")))
     lines = [
         Line("mean", [(n, real(layer.get("mean"))) for n, layer in enumerate(layers)]),

@@ -6,6 +6,7 @@ from typing import Any
 
 from clusterq_common.escape import shell_command
 from clusterq_common.run.run_folder import CONFIG, RESULT
+from clusterq_common.setting_names import setting_name
 from clusterq_report.html.page import code, folded, paragraph, table
 from clusterq_report.html.redact_paths import SAID, shown_path
 from clusterq_report.html.text import number
@@ -32,17 +33,22 @@ def again(source: Source) -> str:
     lines = []
     if source.kind == "generator":
         lines.append(f"clusterq-gen train --config {CONFIG} --out ../again")
-        flags = "--weights (and --arch, for a file of your own)"
+        elsewhere = f"{setting_name('weights')} (and {setting_name('arch')}, for a file of your own)"
     elif source.kind == "fine-tuning":
         val = _value_of("--val", source)
         real_images = "" if val is None else f" {shell_command('--val', shown_path(val, source.folder))}"
         lines.append(f"clusterq-finetune --config {CONFIG} --out ../again{real_images}")
         if source.result:
             lines.append(f"clusterq-finetune reproduce {RESULT} --out ../again")
-        flags = "--shards and --weights (and --arch, for a file of your own; reproduce takes --shards alone)"
+        shards, weights, arch = setting_name("shards"), setting_name("weights"), setting_name("arch")
+        elsewhere = f"{shards} and {weights} (and {arch}, for a file of your own; reproduce takes {shards} alone)"
     started = _started(source)
     if started and not lines:
-        return paragraph("As it was started; the same --out goes on with what is there:") + code(started) + paragraph(SAID)
+        return (
+            paragraph(f"As it was started; the same {setting_name('out')} goes on with what is there:")
+            + code(started)
+            + paragraph(SAID)
+        )
     if not lines:
         return ""
     found = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
@@ -50,7 +56,7 @@ def again(source: Source) -> str:
         found += paragraph("The second one also says whether the same student came out.")
     if started:
         found += paragraph("As it was started:") + code(started)
-    return found + paragraph(f"{SAID} On another machine say where those files are now: {flags}.")
+    return found + paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")
 
 
 def _command(source: Source) -> list[str]:

@@ -16,7 +16,7 @@ from clusterq_report.measure.features import BatchNormDistances
 from clusterq_report.quality.penultimate import penultimate
 from clusterq_report.quality.sample import Batch
 
-# Largest side at which images are compared by pixels: enough to recognise equal pictures, with bounded memory.
+# Longest side at which images are compared by pixels: enough to recognise equal pictures, with bounded memory.
 LARGEST_COMPARED = 32
 
 
@@ -40,7 +40,7 @@ class Collected:
         other: (N,) int64, the other network's top-1; None where there is no other network.
         clipped: (N,) float32, share of an image's values that are 0 or 255.
         digests: digest of each image's pixels; equal for equal images.
-        small: (N, P) uint8, pixels at no more than 32 x 32.
+        small: (N, P) uint8, pixels, at most 32 on the longer side.
         features: (N, D) float32, input of the teacher's classifier.
         batchnorm: by layer, see `BatchNormDistances.result`.
     """
@@ -74,7 +74,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
     teacher, other, device = networks.teacher, networks.other, networks.device
     spec = teacher.spec
     distances = BatchNormDistances(teacher.model.eval())
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    example = torch.zeros(1, *spec.shape, device=device)
     digests: list[bytes] = []
     collected: dict[str, list[Tensor]] = {}
     with (
@@ -118,7 +118,9 @@ def _normalised(pixels: Tensor, network: Teacher) -> Tensor:
 
 
 def small_pixels(pixels: Tensor) -> Tensor:
-    """Convert (N, C, S, S) uint8 to (N, C, s, s) uint8 with s at most 32, by means over areas."""
-    if pixels.shape[-1] > LARGEST_COMPARED:
-        pixels = adaptive_avg_pool2d(pixels.float(), LARGEST_COMPARED).round().to(torch.uint8)
+    """Convert (N, C, H, W) uint8 to (N, C, h, w) uint8 with the longer of h and w at most 32, by means over areas."""
+    sides = pixels.shape[-2:]
+    if max(sides) > LARGEST_COMPARED:
+        height, width = (max(1, round(side * LARGEST_COMPARED / max(sides))) for side in sides)
+        pixels = adaptive_avg_pool2d(pixels.float(), (height, width)).round().to(torch.uint8)
     return pixels

@@ -30,7 +30,7 @@ def penultimate(model: nn.Module, example: Tensor) -> Iterator[Features]:
 
     Args:
         model: a classifier.
-        example: (1, C, S, S), any values; one forward pass on it determines the last layer.
+        example: (1, C, H, W), any values; one forward pass on it determines the last layer.
 
     Raises:
         ClusterqError: no convolution or linear layer runs.

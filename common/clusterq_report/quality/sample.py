@@ -12,7 +12,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.read import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 
-# (pixels (N, C, S, S) uint8, labels (N,) int64)
+# (pixels (N, C, H, W) uint8, labels (N,) int64)
 Batch = tuple[Tensor, Tensor]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -23,7 +23,7 @@ LEAST_OF_A_CLASS = 2
 
 def batch_size(spec: InputSpec) -> int:
     """Return the number of images in a batch for the networks."""
-    return SMALL_BATCH if spec.size <= SMALL_IMAGE else LARGE_BATCH
+    return SMALL_BATCH if spec.longer_side <= SMALL_IMAGE else LARGE_BATCH
 
 
 def sampled(labels: Ints, most: int, seed: int) -> Ints:
@@ -75,4 +75,4 @@ def noise(labels: Tensor, spec: InputSpec, seed: int) -> Iterator[Batch]:
     """
     for number, own in enumerate(labels.split(batch_size(spec))):
         random = stream(seed, "quality noise", number)
-        yield to_pixels(torch.randn(len(own), spec.channels, spec.size, spec.size, generator=random), spec), own
+        yield to_pixels(torch.randn(len(own), *spec.shape, generator=random), spec), own

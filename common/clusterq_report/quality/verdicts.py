@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 from clusterq_common.intervals import wilson_interval
+from clusterq_common.setting_names import setting_name
 from clusterq_report.html.page import Level, Remark
 from clusterq_report.html.text import number
 from clusterq_report.quality.findings import NEAR, ClassFigures, Quality
@@ -37,7 +38,7 @@ def _measured(found: Quality) -> Iterator[Remark]:
     if own.images < found.of_images:
         seen = (own.images / found.of_images) ** 2
         sentence = f"{own.images:,} of {found.of_images:,} images were measured, drawn by class: of copies that come as single pairs about "
-        yield Remark("plain", sentence + f"{_percent(seen)} would show. A larger --images sees more.")
+        yield Remark("plain", sentence + f"{_percent(seen)} would show. A larger {setting_name('images')} sees more.")
     if found.missing:
         named = ", ".join(found.class_name(label) for label in found.missing[:MOST_NAMED])
         more = f" and {len(found.missing) - MOST_NAMED} more" if len(found.missing) > MOST_NAMED else ""

@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Json, OnDevice, Quiet, Threads, Weights, named_teacher, version_option
+from clusterq_cli.app import (
+    App,
+    Arch,
+    Debug,
+    Json,
+    OnDevice,
+    Quiet,
+    Threads,
+    TimeBudget,
+    Weights,
+    named_teacher,
+    version_option,
+)
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
@@ -13,10 +25,11 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.progress.console import print_json, print_result
-from clusterq_common.settings import merged, read_yaml
+from clusterq_common.progress.time_budget import parse_time_budget
+from clusterq_common.settings import merged, read_yaml, under_present_names
 from clusterq_finetune.cli import shards as shards_cli
 from clusterq_finetune.cli.figures import app as figures_app
-from clusterq_finetune.config import SECTIONS, EvaluationConfig, recipe_notes
+from clusterq_finetune.config import SECTIONS, EvaluationConfig, FinetuneConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 
 EXAMPLES = examples(
@@ -61,6 +74,7 @@ def finetune(
     probabilities: Probabilities = False,
     predictions_csv: PredictionsCsv = None,
     config: Annotated[Path | None, typer.Option("--config", help="Start from a saved config.yaml; flags go on top.")] = None,
+    time_budget: TimeBudget = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
@@ -86,7 +100,16 @@ def finetune(
 
         keep = KeptPredictions(probabilities, predictions_csv)
         result = commands.finetune(
-            values, Path(path), out, val, classes, resume=resume, overwrite=overwrite, dry_run=dry_run, keep=keep
+            values,
+            Path(path),
+            out,
+            val,
+            classes,
+            resume=resume,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            keep=keep,
+            time_budget=None if time_budget is None else parse_time_budget(time_budget),
         )
         _print(summary_lines(result), result, as_json=as_json)
 
@@ -295,7 +318,7 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     values = read_yaml(config)
     refuse_foreign_code(values, flags, config)
-    return merged(values, flags)
+    return merged(under_present_names(FinetuneConfig, values), flags)
 
 
 def _print(lines: list[str], result: dict[str, Any], *, as_json: bool) -> None:

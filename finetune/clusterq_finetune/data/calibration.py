@@ -28,6 +28,6 @@ def calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec
 
 
 def first_pixels(shards: ShardSet, config: FinetuneConfig, count: int) -> Tensor:
-    """Return the first images of that pass, (count, C, S, S) uint8, or all where there are fewer."""
+    """Return the first images of that pass, (count, C, H, W) uint8, or all where there are fewer."""
     size, seed = config.recipe.batch_size, config.runtime.seed
     return torch.cat(list(shards.images("train", count, batch_size=size, seed=seed).pixels()))

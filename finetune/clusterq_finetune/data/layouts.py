@@ -1,4 +1,4 @@
-"""Layouts of real images that `--val` accepts, in words for help and errors. Free of torch."""
+"""Layouts of real images that `val` accepts, in words for help and errors. Free of torch."""
 
 LAYOUTS = (
     "class folders (wnids for ImageNet), ImageNet's flat folder with Kaggle's LOC_val_solution.csv, ILSVRC2012_img_val.tar with the "

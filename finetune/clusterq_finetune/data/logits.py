@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.recheck import logits_tolerance
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import RecipeConfig
@@ -43,7 +44,8 @@ def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, dev
     if batch.logits is None:
         if recipe.teacher_logits == "stored":
             raise ClusterqError(
-                "--teacher-logits: stored, but these shards hold no logits, expected .logits.npy members; use recomputed."
+                "stored, but these shards hold no logits, expected .logits.npy members; use recomputed.",
+                setting="teacher_logits",
             )
         return LogitsSource(False, None, None)
     images = view(batch.pixels.to(device), teacher.spec)
@@ -53,7 +55,8 @@ def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, dev
     worst = int((apart / allowed).argmax())
     if wanted and apart[worst] > allowed[worst]:
         raise ClusterqError(
-            f"--shards: a stored logit is {float(apart[worst]):.3g} off the teacher's, expected at most {float(allowed[worst]):.2g}; "
-            "check the set with `clusterq-finetune shards verify`, or pass --teacher-logits recomputed."
+            f"a stored logit is {float(apart[worst]):.3g} off the teacher's, expected at most {float(allowed[worst]):.2g}; "
+            f"check the set with `clusterq-finetune shards verify`, or pass {setting_name('teacher_logits', 'recomputed')}.",
+            setting="shards",
         )
     return LogitsSource(wanted, float(apart[worst]), float(allowed[worst]))

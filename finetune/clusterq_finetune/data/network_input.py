@@ -11,7 +11,7 @@ from clusterq_common.teacher.spec import InputSpec
 
 
 def view(pixels: Tensor, spec: InputSpec, low_pass: float = 0.0) -> Tensor:
-    """Convert pixels, (N, C, S, S) uint8, to normalised float32 in channels_last order.
+    """Convert pixels, (N, C, H, W) uint8, to normalised float32 in channels_last order.
 
     Args:
         pixels: stored images.

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 
 # Low and high: the values that are shown as black and as white.
 PixelRange = tuple[float, float]
@@ -60,8 +61,8 @@ def eight_bits(image: Image.Image, pixel_range: PixelRange | None, name: str) ->
         raise ValueError("some pixels are no finite numbers")
     if pixel_range is None and largest is None:
         raise ClusterqError(
-            f"--pixel-range is missing: {name} has pixels of mode {image.mode} ({'floats' if image.mode == 'F' else '32 bits'}) from "
-            f"{values.min():g} to {values.max():g}, expected 8 or 16 bits; pass --pixel-range LOW,HIGH, the values that are black and white."
+            f"{setting_name('pixel_range')} is missing: {name} has pixels of mode {image.mode} ({'floats' if image.mode == 'F' else '32 bits'}) from "
+            f"{values.min():g} to {values.max():g}, expected 8 or 16 bits; pass {setting_name('pixel_range', 'LOW,HIGH')}, the values that are black and white."
         )
     low, high = pixel_range or (0.0, float(largest or 0))
     outside = bool((values < low).any() or (values > high).any())

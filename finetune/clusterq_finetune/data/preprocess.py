@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from clusterq_common.png import MODES
+from clusterq_common.teacher.size import Size, show_size, sides
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.data.pixels import PixelRange, eight_bits
 
@@ -17,10 +18,11 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 
 def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_range: PixelRange | None = None) -> Tensor:
-    """A decoded image as (C, S, S) uint8.
+    """A decoded image as (C, H, W) uint8.
 
-    With a crop share: the shorter side resized to ceil(S / share) (256 for 224 at 0.875), antialiased, then the centre cropped;
-    what torchvision's Resize and CenterCrop do to a PIL image, pixel by pixel. Without: the whole image, resized where its size
+    With a crop share: the image is resized in its own proportions, antialiased, until it just covers ceil(H / share) x
+    ceil(W / share); then the centre is cropped. Pixels are those of torchvision's Resize and CenterCrop of a PIL image. For a square
+    the shorter side becomes ceil(H / share), 256 for 224 at 0.875. Without a share: the whole image, resized where its size
     differs. Images of more than eight bits are scaled before that, by their depth or by `pixel_range`. EXIF's rotation is not
     applied and an alpha channel is dropped, as where torchvision's ImageFolder reads.
 
@@ -30,37 +32,46 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
     """
     image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
-    if geometry.crop_share is None:
-        if image.size != (spec.size, spec.size):
-            image = image.resize((spec.size, spec.size), resampling)
+    if geometry.crop_pct is None:
+        if image.size != (spec.width, spec.height):
+            image = image.resize((spec.width, spec.height), resampling)
     else:
-        width, height = resized(image.size, shorter_side(spec.size, geometry.crop_share))
+        width, height = resized(image.size, covered(spec.size, geometry.crop_pct))
         if width * height > LARGEST_RESIZED:
             raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {width}x{height} after resizing")
         image = image.resize((width, height), resampling)
         # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
-        left, top = (round((side - spec.size) / 2) for side in image.size)
-        image = image.crop((left, top, left + spec.size, top + spec.size))
-    array = np.array(image).reshape(spec.size, spec.size, spec.channels)
+        left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
+        image = image.crop((left, top, left + spec.width, top + spec.height))
+    array = np.array(image).reshape(spec.height, spec.width, spec.channels)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def shorter_side(size: int, crop_share: float) -> int:
-    """Of the resized image, in pixels. A share that divides the size evenly must not be one pixel more by rounding."""
-    return math.ceil(size / crop_share - 1e-9)
+def covered(size: Size, crop_pct: float) -> tuple[int, int]:
+    """Height and width in pixels that the resized image covers, so that the crop of `size` is that share of them.
+
+    A share that divides a side evenly must not be one pixel more by rounding.
+    """
+    height, width = (math.ceil(side / crop_pct - 1e-9) for side in sides(size))
+    return height, width
 
 
-def resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Width and height with the shorter one at `shorter`; the longer one keeps the proportions, cut off to a whole number."""
+def resized(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image that just covers `cover`, (height, width).
+
+    One side fits; the other one keeps the image's proportions, cut off to a whole number.
+    """
     width, height = size
-    return (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
+    down, across = cover
+    return (across, across * height // width) if down * width <= across * height else (down * width // height, down)
 
 
 def describe_preprocessing(spec: InputSpec, geometry: Geometry) -> str:
     """The same in words, for the result."""
-    if geometry.crop_share is None:
-        words = f"whole image at {spec.size}x{spec.size} ({geometry.interpolation}, antialiased, where its size differs)"
+    if geometry.crop_pct is None:
+        words = f"whole image at {spec.shown_size} ({geometry.interpolation}, antialiased, where its size differs)"
     else:
-        shorter = shorter_side(spec.size, geometry.crop_share)
-        words = f"shorter side to {shorter} ({geometry.interpolation}, antialiased), centre crop {spec.size}"
+        height, width = covered(spec.size, geometry.crop_pct)
+        to = f"shorter side to {height}" if spec.square else f"resized to cover {height}x{width}"
+        words = f"{to} ({geometry.interpolation}, antialiased), centre crop {show_size(spec.size)}"
     return f"{words}; (pixels / 255 - {list(spec.mean)}) / {list(spec.std)}"

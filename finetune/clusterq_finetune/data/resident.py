@@ -17,7 +17,7 @@ READ_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ResidentSplit:
-    """A whole split in memory: pixels (N, C, S, S) uint8, labels (N,) int64, logits (N, classes) float16 or None."""
+    """A whole split in memory: pixels (N, C, H, W) uint8, labels (N,) int64, logits (N, classes) float16 or None."""
 
     pixels: Tensor
     labels: Tensor
@@ -51,7 +51,7 @@ class TrainingBatches:
     def __init__(self, dataset: ShardDataset, device: torch.device, *, workers: int = 0, most_bytes: int = MOST_BYTES) -> None:
         self.dataset, self.device, self.workers = dataset, device, workers
         spec = dataset.spec
-        sample = spec.channels * spec.size**2 + 2 * spec.num_classes
+        sample = spec.raw_bytes + 2 * spec.num_classes
         self.small = 0 < len(dataset) * sample <= most_bytes
 
     def __call__(self, order: Iterable[list[int]]) -> Iterator[ShardBatch]:

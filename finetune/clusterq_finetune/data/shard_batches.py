@@ -14,7 +14,7 @@ from clusterq_common.shards.read import ShardSet
 
 
 class ShardBatch(NamedTuple):
-    """A batch: pixels (N, C, S, S) uint8; labels (N,) int64; logits (N, classes) float16, or None where the set has none."""
+    """A batch: pixels (N, C, H, W) uint8; labels (N,) int64; logits (N, classes) float16, or None where the set has none."""
 
     pixels: Tensor
     labels: Tensor
@@ -42,7 +42,7 @@ class ShardDataset(Dataset[tuple[Tensor, int, Tensor | None]]):
     def collate(self, samples: list[tuple[Tensor, int, Tensor | None]]) -> ShardBatch:
         """Combine a loader's samples into one batch, which may be empty: a process's part of a small last batch."""
         if not samples:
-            empty = torch.zeros(0, self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
+            empty = torch.zeros(0, *self.spec.shape, dtype=torch.uint8)
             return ShardBatch(empty, torch.zeros(0, dtype=torch.long), None)
         pixels, labels, logits = zip(*samples, strict=True)
         stored = None if logits[0] is None else torch.stack([row for row in logits if row is not None])

@@ -250,8 +250,9 @@ def evaluate_models(
     if not sum(ranks.gather(count)):
         first = f" (the first is {read.unreadable[0]})" if read.unreadable else ""
         raise ClusterqError(
-            f"--val: none of the {len(read.unreadable)} images in {images.root} can be read{first}, expected "
-            "image files; check the folder."
+            f"none of the {len(read.unreadable)} images in {images.root} can be read{first}, expected "
+            "image files; check the folder.",
+            setting="val",
         )
     return {
         name: found.result(agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, read=read)

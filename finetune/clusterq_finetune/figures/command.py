@@ -179,7 +179,7 @@ def _sources(
     """Real images first, if any are asked for, then the sets in their order."""
     evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
-        flag = "--val-classes" if val.classes is not None else "--crop-share, --interpolation or --pixel-range"
+        flag = "--val-classes" if val.classes is not None else "--crop-pct, --interpolation or --pixel-range"
         raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
     found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
     if val.path is not None:

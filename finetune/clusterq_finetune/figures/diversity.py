@@ -59,7 +59,8 @@ def draw_diversity(
     caption = _caption(sources, len(class_names), shown_classes, config)
     looks = _looks(sources)
     cell = (PAGE_WIDTH - LABEL_WIDTH) / config.shown
-    strip_heights = [0.25 + len(sources) * (cell + 0.04) for _ in shown_classes]
+    tall = cell * sources[0].pixels.shape[-2] / sources[0].pixels.shape[-1]
+    strip_heights = [0.25 + len(sources) * (tall + 0.04) for _ in shown_classes]
     heights = [BY_LAYER_HEIGHT, BOXES_HEIGHT, *strip_heights]
     with style():
         figure = new_figure(PAGE_WIDTH, sum(heights), title, caption, files)

@@ -110,16 +110,16 @@ def new_figure(width: float, height: float, title: str, caption: str, files: Fil
 
 
 def mosaic(pixels: Tensor, columns: int) -> tuple[Any, int, int]:
-    """Return images (N, C, S, S) uint8 as one picture, row by row, and the pixels of an image's side and of the white gap."""
-    count, channels, size, _ = pixels.shape
-    gap = max(1, size // 16)
+    """Return images (N, C, H, W) uint8 as one picture, row by row, and the pixels of an image's width and of the white gap."""
+    count, channels, height, width = pixels.shape
+    gap = max(1, max(height, width) // 16)
     rows = -(-count // columns)
-    sheet = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, 3), 255, dtype=np.uint8)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for place in range(count):
         image = pixels[place].permute(1, 2, 0).numpy()
-        top, left = (place // columns) * (size + gap), (place % columns) * (size + gap)
-        sheet[top : top + size, left : left + size] = np.repeat(image, 3, axis=2) if channels == 1 else image
-    return sheet, size, gap
+        top, left = (place // columns) * (height + gap), (place % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = np.repeat(image, 3, axis=2) if channels == 1 else image
+    return sheet, width, gap
 
 
 def show_pixels(axes: Axes, sheet: Any) -> None:

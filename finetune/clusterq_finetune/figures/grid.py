@@ -28,20 +28,23 @@ def draw_grid(
     """
     title = title or "The same classes by each run"
     columns = len(class_names)
-    cell = min(LARGEST_CELL, (PAGE_WIDTH - LABEL_WIDTH) / columns, (PAGE_HEIGHT - 1.5) / (len(sources) * per_class))
+    # Inches of an image's width; its height is `tall` times that.
+    tall = sources[0].pixels.shape[-2] / sources[0].pixels.shape[-1]
+    lines = len(sources) * per_class
+    cell = min(LARGEST_CELL / max(1, tall), (PAGE_WIDTH - LABEL_WIDTH) / columns, (PAGE_HEIGHT - 1.5) / lines / tall)
     caption = _caption(sources, per_class)
-    height = len(sources) * (per_class * cell + 0.1) + 0.3
+    height = len(sources) * (per_class * cell * tall + 0.1) + 0.3
     with style():
         figure = new_figure(max(3.0, LABEL_WIDTH + columns * cell), height, title, caption, files)
         panels = figure.subplots(len(sources), 1, squeeze=False)
         for row, source in enumerate(sources):
             axes = panels[row, 0]
-            sheet, side, gap = mosaic(_in_columns(source, class_names, per_class), columns)
+            sheet, width, gap = mosaic(_in_columns(source, class_names, per_class), columns)
             show_pixels(axes, sheet)
             axes.set_ylabel(source.name, rotation=0, ha="right", va="center", size=SIZE)
             axes.get_images()[0].set_gid(f"row-{row + 1}")
             if row == 0:
-                places = [number * (side + gap) + side / 2 for number in range(columns)]
+                places = [number * (width + gap) + width / 2 for number in range(columns)]
                 slanted = any(len(name) > 6 for name in class_names.values())
                 axes.set_xticks(
                     places, list(class_names.values()), rotation=30 if slanted else 0, ha="left" if slanted else "center"
@@ -51,7 +54,7 @@ def draw_grid(
 
 
 def _in_columns(source: Source, class_names: dict[int, Any], per_class: int) -> torch.Tensor:
-    """Return (per_class x classes, C, S, S): the n-th images of all classes, for each n; white where a class has fewer."""
+    """Return (per_class x classes, C, H, W): the n-th images of all classes, for each n; white where a class has fewer."""
     blank = torch.full_like(source.pixels[0], 255)
     own = {label: source.pixels[torch.from_numpy(source.labels == label)] for label in class_names}
     return torch.stack([own[label][n] if n < len(own[label]) else blank for n in range(per_class) for label in class_names])

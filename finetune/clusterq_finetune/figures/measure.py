@@ -29,10 +29,10 @@ def channel_means(teacher: Teacher, pixels: Tensor, device: torch.device) -> dic
 
     Args:
         teacher: on `device`.
-        pixels: (N, C, S, S) uint8.
+        pixels: (N, C, H, W) uint8.
         device: device of the teacher.
     """
-    size = SMALL_BATCH if teacher.spec.size <= SMALL_IMAGE else LARGE_BATCH
+    size = SMALL_BATCH if teacher.spec.longer_side <= SMALL_IMAGE else LARGE_BATCH
     scales = BatchNormDistances(teacher.model).scales
     rows: dict[str, list[Tensor]] = {}
     teacher.model.eval()
@@ -53,7 +53,7 @@ def execution_order(teacher: Teacher, device: torch.device) -> list[str]:
     """Return the names of the BatchNorm layers, in order of execution."""
     spec = teacher.spec
     with batchnorm_taps(teacher.model) as taps:
-        teacher.model.eval()(torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+        teacher.model.eval()(torch.zeros(1, *spec.shape, device=device))
         return list(dict.fromkeys(moments.name for moments in taps))
 
 

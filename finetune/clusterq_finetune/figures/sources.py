@@ -33,7 +33,7 @@ class Source:
     Attributes:
         name: name in the figure.
         about: description for a caption.
-        pixels: (N, C, S, S) uint8, class after class.
+        pixels: (N, C, H, W) uint8, class after class.
         labels: (N,) requested class of a generated image, or the label of a real one.
     """
 
@@ -74,8 +74,8 @@ def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, S
     for path, spec in zip(paths, specs, strict=True):
         if spec != specs[0]:
             raise ClusterqError(
-                f"{path}: its images are {spec.channels}x{spec.size}x{spec.size} of {spec.num_classes} classes, normalised for their "
-                f"teacher; those of {paths[0]} are {specs[0].channels}x{specs[0].size}x{specs[0].size} of {specs[0].num_classes} or "
+                f"{path}: its images are {spec.channels}x{spec.shown_size} of {spec.num_classes} classes, normalised for their "
+                f"teacher; those of {paths[0]} are {specs[0].channels}x{specs[0].shown_size} of {specs[0].num_classes} or "
                 "normalised otherwise; compare sets made for one kind of teacher."
             )
     return sets

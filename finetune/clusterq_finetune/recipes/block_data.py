@@ -32,7 +32,7 @@ class BlockData:
         teacher: the float network, in eval mode.
         student: the same network, with everything before the block quantized as it will stay.
         block: the block to record.
-        pixels: (N, C, S, S) uint8.
+        pixels: (N, C, H, W) uint8.
         spec: format of the images.
         device: device of both networks.
         limit: number of bytes that may be held.

@@ -10,6 +10,7 @@ from clusterq_common.device.cuda_graph import cuda_recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import broadcast
 from clusterq_common.progress.console import progress, warn
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig
@@ -48,7 +49,7 @@ def distill(
             images.
 
     Raises:
-        ClusterqError: a loss is no longer finite; the last good checkpoint stays. Or there is no device for --cuda-graphs.
+        ClusterqError: a loss is no longer finite; the last good checkpoint stays. Or there is no device for `cuda_graphs`.
     """
     recipe, ranks = config.recipe, Ranks.current()
     recorder = cuda_recorder(device) if recipe.cuda_graphs else None
@@ -62,7 +63,9 @@ def distill(
     records: list[dict[str, Tensor | float]] = []
 
     if recipe.select == "guarded" and heldout is None:
-        warn("the shards have no held-out images: nothing guards against a student that gets worse (--select guarded)")
+        warn(
+            f"the shards have no held-out images: nothing guards against a student that gets worse ({setting_name('select', 'guarded')})"
+        )
     if recipe.select != "last" and heldout is not None and run.step == 0 and recipe.epochs:
         run.selection.offer(student, measure_heldout(student, heldout, teacher, config, device)["heldout/kl"], START)
     bar = progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size)
@@ -92,7 +95,7 @@ def distill(
     if run.selection.student and run.selection.epoch == START:
         warn(
             f"on held-out images the student that training began with is the closest to the teacher (KL {run.selection.kl:.3g}, at the end "
-            f"{run.measured['heldout/kl']:.3g}): it is kept; a smaller --lr may do better"
+            f"{run.measured['heldout/kl']:.3g}): it is kept; a smaller {setting_name('lr')} may do better"
         )
     run.selection.finish(student)
     ranks.wait()

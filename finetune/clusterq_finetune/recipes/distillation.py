@@ -59,11 +59,11 @@ class Distillation:
         self.optimizer = build_optimizer(student, recipe, device)
         if recipe.lr_unit == "relative":
             RelativeSteps(student, self.optimizer)
-        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.sure)
+        self.objective = StudentObjective(recipe.ce_weight, recipe.kl_weight, recipe.temperature, recipe.ce_min_confidence)
         self.features: tuple[str, ...] = ()
         if recipe.feature_weight:
             spec = teacher.spec
-            self.features = feature_modules(teacher.model, torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+            self.features = feature_modules(teacher.model, torch.zeros(1, *spec.shape, device=device))
         self.ema = WeightEma(student, recipe.weight_ema)
         self.selection = Selection()
         self.step = 0

@@ -10,6 +10,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import sum_across
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
@@ -27,8 +28,9 @@ def need_heldout(recipe: RecipeConfig, shards: ShardSet) -> None:
     """
     if recipe.select == "heldout" and "heldout" not in shards.manifest.splits:
         raise ClusterqError(
-            f"--select: heldout, but {shards.folder} has no held-out images, expected a split `heldout`; use --select last, or emit "
-            "shards with --heldout-per-class."
+            f"heldout, but {shards.folder} has no held-out images, expected a split `heldout`; use {setting_name('select', 'last')}, or emit "
+            f"shards with {setting_name('heldout_per_class')}.",
+            setting="select",
         )
 
 

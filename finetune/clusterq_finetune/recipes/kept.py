@@ -10,6 +10,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from clusterq_common.run.metrics import MetricsLog, as_numbers, refuse_infinite
 from clusterq_common.run.run_folder import CHECKPOINT, METRICS
+from clusterq_common.setting_names import setting_name
 from clusterq_finetune.recipes.distillation import Distillation
 
 
@@ -38,7 +39,7 @@ class Records:
         """
         numbers = as_numbers(records)
         self.add(numbers)
-        refuse_infinite(numbers, "try a smaller --lr.")
+        refuse_infinite(numbers, f"try a smaller {setting_name('lr')}.")
         return numbers
 
     def state(self, run: Distillation, *, last: bool) -> None:

@@ -22,6 +22,7 @@ from clusterq_common.progress.console import info, progress
 from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from clusterq_common.run.run_folder import CHECKPOINT
+from clusterq_common.setting_names import in_a_command, setting_name
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
 from clusterq_finetune.recipes.block_data import BlockData
@@ -51,7 +52,7 @@ def reconstruct(
     Args:
         student: calibrated.
         teacher: the float network.
-        pixels: (N, C, S, S) uint8, synthetic images.
+        pixels: (N, C, H, W) uint8, synthetic images.
         config: configuration of the run.
         folder: folder of the run; a checkpoint is written to it after each block. None: nothing is written.
         device: device of both networks.
@@ -60,13 +61,13 @@ def reconstruct(
         For each block its name and `||student - teacher||^2 / ||teacher||^2` of its output, before and after.
 
     Raises:
-        ClusterqError: a block's error is no longer finite. Or there is no device for --cuda-graphs.
+        ClusterqError: a block's error is no longer finite. Or there is no device for `cuda_graphs`.
     """
     recipe, ranks = config.recipe, Ranks.current()
     recorder = cuda_recorder(device) if recipe.cuda_graphs else None
     student.eval()
     spec = teacher.spec
-    example = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    example = torch.zeros(1, *spec.shape, device=device)
     assert recipe.reconstruct != "none"
     blocks, left = find_blocks(teacher.model, quantizable_layers(teacher.model, example), example, recipe.reconstruct)
     if left:
@@ -117,9 +118,10 @@ def _one_block(
         )
     after = relative_error(module, data)
     if not math.isfinite(after):
+        restart = in_a_command(f" with {setting_name('overwrite')}")
         raise ClusterqError(
-            f"the reconstruction error of {block} became {after}, expected a finite number; try a smaller --reconstruct-lr or "
-            "--weight-step-lr with --overwrite."
+            f"the reconstruction error of {block} became {after}, expected a finite number; try a smaller {setting_name('reconstruct_lr')} or "
+            f"{setting_name('weight_step_lr')}{restart}."
         )
     note = ""
     if after > before:

@@ -29,7 +29,7 @@ def describe(manifest: Manifest) -> list[str]:
     lines = [
         f"set:       {manifest.digest} ({manifest.format}, {manifest.created_by})",
         f"teacher:   {teacher.arch}, {teacher.digest}",
-        f"images:    {spec.channels} x {spec.size} x {spec.size}, {spec.num_classes} classes, {manifest.pixels.encoding}, "
+        f"images:    {spec.channels} x {spec.height} x {spec.width}, {spec.num_classes} classes, {manifest.pixels.encoding}, "
         f"{100 * manifest.pixels.clipped:.2f} % of the values clipped",
         f"logits:    {'float16' if manifest.has_logits else 'none'}",
     ]

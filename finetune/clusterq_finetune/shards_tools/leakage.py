@@ -14,6 +14,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
+from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.read import ShardSet, SplitReader
 from clusterq_common.teacher.families import known_geometry
@@ -21,7 +22,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.membership import STUDENT, membership
-from clusterq_finetune.shards_tools.networks import named, other_network
+from clusterq_finetune.shards_tools.networks import other_network
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.html.gallery import Pixels
@@ -33,7 +34,7 @@ from clusterq_report.leakage.page import leakage_page
 from clusterq_report.leakage.spaces import Images, spaces
 from clusterq_report.quality.sample import sampled
 
-SET, TRAIN, HELD = "set", "--train", "--holdout"
+SET, TRAIN, HELD = "split", "train", "holdout"
 # With fewer held-out images there are none to compare with and none as a control.
 FEWEST = {SET: 1, TRAIN: 2, HELD: 4}
 
@@ -80,22 +81,22 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         featured[OTHER] = other_network(where.other_arch, where.other_weights, manifest, device)
     judged = {} if where.student is None else {STUDENT: _student(where.student, where.arch, teacher, device)}
     sources = {
-        flag: _real(flag, place, where.real_classes, teacher) for flag, place in ((TRAIN, where.train), (HELD, where.holdout))
+        setting: _real(setting, place, where.real_classes, teacher)
+        for setting, place in ((TRAIN, where.train), (HELD, where.holdout))
     }
 
     reader = shards.split(config.split)
     chosen = {SET: _drawn([reader.label(number) for number in range(len(reader))], config.images, config.seed)}
     reads: dict[str, Read] = {SET: lambda numbers: _stored(reader, numbers)}
-    for flag, images in sources.items():
-        chosen[flag] = _drawn(images.labels, config.real_images, config.seed)
-        reads[flag] = _reads(images)
+    for setting, images in sources.items():
+        chosen[setting] = _drawn(images.labels, config.real_images, config.seed)
+        reads[setting] = _reads(images)
     with progress("looking at the images", 2 * sum(map(len, chosen.values())), images=1) as ticker:
         seen = {}
         for name, numbers in chosen.items():
             networks = {} if name == SET else judged
-            of = f"--split {config.split}" if name == SET else name
             seen[name] = collect(
-                reads[name], numbers, featured, networks, teacher.spec, device, of, FEWEST[name], ticker.advance
+                reads[name], numbers, featured, networks, teacher.spec, device, name, FEWEST[name], ticker.advance
             )
     found_in = spaces(None if where.other_arch is None else shown_arch(where.other_arch))
     train, held = sources[TRAIN], sources[HELD]
@@ -155,8 +156,8 @@ def _student(folder: Path, arch: str | None, teacher: Teacher, device: torch.dev
     return student
 
 
-def _real(flag: str, path: Path, classes: Path | None, teacher: Teacher) -> ValidationImages:
-    with named({"--val": flag, "--classes": "--real-classes"}):
+def _real(setting: str, path: Path, classes: Path | None, teacher: Teacher) -> ValidationImages:
+    with settings_renamed({"val": setting, "classes": "real_classes"}):
         return open_validation(
             path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
         )
@@ -181,7 +182,7 @@ def _reads(images: ValidationImages) -> Read:
 
 
 def _pixels(images: ValidationImages) -> Callable[[int], Pixels]:
-    """Return a reader of single images as (S, S, C) uint8."""
+    """Return a reader of single images as (H, W, C) uint8."""
 
     def read(number: int) -> Pixels:
         pixels, _, name = images[number]

@@ -1,11 +1,9 @@
-"""Another network beside the teacher, and errors that name a command's own flags."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Another network beside the teacher."""
 
 import torch
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig, is_factory
@@ -18,24 +16,12 @@ def other_network(arch: str, weights: str | None, manifest: Manifest, device: to
     known = {"arch": arch, "weights": weights}
     if is_factory(arch):
         known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
-    with named({"--arch": "--other-arch", "--weights": "--other-weights"}):
+    with settings_renamed({"arch": "other_arch", "weights": "other_weights"}):
         other = load_teacher(TeacherConfig.validated(known), device=device)
     found = other.spec
     if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
         raise ClusterqError(
-            f"--other-arch: {arch} takes {found.channels}x{found.size}x{found.size} images of {found.num_classes} classes, expected "
-            f"{spec.channels}x{spec.size}x{spec.size} of {spec.num_classes}, as the set has; choose another classifier."
+            f"--other-arch: {arch} takes {found.channels}x{found.shown_size} images of {found.num_classes} classes, expected "
+            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
         )
     return other
-
-
-@contextmanager
-def named(flags: dict[str, str]) -> Iterator[None]:
-    """Errors of shared code name the flags of this command."""
-    try:
-        yield
-    except ClusterqError as error:
-        said = str(error)
-        for shared, own in flags.items():
-            said = said.replace(f"{shared}:", f"{own}:").replace(f"{shared} ", f"{own} ")
-        raise ClusterqError(said) from error

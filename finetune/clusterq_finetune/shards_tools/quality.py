@@ -11,11 +11,12 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
+from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.data.real import ValidationImages, open_validation
-from clusterq_finetune.shards_tools.networks import named, other_network
+from clusterq_finetune.shards_tools.networks import other_network
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.quality.collect import Networks
 from clusterq_report.quality.config import QualityConfig
@@ -76,7 +77,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
 
 def _real(path: Path, classes: Path | None, teacher: Teacher, most: int, seed: int) -> Real:
     """As many real images as are measured of the set, of each class its share."""
-    with named({"--val": "--real", "--classes": "--real-classes"}):
+    with settings_renamed({"val": "real", "classes": "real_classes"}):
         images = open_validation(
             path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
         )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterq_common.device.setup import at_least_float32
+from clusterq_common.teacher.size import Size, sides
 
 
 def class_loss(logits: Tensor, labels: Tensor, *, targets: Tensor | None = None, gamma: float = 0.0) -> Tensor:
@@ -47,35 +48,38 @@ def margin_loss(features: Tensor, labels: Tensor, least: float, most: float) -> 
 
 
 class Crop(NamedTuple):
-    """A square crop of an image, in pixels: its corner and its side."""
+    """A crop of an image, in pixels: its corner and its sides."""
 
     top: int
     left: int
-    side: int
+    height: int
+    width: int
 
     def of(self, images: Tensor) -> Tensor:
-        """Return the crop of all images (N, C, S, S), resized to full size; bilinear."""
-        size = images.shape[-1]
-        square = images[..., self.top : self.top + self.side, self.left : self.left + self.side]
-        return F.interpolate(square, size=(size, size), mode="bilinear", align_corners=False)
+        """Return the crop of all images (N, C, H, W), resized to full size; bilinear."""
+        part = images[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        return F.interpolate(part, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def random_crop(size: int, random: torch.Generator, probability: float, least: float) -> Crop | None:
-    """Draw a crop for IntraQ's local object reinforcement: with some probability one square for the whole batch, else None.
+def random_crop(size: Size, random: torch.Generator, probability: float, least: float) -> Crop | None:
+    """Draw a crop for IntraQ's local object reinforcement: with some probability one for the whole batch, else None.
 
-    The square keeps a share of the area drawn uniformly from [least, 1], at a random position. This makes objects of the class
-    appear at several places and sizes.
+    The crop has the image's proportions and keeps a share of the area drawn uniformly from [least, 1], at a random position.
+    This makes objects of the class appear at several places and sizes.
 
     Args:
-        size: S, a side of the images.
+        size: of the images: the side of squares, or (height, width).
         random: the step's random generator.
     """
     draw = torch.rand(4, generator=random).tolist()
     if draw[0] >= probability:
         return None
-    side = max(1, round(size * (least + (1 - least) * draw[1]) ** 0.5))
-    top, left = (int(place * (size - side + 1)) for place in draw[2:])
-    return Crop(top, left, side)
+    kept = (least + (1 - least) * draw[1]) ** 0.5
+    height, width = (max(1, round(side * kept)) for side in sides(size))
+    top, left = (
+        int(place * (whole - part + 1)) for place, whole, part in zip(draw[2:], sides(size), (height, width), strict=True)
+    )
+    return Crop(top, left, height, width)
 
 
 class ClassifierInputs:

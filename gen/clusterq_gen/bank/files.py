@@ -68,7 +68,7 @@ def read_answers(path: Path) -> tuple[list[int], list[int]]:
 
 
 def read_pixels(path: Path, rows: list[int]) -> torch.Tensor:
-    """Some images of a batch, (len(rows), C, S, S) uint8; the others are not read."""
+    """Some images of a batch, (len(rows), C, H, W) uint8; the others are not read."""
     with safe_open(path, "pt") as file:
         part = file.get_slice("pixels")
         return torch.stack([part[row] for row in rows])

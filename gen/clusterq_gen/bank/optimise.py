@@ -35,7 +35,7 @@ class BankBatch:
     """A finished batch.
 
     Attributes:
-        pixels: (N, C, S, S) uint8.
+        pixels: (N, C, H, W) uint8.
         labels: (N,) int64, the requested classes, or the teacher's top-1 where none were requested.
         top1: (N,) int64, the teacher's top-1 on those pixels.
         losses: weighted terms, as `first/NAME` at the first step and `loss/NAME` at the last.
@@ -82,7 +82,7 @@ class Optimiser:
         the loss.
 
         Args:
-            start: (N, C, S, S) normalised; not modified.
+            start: (N, C, H, W) normalised; not modified.
             labels: (N,) int64, the requested classes, or None.
             number: number of the batch. With the seed it keys the random draws of the steps.
 
@@ -109,7 +109,7 @@ class Optimiser:
         return BankBatch(pixels.cpu().contiguous(), top1 if labels is None else labels.cpu(), top1, losses)
 
     def steps_for(self, shape: torch.Size, *, labelled: bool) -> ImageSteps:
-        """Return the `ImageSteps` for images of shape (N, C, S, S). All batches share it, and so its recording."""
+        """Return the `ImageSteps` for images of shape (N, C, H, W). All batches share it, and so its recording."""
         if (shape, labelled) not in self._steps:
             bounds = pixel_bounds(self.teacher.spec)
             self._steps[shape, labelled] = ImageSteps(
@@ -127,7 +127,7 @@ class Optimiser:
         """Return the weighted loss terms of one step by name, scalars. Their sum is minimised.
 
         Args:
-            images: (N, C, S, S) normalised, with gradient. labels: (N,) int64.
+            images: (N, C, H, W) normalised, with gradient. labels: (N,) int64.
             soft: (N,) in [0, 1), position of each image's target probability between the least one and 1; None: cross-entropy.
             crop: part of the images that the teacher sees; None: all.
         """

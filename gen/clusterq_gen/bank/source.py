@@ -90,12 +90,12 @@ class BankSource:
         return cls(paths, config, teacher.spec, device, keep_misclassified=keep_misclassified)
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
-        """Return normalised images (N, C, S, S) for `(label, attempt)` pairs."""
+        """Return normalised images (N, C, H, W) for `(label, attempt)` pairs."""
         wanted: dict[int, list[tuple[int, int]]] = {}
         for place, (label, attempt) in enumerate(tries):
             number, row = self._places[label][attempt]
             wanted.setdefault(number, []).append((place, row))
-        pixels = torch.empty(len(tries), self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
+        pixels = torch.empty(len(tries), *self.spec.shape, dtype=torch.uint8)
         for number, places in wanted.items():
             pixels[[place for place, _ in places]] = read_pixels(self.paths[number], [row for _, row in places])
         return normalise(pixels.to(self.device), self.spec)

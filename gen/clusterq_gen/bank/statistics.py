@@ -80,7 +80,7 @@ def input_loss(images: Tensor, layers: int) -> Tensor:
     """Return ZeroQ Eq. 3 for i = 0: the distance of the normalised images to mean 0 and deviation 1 in each channel.
 
     Args:
-        images: (N, C, S, S).
+        images: (N, C, H, W).
         layers: number of the teacher's BatchNorm layers. The images count as one more.
     """
     mean, var = images.mean((0, 2, 3)), images.var((0, 2, 3), correction=0)
@@ -118,8 +118,8 @@ def layer_targets(teacher: Teacher, seed: int, slack: float) -> list[LayerTarget
 
 
 def noise_images(teacher: Teacher, count: int, random: torch.Generator) -> Tensor:
-    """Return standard normal noise as normalised images (N, C, S, S), clamped to the range of eight-bit pixels."""
+    """Return standard normal noise as normalised images (N, C, H, W), clamped to the range of eight-bit pixels."""
     spec = teacher.spec
     low, high = pixel_bounds(spec)
-    noise = torch.randn(count, spec.channels, spec.size, spec.size, generator=random).clamp(low, high)
+    noise = torch.randn(count, *spec.shape, generator=random).clamp(low, high)
     return noise.contiguous(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ class ImageSteps:
     crop's size changes them.
 
     Attributes:
-        images: (N, C, S, S) float32, normalised, channels_last.
+        images: (N, C, H, W) float32, normalised, channels_last.
 
     Args:
         shape: shape of the images.
@@ -60,7 +60,7 @@ class ImageSteps:
         """Start another batch, independent of the one before.
 
         Args:
-            start: (N, C, S, S) normalised; not modified.
+            start: (N, C, H, W) normalised; not modified.
             labels: (N,) int64, where images have classes.
         """
         self.images.copy_(start).clamp_(self._low, self._high)

@@ -9,7 +9,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import warn
 from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.shards.facts import teacher_facts
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, set_digest
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, format_for, set_digest
 from clusterq_common.shards.write import Written, samples_per_shard
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
@@ -108,6 +108,7 @@ def describe_set(
 
     rejected_before = earlier.rejected if earlier else [0] * len(tally.rejected)
     return Manifest(
+        format=format_for(teacher.spec),
         digest=set_digest(splits),
         created_by=f"clusterq {versions()['clusterq']}",
         commit=commit(),

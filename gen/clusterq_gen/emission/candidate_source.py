@@ -30,7 +30,7 @@ class CandidateSource(Protocol):
     digest: str
 
     def images(self, tries: list[tuple[int, int]]) -> Tensor:
-        """Return normalised images (N, C, S, S) for `(label, attempt)` pairs."""
+        """Return normalised images (N, C, H, W) for `(label, attempt)` pairs."""
         ...
 
     def block(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:

@@ -62,7 +62,7 @@ class RefinedCandidates:
         for place, candidate in enumerate(tries):
             batch, row = self._batches.find(*candidate)
             wanted.setdefault(batch, []).append((place, row))
-        pixels = torch.empty(len(tries), spec.channels, spec.size, spec.size, dtype=torch.uint8)
+        pixels = torch.empty(len(tries), *spec.shape, dtype=torch.uint8)
         for batch, places in wanted.items():
             path = self._finished(*batch)
             pixels[[place for place, _ in places]] = read_pixels(path, [row for _, row in places])

@@ -15,7 +15,7 @@ class StepBatch:
 
     Attributes:
         draws: random draws of the losses in this step.
-        images: (N, C, S, S), normalised, with gradient.
+        images: (N, C, H, W), normalised, with gradient.
         labels: (N,) int64, the requested classes.
         groups: the labels grouped by class.
         teacher_logits: (N, classes), with gradient to the images.

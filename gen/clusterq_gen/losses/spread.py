@@ -9,7 +9,7 @@ from clusterq_common.device.setup import at_least_float32
 from clusterq_common.taps import Moments
 from clusterq_gen.losses.batch import StepBatch
 
-# Images are compared as about this many cells a side, each the mean of its pixels. Layout counts, single pixels do not.
+# Images are compared as square cells, about this many along the shorter side, each the mean of its pixels. Layout counts, single pixels do not.
 CELLS = 8
 
 

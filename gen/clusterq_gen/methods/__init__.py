@@ -41,7 +41,7 @@ def build_method(config: MethodConfig, seed: int) -> Method:
 
 def _own(config: MethodConfig, seed: int) -> Method:
     """Return a method from a user's file."""
-    method = call_function(config.method, config, seed, flag="--method", expected=EXPECTED)
+    method = call_function(config.method, config, seed, setting="method", expected=EXPECTED)
     if not isinstance(method, Method):
         raise ClusterqError(f"--method: {config.method} returned {type(method).__name__}; {EXPECTED}.")
     return method

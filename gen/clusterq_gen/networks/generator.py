@@ -1,11 +1,12 @@
-"""Conditional generators, `(z, y) -> image`, for any square input size and number of channels.
+"""Conditional generators, `(z, y) -> image`, for any size of image and number of channels.
 
 The shapes are those of GDFQ (Xu et al., 2020), which ClusterQ uses unchanged: two blocks of upsampling and convolution
-from a quarter of the image's side, then a convolution, tanh and a BatchNorm without affine parameters. The output is a
+from a quarter of the image's height and width, then a convolution, tanh and a BatchNorm without affine parameters. The output is a
 normalised image, clamped to the range of eight-bit pixels. How the class enters is a choice. GDFQ's two ways need its
 80,000 steps before the teacher sees the class asked for; the other two need a few hundred (docs/results.md).
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.networks.synced_norm import SyncedBatchNorm2d
 from clusterq_gen.networks.upsampled_conv import UpsampledConv2d
 
-# Largest image side at which GDFQ multiplies noise and embedding.
+# Longest side of an image at which GDFQ multiplies noise and embedding.
 LARGEST_PRODUCT_SIZE = 64
 # Weights for `sum`, chosen so that the class dominates the noise from the first step on.
 NOISE_SHARE, CLASS_SHARE = 0.5, 2.0
@@ -30,7 +31,7 @@ def build_generator(config: GeneratorConfig, spec: InputSpec) -> "Generator":
     """Build a generator with new weights for a teacher's images."""
     conditioning = config.conditioning
     if conditioning == "paper":
-        conditioning = "product" if spec.size <= LARGEST_PRODUCT_SIZE else "batchnorm"
+        conditioning = "product" if spec.longer_side <= LARGEST_PRODUCT_SIZE else "batchnorm"
     if conditioning == "batchnorm":
         return ConditionalBatchNormGenerator(config, spec)
     return EmbeddingGenerator(config, spec, conditioning)
@@ -40,7 +41,7 @@ class Generator(nn.Module):
     """Base class of the generators: the layers to the first feature map, and from the last one to an image.
 
     Call it with z (N, latent_size) float32 and y: (N,) int64, or (N, classes) shares for images between classes. It returns
-    (N, C, S, S) float32, normalised as the teacher expects.
+    (N, C, H, W) float32, normalised as the teacher expects.
 
     Args:
         inputs: number of input values of the first layer.
@@ -53,26 +54,22 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_size = config.latent_size
         self.width = config.width
-        self.image_size = spec.size
+        self.image_height, self.image_width = spec.height, spec.width
         # Sides that are no multiple of four are generated slightly too large and then cropped.
-        self.start = -(-spec.size // 4)
+        self.start = (-(-spec.height // 4), -(-spec.width // 4))
         low, high = pixel_bounds(spec)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
-        self.to_map = nn.Linear(inputs, config.width * self.start**2)
+        self.to_map = nn.Linear(inputs, config.width * math.prod(self.start))
         self.to_image = nn.Conv2d(config.width // 2, spec.channels, 3, padding=1)
         self.standardise = SyncedBatchNorm2d(spec.channels, affine=False)
 
     def _first_map(self, values: Tensor) -> Tensor:
-        return (
-            self.to_map(values)
-            .view(len(values), self.width, self.start, self.start)
-            .contiguous(memory_format=torch.channels_last)
-        )
+        return self.to_map(values).view(len(values), self.width, *self.start).contiguous(memory_format=torch.channels_last)
 
     def _image(self, features: Tensor) -> Tensor:
         image = self.standardise(at_least_float32(torch.tanh(self.to_image(features))))
-        image = image[:, :, : self.image_size, : self.image_size]
+        image = image[:, :, : self.image_height, : self.image_width]
         # Pixels outside these bounds could not be stored. Inside them, training and shards differ by rounding only.
         return torch.clamp(image, self.low, self.high)
 

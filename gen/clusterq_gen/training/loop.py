@@ -186,23 +186,6 @@ def device_step(
     }
 
 
-def estimate_seconds(config: GenConfig, teacher: Teacher, device: torch.device) -> float:
-    """Return the estimated seconds of the whole training, from one timed full step of a discarded run."""
-    run = Training.start(config, teacher, device)
-    with batchnorm_taps(teacher.model) as taps:
-        stored = run.stored_statistics()
-        run.step = 1
-        train_step(run, taps, stored)
-        begin = time.monotonic()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        train_step(run, taps, stored)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    # The student's step after warm-up costs about its share of the networks again; more where it runs twice.
-    return (time.monotonic() - begin) * run.total_steps * (1.8 if run.method.needs_student else 1.4)
-
-
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     """Back-propagate the sum of the terms, and return the norm of each term's gradient at the generator's output.
 

@@ -22,7 +22,7 @@ MOST_PIXELS = 64
 def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> None:
     """Write a PNG with one row of images for each of the first 20 classes, as emission would draw them.
 
-    Each image has at most 64 pixels a side.
+    Each image has at most 64 pixels on its longer side.
     """
     classes = min(spec.num_classes, MOST_CLASSES)
     labels = torch.arange(classes).repeat_interleave(COLUMNS)
@@ -33,17 +33,17 @@ def save_grid(path: Path, generator: Generator, spec: InputSpec, seed: int) -> N
     with torch.no_grad():
         images = generator(z.to(generator.low.device), labels.to(generator.low.device))
     generator.train(training)
-    shrink = -(-spec.size // MOST_PIXELS)
+    most = -(-spec.longer_side // MOST_PIXELS)
+    shrink = (min(most, spec.height), min(most, spec.width))
     write_grid(path, to_pixels(F.avg_pool2d(images.float(), shrink).cpu(), spec))
 
 
 def write_grid(path: Path, pixels: Tensor) -> None:
-    """Write (rows * COLUMNS, C, S, S) uint8 as one PNG on white."""
-    count, channels, size, _ = pixels.shape
-    rows = count // COLUMNS
-    cell = size + MARGIN
-    canvas = torch.full((channels, rows * cell + MARGIN, COLUMNS * cell + MARGIN), 255, dtype=torch.uint8)
+    """Write (rows * COLUMNS, C, H, W) uint8 as one PNG on white."""
+    count, channels, height, width = pixels.shape
+    rows, down, across = count // COLUMNS, height + MARGIN, width + MARGIN
+    canvas = torch.full((channels, rows * down + MARGIN, COLUMNS * across + MARGIN), 255, dtype=torch.uint8)
     for number, picture in enumerate(pixels):
-        top, left = number // COLUMNS * cell + MARGIN, number % COLUMNS * cell + MARGIN
-        canvas[:, top : top + size, left : left + size] = picture
+        top, left = number // COLUMNS * down + MARGIN, number % COLUMNS * across + MARGIN
+        canvas[:, top : top + height, left : left + width] = picture
     atomic_write(path, encode_png(canvas))

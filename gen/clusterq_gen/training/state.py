@@ -196,7 +196,7 @@ class Training:
 
     def _add_student(self, log: Any) -> None:
         spec = self.teacher.spec
-        example = self.generator.to_map.weight.new_zeros(1, spec.channels, spec.size, spec.size)
+        example = self.generator.to_map.weight.new_zeros(1, *spec.shape)
         # In eval mode BatchNorm keeps the teacher's running statistics, as GDFQ trains its student.
         self.student = convert(self.teacher.model, self.config.quant, example, log).eval()
         self.student_optimizer = torch.optim.SGD(
@@ -241,7 +241,7 @@ class Training:
         if state["centroids"] is not None:
             spec = self.teacher.spec
             with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
-                self.teacher.model(torch.zeros(1, spec.channels, spec.size, spec.size, device=self.device))
+                self.teacher.model(torch.zeros(1, *spec.shape, device=self.device))
                 self._add_centroids(taps)
             assert self.centroids is not None
             self.centroids.load_state_dict(state["centroids"])

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import encodable
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.pixels import PixelRange, eight_bits, is_deep
@@ -22,7 +23,6 @@ from clusterq_finetune.data.preprocess import preprocess
 from clusterq_finetune.data.real.remarks import Remark
 
 # What may be remarked of a single image.
-OUTSIDE = "values outside --pixel-range, clipped"
 FRAMES = "several frames, the first is taken"
 TURNED = "a rotation in EXIF, not applied (as in torchvision)"
 ORIENTATION = 0x0112
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     """One image as it was read.
 
     Attributes:
-        pixels: (C, S, S) uint8; None for one that cannot be decoded.
+        pixels: (C, H, W) uint8; None for one that cannot be decoded.
         label: its class.
         name: what a person would find it by.
         mode: PIL's mode of the file's pixels, as "RGB" or "I;16"; empty for one that cannot be decoded.
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 
 class ValidationBatch(NamedTuple):
-    """pixels (N, C, S, S) uint8, labels (N,) int64 and names of N images, and the names of those that could not be read.
+    """pixels (N, C, H, W) uint8, labels (N,) int64 and names of N images, and the names of those that could not be read.
 
     `modes` are the N images' pixel modes, `remarks` pairs of what is remarked and an image's name. `refused` is the sentence that ends
     the reading, if there is one.
@@ -108,7 +108,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        """Pixels (C, S, S) uint8, or None for an image that cannot be decoded; label; name.
+        """Pixels (C, H, W) uint8, or None for an image that cannot be decoded; label; name.
 
         Raises:
             ClusterqError: an image that cannot be understood without a setting.
@@ -136,7 +136,8 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         mode = image.mode
         shallow, outside = eight_bits(image, self.pixel_range, name)
         pixels = preprocess(shallow, self.spec, self.geometry)
-        remarks = (*((OUTSIDE,) if outside else ()), *_remarks_of(image))
+        clipped = (f"values outside {setting_name('pixel_range')}, clipped",) if outside else ()
+        remarks = (*clipped, *_remarks_of(image))
         return Sample(pixels, label, name, mode, remarks)
 
     def probe(self) -> None:
@@ -175,7 +176,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         if refused and get_worker_info() is None:
             raise ClusterqError(refused)
         good = [(sample.pixels, sample) for sample in samples if sample.pixels is not None]
-        batch = torch.empty(len(good), self.spec.channels, self.spec.size, self.spec.size, dtype=torch.uint8)
+        batch = torch.empty(len(good), *self.spec.shape, dtype=torch.uint8)
         if get_worker_info() is not None:
             # Where it must lie to be sent. Sending it would otherwise free it from another thread, at any time: the images decoded
             # meanwhile settle in the hole, and the process grows by hundreds of megabytes.

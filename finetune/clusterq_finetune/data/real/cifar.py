@@ -52,7 +52,7 @@ def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
     """
     if spec.num_classes not in BATCHES:
         raise ClusterqError(
-            f"--val: {batch} is a batch of CIFAR, the teacher has {spec.num_classes} classes; pass images of its own."
+            f"{batch} is a batch of CIFAR, the teacher has {spec.num_classes} classes; pass images of its own.", setting="val"
         )
     _, labels_key = BATCHES[spec.num_classes]
     try:
@@ -65,12 +65,13 @@ def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
         labels = [int(label) for label in values[labels_key]]
     except Exception as error:  # a broken pickle raises anything
         raise ClusterqError(
-            f"--val: {batch} is no test batch of CIFAR-{spec.num_classes} ({type(error).__name__}: {error}), expected one of its python "
-            "version; get it again."
+            f"{batch} is no test batch of CIFAR-{spec.num_classes} ({type(error).__name__}: {error}), expected one of its python "
+            "version; get it again.",
+            setting="val",
         ) from error
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS) or not all(0 <= x < spec.num_classes for x in labels):
         raise ClusterqError(
-            f"--val: {batch} holds {pixels.dtype} {pixels.shape}, expected uint8 (images, {PIXELS}); get it again."
+            f"{batch} holds {pixels.dtype} {pixels.shape}, expected uint8 (images, {PIXELS}); get it again.", setting="val"
         )
     return CifarBatch(batch, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), labels, spec)
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import warn
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.labels import class_index, imagenet_wnids, order_remark
@@ -45,8 +46,9 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
     if not folders:
         loose = sum(_is_image(entry) for entry in path.iterdir())
         raise ClusterqError(
-            f"--val: {path} has no subfolders ({loose} loose images), expected one folder of images for each class, or one of the "
-            "layouts that --help names; sort them so."
+            f"{path} has no subfolders ({loose} loose images), expected one folder of images for each class, or one of the "
+            f"layouts that {setting_name('help')} names; sort them so.",
+            setting="val",
         )
     index = class_index([folder.name for folder in folders], f"{path} has", "class folders", spec, classes)
     found: list[tuple[Path, int]] = []
@@ -58,7 +60,8 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
     if not found:
         instead = f" ({len(skipped)} other files, the first is {skipped[0].name})" if skipped else ""
         raise ClusterqError(
-            f"--val: no images in the {len(folders)} class folders of {path}{instead}, expected files such as .JPEG or .png; check the path."
+            f"no images in the {len(folders)} class folders of {path}{instead}, expected files such as .JPEG or .png; check the path.",
+            setting="val",
         )
     hidden = [entry for entry in path.iterdir() if entry.is_dir() and entry not in set(folders)]
     outside = [*path.iterdir(), *(entry for folder in hidden for entry in folder.rglob("*"))]
@@ -94,15 +97,21 @@ def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
             wnid = (row.get("PredictionString") or "").partition(" ")[0]
             if not row.get("ImageId") or wnid not in number:
                 raise ClusterqError(
-                    f"--val: line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again."
+                    f"line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again.",
+                    setting="val",
                 )
             labels_by_id[row["ImageId"]] = number[wnid]
     paths, others = _sorted_out(path.rglob("ILSVRC2012_val_*"))
     if not paths:
-        raise ClusterqError(f"--val: {path} holds no ILSVRC2012_val_*.JPEG to go with {solution}; point --val at the images.")
+        raise ClusterqError(
+            f"{path} holds no ILSVRC2012_val_*.JPEG to go with {solution}; point {setting_name('val')} at the images.",
+            setting="val",
+        )
     unknown = next((image for image in paths if image.stem not in labels_by_id), None)
     if unknown is not None:
-        raise ClusterqError(f"--val: {solution} has no line for {unknown.name}, expected one for each image; get it again.")
+        raise ClusterqError(
+            f"{solution} has no line for {unknown.name}, expected one for each image; get it again.", setting="val"
+        )
     labels = [labels_by_id[image.stem] for image in paths]
     remarks = [
         *_remark(SKIPPED, path, others),

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.remarks import Remark
 
@@ -23,7 +24,8 @@ def imagenet_wnids(spec: InputSpec | None = None) -> list[str]:
     """
     if spec is not None and spec.num_classes != IMAGENET_CLASSES:
         raise ClusterqError(
-            f"--val: these are ImageNet's images of {IMAGENET_CLASSES} classes, the teacher has {spec.num_classes}; pass images of its own."
+            f"these are ImageNet's images of {IMAGENET_CLASSES} classes, the teacher has {spec.num_classes}; pass images of its own.",
+            setting="val",
         )
     return (files("clusterq_finetune") / "tables" / "imagenet_wnids.txt").read_text(encoding="ascii").split()
 
@@ -49,16 +51,18 @@ def class_index(names: list[str], having: str, what: str, spec: InputSpec, class
         known = sorted(names)
     else:
         raise ClusterqError(
-            f"--val: {having} {len(names)} {what}, expected the teacher's {spec.num_classes} classes; pass --classes FILE "
-            "with one name a line in index order."
+            f"{having} {len(names)} {what}, expected the teacher's {spec.num_classes} classes; pass {setting_name('classes', 'FILE')} "
+            "with one name a line in index order.",
+            setting="val",
         )
     index = {name: number for number, name in enumerate(known)}
     unknown = [name for name in names if name not in index]
     if unknown:
         shown = ", ".join(unknown[:NAMES_SHOWN])
         raise ClusterqError(
-            f"--val: {having} {len(unknown)} {what} that are not in the class list ({shown}), expected names such as "
-            f"{known[0]}; rename or remove them, or pass --classes FILE."
+            f"{having} {len(unknown)} {what} that are not in the class list ({shown}), expected names such as "
+            f"{known[0]}; rename or remove them, or pass {setting_name('classes', 'FILE')}.",
+            setting="val",
         )
     return index
 
@@ -71,7 +75,7 @@ def order_remark(names: Sequence[str]) -> Remark | None:
 
     if list(names) == sorted(names, key=by_numbers):
         return None
-    what = "class folders taken in alphabetical order, as torchvision does, which is not the order of their numbers (see --classes)"
+    what = f"class folders taken in alphabetical order, as torchvision does, which is not the order of their numbers (see {setting_name('classes')})"
     return Remark.of(what, [f"class {number}: {name}" for number, name in enumerate(names)])
 
 
@@ -79,10 +83,13 @@ def _read_classes(path: Path, spec: InputSpec) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ClusterqError(f"--classes: {path} cannot be read ({type(error).__name__}); expected one name a line.") from error
+        raise ClusterqError(
+            f"{path} cannot be read ({type(error).__name__}); expected one name a line.", setting="classes"
+        ) from error
     if len(names) != spec.num_classes or len(set(names)) != len(names):
         raise ClusterqError(
-            f"--classes: {path} has {len(set(names))} distinct names on {len(names)} lines, expected {spec.num_classes}; one for "
-            "each class of the teacher, in index order."
+            f"{path} has {len(set(names))} distinct names on {len(names)} lines, expected {spec.num_classes}; one for "
+            "each class of the teacher, in index order.",
+            setting="classes",
         )
     return names

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.data.layouts import LAYOUTS
 from clusterq_finetune.data.pixels import PixelRange
@@ -40,7 +41,8 @@ def open_validation(
     if own and is_own(path):
         if classes is not None:
             raise ClusterqError(
-                f"--classes: {path.name} gives labels itself, expected a place with class folders; leave --classes out."
+                f"{path.name} gives labels itself, expected a place with class folders; leave {setting_name('classes')} out.",
+                setting="classes",
             )
         images: ValidationImages = open_own(path, spec)
     else:
@@ -60,9 +62,9 @@ def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages
             return open_webdataset(path, [path], spec)
         if (batch := cifar_batch(path)) is not None:
             return open_cifar(batch, spec)
-        raise ClusterqError(f"--val: {path} is a file of no known kind, expected {LAYOUTS}; name one of these.")
+        raise ClusterqError(f"{path} is a file of no known kind, expected {LAYOUTS}; name one of these.", setting="val")
     if not path.is_dir():
-        raise ClusterqError(f"--val: {path} is no folder, expected {LAYOUTS}; check the path.")
+        raise ClusterqError(f"{path} is no folder, expected {LAYOUTS}; check the path.", setting="val")
     if (path / IMAGENET_TAR).is_file():
         return open_imagenet_tar(path / IMAGENET_TAR, spec)
     if (batch := cifar_batch(path)) is not None:

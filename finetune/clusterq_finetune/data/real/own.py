@@ -11,20 +11,18 @@ from PIL import Image
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import InputSpec, shown_arch
 from clusterq_finetune.data.real.base import Sample, ValidationBatch, ValidationImages
 
 EXPECTED = "expected path/to/file.py:function, a function without arguments that returns an iterable of (image, label)"
-IMAGES = (
-    "expected a PIL image, or an array (height, width) or (height, width, channels) of uint8, or one (height, width) of other numbers "
-    "with --pixel-range"
-)
+IMAGES = "expected a PIL image, or an array (height, width) or (height, width, channels) of uint8, or one (height, width) of other numbers with"
 COLOURS = {3, 4}
 
 
 def is_own(path: Path) -> bool:
-    """Return whether `--val` names a function in a file rather than a place."""
+    """Return whether `val` names a function in a file rather than a place."""
     file, _, function = str(path).rpartition(":")
     return file.endswith(".py") and function.isidentifier() and not path.exists()
 
@@ -47,9 +45,9 @@ class OwnImages(ValidationImages):
         self.by_index = hasattr(self.items, "__getitem__") and hasattr(self.items, "__len__")
 
     def _made(self) -> Any:
-        made = call_function(str(self.root), flag="--val", expected=EXPECTED)
+        made = call_function(str(self.root), setting="val", expected=EXPECTED)
         if not hasattr(made, "__iter__") and not (hasattr(made, "__getitem__") and hasattr(made, "__len__")):
-            raise ClusterqError(f"--val: {self.layout} returned {type(made).__name__}; {EXPECTED}.")
+            raise ClusterqError(f"{self.layout} returned {type(made).__name__}; {EXPECTED}.", setting="val")
         return made
 
     def __len__(self) -> int:
@@ -119,7 +117,7 @@ class OwnImages(ValidationImages):
             index += 1
 
     def _failed(self, index: int, error: Exception) -> str:
-        return f"--val: {self.layout} failed at item {index} with {type(error).__name__}: {error}; mend the file and try again."
+        return f"{setting_name('val')}: {self.layout} failed at item {index} with {type(error).__name__}: {error}; mend the file and try again."
 
     def _sample(self, item: Any, index: int) -> Sample:
         name = self.name(index)
@@ -135,7 +133,8 @@ class OwnImages(ValidationImages):
     def _pair(self, item: Any, index: int) -> tuple[Any, Any]:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise ClusterqError(
-                f"--val: item {index} of {self.layout} is {type(item).__name__}, expected a pair of image and label; mend the file."
+                f"item {index} of {self.layout} is {type(item).__name__}, expected a pair of image and label; mend the file.",
+                setting="val",
             )
         return item[0], item[1]
 
@@ -146,8 +145,9 @@ class OwnImages(ValidationImages):
             label = -1
         if not 0 <= label < self.spec.num_classes:
             raise ClusterqError(
-                f"--val: item {index} of {self.layout} has the label {value!r}, expected a number from 0 to {self.spec.num_classes - 1}; "
-                "mend the file."
+                f"item {index} of {self.layout} has the label {value!r}, expected a number from 0 to {self.spec.num_classes - 1}; "
+                "mend the file.",
+                setting="val",
             )
         return label
 
@@ -168,4 +168,7 @@ class OwnImages(ValidationImages):
             found = f"{array.dtype} {array.shape}"
         else:
             found = type(value).__name__
-        raise ClusterqError(f"--val: item {index} of {self.layout} has an image that is {found}; {IMAGES}; mend the file.")
+        raise ClusterqError(
+            f"item {index} of {self.layout} has an image that is {found}; {IMAGES} {setting_name('pixel_range')}; mend the file.",
+            setting="val",
+        )

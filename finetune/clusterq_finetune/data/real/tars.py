@@ -68,17 +68,20 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
     try:
         truth = [int(line) for line in truth_text.split()]
     except ValueError as error:
-        raise ClusterqError(f"--val: {GROUND_TRUTH} beside {path} does not hold numbers; get the devkit again.") from error
+        raise ClusterqError(
+            f"{GROUND_TRUTH} beside {path} does not hold numbers; get the devkit again.", setting="val"
+        ) from error
     if len(truth) != len(members) or not members:
         raise ClusterqError(
-            f"--val: {path} holds {len(members)} images, the devkit's ground truth {len(truth)} lines; expected one for each, get "
-            "both again."
+            f"{path} holds {len(members)} images, the devkit's ground truth {len(truth)} lines; expected one for each, get "
+            "both again.",
+            setting="val",
         )
     names = _wnid_of_number(meta)
     index = {wnid: label for label, wnid in enumerate(wnids)}
     unknown = next((number for number in truth if names.get(number) not in index), None)
     if unknown is not None:
-        raise ClusterqError(f"--val: the devkit's class {unknown} is none of ImageNet's 1000; get the devkit again.")
+        raise ClusterqError(f"the devkit's class {unknown} is none of ImageNet's 1000; get the devkit again.", setting="val")
     ordered = sorted(members)
     spans = [Span(path, name, members[name].offset, members[name].size) for name in ordered]
     return ImagesInTars(path, "ImageNet's tar with the devkit", spans, [index[names[number]] for number in truth], spec)
@@ -109,18 +112,23 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
         lonely = next(iter(images.keys() ^ classes.keys()), None)
         if lonely is not None:
             missing = "image" if lonely in classes else "label (.cls)"
-            raise ClusterqError(f"--val: sample {lonely.lstrip('/')} of {tar} has no {missing}, expected both; mend the tar.")
+            raise ClusterqError(
+                f"sample {lonely.lstrip('/')} of {tar} has no {missing}, expected both; mend the tar.", setting="val"
+            )
         with tar.open("rb") as file_handle:
             for key, span in images.items():
                 text = os.pread(file_handle.fileno(), min(classes[key].size, 20), classes[key].offset).strip()
                 if not text.isdigit() or int(text) >= spec.num_classes:
                     raise ClusterqError(
-                        f"--val: sample {key.lstrip('/')} of {tar} has label {text!r}, expected a number below {spec.num_classes}; mend it."
+                        f"sample {key.lstrip('/')} of {tar} has label {text!r}, expected a number below {spec.num_classes}; mend it.",
+                        setting="val",
                     )
                 spans.append(span)
                 labels.append(int(text))
     if not spans:
-        raise ClusterqError(f"--val: the {len(tars)} tars of {path} hold no sample with an image and a .cls; check the path.")
+        raise ClusterqError(
+            f"the {len(tars)} tars of {path} hold no sample with an image and a .cls; check the path.", setting="val"
+        )
     images_in_tars = ImagesInTars(path, "webdataset tars", spans, labels, spec)
     if skipped:
         what = "members with dots in their keys, skipped (webdataset ends a key at its first dot)"
@@ -139,12 +147,12 @@ def _members(path: Path) -> list[Member]:
             members = [member for member in TarHeaders(file, extended=True) if member.plain]
     except TarFormatError as error:
         raise ClusterqError(
-            f"--val: {path} is no readable tar ({error}), expected an uncompressed one; get it again."
+            f"{path} is no readable tar ({error}), expected an uncompressed one; get it again.", setting="val"
         ) from error
     large = next((member for member in members if member.size > LARGEST_MEMBER), None)
     if large is not None:
         raise ClusterqError(
-            f"--val: {shortened(large.name)} in {path} has {large.size} bytes, expected an image; do not use it."
+            f"{shortened(large.name)} in {path} has {large.size} bytes, expected an image; do not use it.", setting="val"
         )
     return members
 
@@ -161,8 +169,9 @@ def _devkit(folder: Path) -> tuple[str, bytes]:
         if meta_path.is_file():
             return truth_path.read_text(encoding="ascii", errors="replace"), meta_path.read_bytes()
     raise ClusterqError(
-        f"--val: there is no devkit in {folder}, expected ILSVRC2012_devkit_t12.tar.gz beside the images; get it, or sort the images "
-        "into class folders."
+        f"there is no devkit in {folder}, expected ILSVRC2012_devkit_t12.tar.gz beside the images; get it, or sort the images "
+        "into class folders.",
+        setting="val",
     )
 
 
@@ -175,7 +184,7 @@ def _devkit_files(archive: Path) -> list[bytes | None]:
             raise TarFormatError(f"it unpacks to more than {LARGEST_DEVKIT} bytes")
         return member_bytes(data, GROUND_TRUTH, "meta.mat")
     except (TarFormatError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ClusterqError(f"--val: {archive} is no readable devkit ({error}); get the devkit again.") from error
+        raise ClusterqError(f"{archive} is no readable devkit ({error}); get the devkit again.", setting="val") from error
 
 
 def _wnid_of_number(meta: bytes) -> dict[int, str]:
@@ -184,12 +193,12 @@ def _wnid_of_number(meta: bytes) -> dict[int, str]:
         from scipy.io import loadmat
     except ImportError as error:
         raise ClusterqError(
-            "--val: the devkit's meta.mat is read with scipy, which is not installed; pip install scipy."
+            "the devkit's meta.mat is read with scipy, which is not installed; pip install scipy.", setting="val"
         ) from error
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         return {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
     except Exception as error:  # loadmat raises anything on a broken file
         raise ClusterqError(
-            f"--val: the devkit's meta.mat cannot be read ({type(error).__name__}); get the devkit again."
+            f"the devkit's meta.mat cannot be read ({type(error).__name__}); get the devkit again.", setting="val"
         ) from error

@@ -1,0 +1,54 @@
+"""Time budgets: what a user allows, and the plan's phases that have to fit into it. Free of torch."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.meter import duration
+
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+BUDGET = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:min|[smhd])\s*)+", re.IGNORECASE)
+PART = re.compile(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", re.IGNORECASE)
+# Share of a budget that a plan may take: steps are timed once, and machines slow down.
+PLANNED_SHARE = 0.9
+
+
+class Phase(NamedTuple):
+    """A phase of a run and its estimated seconds."""
+
+    name: str
+    seconds: float
+
+
+def parse_time_budget(text: str) -> float:
+    """Return the seconds of a time such as `30m`, `1h30m` or `90s`.
+
+    Raises:
+        ClusterqError: it is no such time, or none at all.
+
+    Examples:
+        >>> parse_time_budget("30m"), parse_time_budget("1h 30min"), parse_time_budget("1.5h")
+        (1800.0, 5400.0, 5400.0)
+    """
+    if BUDGET.fullmatch(text.strip()):
+        seconds = sum(float(count) * SECONDS[unit.lower()] for count, unit in PART.findall(text))
+        if seconds > 0:
+            return seconds
+    raise ClusterqError(f"{text!r} is no time, expected numbers with units; try 45s, 30m, 1h30m or 2d.", setting="time_budget")
+
+
+def total_seconds(phases: Sequence[Phase]) -> float:
+    """Return the sum of the phases' seconds."""
+    return sum(phase.seconds for phase in phases)
+
+
+def timetable(phases: Sequence[Phase]) -> str:
+    """Return the estimate of all phases as text.
+
+    Examples:
+        >>> timetable([Phase("generator", 372), Phase("shards", 20)])
+        'about 6 min 32 s (generator 6 min 12 s, shards 20 s)'
+    """
+    parts = ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in phases)
+    return f"about {duration(total_seconds(phases))} ({parts})"

@@ -1,0 +1,69 @@
+"""`--time-budget`: a fine-tuning that fits into the time which the user allows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.meter import duration
+from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, timetable, total_seconds
+from clusterq_common.run.run_folder import CONFIG
+from clusterq_finetune.config import FinetuneConfig
+from clusterq_finetune.estimate import steps_of_epoch
+
+# What a plan keeps where there is any: below this, reconstruction and training do more harm than good.
+LEAST_BLOCK_STEPS, LEAST_STEPS = 25, 20
+# Shares of the recipe's steps that are tried, largest first.
+SHARES = [share / 50 for share in range(50, 0, -1)]
+# Settings that a plan changes.
+PLANNED = ("reconstruct_steps", "epochs", "steps_per_epoch")
+
+
+def fit_into(
+    config: FinetuneConfig, seconds: float, samples: int, estimate: Callable[[FinetuneConfig], list[Phase]]
+) -> FinetuneConfig:
+    """Return the largest plan that fits into the budget; `config` itself where it does. Steps of both phases shrink together.
+
+    Args:
+        config: the recipe's own plan; a budget never makes it larger.
+        seconds: the budget.
+        samples: training images in the set.
+        estimate: the phases of a plan, with their seconds.
+
+    Raises:
+        ClusterqError: not even the smallest plan fits.
+    """
+    plan = config
+    for candidate in (config, *(_shrunk(config, share, samples) for share in SHARES)):
+        plan = candidate
+        if total_seconds(estimate(plan)) <= PLANNED_SHARE * seconds:
+            return plan
+    raise ClusterqError(
+        f"--time-budget: {duration(seconds)} is too short on this machine, where the smallest useful plan takes "
+        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or leave training out with "
+        "--reconstruct none --epochs 0."
+    )
+
+
+def plan_of_run(folder: Path, config: FinetuneConfig) -> FinetuneConfig:
+    """Return `config` with the plan that the run in `folder` was started with.
+
+    Raises:
+        ClusterqError: its configuration is missing or not readable.
+    """
+    saved = FinetuneConfig.from_yaml(folder / CONFIG).recipe
+    return config.model_copy(
+        update={"recipe": config.recipe.model_copy(update={name: getattr(saved, name) for name in PLANNED})}
+    )
+
+
+def _shrunk(config: FinetuneConfig, share: float, samples: int) -> FinetuneConfig:
+    recipe = config.recipe
+    changes = {
+        "reconstruct_steps": min(recipe.reconstruct_steps, max(round(share * recipe.reconstruct_steps), LEAST_BLOCK_STEPS))
+    }
+    if recipe.epochs:
+        each = steps_of_epoch(config, samples)
+        epochs = max(1, round(share * recipe.epochs))
+        wanted = share * recipe.epochs * each / epochs
+        changes |= {"epochs": epochs, "steps_per_epoch": min(each, max(round(wanted), LEAST_STEPS))}
+    return config.model_copy(update={"recipe": recipe.model_copy(update=changes)})

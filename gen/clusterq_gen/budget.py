@@ -1,0 +1,56 @@
+"""`--time-budget`: a generator run that fits into the time which the user allows."""
+
+from typing import Any
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.meter import duration
+from clusterq_common.progress.time_budget import PLANNED_SHARE, timetable, total_seconds
+from clusterq_gen.bank.config import is_bank
+from clusterq_gen.config import GenConfig
+from clusterq_gen.estimate import Speed, phases
+
+# What a plan keeps, however small the budget. A generator with side-by-side conditioning names its classes after a hundred steps
+# (docs/results.md); a few hundred images calibrate a student.
+LEAST_STEPS, LEAST_IMAGES, LEAST_REFINEMENT, LEAST_BANK_STEPS = 100, 256, 10, 50
+# Shares of the preset's steps and images that are tried, largest first.
+SHARES = [share / 50 for share in range(50, 0, -1)]
+
+
+def fit_into(config: GenConfig, seconds: float, num_classes: int, speed: Speed) -> GenConfig:
+    """Return the largest plan that fits into the budget; `config` itself where it does.
+
+    Generator steps and images shrink together, then the steps of refinement. A budget never makes a plan larger.
+
+    Raises:
+        ClusterqError: not even the smallest plan fits.
+    """
+    plan = config
+    for candidate in (config, *(_shrunk(config, share, num_classes) for share in SHARES)):
+        plan = candidate
+        if total_seconds(phases(plan, num_classes, speed)) <= PLANNED_SHARE * seconds:
+            return plan
+    smallest = timetable(phases(plan, num_classes, speed))
+    raise ClusterqError(
+        f"--time-budget: {duration(seconds)} is too short on this machine, where the smallest useful plan takes {smallest}; allow "
+        f"{duration(total_seconds(phases(plan, num_classes, speed)) / PLANNED_SHARE + 1)}, or use a GPU."
+    )
+
+
+def _shrunk(config: GenConfig, share: float, num_classes: int) -> GenConfig:
+    """Return the plan with this share of the steps and images, at least the smallest useful numbers, and at most those of `config`."""
+    train, emit = config.train, config.emit
+    images = emit.wanted(num_classes)["train"] * num_classes
+    fewer = min(images, max(round(share * images), LEAST_IMAGES, num_classes))
+    changes: dict[str, dict[str, Any]] = {"emit": {"images": fewer}}
+    if is_bank(config.method.method):
+        steps = config.bank.bank_steps
+        changes["bank"] = {"bank_steps": min(steps, max(round(share * steps), LEAST_BANK_STEPS))}
+        changes["emit"]["per_class"] = max(1, fewer // num_classes)
+    else:
+        least = -(-LEAST_STEPS // train.epochs)
+        changes["train"] = {"steps_per_epoch": min(train.steps_per_epoch, max(round(share * train.steps_per_epoch), least))}
+    if emit.refine_steps and share < 0.5:
+        # Below half of the images, fewer steps for each of them as well.
+        changes["emit"]["refine_steps"] = min(emit.refine_steps, max(round(2 * share * emit.refine_steps), LEAST_REFINEMENT))
+    values = config.model_dump()
+    return GenConfig.validated({**values, **{section: {**values[section], **fields} for section, fields in changes.items()}})

@@ -1,0 +1,136 @@
+"""Prediction of a generator run's time on this machine, from timed steps."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clusterq_common.images import normalise, to_array
+from clusterq_common.progress.time_budget import Phase
+from clusterq_common.run.seeding import stream
+from clusterq_common.shards.digest import encode_samples
+from clusterq_common.taps import batchnorm_taps
+from clusterq_common.teacher.load import Teacher
+from clusterq_gen.bank.config import BankConfig, is_bank
+from clusterq_gen.bank.layout import BankLayout
+from clusterq_gen.bank.optimise import Optimiser
+from clusterq_gen.config import GenConfig
+from clusterq_gen.emission.candidates import CHUNK
+from clusterq_gen.networks.generator import build_generator
+from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.state import Training
+
+# Pixels of the images that are optimised for a measurement, about; larger batches are taken to cost in proportion.
+MEASURED_PIXELS = 200_000
+LEAST_MEASURED = 4
+# Steps of a measured optimisation; the first one, which sets up the optimizer, does not count.
+MEASURED_STEPS = 2
+# A step with the in-loop student, in steps without it: once for training it, and once more where the generator's losses need it.
+STUDENT_SHARE, STUDENT_SHARE_TWICE = 1.4, 1.8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds.
+
+    Attributes:
+        step: a generator step without the student; 0 for a bank.
+        image_step: one step of optimising one image: of the bank, or of the refinement; 0 without either.
+        candidate: drawing, judging and encoding one image.
+        student_share: a step with the in-loop student, in steps without it.
+    """
+
+    step: float
+    image_step: float
+    candidate: float
+    student_share: float = STUDENT_SHARE
+
+
+def measure_speed(config: GenConfig, teacher: Teacher, device: torch.device) -> Speed:
+    """Time a generator step, a step of optimising images, and the emission of a few images, all discarded."""
+    bank = config.bank if is_bank(config.method.method) else config.emit.refinement
+    step, share = (0.0, STUDENT_SHARE) if is_bank(config.method.method) else _generator_step(config, teacher, device)
+    image_step = 0.0 if bank is None else _image_step(bank, config, teacher, device)
+    return Speed(step, image_step, _candidate(config, teacher, device), share)
+
+
+def phases(config: GenConfig, num_classes: int, speed: Speed) -> list[Phase]:
+    """Return the estimated phases of a run.
+
+    Images that the teacher rejects are made again, and their number is not known beforehand: one candidate for each image is taken.
+    """
+    images = num_classes * sum(config.emit.wanted(num_classes).values())
+    emission = Phase("shards", images * speed.candidate)
+    if is_bank(config.method.method):
+        layout = BankLayout.of(config, num_classes)
+        steps = layout.batches * layout.batch_size * config.bank.bank_steps
+        return [Phase("bank", steps * speed.image_step), emission]
+    train = config.train
+    warm, late = train.warmup_epochs * train.steps_per_epoch, (train.epochs - train.warmup_epochs) * train.steps_per_epoch
+    found = [Phase("generator", speed.step * (warm + speed.student_share * late))]
+    if config.emit.refine_steps:
+        found.append(Phase("refinement", images * config.emit.refine_steps * speed.image_step))
+    return [*found, emission]
+
+
+def _generator_step(config: GenConfig, teacher: Teacher, device: torch.device) -> tuple[float, float]:
+    run = Training.start(config, teacher, device)
+    with batchnorm_taps(teacher.model) as taps:
+        stored = run.stored_statistics()
+        run.step = 1  # a step whose gradient norms are not recorded
+        train_step(run, taps, stored)
+        step = _seconds(lambda: train_step(run, taps, stored), device)
+    return step, STUDENT_SHARE_TWICE if run.method.needs_student else STUDENT_SHARE
+
+
+def _image_step(bank: BankConfig, config: GenConfig, teacher: Teacher, device: torch.device) -> float:
+    whole = config.train.batch_size if is_bank(config.method.method) else config.emit.refine_batch
+    count, spec = min(whole, _measured(teacher)), teacher.spec
+    optimiser = Optimiser.start(bank.model_copy(update={"bank_steps": 1}), config.runtime, teacher, device)
+    start = normalise(_pixels(count, teacher), spec).to(device)
+    labels = torch.arange(count) % spec.num_classes if optimiser.bank.labelled else None
+    optimiser.optimise(start, labels, 0)
+    more = Optimiser(
+        bank.model_copy(update={"bank_steps": 1 + MEASURED_STEPS}), config.runtime, teacher, device, optimiser.targets
+    )
+    one = _seconds(lambda: optimiser.optimise(start, labels, 0), device)
+    several = _seconds(lambda: more.optimise(start, labels, 0), device)
+    return max(several - one, 0.0) / MEASURED_STEPS / count
+
+
+@torch.no_grad()
+def _candidate(config: GenConfig, teacher: Teacher, device: torch.device) -> float:
+    spec = teacher.spec
+    count = min(CHUNK, _measured(teacher))
+    pixels = _pixels(count, teacher)
+    seconds = 0.0
+    if not is_bank(config.method.method):
+        generator = build_generator(config.generator, spec).to(device).eval()
+        noise, labels = torch.zeros(count, config.generator.latent_size, device=device), torch.arange(count, device=device)
+        seconds += _seconds(lambda: generator(noise, labels % spec.num_classes), device)
+    shown = normalise(pixels, spec).to(device)
+    seconds += _seconds(lambda: teacher.model(shown), device)
+    arrays = [to_array(image) for image in pixels]
+    encoding = _seconds(lambda: encode_samples([0] * count, arrays), device)
+    return (seconds + encoding / max(1, config.emit.workers)) / count
+
+
+def _pixels(count: int, teacher: Teacher) -> Tensor:
+    shape = (count, *teacher.spec.shape)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(0, "estimate"))
+
+
+def _measured(teacher: Teacher) -> int:
+    return max(LEAST_MEASURED, MEASURED_PIXELS // (teacher.spec.height * teacher.spec.width))
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin

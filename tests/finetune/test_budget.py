@@ -1,0 +1,72 @@
+"""Time budgets of fine-tunings: plans by arithmetic, and a run through the command line."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.time_budget import Phase, total_seconds
+from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.budget import fit_into
+from clusterq_finetune.config import FinetuneConfig, resolve
+from clusterq_finetune.estimate import Speed, phases
+from tests.conftest import Cli
+
+SPEED = Speed(
+    forward=0.001, student_forward=0.002, calibrated=0.01, block_images=0.01, block_step=0.5, step=0.2, epoch=2.0, decoded=0.001
+)
+SAMPLES = 1280
+
+
+def estimate(config: FinetuneConfig) -> list[Phase]:
+    return phases(config, SAMPLES, 20, 1000, SPEED)
+
+
+def fast(**recipe: object) -> FinetuneConfig:
+    return resolve({"recipe": recipe}, "s", TeacherConfig(arch="resnet18"))
+
+
+def test_phases_by_hand() -> None:
+    found = {phase.name: phase.seconds for phase in estimate(fast())}
+    expected = {"calibration": 10.24, "reconstruction": 10.24 + 125, "fine-tuning": 5 * (40 * 0.2 + 2), "evaluation": 6.0}
+    assert found == pytest.approx(expected)
+    chosen = fast().model_copy(update={"choice": fast().choice.model_copy(update={"average_bits": 4.0})})
+    assert estimate(chosen)[0] == ("choice of bits", pytest.approx(7 * 20 * 256 * 0.001))
+    assert [phase.name for phase in phases(fast(epochs=0, reconstruct="none"), SAMPLES, 20, 0, SPEED)] == ["calibration"]
+
+
+@pytest.mark.parametrize("share", [2, 1.2, 0.8, 0.5, 0.35])
+@pytest.mark.parametrize("recipe", ["fast", "best", "paper"])
+def test_a_plan_fits_and_is_the_largest(recipe: str, share: float) -> None:
+    config = fast(recipe=recipe)
+    budget = share * total_seconds(estimate(config))
+    plan = fit_into(config, budget, SAMPLES, estimate)
+    assert total_seconds(estimate(plan)) <= 0.9 * budget
+    if share >= 1.2:
+        assert plan == config, "a budget never makes a plan larger"
+    else:
+        assert total_seconds(estimate(plan)) > 0.7 * 0.9 * budget
+
+
+def test_too_short() -> None:
+    with pytest.raises(ClusterqError, match=r"too short on this machine.*--reconstruct none --epochs 0"):
+        fit_into(fast(), 20, SAMPLES, estimate)
+
+
+def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Path) -> None:
+    words = ["--shards", digits_run, "--bits", "w4a4", "--recipe", "fast", "--reconstruct-steps", 2000]
+    words += ["--epochs", 1, "--steps-per-epoch", 4, "--reconstruct-images", 32, "--calibration-images", 32]
+    done = finetune(*words, "--dry-run", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert re.search(r"^time: about .* \(calibration .*, reconstruction .*, fine-tuning .*\)$", done.out, re.MULTILINE)
+    assert not (tmp_path / "out").exists()
+    done = finetune(*words, "--time-budget", "20s", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    recipe = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["recipe"]
+    assert 25 <= recipe["reconstruct_steps"] < 2000
+    # The same command with --resume goes on with that plan, whatever the machine does now.
+    done = finetune(*words, "--time-budget", "20s", "--resume", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "keeps the plan that it was started with" in done.err
