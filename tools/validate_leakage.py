@@ -200,7 +200,7 @@ class Pool:
         return train, held, others[torch.randperm(len(others), generator=stream(seed, "validate others"))]
 
     def base(self, name: str, others: Tensor) -> Tensor:
-        """Return the places of a set without planted images; `others` are real images that are in no other part."""
+        """Return the places of a set without planted images; `others` are real images that are in no other part, and may be fewer."""
         if name == STRANGERS:
             return others[: self.set_size]
         return torch.arange(self.starts[name], self.starts[name] + self.set_size)
@@ -227,12 +227,13 @@ def validate(pool: Pool, draws: int, planted: list[int], plants: int, seed: int)
         an alarm, and the share of the planted images that stand among the most alike pairs of a space.
     """
     bases = [NOISE, STRANGERS, *([SHARDS] if SHARDS in pool.starts else [])]
-    false_alarms: dict[str, Any] = {name: {"draws": draws, "alarms": 0, "by_test": {}} for name in bases}
+    false_alarms: dict[str, Any] = {name: {"draws": draws, "images": 0, "alarms": 0, "by_test": {}} for name in bases}
     for draw in range(draws):
         train, held, others = pool.split(1000 * seed + draw)
         for name in bases:
-            named = _alarms(pool.measure(pool.base(name, others), train, held, draw))
-            count = false_alarms[name]
+            base, count = pool.base(name, others), false_alarms[name]
+            named = _alarms(pool.measure(base, train, held, draw))
+            count["images"] = len(base)
             count["alarms"] += bool(named)
             for one in named:
                 count["by_test"][one] = count["by_test"].get(one, 0) + 1
@@ -256,11 +257,11 @@ def validate(pool: Pool, draws: int, planted: list[int], plants: int, seed: int)
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Return the figures as two Markdown tables."""
-    rows = ["| set | splits | with an alarm | 95 % | tests |", "|---|---|---|---|---|"]
+    rows = ["| set | images | splits | with an alarm | 95 % | tests |", "|---|---|---|---|---|---|"]
     for name, one in found["false_alarms"].items():
         low, high = wilson_interval(one["alarms"], one["draws"])
         named = ", ".join(f"{test}: {count}" for test, count in one["by_test"].items()) or "none"
-        rows.append(f"| {name} | {one['draws']} | {one['alarms']} | {low:.1f} to {high:.1f} % | {named} |")
+        rows.append(f"| {name} | {one['images']} | {one['draws']} | {one['alarms']} | {low:.1f} to {high:.1f} % | {named} |")
     numbers = list(next(iter(found["power"].values())))
     rows += [
         "",
