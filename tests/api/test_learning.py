@@ -58,7 +58,7 @@ def test_the_whole_job(
 
 
 def test_bits_are_chosen(teacher: cq.Teacher, shards: cq.ShardSet) -> None:
-    found = cq.choose_bits(teacher, shards, cq.QuantConfig(bits="w4a8"), average_bits=3, sensitivity_images=20)
+    found = cq.choose_bits(teacher, shards, cq.QuantConfig(bits="w4a8"), average_bits=3.5, sensitivity_images=20)
     widths = [int(entry.rpartition("=w")[2].partition("a")[0]) for entry in found.layer_bits]
     assert len(set(widths)) > 1
     assert {entry[-2:] for entry in found.layer_bits} == {"a8"}

@@ -15,6 +15,7 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
 from clusterq_common.quant.share import quantized_share
+from clusterq_common.setting_names import settings_spelled_by
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from tests.conftest import ROOT
@@ -69,7 +70,9 @@ def row(kind: str) -> str:
 
 
 def test_the_page_says_what_happens() -> None:
-    table = "\n".join(["| kind | | what clusterq says |", "|---|---|---|", *map(row, NETWORKS)]) + "\n"
+    with settings_spelled_by(lambda name, _: f"--{name.replace('_', '-')}"):  # as the command line does
+        rows = [row(kind) for kind in NETWORKS]
+    table = "\n".join(["| kind | | what clusterq says |", "|---|---|---|", *rows]) + "\n"
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(BEGIN)
     told, after = rest.split(END)

@@ -53,9 +53,9 @@ def test_any_other_text_is_refused(text: str) -> None:
 def test_what_is_no_size_is_refused_in_one_sentence(value: object) -> None:
     with pytest.raises(ClusterqError) as refused:
         spec_of(value)
-    assert str(refused.value).startswith("--size: ")
+    assert str(refused.value).startswith("size: ")
     if value is not None:
-        with pytest.raises(ClusterqError, match=r"^--input-size: .*; see --help") as refused:
+        with pytest.raises(ClusterqError, match=r"^input_size: .*") as refused:
             TeacherConfig.validated({"arch": "a", "input_size": value})
         assert "\n" not in str(refused.value)
 

@@ -144,7 +144,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         top1 = 100 * float((model.eval()(normalised(pixels)).argmax(1) == labels).float().mean())
     assert top1 > 90, "the teacher of the tests has learned nothing"
     made = Job(folder, size, pixels, labels, top1)
-    trained = gen("train", *made.flags, *TINY, "--out", made.run)
+    trained = gen("train", *made.flags, *TINY, "--report", "--out", made.run)
     assert trained.code == 0, trained.err
     return made
 
@@ -154,7 +154,17 @@ def tuned(job: Job, finetune: Cli) -> dict[str, Any]:
     """The result of a fine-tuning with crops and flips."""
     flags = ["--bits", "w8a8", "--epochs", 2, "--steps-per-epoch", 0, "--batch-size", 32, "--augment", "crop-flip"]
     return done(
-        finetune("--shards", job.run, *flags, "--arch", f"{job.folder / 'net.py'}:net", "--val", job.folder / "val", "--json")
+        finetune(
+            "--shards",
+            job.run,
+            *flags,
+            "--report",
+            "--arch",
+            f"{job.folder / 'net.py'}:net",
+            "--val",
+            job.folder / "val",
+            "--json",
+        )
     )
 
 
