@@ -1,6 +1,7 @@
 """Validate `shards leakage`: planted training images must be found, and sets without any must raise no alarm.
 
-Of some real images, none of which the set's teacher saw, training and held-out ones are drawn again and again. Sets of pure noise, of
+Real images are split at random, again and again, into training and held-out ones. (With --shards, none of them may be one that the set's
+teacher saw.) Sets of pure noise, of
 other real images, and (with --shards) a generated one know nothing of this split, so every alarm about them is false. Then training
 images are planted in a set, as they are or altered, and the alarms are counted.
 """
