@@ -158,6 +158,24 @@ def lazy() -> nn.Module:
     )
 
 
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight / weight.std(), bias)
+
+
+def standardised() -> nn.Module:
+    model = Plain()
+    model.body[1][0] = Standardised(8, 16, 3, 2, 1, bias=False)
+    return model
+
+
+def replaced_method() -> nn.Module:
+    model = Plain()
+    layer = model.body[1][0]
+    layer.forward = lambda x: F.conv2d(x, layer.weight / layer.weight.std(), None, 2, 1)
+    return model
+
+
 # Kind -> how to make one. Those with another number of classes or channels: see SIZES.
 NETWORKS: dict[str, Any] = {
     "convolutions with BatchNorm": Plain,
@@ -175,6 +193,8 @@ NETWORKS: dict[str, Any] = {
     "output: (N, classes, 1, 1)": GivesMaps,
     "output: one logit for two classes": lambda: Plain(classes=1),
     "output: probabilities": GivesProbabilities,
+    "output: one probability for two classes": lambda: nn.Sequential(Plain(classes=1), nn.Sigmoid()),
+    "output: a probability of each class, by sigmoid": lambda: nn.Sequential(Plain(), nn.Sigmoid()),
     "`x.view(x.size(0), -1)` behind a convolution": Viewed,
     "strided 1x1 convolution on the image": StridedOnes,
     "weight norm, new style": lambda: Changed(parametrizations.weight_norm),
@@ -186,6 +206,7 @@ NETWORKS: dict[str, Any] = {
     "float16 weights": lambda: Plain().half(),
     "attention behind convolutions": Attention,
     "transposed convolution": Transposed,
+    "convolution that changes its own weights": standardised,
     "functional convolutions": Functional,
     "two inputs": TwoInputs,
     "GroupNorm": lambda: Plain(lambda channels: nn.GroupNorm(4, channels)),
@@ -193,4 +214,9 @@ NETWORKS: dict[str, Any] = {
     "BatchNorm without running statistics": lambda: Plain(lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)),
     "some BatchNorm without running statistics": OneOfTwoKeepsNone,
 }
-SIZES = {"one input channel": (1, 5), "four input channels": (4, 5), "output: one logit for two classes": (3, 2)}
+SIZES = {
+    "one input channel": (1, 5),
+    "four input channels": (4, 5),
+    "output: one logit for two classes": (3, 2),
+    "output: one probability for two classes": (3, 2),
+}

@@ -1,4 +1,4 @@
-"""What FDA and DE change: class scatter of deep features and diversity within classes, with each of them on and off.
+"""Measure the effect of FDA and DE: class scatter of deep features and diversity within classes, with each of them on and off.
 
 For every variant and seed a generator is trained through `clusterq-gen train` (skipped where its folder holds a finished
 one, so that the whole can be interrupted), then images that the teacher agrees with are drawn and measured:

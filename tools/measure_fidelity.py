@@ -1,4 +1,4 @@
-"""What storing eight-bit pixels instead of the generator's floats costs: agreement, logits, fine-tuned accuracy.
+"""Measure the cost of storing eight-bit pixels instead of the generator's floats: agreement, logits, fine-tuned accuracy.
 
 The same images are taken twice, as the generator gives them and rounded to pixels, through the same calibration and fine-tuning.
 

@@ -95,7 +95,7 @@ def open_images(
 
     Args:
         path: class folders, ImageNet's validation set as a tar or as Kaggle ships it, webdataset tars, CIFAR's batches, or
-            `path/to/file.py:function`, a function that returns an iterable of (image, label) and is run.
+            `path/to/file.py:name`, a dataset of (image, label) or a function that returns one; the file is run.
         spec: what the network takes.
         arch: pytorchcv's name, where its family has a crop of its own.
         classes: a file with one class folder's name a line in index order, where their sorted order is not it.

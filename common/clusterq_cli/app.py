@@ -62,7 +62,7 @@ Arch = Annotated[
     ),
 ]
 Weights = Annotated[str | None, typer.Option("--weights", help="The teacher's weights.", show_default="as the run has it")]
-OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Where networks run: auto, cpu or cuda.")]
+OnDevice = Annotated[Device, typer.Option("--device", metavar="<name>", help="Device of the networks: auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")]
 TimeBudget = Annotated[
     str | None,

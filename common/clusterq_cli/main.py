@@ -26,6 +26,11 @@ _ADVICE = {
     errno.EPIPE: "whoever read the output has closed it; run the command again",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENOMEM: "free some memory",
+    errno.EIO: "the disk, or the connection to it, may be failing: look into the system's log, and copy what is on it",
+    errno.ENXIO: "the device has gone: connect it again",
+    errno.ENODEV: "the device has gone: connect it again",
+    errno.ETIMEDOUT: "the file system does not answer: check the network",
+    errno.ENOTCONN: "the file system does not answer: check the network",
 }
 INTERRUPTED = 130
 
@@ -57,11 +62,11 @@ def run_guarded(
             debug=debug,
         )
     except OSError as error:
-        if error.errno not in _SPACE | _RIGHTS | _PLACES | _ADVICE.keys():  # a broken disk, or a defect
+        if error.errno not in _SPACE | _RIGHTS | _PLACES | _ADVICE.keys():  # a defect
             raise
         if error.errno == errno.EPIPE:
             _drop_stdout()
-        _leave(_sentence(error), USER_ERROR, debug=debug)
+        _leave(_sentence(error, resume), USER_ERROR, debug=debug)
     except KeyboardInterrupt:
         further = "" if resume is None else f" What is finished is on disk; to go on:\n  {resume()}"
         _leave(f"Interrupted.{further}", INTERRUPTED, debug=debug)
@@ -100,11 +105,12 @@ def run_to_end(app: Callable[[], object]) -> None:
     os._exit(code)
 
 
-def _sentence(error: OSError) -> str:
+def _sentence(error: OSError, resume: Callable[[], str] | None) -> str:
     """Describe an error of the operating system: the refusal, its place, and what to try."""
     where = f" at {final_name(str(error.filename))}" if error.filename else ""
     if error.errno in _SPACE:
-        return f"Writing failed{where}: {error.strerror}; free some space or choose another --out, then use --resume."
+        then = " or choose another --out." if resume is None else f", then go on with: {resume()}"
+        return f"Writing failed{where}: {error.strerror}; free some space{then}"
     advice = (
         "check its permissions and its owner" if error.errno in _RIGHTS else _ADVICE.get(error.errno or 0, "check the path")
     )

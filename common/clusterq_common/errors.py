@@ -25,6 +25,19 @@ class ClusterqError(Exception):
         super().__init__(self.text if setting is None else one_line(f"{setting_name(setting)}: {sentence}"))
 
 
+def told(error: BaseException) -> str:
+    """Name an exception of someone else's code and its text, if that can be had.
+
+    >>> told(KeyError("x")), told(ValueError())
+    ("KeyError: 'x'", 'ValueError')
+    """
+    try:
+        text = str(error).strip()
+    except Exception:  # it is their code, too
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def did_you_mean(found: str, known: Sequence[str]) -> str:
     """Words to put behind an error about a name that nobody knows; empty where no known name is near it.
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
@@ -16,9 +17,13 @@ from clusterq_common.errors import ClusterqError
 PARTIAL_SUFFIX = ".partial"
 # NAME.partial is what earlier versions wrote.
 _PARTIAL = re.compile(r"(?P<name>.+?)(\.[0-9a-f]{16})?\.partial")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Windows knows no such links, and would change the ends of lines without O_BINARY.
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_reading = threading.Lock()
+# Errors of a write, which knows no names.
+_OF_A_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# Windows would change the ends of lines without it.
+BINARY = getattr(os, "O_BINARY", 0)
+# Windows knows no such links.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | BINARY | getattr(os, "O_CLOEXEC", 0)
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
             yield file
         publish(partial, path)
     except OSError as error:
-        if error.errno in _FULL and error.filename is None:  # a write knows no names
+        if error.errno in _OF_A_WRITE and error.filename is None:
             error.filename = str(path)
         raise
     finally:
@@ -47,7 +52,7 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
 
 def publish(partial: Path, path: Path) -> None:
     """Make the finished file `partial` durable and give it the name `path` in one step."""
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:  # Windows syncs what may be written to alone
         os.fsync(file.fileno())
     os.replace(partial, path)
     _sync_directory(path.parent)
@@ -102,6 +107,24 @@ def final_name(name: str) -> str:
     """
     unfinished = _PARTIAL.fullmatch(name)
     return unfinished["name"] if unfinished else name
+
+
+def read_at(descriptor: int, size: int, offset: int, path: Path) -> bytes:
+    """Read `size` bytes from `offset` of an open file; fewer where it ends.
+
+    Raises:
+        OSError: as the file system says, with the name `path`.
+    """
+    try:
+        if hasattr(os, "pread"):
+            return os.pread(descriptor, size, offset)
+        # Windows: one place for all readers of a descriptor.
+        with _reading:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, size)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def sha256_file(path: Path) -> str:

@@ -20,7 +20,15 @@ LEVEL = 6
 
 
 def encode(pixels: Array) -> bytes:
-    """An image (H, W, C) uint8 with one or three channels as PNG: the same bytes each time."""
+    """An image (H, W, C) uint8 with one or three channels as PNG: the same bytes each time.
+
+    Raises:
+        ClusterqError: another number of channels.
+    """
+    if pixels.shape[2] not in MODES:
+        raise ClusterqError(
+            f"an image has {pixels.shape[2]} channels, expected 1 or 3; choose a classifier of grey or colour images."
+        )
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", compress_level=LEVEL)
     return buffer.getvalue()

@@ -1,5 +1,13 @@
-"""`python -m clusterq_finetune` is the same as the console script."""
+"""Entry point of `python -m clusterq_finetune`, the same as the console script."""
 
-from clusterq_finetune.cli.main import main
+import os
+import sys
+
+# `python -m` looks for every module in the current folder first, which may be one that was received.
+_home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _home:
+    del sys.path[0]
+
+from clusterq_finetune.cli.main import main  # noqa: E402
 
 main()

@@ -18,7 +18,7 @@ from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.progress.console import info, print_result, progress
+from clusterq_common.progress.console import info, print_result, progress, warn
 from clusterq_common.progress.time_budget import timetable
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.checkpoint import save_weights
@@ -34,6 +34,7 @@ from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data.calibration import calibration_batches, first_pixels
 from clusterq_finetune.data.logits import choose_logits
 from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.data.real.labels import other_order_remark
 from clusterq_finetune.data.shard_batches import EpochBatches
 from clusterq_finetune.estimate import Timed, is_worth_measuring
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
@@ -118,6 +119,9 @@ def _finetune(
         if val is None
         else open_validation(val, teacher.spec, classes=classes, geometry=geometry, pixel_range=black_and_white, own=True)
     )
+    if images is not None and (order := other_order_remark(images.class_names, shards.manifest.class_names)) is not None:
+        warn(order.line())
+        images.remarks.append(order)
 
     spec = teacher.spec
     example = torch.zeros(1, *spec.shape, device=device)
@@ -280,4 +284,8 @@ def _plan(config: FinetuneConfig, shards: ShardSet, folder: Path, images: Valida
             f"reconstruction: each {recipe.reconstruct} in {recipe.reconstruct_steps} steps, batch {recipe.reconstruct_batch_size}, on "
             f"{recipe.reconstruct_images} images",
         )
-    return lines if images is None else [*lines, f"evaluation: {len(images)} real images"]
+    if images is None:
+        return lines
+    # A dataset that is read in order alone does not say how many images it has.
+    count = f"{len(images)} real images" if len(images) else f"the real images of {images.layout}"
+    return [*lines, f"evaluation: {count}"]

@@ -18,11 +18,11 @@ LEAST_STEPS = 40
 
 
 class RecipeConfig(Settings):
-    """How the student learns from the shards: ClusterQ Eq. 9 and what may be done around it."""
+    """Learning of the student from the shards: ClusterQ Eq. 9 and what may be done around it."""
 
     recipe: RecipeName = Field(
         "fast",
-        description="where the defaults come from; fast: reconstruction and distillation, minutes on two cores; paper: Eq. 9 and GDFQ's "
+        description="source of the defaults; fast: reconstruction and distillation, minutes on two cores; paper: Eq. 9 and GDFQ's "
         "schedule; best: as fast with twice the steps, for two bits",
     )
     epochs: int = Field(10, ge=0, description="passes over the training shards; 0: calibrate (and reconstruct) only")
@@ -220,7 +220,7 @@ CropPct = Annotated[float | Literal["off"], PlainValidator(_share)]
 
 
 class EvaluationConfig(Settings):
-    """How real images are read: resized and cropped where that is not as known for the teacher's family, and scaled where they are deep."""
+    """Reading of real images: resizing and cropping other than known for the teacher's family, and scaling of deep pixels."""
 
     crop_pct: CropPct | None = Field(
         None,

@@ -49,7 +49,7 @@ def train(
         typer.Option(
             "--preset",
             metavar="<name>",
-            help="Where defaults come from: paper-cifar, paper-imagenet, quick (two CPU cores), or auto: paper-imagenet for inputs above "
+            help="Source of the defaults: paper-cifar, paper-imagenet, quick (two CPU cores), or auto: paper-imagenet for inputs above "
             "64 pixels, else paper-cifar.",
         ),
     ] = "auto",

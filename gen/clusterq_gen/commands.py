@@ -13,6 +13,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import sha256_file
+from clusterq_common.png import MODES
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.progress.time_budget import timetable
 from clusterq_common.run.environment import write_environment
@@ -30,6 +31,7 @@ from clusterq_gen.bank.source import BankSource
 from clusterq_gen.budget import fit_into
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.dry_run import describe_plan
+from clusterq_gen.emission.build_manifest import read_class_names
 from clusterq_gen.emission.candidate_source import CandidateSource, GeneratorSource
 from clusterq_gen.emission.emit import emit_shards
 from clusterq_gen.emission.refined import refined
@@ -65,6 +67,12 @@ def train(
     config = config.model_copy(update={"teacher": teacher.config})
     if not is_bank(config.method.method):
         build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
+    read_class_names(config.emit, teacher.spec.num_classes)  # likewise
+    if teacher.spec.channels not in MODES:
+        raise ClusterqError(
+            f"--in-channels: {shown_arch(config.teacher.arch)} takes images of {teacher.spec.channels} channels, expected 1 or 3: shards hold PNG images, grey or "
+            "in colour; choose another classifier."
+        )
     planned = time_budget if not (resume and (out / CONFIG).is_file()) else None
     if dry_run:
         speed = measure_speed(config, teacher, device)

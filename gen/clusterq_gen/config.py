@@ -58,17 +58,17 @@ class MethodConfig(Settings):
     )
     bns_units: Units = Field(
         "raw",
-        description="what BatchNorm statistics are compared in: raw: means and variances, in the BatchNorm inputs' own units (the paper); "
+        description="units in which BatchNorm statistics are compared: raw: means and variances, in the BatchNorm inputs' own units (the paper); "
         "std: means and stds, in each channel's running std in the teacher, so that a1 means the same in every layer and for every teacher",
     )
     fda_units: Units = Field(
         "raw",
-        description="what FDA, DE and their lambdas count in: raw: the BatchNorm inputs' own units (the paper); std: each channel's running "
+        description="units of FDA, DE and their lambdas: raw: the BatchNorm inputs' own units (the paper); std: each channel's running "
         "std in the teacher, so that weights mean the same for every teacher",
     )
     ema_rate: float = Field(0.2, ge=0, le=1, description="b, share of the batch in the centroids' update (Eq. 5)")
     de_noise: Literal["gaussian", "uniform"] = Field(
-        "gaussian", description="how DE's targets are drawn around the centroids; uniform: within plus/minus the given values"
+        "gaussian", description="distribution of DE's targets around the centroids; uniform: within plus/minus the given values"
     )
     de_mean_std: float = Field(0.3, ge=0, description="lambda_mu, spread of DE's target around a centroid's mean (Eq. 6)")
     de_std_std: float = Field(0.15, ge=0, description="lambda_sigma, spread of DE's target around a centroid's std (Eq. 6)")
@@ -294,7 +294,7 @@ class EmitConfig(Settings):
 class GenConfig(Settings):
     """Everything that determines a generator run; saved as config.yaml."""
 
-    preset: Preset = Field("auto", description="where the defaults came from")
+    preset: Preset = Field("auto", description="source of the defaults")
     teacher: TeacherConfig
     method: MethodConfig = MethodConfig()
     quant: QuantConfig = QuantConfig()

@@ -70,6 +70,16 @@ def test_narrow_weights_are_taken(tmp_path: Path) -> None:
     assert torch.allclose(model.state_dict()["0.weight"], STATE["0.weight"], atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_integers_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Those of a quantized model mean nothing without their scales."""
+    name = next(name for name, value in STATE.items() if value.dim() > 1)
+    with pytest.raises(
+        ClusterqError, match=rf"holds {str(dtype).removeprefix('torch.')} values in {name}, expected plain floats"
+    ):
+        loaded(tmp_path, {**STATE, name: STATE[name].to(dtype)})
+
+
 def test_of_several_that_fit_one_has_to_be_named(tmp_path: Path) -> None:
     both = {"state_dict": OTHER, "state_dict_ema": STATE, "epoch": 3}
     with pytest.raises(
@@ -82,6 +92,50 @@ def test_of_several_that_fit_one_has_to_be_named(tmp_path: Path) -> None:
         ClusterqError, match=r"^weights_key: file.pth has no weights at 'ema', expected one of 'state_dict', 'state_dict_ema'"
     ):
         loaded(tmp_path, both, "ema")
+
+
+@pytest.mark.parametrize("prefixes", [("model.", "ema."), ("", "ema."), ("module.encoder_q.", "module.encoder_k.")])
+def test_of_several_in_one_dict_one_has_to_be_named(prefixes: tuple[str, str], tmp_path: Path) -> None:
+    """As a network and its moving average lie beside each other in Lightning's and MoCo's files."""
+    other = {name: value * 2 for name, value in STATE.items()}
+    content = {"state_dict": under(prefixes[0]) | under(prefixes[1], other)}
+    with pytest.raises(ClusterqError, match="holds several weights that fit, at") as refused:
+        loaded(tmp_path, content)
+    for prefix in prefixes:
+        assert repr(f"state_dict.{prefix}".rstrip(".")) in str(refused.value)
+    if prefixes[0]:
+        assert loaded(tmp_path, content, f"state_dict.{prefixes[0]}".rstrip("."))[0]
+    assert not loaded(tmp_path, content, f"state_dict.{prefixes[1]}".rstrip("."))[0]
+    with pytest.raises(
+        ClusterqError, match=r"--weights-key: .* has no weights at 'state_dict.x', expected one of 'state_dict', "
+    ):
+        loaded(tmp_path, content, "state_dict.x")
+    assert loaded(tmp_path, {"state_dict": under(prefixes[0]) | under(prefixes[1])})[0], "equal ones are no choice"
+
+
+def test_tensors_that_are_no_values_are_refused(tmp_path: Path) -> None:
+    name = next(name for name, value in STATE.items() if value.dim() > 1)
+    for changed, said in (
+        ({name: STATE[name].to_sparse()}, "a sparse tensor in"),
+        ({name: STATE[name].to("meta")}, "no values in"),
+    ):
+        with pytest.raises(ClusterqError, match=said):
+            loaded(tmp_path, {**STATE, **changed})
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\x1f\x8b\x08", "packed by gzip"),
+        (b"\x89HDF\r\n\x1a\n", "as Keras writes"),
+    ],
+)
+def test_what_lies_in_the_place_of_weights_is_named(begin: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(begin)
+    with pytest.raises(ClusterqError, match=said):
+        read_checkpoint(tmp_path / "w.pth")
 
 
 def test_values_that_the_file_does_not_hold_are_not_compared(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, parameters_by_kind, quantizers
 from clusterq_common.quant.modules import QuantConv2d, QuantLinear
-from clusterq_common.quant.structure import residual_branches
+from clusterq_common.quant.structure import float_layers, quantizable_layers, residual_branches
+from tests.networks import replaced_method
 
 
 class OddOrder(nn.Module):
@@ -219,3 +220,11 @@ def test_w8a8_of_a_trained_model_stays_with_it(real_data: Path, cifar_subset: Ca
         found = (student(images).argmax(1) == labels).float().mean()
     assert teacher > 0.9
     assert teacher - found <= 0.003
+
+
+def test_a_method_of_a_layers_own_is_never_replaced() -> None:
+    """It may compute anything: its layer stays in float and is named."""
+    torch.manual_seed(0)
+    model, example = replaced_method().eval(), torch.zeros(1, 3, 32, 32)
+    assert quantizable_layers(model, example) == ["body.0.0", "head.2"]
+    assert float_layers(model) == ["body.1.0 (Conv2d)"]

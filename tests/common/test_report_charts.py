@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -19,8 +20,9 @@ from clusterq_report.charts.scale import linear, logarithmic, nice_ticks
 from clusterq_report.charts.series import curves, series, shares, thinned
 from clusterq_report.html.page import Remark, Report, Section, code, paragraph, table
 from clusterq_report.html.text import escaped, number, tag
+from clusterq_report.pages.accuracy import overall
 from clusterq_report.pages.comparison import written
-from clusterq_report.run_data import columns, pair, real, reals, rows, section
+from clusterq_report.run_data import Source, columns, pair, real, reals, rows, section
 
 EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
 NAN, INF = float("nan"), float("inf")
@@ -245,3 +247,15 @@ def test_every_piece_of_text_is_escaped() -> None:
 
     Elements().feed(page)
     assert len(escaped("x" * 10_000)) < 2100
+
+
+def test_figures_of_two_classes_stand_below_those_of_all(tmp_path: Path) -> None:
+    binary = {"auroc": 0.91234, "auroc_interval": [0.9, 0.92], "sensitivity": 75.0, "sensitivity_interval": [60.25, 85.5]}
+    student = {"top1": 80.0, "balanced_accuracy": 77.5, "binary": binary | {"specificity": None, "specificity_interval": EVIL}}
+    (tmp_path / "result.json").write_text(json.dumps({"student": student}))
+    page = overall(Source(tmp_path, "fine-tuning"))
+    for figure in ("0.9123", "0.9000 to 0.9200", "75.00 %", "60.25 to 85.50", "77.50 %", "Class 1 is the positive one"):
+        assert figure in page
+    assert "<script" not in page
+    (tmp_path / "result.json").write_text(json.dumps({"student": student | {"binary": None}}))
+    assert "AUROC" not in overall(Source(tmp_path, "fine-tuning"))

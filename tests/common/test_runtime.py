@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,6 +162,12 @@ def test_checkpoints(tmp_path: Path) -> None:
     assert load_checkpoint(path, CPU)["nested"]["x"].tolist() == [1, 1]
     with pytest.raises(ClusterqError, match="does not exist"):
         load_checkpoint(tmp_path / "absent", CPU)
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name))
+    with pytest.raises(ClusterqError, match=r"packed\.pt is not a readable checkpoint"):  # it may unfold to any size
+        load_checkpoint(packed, CPU)
     path.write_bytes(b"junk")
     with pytest.raises(ClusterqError, match="not a readable checkpoint"):
         load_checkpoint(path, CPU)
@@ -197,7 +204,7 @@ def test_guard_lets_defects_through() -> None:
     with pytest.raises(ZeroDivisionError):
         run_guarded(lambda: fail(ZeroDivisionError()))
     with pytest.raises(OSError, match="odd"):
-        run_guarded(lambda: fail(OSError(errno.EIO, "odd")))
+        run_guarded(lambda: fail(OSError(errno.EBADF, "odd")))
 
 
 def test_streams_are_keyed() -> None:

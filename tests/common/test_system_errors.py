@@ -1,9 +1,12 @@
 """What the operating system refuses is said in a sentence, with exit code 2."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 
 from clusterq_cli.main import run_guarded
+from clusterq_common import png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, home_folder
 from clusterq_common.run.run_folder import PREDICTIONS
@@ -28,12 +32,12 @@ from tests.common.shard_samples import write_set
 SPEC = InputSpec(size=8, channels=3, num_classes=2, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def said(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
+def said(error: Exception, capsys: pytest.CaptureFixture[str], resume: Callable[[], str] | None = None) -> str:
     def fail() -> None:
         raise error
 
     with pytest.raises(SystemExit) as left:
-        run_guarded(fail)
+        run_guarded(fail, resume=resume)
     assert left.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith(("Error: Access failed", "Error: Writing failed", "Error: A file has"))
@@ -53,12 +57,58 @@ def said(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
         (errno.EACCES, "its permissions"),
         (errno.ENOSPC, "free some space"),
         (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "may be failing"),
+        (errno.ETIMEDOUT, "check the network"),
     ],
 )
 def test_errors_of_the_system(code: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = said(OSError(code, os.strerror(code), "/a\x1b[31m/b"), capsys)
     assert advice in line
     assert os.strerror(code) in line
+
+
+def test_a_full_disk_names_the_command_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """`emit` goes on without --resume, and most commands cannot go on at all."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard.tar")
+    assert said(full, capsys).strip().endswith("free some space or choose another --out.")
+    assert (
+        said(full, capsys, resume=lambda: "clusterq-gen emit --run out")
+        .strip()
+        .endswith("go on with: clusterq-gen emit --run out")
+    )
+
+
+def test_a_failing_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "set")
+    reader = ShardSet.open(tmp_path / "set").split("train")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output") as found:
+        patched.setattr(os, "pread", fail)
+        reader.read(0)
+    assert f"at {tmp_path / 'set'}" in said(found.value, capsys)
+    with pytest.raises(OSError, match="Input/output") as found, atomic_file(tmp_path / "name"):
+        fail()
+    assert f"at {tmp_path / 'name'}: Input/output error" in said(found.value, capsys)
+
+
+def test_a_system_without_pread_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has none."""
+    write_set(tmp_path / "set")
+    with tarfile.open(tmp_path / "real.tar", "w") as tar:
+        for name, data in (("0.png", png.encode(np.full((8, 8, 3), 7, np.uint8))), ("0.cls", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    expected = [one.png for one in map(ShardSet.open(tmp_path / "set").split("train").read_sample, range(12))]
+    monkeypatch.delattr(os, "pread")
+    assert [one.png for one in map(ShardSet.open(tmp_path / "set").split("train").read_sample, range(12))] == expected
+    pixels, label, _ = open_validation(tmp_path / "real.tar", SPEC)[0]
+    assert (label, int(pixels.float().mean())) == (1, 7)
 
 
 def test_names_that_are_no_utf8(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,13 @@ def without_norm():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 def broken():
     raise RuntimeError("no luck")
+def ended():
+    raise SystemExit(3)
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+def mute():
+    raise Mute
 def number():
     return 7
 """
@@ -104,6 +111,8 @@ def test_names_that_cannot_be_used(arch: str, sentence: str) -> None:
     [
         ("nothing", "has no function nothing"),
         ("broken", "RuntimeError: no luck"),
+        ("ended", r"failed with SystemExit: 3 \(mine.py, line"),
+        ("mute", r"failed with Mute \(mine.py, line"),
         ("number", "returned int"),
         ("without_norm", "no BatchNorm layer"),
     ],

@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clusterq_common import files
+from clusterq_gen.config import EmitConfig
+from clusterq_gen.emission.build_manifest import read_class_names
 from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher, Outcome
+
+FOUR_CHANNELS = """
+from torch import nn
+def net():
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
 
 
 def refused(done: Outcome, *words: str) -> None:
@@ -48,6 +58,48 @@ def refused(done: Outcome, *words: str) -> None:
 def test_generator_flags(flags: list[str], words: list[str], gen: Cli, tmp_path: Path) -> None:
     preset = [] if "--config" in flags else ["--preset", "quick"]
     refused(gen("train", *flags, *preset, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_names_are_read_before_any_training(gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
+    train = (
+        "train",
+        *digits_teacher.flags,
+        "--preset",
+        "quick",
+        "--out",
+        tmp_path / "out",
+        "--class-names",
+        tmp_path / "names",
+    )
+    (tmp_path / "names").write_bytes(b"caf\xe9\n" * 10)
+    refused(gen(*train), "--class-names", "no text in UTF-8")
+    (tmp_path / "names").write_text("a\nb\n")
+    refused(gen(*train), "--class-names", "holds 2 names, expected 10")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "names").write_text("".join(f"{name}\n" for name in "abcdefghij"), encoding="utf-8-sig")
+    assert read_class_names(EmitConfig(class_names=str(tmp_path / "names")), 10) == list("abcdefghij")
+
+
+@pytest.mark.parametrize(("program", "shadow"), [("clusterq_gen", "typer"), ("clusterq_finetune", "clusterq_cli")])
+def test_no_module_of_the_current_folder_is_imported(program: str, shadow: str, tmp_path: Path) -> None:
+    """It may be a folder that was received, and `python -m` would look there first."""
+    (tmp_path / f"{shadow}.py").write_text("print('ran')")
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--version"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ran" not in done.stdout
+
+
+def test_channels_that_shards_cannot_hold(gen: Cli, tmp_path: Path) -> None:
+    """Found out before hours of training, not when the images are to be stored."""
+    (tmp_path / "four.py").write_text(FOUR_CHANNELS)
+    sizes = ("--input-size", 8, "--in-channels", 4, "--num-classes", 3, "--mean", "0.5,0.5,0.5,0.5", "--std", "1,1,1,1")
+    done = gen(
+        "train", "--arch", f"{tmp_path / 'four.py'}:net", "--weights", "random", *sizes, *TINY, "--out", tmp_path / "out"
+    )
+    refused(done, "--in-channels", "images of 4 channels, expected 1 or 3")
     assert not (tmp_path / "out").exists()
 
 

@@ -150,6 +150,24 @@ def saying(model: onnx.ModelProto, **changed: str) -> bytes:
     return bytes(other.SerializeToString())
 
 
+def test_names_in_an_onnx_file_reach_no_terminal(
+    model: onnx.ModelProto, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own log would print them as they are."""
+    odd = onnx.ModelProto()
+    odd.CopyFrom(model)
+    values = onnx.helper.make_tensor("value", onnx.TensorProto.INT64, [1], [12345])
+    (taken,) = (node for node in odd.graph.node if odd.graph.output[0].name in node.output)
+    inner = f"{taken.output[0]}_before"
+    taken.output[0] = inner
+    odd.graph.node.append(onnx.helper.make_node("Constant", [], ["to"], value=values))
+    odd.graph.node.append(onnx.helper.make_node("Reshape", [inner, "to"], [odd.graph.output[0].name], name="\x1b[31mred"))
+    with pytest.raises(ClusterqError, match="cannot be run") as refused:
+        OnnxModel(odd.SerializeToString())(torch.zeros(1, SPEC.channels, SPEC.size, SPEC.size))
+    assert "\x1b" not in str(refused.value)
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
 def test_metadata_of_an_onnx_file_must_fit_its_graph(model: onnx.ModelProto) -> None:
     assert OnnxModel(saying(model)).description.input == SPEC
     asked = SPEC.model_dump(mode="json")

@@ -19,8 +19,10 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.figures.command import class_names
 from clusterq_finetune.figures.measure import chosen_layers, short_layer
 from clusterq_finetune.figures.spread import nearest_own_class, within_class_distances, within_class_spread
+from tests.common.shard_samples import edit_manifest, write_set
 from tests.conftest import FACTORY, Cli, DigitsTeacher, Outcome
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -267,6 +269,15 @@ def test_what_cannot_be_drawn_is_refused(
     )
     refused(finetune(*features, "--val", tmp_path), "--val")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_classes_are_cut_to_a_legends_width(tmp_path: Path) -> None:
+    """A manifest may hold megabytes for one, and matplotlib would set them all."""
+    write_set(tmp_path)
+    edit_manifest(tmp_path, lambda values: values.update(class_names=["a\n\x1b[31m" + "b" * 1_000_000, "cat", "dog"]))
+    names = class_names([ShardSet.open(tmp_path)], [0, 1])
+    assert names[1] == "1 cat"
+    assert names[0] == f"0 a \\x1b[31m{'b' * 27}..."
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "sklearn"])

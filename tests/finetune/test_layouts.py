@@ -73,6 +73,32 @@ def test_kaggle(tmp_path: Path) -> None:
     refused(folder, "no line for ILSVRC2012_val_00000005.JPEG")
     table.write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,dog 1 2 3 4\n")
     refused(folder, "line 2 of .* is no pair")
+    table.write_text("ImageId,PredictionString\nA,n01440764 1\nA,n01443537 1\n")
+    refused(folder, "line 3 of .* names another class than an earlier line")
+
+
+def test_kaggles_table_in_other_encodings(tmp_path: Path) -> None:
+    folder, table = kaggle(tmp_path), tmp_path / "LOC_val_solution.csv"
+    text = table.read_text()
+    table.write_text(text, encoding="utf-8-sig")
+    check(open_validation(folder, IMAGENET), "Kaggle")
+    for damaged in (text.encode("utf-16"), text.encode() + b"\xe9,n01440764\n", b'"' + b"x" * 200_000):
+        table.write_bytes(damaged)
+        refused(folder, "LOC_val_solution.csv is no CSV file in UTF-8")
+
+
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    """A teacher of two classes would take train/ and val/ for them."""
+    spec = CIFAR.model_copy(update={"num_classes": 2})
+    for split in ("train", "Val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / split / name / "0.png")
+    refused(tmp_path, r"are named as splits \(Val, train\), expected one folder", spec)
+    assert open_validation(tmp_path / "Val", spec).labels == [0, 1]
+    # Where they are the classes, a list says so; Windows puts a mark in front of it.
+    (tmp_path / "names").write_text("train\nVal\n", encoding="utf-8-sig")
+    assert open_validation(tmp_path, spec, classes=tmp_path / "names").labels == [1, 1, 0, 0]
 
 
 def tar_of(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
@@ -90,10 +116,17 @@ def devkit() -> dict[str, bytes]:
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
     synsets = np.array([(numbers[label], wnid, "words") for label, wnid in enumerate(wnids)], dtype=kind)
     buffer = io.BytesIO()
-    savemat(buffer, {"synsets": synsets})
+    savemat(buffer, {"synsets": synsets}, do_compression=True)  # as the real one
     truth = "".join(f"{numbers[label]}\n" for label in LABELS).encode()
     base = "ILSVRC2012_devkit_t12/data/"
     return {f"{base}meta.mat": buffer.getvalue(), f"{base}ILSVRC2012_validation_ground_truth.txt": truth}
+
+
+def packed_table(size: int) -> bytes:
+    """A MATLAB file of zeros that are packed."""
+    buffer = io.BytesIO()
+    savemat(buffer, {"synsets": np.zeros(size, np.uint8)}, do_compression=True)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
@@ -120,6 +153,7 @@ def test_devkits_that_do_not_fit(tmp_path: Path) -> None:
         ({truth: b"1\n2\n3\n4\n5000\n"}, "devkit's class 5000"),
         ({truth: b"a\nb\n"}, "does not hold numbers"),
         ({meta: b"junk"}, "meta.mat cannot be read"),
+        ({meta: packed_table(5 << 20)}, "meta.mat cannot be read .it unpacks to more than"),
     ):
         tar_of(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", {**kit, **changed}, "w:gz")
         refused(tmp_path, sentence)
@@ -218,6 +252,7 @@ class Evil:
         ({**batch(), b"data": np.array([None] * 4)}, "array of 'O8'"),
         ({**batch(), b"data": np.zeros((4, 3), np.uint8)}, "holds uint8"),
         ({**batch(), b"labels": [0, 1, 2, 10]}, "holds uint8"),
+        ({**batch(), b"labels": [0, 1, 2, 3.7]}, "TypeError"),
         ({b"labels": []}, "KeyError"),
         (3, "TypeError"),
     ],
@@ -248,6 +283,33 @@ def test_webdataset_tars_of_any_archiver(tmp_path: Path, format_: int) -> None:
                 info.size, info.mtime = len(content), 1.5 if format_ == tarfile.PAX_FORMAT else 1
                 tar.addfile(info, io.BytesIO(content))
     check(open_validation(tmp_path / "val.tar", IMAGENET), "webdataset")
+
+
+def test_webdataset_tars_of_other_image_files_and_in_capitals(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((32, 32, 3), 9, np.uint8)).save(buffer, "TIFF")
+    tar_of(tmp_path / "VAL.TAR", {"0.TIF": buffer.getvalue(), "0.cls": b"3"})
+    for path in (tmp_path, tmp_path / "VAL.TAR"):
+        pixels, label, _ = open_validation(path, CIFAR)[0]
+        assert (label, int(pixels.float().mean())) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ([("0.png", b"x"), ("0.jpg", b"y"), ("0.cls", b"1")], "two members for one key, '0.png' and '0.jpg'"),
+        ([("0.png", b"x"), ("0.cls", b"0"), ("0.cls", b"1")], "two members for one key, '0.cls' and '0.cls'"),
+        ([("0.png", b"x"), ("0.cls", b"1" + b" " * 30 + b"9")], "has label b'1', expected a number"),
+        ([("0.bmp", b"x"), ("1.png", b"x"), ("1.cls", b"1")], r"sample 0 of .* has no label \(.cls\)"),
+    ],
+)
+def test_keys_with_two_meanings_are_refused(tmp_path: Path, members: list[tuple[str, bytes]], sentence: str) -> None:
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    refused(tmp_path, sentence, CIFAR)
 
 
 def test_odd_tars_of_real_images_are_refused(tmp_path: Path) -> None:

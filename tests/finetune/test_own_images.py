@@ -93,6 +93,58 @@ def test_every_kind_gives_what_files_give(tmp_path: Path, kind: str) -> None:
         assert found.model_dump(include=SAME) == expected
 
 
+READY = {
+    "list": "dataset = list(zip(IMAGES, LABELS))",
+    "generator": "dataset = (pair for pair in zip(IMAGES, LABELS))",
+    "class with items": """
+class Rows:
+    def __len__(self):
+        return len(IMAGES)
+    def __getitem__(self, index):
+        return IMAGES[index], LABELS[index]
+    def __call__(self):
+        raise RuntimeError("a dataset is not called")
+dataset = Rows()""",
+    "dataset": """
+class Rows(Dataset):
+    def __len__(self):
+        return len(IMAGES)
+    def __getitem__(self, index):
+        return IMAGES[index], LABELS[index]
+dataset = Rows()""",
+    "iterable dataset": """
+class Rows(IterableDataset):
+    def __len__(self):
+        return len(IMAGES)
+    def __iter__(self):
+        return iter(zip(IMAGES, LABELS))
+dataset = Rows()""",
+    "class that makes one": """
+class dataset:
+    def __iter__(self):
+        return iter(zip(IMAGES, LABELS))""",
+}
+
+
+@pytest.mark.parametrize("kind", list(READY))
+def test_a_ready_dataset_needs_no_function(tmp_path: Path, kind: str) -> None:
+    expected = as_files(tmp_path / "val").model_dump(include=SAME)
+    (tmp_path / "mine.py").write_text(f"{HEAD}\nfrom torch.utils.data import IterableDataset\n{READY[kind]}\n")
+    images = open_validation(tmp_path / "mine.py:dataset", GREY, own=True)
+    for _ in range(2):
+        found = evaluate_models({"m": network()}, images, device=CPU, batch_size=4)["m"]
+        assert found.model_dump(include=SAME) == expected
+
+
+@pytest.mark.parametrize("kind", list(READY))
+def test_some_images_are_read_by_number_and_label(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mine.py").write_text(f"{HEAD}\nfrom torch.utils.data import IterableDataset\n{READY[kind]}\n")
+    images = open_validation(tmp_path / "mine.py:dataset", GREY, own=True)
+    assert images.numbered_labels() == {number: number % 3 for number in range(11)}
+    names = [sample.name for sample in images.chosen(lambda number, label: label == 1 and number > 1)]
+    assert names == [f"mine.py:dataset #{number:06}" for number in (4, 7, 10)]
+
+
 def compare(path: Path, expected: EvaluationResult) -> None:
     with process_group():
         found = evaluated(path)
@@ -190,6 +242,29 @@ def test_the_commands_take_it(finetune: Cli, digits_run: Path, digits_teacher: D
     assert len(table.read_text().splitlines()) == count + 1
     with np.load(arrays) as found:
         assert found["student_probabilities"].shape == (count, 10)
+    plan = finetune("--shards", digits_run, "--val", f"{tmp_path / 'digits.py'}:dataset", "--dry-run", "--out", tmp_path / "no")
+    assert "evaluation: the real images of digits.py:dataset" in plan.out
     refused = finetune("evaluate", *student, "--val", digits_teacher.val, "--probabilities")
     assert refused.code == 2
     assert "--probabilities: there is no --predictions" in refused.err
+
+
+def test_figures_and_quality_take_it(finetune: Cli, digits_run: Path, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
+    """Deep pixels, too: they need a range."""
+    code = "from pathlib import Path\nimport numpy as np\nfrom PIL import Image\n\ndataset = [\n"
+    code += "    (np.asarray(Image.open(path)).astype(np.uint16) * 16, int(path.parent.name))\n"
+    code += f"    for path in sorted(Path({str(digits_teacher.val)!r}).glob('*/*.png'))\n]\n"
+    (tmp_path / "digits.py").write_text(code)
+    own, deep = f"{tmp_path / 'digits.py'}:dataset", ("--pixel-range", "0,4080")
+    quality = ("shards", "quality", digits_run, "--images", 40, "--json", "--out", tmp_path / "q.html")
+    files, code_said = (
+        json.loads(finetune(*quality, "--real", *more).out.splitlines()[-1]) for more in ((digits_teacher.val,), (own, *deep))
+    )
+    assert code_said["sources"]["real"] == files["sources"]["real"]
+    assert code_said["real"]["name"] == "digits.py:dataset"
+    assert "--pixel-range is missing" in finetune(*quality, "--real", own).err
+    assert "there is no --real" in finetune(*quality, *deep).err
+    grid = ("figures", "grid", digits_run, "--per-class", 2, "--format", "png")
+    assert finetune(*grid, "--val", digits_teacher.val, "--out", tmp_path / "files").code == 0
+    assert finetune(*grid, "--val", own, *deep, "--out", tmp_path / "own").code == 0
+    assert (tmp_path / "own.png").read_bytes()

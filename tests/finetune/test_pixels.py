@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,37 @@ def test_twelve_bits_and_white_as_zero(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path)[0], RAMP)
     (tmp_path / "b" / "1.tif").write_bytes(tiff(RAMP.astype(np.uint16) * 257, 16, photometric=0))
     np.testing.assert_array_equal(read(tmp_path)[0], 255 - RAMP)
+
+
+def test_twelve_bits_in_sixteen_are_remarked(tmp_path: Path) -> None:
+    """As scanners write them: nearly black unless a range is given."""
+    folders(tmp_path, "1.png", Image.fromarray(RAMP.astype(np.uint16) * 16))
+    (remark,) = evaluated(tmp_path).remarks
+    assert "16 bits with no value above 4095" in remark.line()
+    assert remark.names == ["b/1.png"]
+    assert evaluated(tmp_path, pixel_range=(0, 255 * 16)).remarks == []
+    np.testing.assert_array_equal(read(tmp_path, pixel_range=(0, 255 * 16))[0], RAMP)
+
+
+def test_unsigned_32_bits_keep_their_upper_half(tmp_path: Path) -> None:
+    folders(tmp_path)
+    values = RAMP.astype("<u4") << 24
+    tags = [(256, 8), (257, 8), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 256), (339, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + 256)
+    (tmp_path / "b" / "1.tif").write_bytes(head + values.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4))
+    np.testing.assert_array_equal(read(tmp_path, pixel_range=(0, 255 * 2.0**24))[0], RAMP)
+
+
+def test_giant_images_are_not_decoded(tmp_path: Path) -> None:
+    """A file of a few kilobytes may hold any number of pixels. They are counted as unreadable."""
+    folders(tmp_path)
+    for number, (width, height) in enumerate(((8200, 8200), (1, 70_000))):
+        header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes((width + 1) * height))), (b"IEND", b""))
+        data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+        (tmp_path / "b" / f"{number + 1}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert evaluated(tmp_path).unreadable == ["b/1.png", "b/2.png"]
 
 
 def test_the_same_picture_at_sixteen_bits_has_the_same_accuracy(tmp_path: Path) -> None:

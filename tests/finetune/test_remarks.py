@@ -1,5 +1,6 @@
 """What readers of real images skip, reorder or guess is counted, named, printed and kept."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real import Remark, open_validation
-from clusterq_finetune.data.real.labels import imagenet_wnids, order_remark
+from clusterq_finetune.data.real.labels import imagenet_wnids, order_remark, other_order_remark
 from clusterq_finetune.evaluation.evaluate import evaluate_models
 from clusterq_finetune.evaluation.summary import add_evaluation, summary_lines
 
@@ -61,6 +62,28 @@ def test_other_files_are_counted_and_named_up_to_ten(tmp_path: Path) -> None:
     assert len(images) == 2
 
 
+def test_links_and_hidden_copies_are_counted(tmp_path: Path) -> None:
+    tree(tmp_path / "val", ["a", "b"])
+    tree(tmp_path / "val" / "a", [".ipynb_checkpoints"])
+    tree(tmp_path, ["elsewhere"])
+    (tmp_path / "val" / "a" / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "val" / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "val" / "b" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    images = open_validation(tmp_path / "val", spec(2))
+    assert [images.name(index) for index in range(len(images))] == ["a/0.png", "b/0.png", "b/linked.png"]
+    assert images.remarks == [Remark(what=SKIPPED, count=3, names=["a/.ipynb_checkpoints/0.png", "a/broken.png", "b/more"])]
+
+
+def test_what_lies_beside_tars_is_named(tmp_path: Path) -> None:
+    tree(tmp_path / "val", ["a", "b"])
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        for name, source in (("0.png", tmp_path / "val" / "a" / "0.png"), ("0.cls", tmp_path / "label")):
+            source.write_text("1") if name == "0.cls" else None
+            tar.add(source, name)
+    images = open_validation(tmp_path / "val", spec(2))
+    assert images.remarks == [Remark(what="files and folders beside the tars, skipped", count=2, names=["a", "b"])]
+
+
 def test_numbers_in_another_order_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [str(number) for number in range(11)]
     tree(tmp_path / "val", names)
@@ -84,6 +107,15 @@ def test_numbers_in_another_order_are_said_at_once(tmp_path: Path, capsys: pytes
 )
 def test_where_the_two_orders_differ(names: list[str], same: bool) -> None:
     assert (order_remark(names) is None) == same
+
+
+def test_the_order_of_a_sets_own_class_names_is_compared() -> None:
+    assert other_order_remark(["cat", "dog"], None) is None
+    assert other_order_remark(["cat", "dog"], ["cat", "dog"]) is None
+    assert other_order_remark(["0", "1"], ["cat", "dog"]) is None, "other names say nothing about the order"
+    remark = other_order_remark(["ant", "cat", "dog"], ["ant", "dog", "cat"])
+    assert remark is not None
+    assert (remark.count, remark.names) == (2, ["class 1: cat, not dog", "class 2: dog, not cat"])
 
 
 def test_classes_without_images_are_named(tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from clusterq_common.images import decode_png, to_pixels
 from clusterq_common.shards.manifest import Split, SplitName, meaning_of, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
+from clusterq_gen.bank.files import NOTE, is_finished
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emission import emit as emission
 from clusterq_gen.emission.candidate_source import GeneratorSource
 from clusterq_gen.emission.candidates import CHUNK, CandidateScheduler
-from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, plan_blocks
+from clusterq_gen.emission.journal import JOURNAL, Journal
+from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, ShardPlan, plan_blocks
 from clusterq_gen.networks.generator import build_generator
 from tests.conftest import FACTORY, Cli
 
@@ -312,3 +314,14 @@ def test_classes_the_teacher_never_agrees_with(digits_run: Path, tmp_path: Path,
     assert kept.code == 0
     values = json.loads((tmp_path / "kept" / "manifest.json").read_text())
     assert values["splits"]["train"]["per_class"] == [4] * 10
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", "null"])
+def test_notes_that_no_emission_wrote_mean_that_a_shard_is_made_again(text: str, tmp_path: Path) -> None:
+    """They may have come with a folder, as the bank's batches."""
+    block = ShardPlan("train", 0, 0, (1,), (0,), (20,))
+    (tmp_path / JOURNAL).mkdir()
+    (tmp_path / JOURNAL / f"{block.name}.json").write_text(text)
+    assert Journal(tmp_path, {}).finished(block) is None
+    save_file({"pixels": torch.zeros(1)}, tmp_path / "batch", {NOTE: text})
+    assert not is_finished(tmp_path / "batch", "sha256:0")

@@ -1,4 +1,4 @@
-"""How fast real images are read and evaluated, and that reading 50,000 of them takes no more memory than reading a thousand.
+"""Measure the speed of reading and evaluating real images, and check that 50,000 of them take no more memory than a thousand.
 
     python tools/bench/evaluation.py stream --images imagenet-like/val
     python tools/bench/evaluation.py speed --weights resnet20_cifar10.safetensors --val cifar10/test
@@ -52,7 +52,7 @@ def stream(
     count: Annotated[int, typer.Option(min=2 * WARM, help="Images to read.")] = 50_000,
     total: Annotated[int, typer.Option(min=1, help="Images in the folder that is built.")] = 50_000,
     workers: Annotated[list[int], typer.Option(help="Decoding processes; may be given several times.")] = [0, 2],  # noqa: B006
-    folder: Annotated[Path | None, typer.Option(help="Where to build it, on the file system of --images.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder to build it in, on the file system of --images.")] = None,
 ) -> None:
     """Read many photographs without a network: images/s and memory."""
 

@@ -1,4 +1,4 @@
-"""How fast shards are written, read, indexed and verified, against the least such work costs. Ratios from one run.
+"""Measure the speed of writing, reading, indexing and verifying shards, against the least such work costs. Ratios from one run.
 
     python tools/bench/shards.py speed --size 224 --images 256
     python tools/bench/shards.py encodings --shards out/

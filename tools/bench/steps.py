@@ -1,4 +1,4 @@
-"""What the steps of both programs cost, with random weights: speed does not depend on them.
+"""Measure the cost of both programs' steps, with random weights: speed does not depend on them.
 
     python tools/bench/steps.py generator --arch resnet20_cifar10 --batch-size 200
     python tools/bench/steps.py generator --arch resnet18 --batch-size 16

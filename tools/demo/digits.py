@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("out-demo"), help="where everything goes (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("out-demo"), help="folder of all results (default: %(default)s)")
     parser.add_argument("--bits", default="w3a3", help="weights and activations (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the classifier and both programs (default: 0)")
     parser.add_argument("--teacher-epochs", type=int, default=40, help="over the real digits (default: %(default)s)")

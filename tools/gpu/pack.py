@@ -67,7 +67,7 @@ def main(
     no_wheels: Annotated[
         bool, typer.Option("--no-wheels", help="No wheels: the machine has all packages, and a checkout.")
     ] = False,
-    photographs: Annotated[int, typer.Option(min=1, help="How many, at most: of every second one of each class.")] = 500,
+    photographs: Annotated[int, typer.Option(min=1, help="Their number, at most: of every second one of each class.")] = 500,
     quality: Annotated[int, typer.Option(min=1, max=95, help="Of the photographs' JPEG.")] = 90,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Do not measure what the classifiers reach.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Bytes of the whole folder; a larger one is not kept.")] = LIMIT,

@@ -44,7 +44,7 @@ def main(
     pack: Annotated[Path, typer.Option(help="Folder that pack.py made.")],
     out: Annotated[Path, typer.Option(help="Folder for the figures; it must not exist yet, or be empty.")],
     seconds: Annotated[float, typer.Option(min=20, help="Time for all stages together.")] = 520.0,
-    stages: Annotated[str, typer.Option(help="Which ones, with commas between.")] = ",".join(STAGES),
+    stages: Annotated[str, typer.Option(help="Names of stages, with commas between.")] = ",".join(STAGES),
     rehearse: Annotated[bool, typer.Option("--rehearse", help="Small: only whether every stage works.")] = False,
 ) -> None:
     """Run the stages and print the table; exit code 1 where a stage or a part of one failed."""

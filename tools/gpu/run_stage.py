@@ -17,7 +17,7 @@ STAGES = {"sound": stage_sound, "steps": stage_steps, "paper-cifar": stage_cifar
 def main(
     name: Annotated[str, typer.Argument(help="The stage.")],
     pack: Annotated[Path, typer.Argument(help="Folder that pack.py made.")],
-    out: Annotated[Path, typer.Argument(help="Where NAME.json goes.")],
+    out: Annotated[Path, typer.Argument(help="Folder of NAME.json.")],
     work: Annotated[Path, typer.Argument(help="Folder for runs, deleted by the caller.")],
     seconds: Annotated[float, typer.Argument(help="The stage's time.")],
     rehearse: Annotated[bool, typer.Option("--rehearse", help="Small: only whether it works.")] = False,

@@ -12,6 +12,9 @@ from clusterq_common.export.description import Description
 from clusterq_common.run.extras import need
 from clusterq_common.setting_names import setting_name
 
+# Of five levels, the one for crashes alone.
+SILENT = 4
+
 
 class OnnxModel(nn.Module):
     """Model of an exported ONNX file. It runs on the CPU, whatever the device of its images.
@@ -42,7 +45,8 @@ class OnnxModel(nn.Module):
         options = ort.SessionOptions()
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-        options.log_severity_level = 3
+        # What it logs quotes names of the file as they are; its exceptions say the same.
+        options.log_severity_level = SILENT
         if threads is not None:
             options.intra_op_num_threads = threads
         described = source if isinstance(source, Path) else "the exported model"

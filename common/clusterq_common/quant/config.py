@@ -43,7 +43,7 @@ class QuantConfig(Settings):
     )
     range: RangeMethod = Field(
         "lsq",
-        description="where activation ranges come from: EMA of min/max, percentile, mse (search for the least squared error), "
+        description="source of activation ranges: EMA of min/max, percentile, mse (search for the least squared error), "
         "or lsq (start from mse, then learned); weights use mse for lsq and percentile, min/max for minmax",
     )
     percentile: float = Field(99.99, gt=50, le=100, description="share of values kept inside by `range=percentile`")

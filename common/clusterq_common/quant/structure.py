@@ -25,7 +25,7 @@ def quantizable_layers(model: nn.Module, example: Tensor) -> list[str]:
     handles = [
         module.register_forward_pre_hook(lambda _module, _args, name=name: order.append(name))
         for name, module in model.named_modules()
-        if type(module).forward in {kind.forward for kind in QUANTIZABLE} and isinstance(module, QUANTIZABLE)
+        if _is_quantizable(module)
     ]
     training = model.training
     try:
@@ -48,9 +48,18 @@ def float_layers(model: nn.Module) -> list[str]:
     return [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-        and not (isinstance(module, QUANTIZABLE) and type(module).forward in {kind.forward for kind in QUANTIZABLE})
+        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)) and not _is_quantizable(module)
     ]
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    """Return whether a layer computes what its class in torch does: no subclass or method of its own changes that."""
+    if not isinstance(module, QUANTIZABLE) or {"forward", "_conv_forward"} & module.__dict__.keys():
+        return False
+    if isinstance(module, nn.Conv2d):
+        kind = type(module)
+        return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    return type(module).forward is nn.Linear.forward
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Checkpoints and weights on disk: one file, written whole, read without pickle."""
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
+def archive_members(path: Path) -> list[zipfile.ZipInfo]:
+    """List the members of a PyTorch file; empty where it is no archive that zipfile knows, of which torch says what is wrong."""
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return []
+
+
+def is_packed(members: list[zipfile.ZipInfo]) -> bool:
+    """Return whether one of them is packed. PyTorch stores tensors as they are; packed ones would unfold to any size while they are read."""
+    return any(member.compress_type != zipfile.ZIP_STORED for member in members)
+
+
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, with `weights_only`.
 
@@ -29,6 +47,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         ClusterqError: the file is missing or not a checkpoint.
     """
     try:
+        if is_packed(archive_members(path)):
+            raise ValueError("a packed archive")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise ClusterqError(

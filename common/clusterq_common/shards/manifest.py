@@ -71,7 +71,7 @@ class TeacherFacts(Settings):
     """The classifier the images were made for."""
 
     arch: str = Field(description="pytorchcv name; of a factory file.py:function, for information: no code is loaded by it")
-    is_factory: bool = Field(description="whether arch names someone's own factory")
+    is_factory: bool = Field(description="true if arch names someone's own factory")
     digest: Digest = Field(description="SHA-256 over names, shapes, dtypes and bytes of all weights and buffers")
     parameters: Count = Field(description="number of weights")
     batchnorm_layers: Count = Field(description="BatchNorm layers that the generator was matched to")
@@ -79,7 +79,7 @@ class TeacherFacts(Settings):
 
 
 class Pixels(Settings):
-    """How images are stored."""
+    """Storage of the images."""
 
     encoding: Literal["png"] = Field("png", description="lossless, one channel (L) or three (RGB)")
     bits: Literal[8] = Field(8, description="bits of each channel")
@@ -87,7 +87,7 @@ class Pixels(Settings):
 
 
 class Generation(Settings):
-    """How a generator, or another source, made the images."""
+    """Origin of the images: a generator, or another source."""
 
     method: str = Field(description=f"name of the method; {GIVEN} where someone gave the images and clusterq drew none")
     settings: dict[str, Any] = Field(description="every hyperparameter of the run")
@@ -111,17 +111,17 @@ class Generation(Settings):
     labels: Literal["asked", "teacher"] = Field(
         "asked", description="asked: the classes that images were made for; teacher: its own top-1, whatever was asked for"
     )
-    keep_misclassified: bool = Field(description="whether disagreeing images were kept")
+    keep_misclassified: bool = Field(description="true if disagreeing images were kept")
     chunk: int = Field(ge=1, description="candidates that went through the networks together")
     samples_per_shard: int = Field(ge=1, description="slots of a shard")
-    device: str = Field(description="what the networks ran on")
+    device: str = Field(description="device of the networks")
     threads: int = Field(ge=1, description="CPU threads of the networks")
 
 
 class Derivation(Settings):
-    """How a set was made from others: `merge`, `subset` or `repair`."""
+    """Origin of a set made from others: `merge`, `subset` or `repair`."""
 
-    operation: Literal["merge", "subset", "repair"] = Field(description="what was done")
+    operation: Literal["merge", "subset", "repair"] = Field(description="operation")
     inputs: list[Digest] = Field(description="digests of the sets it was done to")
     settings: dict[str, Any] = Field(description="and how")
 
@@ -146,11 +146,11 @@ class Manifest(Settings):
     teacher: TeacherFacts
     class_names: list[str] | None = Field(None, description="names by class index")
     pixels: Pixels
-    has_logits: bool = Field(description="whether samples hold the teacher's logits")
+    has_logits: bool = Field(description="true if samples hold the teacher's logits")
     mean_confidence: Share = Field(description="of the teacher in its top-1, over all samples")
     generation: Generation | None = Field(None, description="for a set that a source made")
     derivation: Derivation | None = Field(None, description="for a set that was made from others")
-    parents: list[Parent] = Field(default_factory=list, description="where a derived set's images come from")
+    parents: list[Parent] = Field(default_factory=list, description="sets that a derived set's images come from")
     splits: dict[SplitName, Split]
     license: str | None = Field(None, description="SPDX identifier or the like, as its makers say")
     note: str | None = Field(None, description="free text")

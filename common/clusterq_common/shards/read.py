@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.files import BINARY, read_at
 from clusterq_common.png import Array
 from clusterq_common.run.run_folder import SHARDS
 from clusterq_common.setting_names import setting_name
@@ -99,7 +100,7 @@ class SplitReader:
     def _member(self, number: int, name: str) -> bytes:
         offset, size = self._index[number, 1 + 2 * MEMBERS.index(name) :][:2]
         shard = int(self._shard[number])
-        return os.pread(self._descriptor(shard), int(size), int(offset))
+        return read_at(self._descriptor(shard), int(size), int(offset), self._paths[shard])
 
     def _descriptor(self, shard: int) -> int:
         # By process: after a fork a descriptor is opened anew.
@@ -110,7 +111,7 @@ class SplitReader:
                 descriptor = self._open.pop(oldest)
                 if oldest[0] == known[0]:
                     os.close(descriptor)
-            self._open[known] = os.open(self._paths[shard], os.O_RDONLY)
+            self._open[known] = os.open(self._paths[shard], os.O_RDONLY | BINARY)
         return self._open[known]
 
     def __getstate__(self) -> dict[str, object]:

@@ -11,6 +11,7 @@ from clusterq_common.teacher.spec import InputSpec
 IMAGES = 6
 # Far above what kernels for other batch sizes round otherwise.
 TOLERANCE = 1e-2
+LOUD = 1000.0
 
 
 @torch.no_grad()
@@ -41,6 +42,14 @@ def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
     if float(together.min()) >= 0 and bool(((together.sum(1) - 1).abs() < 1e-4).all()):
         raise ClusterqError(
             f"{arch} returns probabilities (each row sums to 1), expected logits; return what goes into the softmax.",
+            setting="arch",
+        )
+    # Logits grow with the image; what a sigmoid gives does not.
+    loud: Tensor = model(LOUD * images)
+    constant = torch.equal(loud, together)  # as of a last layer that begins at zero
+    if not constant and all(float(answers.min()) >= 0 and float(answers.max()) <= 1 for answers in (together, loud)):
+        raise ClusterqError(
+            f"{arch} returns probabilities (all answers lie between 0 and 1), expected logits; return what goes into the sigmoid.",
             setting="arch",
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from clusterq_common.errors import ClusterqError
+from clusterq_common.errors import ClusterqError, told
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
 
@@ -30,8 +30,16 @@ def build_factory(arch: str) -> nn.Module:
     return model
 
 
-def call_function(where: str, *arguments: object, setting: str, expected: str) -> object:
-    """Call the function `path/to/file.py:function` with the arguments; `setting` and `expected` are for the errors.
+def call_function(
+    where: str, *arguments: object, setting: str, expected: str, is_ready: Callable[[object], bool] | None = None
+) -> object:
+    """Call the function `path/to/file.py:function` with the arguments.
+
+    Args:
+        where: the file and the name in it.
+        arguments: for the function.
+        setting, expected: for the errors.
+        is_ready: tells an object that is what is wanted already; it is returned as it is.
 
     Raises:
         ClusterqError: no such file or function, or an exception inside.
@@ -51,15 +59,16 @@ def call_function(where: str, *arguments: object, setting: str, expected: str) -
     try:
         with _as_a_program(path, name, module):
             specification.loader.exec_module(module)
-            function: Callable[..., Any] | None = getattr(module, function_name, None)
-            made = function(*arguments) if callable(function) else None
-    except Exception as error:  # the user's own code may raise anything
+            found: Any = getattr(module, function_name, None)
+            ready = is_ready is not None and is_ready(found)
+            made = found if ready else found(*arguments) if callable(found) else None
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything, and a script may end itself
         raise ClusterqError(
-            f"{where} failed with {type(error).__name__}: {error}{_own_line(error, path)}; mend the file and try again.",
-            setting=setting,
+            f"{where} failed with {told(error)}{_own_line(error, path)}; mend the file and try again.", setting=setting
         ) from error
-    if not callable(function):
-        raise ClusterqError(f"{path} has no function {function_name}; {expected}.", setting=setting)
+    if not ready and not callable(found):
+        what = "" if found is None else f", {function_name} is {type(found).__name__}"
+        raise ClusterqError(f"{path} has no function {function_name}{what}; {expected}.", setting=setting)
     return made
 
 
@@ -86,7 +95,7 @@ def _as_a_program(path: Path, name: str, module: ModuleType) -> Iterator[None]:
                 del sys.modules[other]
 
 
-def _own_line(error: Exception, path: Path) -> str:
+def _own_line(error: BaseException, path: Path) -> str:
     """Name the line of the user's own folder where an error arose; empty where it arose elsewhere."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" ({Path(error.filename).name}, line {error.lineno})"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from clusterq_common.device.setup import to_device
-from clusterq_common.errors import ClusterqError
+from clusterq_common.errors import ClusterqError, told
 from clusterq_common.progress.console import info, warn
 from clusterq_common.run.seeding import stream
 from clusterq_common.setting_names import setting_name
@@ -139,7 +139,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
             except Exception as error:  # the model's own forward runs
                 raise ClusterqError(
                     f"{config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.shown_size} image "
-                    f"({type(error).__name__}: {error}); check {setting_name('input_size')} and {setting_name('in_channels')}.",
+                    f"({told(error)}); check {setting_name('input_size')} and {setting_name('in_channels')}.",
                     setting="arch",
                 ) from error
     return model, spec

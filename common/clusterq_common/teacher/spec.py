@@ -124,12 +124,12 @@ class Geometry(Settings):
 
 
 class TeacherConfig(Settings):
-    """Which classifier to quantize, and where its weights are. `None` means: as known for the architecture."""
+    """The classifier to quantize, and its weights. `None` means: as known for the architecture."""
 
     arch: str = Field(description="pytorchcv model name (resnet18, ...) or your own factory, path/to/file.py:function")
     weights: str | None = Field(None, description="safetensors or PyTorch state dict; pytorchcv's own download if left out")
     weights_key: str | None = Field(
-        None, description="where the weights lie in the file, e.g. state_dict_ema; looked for if left out"
+        None, description="key of the weights in the file, e.g. state_dict_ema; looked for if left out"
     )
     input_size: Size | None = Field(
         None, description="size of the input image in pixels: 224 for a square, 64x128 for height x width"

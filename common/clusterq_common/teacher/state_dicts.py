@@ -1,7 +1,7 @@
 """Weights within a checkpoint as training programs leave them: which of its dicts are weights, and what stands before their names."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from clusterq_common.setting_names import setting_name
 
 DEPTH = 4
 NAMES_SHOWN = 6
+# More than a choice between them needs.
+MOST_FITS = 4
 # Buffers that profilers leave in a network (thop).
 PROFILERS = ("total_ops", "total_params")
 
@@ -24,13 +26,13 @@ def choose_weights(
     """Find the weights that fit an architecture in what a file holds.
 
     A state dict may lie at any key (`state_dict`, `model`, `model_ema`, ...), and any prefix may stand before its names (`module.`,
-    `_orig_mod.`, `model.`, also several). Entries without that prefix are left out.
+    `_orig_mod.`, `model.`, also several). Entries without that prefix are left out, unless they are weights that fit, too.
 
     Args:
         loaded: the file's content.
         complaint: says why a state dict does not fit; empty where it fits.
         source: the file, for errors.
-        key: where the weights lie, with dots between keys; None: looked for.
+        key: where the weights lie, with dots between keys, and behind them the prefix where there is a choice; None: looked for.
 
     Returns:
         The state dict with the architecture's names, and a sentence for each choice made.
@@ -40,18 +42,22 @@ def choose_weights(
     """
     found = dict(_state_dicts(loaded))
     if key is not None:
-        if key not in found:
-            raise ClusterqError(
-                f"{source} has no weights at {key!r}, expected one of {_listed(found)}; choose one of these.",
-                setting="weights_key",
-            )
-        found = {key: found[key]}
-    if not found:
+        places = {place: state for place, state in found.items() if place == key or not place or key.startswith(f"{place}.")}
+        found = {key: found[key]} if key in found else places
+    if not found and key is None:
         raise ClusterqError(
             f"{source} holds {_kind(loaded)} and no state dict of tensors; save it with torch.save(model.state_dict(), ...).",
             setting="weights",
         )
-    fitting = {place: fitted for place, state in found.items() if (fitted := _stripped(state, complaint)) is not None}
+    fitting = {_joined(place, one.prefix): (place, one) for place, state in found.items() for one in _fits(state, complaint)}
+    if key is not None and key not in found:
+        if key not in fitting:
+            known = dict.fromkeys([*(place for place, _ in _state_dicts(loaded)), *fitting])
+            raise ClusterqError(
+                f"{source} has no weights at {key!r}, expected one of {_listed(known)}; choose one of these.",
+                setting="weights_key",
+            )
+        fitting = {key: fitting[key]}
     if not fitting:
         place, state = max(found.items(), key=lambda item: len(item[1]))
         where = f"; its weights lie at {_listed(found)}" if len(found) > 1 or place else ""
@@ -59,15 +65,15 @@ def choose_weights(
             f"{source} does not fit the architecture: {complaint(state)}{where}; check {setting_name('arch')} and the file.",
             setting="weights",
         )
-    if len(fitting) > 1 and not _all_equal([state for state, _ in fitting.values()]):
+    if len(fitting) > 1 and not _all_equal([one.state for _, one in fitting.values()]):
         raise ClusterqError(
             f"{source} holds several weights that fit, at {_listed(fitting)}, expected one; say which with {setting_name('weights_key')}, for example "
             f"{setting_name('weights_key', next(iter(fitting)))}.",
             setting="weights",
         )
-    place, (state, remark) = next(iter(fitting.items()))
+    place, one = next(iter(fitting.values()))
     remarks = [f"weights are taken from {place!r} in {source}"] if place and key is None else []
-    return state, [*remarks, *([remark] if remark else [])]
+    return one.state, [*remarks, *([remark] if (remark := one.remark(found[place])) else [])]
 
 
 def _state_dicts(loaded: object, place: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -82,17 +88,41 @@ def _state_dicts(loaded: object, place: str = "", depth: int = DEPTH) -> Iterato
             yield from _state_dicts(value, f"{place}.{name}" if place else name, depth - 1)
 
 
-def _stripped(state: Mapping[str, Tensor], complaint: Complaint) -> tuple[dict[str, Tensor], str] | None:
-    """The state dict with the architecture's names, and what was done to get there; None where nothing helps."""
+class _Fit(NamedTuple):
+    """Weights with the architecture's names: those of a state dict that begin with a prefix, without it."""
+
+    prefix: str
+    state: dict[str, Tensor]
+
+    def remark(self, whole: Mapping[str, Tensor]) -> str:
+        """A sentence on what was done to get there; empty for nothing."""
+        dropped = [name for name in whole if not name.startswith(self.prefix) or name.endswith(PROFILERS)]
+        parts = [f"{self.prefix!r} is taken off the names of the weights"] if self.prefix else []
+        parts += [f"{len(dropped)} entries are left out: {_listed(dropped)}"] if dropped else []
+        return "; ".join(parts)
+
+
+def _fits(state: Mapping[str, Tensor], complaint: Complaint) -> Iterator[_Fit]:
+    """The first few sets of weights in a state dict that fit, as of a network and its moving average beside each other."""
+    rest = dict(state)
+    for _ in range(MOST_FITS):
+        if (fit := _first_fit(rest, complaint)) is None:
+            return
+        yield fit
+        rest = {name: value for name, value in rest.items() if not name.startswith(fit.prefix)}
+
+
+def _first_fit(state: Mapping[str, Tensor], complaint: Complaint) -> _Fit | None:
     for prefix in ("", *_prefixes(state)):
         under = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         own = {name: value for name, value in under.items() if not name.endswith(PROFILERS)}
         if own and not complaint(own):
-            dropped = [name for name in state if not name.startswith(prefix) or name.endswith(PROFILERS)]
-            parts = [f"{prefix!r} is taken off the names of the weights"] if prefix else []
-            parts += [f"{len(dropped)} entries are left out: {_listed(dropped)}"] if dropped else []
-            return own, "; ".join(parts)
+            return _Fit(prefix, own)
     return None
+
+
+def _joined(place: str, prefix: str) -> str:
+    return ".".join(part for part in (place, prefix.rstrip(".")) if part)
 
 
 def _prefixes(state: Mapping[str, Tensor]) -> list[str]:

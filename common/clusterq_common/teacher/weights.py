@@ -5,7 +5,6 @@ import argparse
 import contextlib
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import home_folder
 from clusterq_common.progress.console import remarks
+from clusterq_common.run.checkpoint import archive_members, is_packed
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.state_dicts import choose_weights
 
@@ -27,6 +27,16 @@ from clusterq_common.teacher.state_dicts import choose_weights
 RANDOM = "random"
 KEYS_SHOWN = 3
 COUNTERS = "num_batches_tracked"
+# How files begin that lie in the place of weights: what they are, and what to do.
+OTHER_KINDS = {
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself with git lfs pull"),
+    b"<!DOCTYPE": ("a web page", "download the file itself"),
+    b"<!doctype": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+    b"\x1f\x8b": ("packed by gzip", "unpack it"),
+    b"\x89HDF": ("an HDF5 file, as Keras writes", "export the weights from PyTorch"),
+}
+LONGEST_BEGIN = max(map(len, OTHER_KINDS))
 
 
 def weights_cache() -> Path:
@@ -95,22 +105,21 @@ def _refuse_other_kinds(path: Path) -> None:
             f"{path} is an ONNX file, expected the PyTorch weights it was exported from; pass their state dict (.pth, .safetensors).",
             setting="weights",
         )
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return  # torch says what is wrong with it
+    with path.open("rb") as file:
+        begin = file.read(LONGEST_BEGIN)
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if begin.startswith(mark)), None)
+    if kind is not None:
+        raise ClusterqError(
+            f"{path} is {kind[0]}, expected a .safetensors file or a PyTorch state dict; {kind[1]}.", setting="weights"
+        )
+    members = archive_members(path)
     if any(member.filename.split("/")[1:2] == ["code"] or member.filename.endswith("/constants.pkl") for member in members):
         raise ClusterqError(
             f"{path} is a TorchScript archive, expected a state dict; save it with "
             f"torch.save(torch.jit.load(...).state_dict(), ...) and pass the architecture with {setting_name('arch')}.",
             setting="weights",
         )
-    # PyTorch stores tensors as they are. Packed ones would unfold to any size while they are read.
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    if is_packed(members):
         raise ClusterqError(
             f"{path} is a packed archive, expected a plain state dict; save it with torch.save(model.state_dict(), ...).",
             setting="weights",
@@ -154,7 +163,7 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         A sentence for each choice made.
 
     Raises:
-        ClusterqError: nothing fits, several do, or values that are not finite.
+        ClusterqError: nothing fits, several do, tensors that are no plain floats, or values that are not finite.
     """
     # A child that holds only part of the weights would leave the rest as they were drawn.
     children = [child for child in model.children() if set(child.parameters()) == set(model.parameters())]
@@ -169,6 +178,12 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
     # Names and shapes fit by now. A small file may hold tensors of any shape, whose values must not be touched before.
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     own = {name: value for name, value in state.items() if wanted.get(name) == value.shape}
+    for name, value in model.state_dict().items():
+        odd = _oddity(own[name], value) if name in own else ""
+        if odd:
+            raise ClusterqError(
+                f"{source} holds {odd} in {name}, expected plain floats; export the weights again.", setting="weights"
+            )
     bad = [name for name, value in own.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
         raise ClusterqError(
@@ -176,6 +191,17 @@ def load_weights(model: nn.Module, loaded: object, source: str, key: str | None 
         )
     model.load_state_dict(own, strict=False)
     return remarks
+
+
+def _oddity(given: Tensor, wanted: Tensor) -> str:
+    """Say why a tensor of the right shape is no value of a trained network; empty where it may be one."""
+    kind = str(given.dtype).removeprefix("torch.")
+    if given.is_meta:
+        return "no values"
+    if given.layout is not torch.strided:
+        return "a sparse tensor"
+    # Those of a quantized network mean nothing without their scales.
+    return f"{kind} values" if wanted.is_floating_point() and not given.is_floating_point() else ""
 
 
 def _complaint(model: nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from clusterq_common.intervals import Interval, paired, wilson_interval
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.confusion_matrix import heat_map
-from clusterq_report.html.page import figure, folded, table
+from clusterq_report.html.page import figure, folded, paragraph, table
 from clusterq_report.html.text import number, percent, tag
 from clusterq_report.run_data import Ints, Source, pair, real, reals, section
 
@@ -88,7 +88,26 @@ def overall(source: Source) -> str:
         counts = [number(real(part.get(key))) for key in ("images", "images_per_second")]
         rows.append([name, percent(real(part.get("top1"))), interval, *figures, *counts])
     caption = "The thin line is the 95 % interval: what other images of the same kind might have given. It knows nothing of other seeds."
-    return figure("Top-1", drawn, caption) + table(heads, rows)
+    return figure("Top-1", drawn, caption) + table(heads, rows) + two_classes(source)
+
+
+def two_classes(source: Source) -> str:
+    """Return a table of AUROC, sensitivity and specificity with their intervals; empty for more than two classes."""
+    found = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
+    if not found:
+        return ""
+    heads = ["", "AUROC", "95 % interval", "sensitivity", "95 % interval", "specificity", "95 % interval"]
+    rows = []
+    for name, binary in found.items():
+        row = [name]
+        for key, decimals, unit in (("auroc", 4, ""), ("sensitivity", 2, " %"), ("specificity", 2, " %")):
+            value, ends = real(binary.get(key)), pair(binary.get(f"{key}_interval"))
+            row.append("–" if value is None else f"{value:.{decimals}f}{unit}")
+            row.append("–" if ends is None else f"{ends[0]:.{decimals}f} to {ends[1]:.{decimals}f}")
+        rows.append(row)
+    names = class_names(source, 2)
+    caption = f"Class {names[1]} is the positive one. Sensitivity is its top-1, specificity that of class {names[0]}."
+    return tag("h3", "Two classes") + table(heads, rows) + paragraph(caption)
 
 
 @dataclass(frozen=True)

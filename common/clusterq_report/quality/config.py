@@ -9,7 +9,7 @@ from clusterq_common.shards.manifest import SplitName
 class QualityConfig(Settings):
     """Selection of the measured images. The same settings, set and networks give the same figures."""
 
-    split: SplitName = Field("train", description="which split")
+    split: SplitName = Field("train", description="the split to measure")
     images: int = Field(
         10_000,
         ge=2,

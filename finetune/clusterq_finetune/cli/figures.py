@@ -13,7 +13,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import EvaluationConfig
-from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 from clusterq_finetune.figures.config import (
     DiversityConfig,
     FeaturesConfig,
@@ -27,11 +27,11 @@ app = App(help="Draw the papers' figures of any run: features, diversity, images
 Runs = Annotated[
     list[Path], typer.Argument(help="Run folders of clusterq-gen, or folders of shards, of one teacher.", show_default=False)
 ]
-ValOption = Annotated[Path | None, typer.Option("--val", help=f"Real images to show beside them: {LAYOUTS}.")]
+ValOption = Annotated[Path | None, typer.Option("--val", help=f"Real images to show beside them: {LAYOUTS_OR_OWN}.")]
 ValClasses = Annotated[
     Path | None, typer.Option("--val-classes", help="File with one class folder name of --val a line, in index order.")
 ]
-OUT_HELP = "Where to write: a path without ending for one file of each --format, or a file with one."
+OUT_HELP = "File to write: a path without ending for one file of each --format, or a file with one."
 
 TEACHER: dict[str, Any] = {"teacher": TeacherConfig}
 SHARED: dict[str, Any] = {"evaluation": EvaluationConfig, "file": FileConfig}
@@ -77,7 +77,7 @@ def diversity(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """How much images of one class differ, run beside run: with and without diversity enhancement, say (ClusterQ, Fig. 5 and 7)."""
+    """Differences within classes, run beside run: with and without diversity enhancement, say (ClusterQ, Fig. 5 and 7)."""
 
     def run() -> None:
         from clusterq_finetune.figures import command

@@ -233,7 +233,7 @@ def reproduce(
     result: Annotated[Path, typer.Argument(help="result.json of a fine-tuning, or its folder.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")] = Path("reproduced"),
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="Where the shards are now.", show_default="where they were then")
+        Path | None, typer.Option("--shards", help="Folder of the shards.", show_default="where they were then")
     ] = None,
     arch: Arch = None,
     weights: Weights = None,

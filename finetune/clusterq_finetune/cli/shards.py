@@ -13,7 +13,8 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
-from clusterq_finetune.data.layouts import LAYOUTS
+from clusterq_finetune.config import EvaluationConfig
+from clusterq_finetune.data.layouts import LAYOUTS, LAYOUTS_OR_OWN
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.quality.config import QualityConfig
 
@@ -25,7 +26,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or 
 
 @app.command(epilog=examples("clusterq-finetune shards info out/"))
 def info(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """What a set says of itself; nothing is verified but its manifest."""
+    """Print a set's own description; nothing is verified but its manifest."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
@@ -76,7 +77,7 @@ def verify(
         "clusterq-finetune shards quality out/ --other-arch resnet56_cifar10 --real real/",
     )
 )
-@with_flags({"quality": QualityConfig}, typer.Option)
+@with_flags({"quality": QualityConfig, "evaluation": EvaluationConfig}, typer.Option)
 def quality(
     flags: dict[str, dict[str, Any]],
     folder: Folder,
@@ -90,7 +91,7 @@ def quality(
     ] = None,
     other_weights: Annotated[str | None, typer.Option("--other-weights", help="Its weights.")] = None,
     real: Annotated[
-        Path | None, typer.Option("--real", help=f"Real images to compare with, where there are any: {LAYOUTS}.")
+        Path | None, typer.Option("--real", help=f"Real images to compare with, where there are any: {LAYOUTS_OR_OWN}.")
     ] = None,
     real_classes: Annotated[
         Path | None, typer.Option("--real-classes", help="File with one class folder name of --real a line, in index order.")
@@ -102,7 +103,7 @@ def quality(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """How good a set is, told without real images: labels, certainty, diversity, duplicates, beside pure noise as a reference."""
+    """Rate a set without real images: labels, certainty, diversity, duplicates, beside pure noise as a reference."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools.quality import Where
@@ -111,7 +112,8 @@ def quality(
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
         config = QualityConfig.validated(flags.get("quality", {}))
-        where = Where(arch, weights, other_arch, other_weights, real, real_classes)
+        reading = EvaluationConfig.validated(flags.get("evaluation", {}))
+        where = Where(arch, weights, other_arch, other_weights, real, real_classes, reading)
         found = measure(folder, where, config, runtime, out)
         for line in summary_lines(found):
             print_result(line)
@@ -128,7 +130,7 @@ def quality(
         "clusterq-finetune shards leakage out/ --train train/ --holdout test/ --student out/finetune-w4a4/",
     )
 )
-@with_flags({"leakage": LeakageConfig}, typer.Option)
+@with_flags({"leakage": LeakageConfig, "evaluation": EvaluationConfig}, typer.Option)
 def leakage(
     flags: dict[str, dict[str, Any]],
     folder: Folder,
@@ -168,7 +170,7 @@ def leakage(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What a set gives away of the training images, for those who have them: copies, nearness, class means, membership."""
+    """Measure what a set gives away of the training images, for those who have them: copies, nearness, class means, membership."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools.leakage import Where
@@ -177,7 +179,8 @@ def leakage(
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
         config = LeakageConfig.validated(flags.get("leakage", {}))
-        where = Where(train, holdout, real_classes, arch, weights, other_arch, other_weights, student)
+        reading = EvaluationConfig.validated(flags.get("evaluation", {}))
+        where = Where(train, holdout, real_classes, arch, weights, other_arch, other_weights, student, reading)
         found = measure(folder, where, config, runtime, out)
         for line in summary_lines(found):
             print_result(line)

@@ -30,18 +30,20 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
         ClusterqError: an image of 32 bits or floats without a range.
         ValueError: it is so long and narrow that resizing it would fill the memory.
     """
+    target = (spec.width, spec.height)
+    if geometry.crop_pct is not None:
+        target = resized(image.size, covered(spec.size, geometry.crop_pct))
+        if target[0] * target[1] > LARGEST_RESIZED:
+            raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {target[0]}x{target[1]} after resizing")
     image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
     if geometry.crop_pct is None:
-        if image.size != (spec.width, spec.height):
-            image = image.resize((spec.width, spec.height), resampling)
+        if image.size != target:
+            image = image.resize(target, resampling)
     else:
-        width, height = resized(image.size, covered(spec.size, geometry.crop_pct))
-        if width * height > LARGEST_RESIZED:
-            raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {width}x{height} after resizing")
-        image = image.resize((width, height), resampling)
+        image = image.resize(target, resampling)
         # To the nearest, halves to the even number: where both sides cannot lose the same, torchvision chooses so.
-        left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
+        left, top = round((target[0] - spec.width) / 2), round((target[1] - spec.height) / 2)
         image = image.crop((left, top, left + spec.width, top + spec.height))
     array = np.array(image).reshape(spec.height, spec.width, spec.channels)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()

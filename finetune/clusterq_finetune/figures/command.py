@@ -10,6 +10,7 @@ import torch
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import one_line
 from clusterq_common.progress.console import info, progress
 from clusterq_common.run.extras import need
 from clusterq_common.shards.read import ShardSet
@@ -32,6 +33,8 @@ from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_f
 
 # Of a grid and of a sensitivity plot, side by side.
 MOST_COLUMNS, MOST_CURVES = 20, 3
+# Of a class, in a legend.
+LONGEST_NAME = 40
 
 Flags = dict[str, dict[str, Any]]
 
@@ -185,7 +188,8 @@ def _sources(
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
-        images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=evaluation.black_and_white)
+        deep = evaluation.black_and_white
+        images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=deep, own=True)
         found.insert(0, real(images, classes, per_class))
     for source in found:
         few = len(source.labels) < per_class * len(classes)
@@ -215,7 +219,13 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
 def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
     """Title of each class: its number, and its name where a set knows it."""
     names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
-    return {label: f"{label} {names[label]}" if names else str(label) for label in classes}
+    return {label: f"{label} {_short(names[label])}" if names else str(label) for label in classes}
+
+
+def _short(name: str) -> str:
+    """A name for a legend: one line of at most 40 characters. A set that someone else made may have any."""
+    line = one_line(name)
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 3]}..."
 
 
 def _files(flags: Flags, out: Path) -> tuple[FileConfig, dict[str, Path]]:

@@ -51,7 +51,7 @@ class ImagesConfig(Settings):
     classes: Classes | None = Field(None, description="e.g. 0,3,7-9; up to ten, evenly spread, if left out")
     per_class: int = Field(50, ge=2, description="images of each class, of each run")
     names: Words | None = Field(
-        None, description="what to call the runs, in their order, with commas between; their folders' names if left out"
+        None, description="names of the runs, in their order, with commas between; their folders' names if left out"
     )
 
 
@@ -93,5 +93,5 @@ class GridConfig(Settings):
     classes: Classes | None = Field(None, description="the columns, e.g. 0,3,7-9; up to ten, evenly spread, if left out")
     per_class: int = Field(1, ge=1, le=20, description="images of each class, of each run")
     names: Words | None = Field(
-        None, description="what to call the runs, in their order, with commas between; their folders' names if left out"
+        None, description="names of the runs, in their order, with commas between; their folders' names if left out"
     )

@@ -127,28 +127,24 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> So
     Raises:
         ClusterqError: a class has no readable image.
     """
-    by_class: dict[int, list[int]] = {label: [] for label in classes}
-    for index, label in enumerate(images.labels):
-        if label in by_class:
-            by_class[label].append(index)
-    read, labels = [], []
-    with progress("reading real images", len(classes)) as ticker:
-        for label, indices in by_class.items():
-            own: list[Tensor] = []
-            for index in indices:
-                if len(own) == per_class:
-                    break
-                pixels, _, _ = images[index]
-                own += [] if pixels is None else [pixels]
-            if not own:
-                raise ClusterqError(
-                    f"--val: {images.root} holds no readable image of class {label}, expected some of every class shown; choose "
-                    "others with --classes."
-                )
-            read += own
-            labels += [label] * len(own)
-            ticker.advance()
-    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), np.array(labels, dtype=np.int64))
+    own: dict[int, list[Tensor]] = {label: [] for label in classes}
+    with progress("reading real images", per_class * len(classes)) as ticker:
+        for sample in images.chosen(lambda _, label: label in own and len(own[label]) < per_class):
+            if sample.refused:
+                raise ClusterqError(sample.refused)
+            if sample.pixels is not None:
+                own[sample.label].append(sample.pixels)
+                ticker.advance()
+            if all(len(found) == per_class for found in own.values()):
+                break
+    empty = next((label for label in classes if not own[label]), None)
+    if empty is not None:
+        raise ClusterqError(
+            f"--val: {images.root} holds no readable image of class {empty}, expected some of every class shown; choose others with --classes."
+        )
+    read = [pixels for label in classes for pixels in own[label]]
+    labels = np.array([label for label in classes for _ in own[label]], dtype=np.int64)
+    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), labels)
 
 
 def _name_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from clusterq_common.shards.read import ShardSet, SplitReader
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
+from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.membership import STUDENT, membership
 from clusterq_finetune.shards_tools.networks import other_network
@@ -41,7 +42,10 @@ FEWEST = {SET: 1, TRAIN: 2, HELD: 4}
 
 @dataclass(frozen=True)
 class Where:
-    """Networks and real images, as the flags of the command name them; None for what was left out."""
+    """Networks and real images, as the flags of the command name them; None for what was left out.
+
+    `reading` says how real images are resized, cropped and scaled.
+    """
 
     train: Path
     holdout: Path
@@ -51,6 +55,7 @@ class Where:
     other_arch: str | None = None
     other_weights: str | None = None
     student: Path | None = None
+    reading: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeConfig, out: Path) -> Leakage:
@@ -81,8 +86,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         featured[OTHER] = other_network(where.other_arch, where.other_weights, manifest, device)
     judged = {} if where.student is None else {STUDENT: _student(where.student, where.arch, teacher, device)}
     sources = {
-        setting: _real(setting, place, where.real_classes, teacher)
-        for setting, place in ((TRAIN, where.train), (HELD, where.holdout))
+        setting: _real(setting, place, where, teacher) for setting, place in ((TRAIN, where.train), (HELD, where.holdout))
     }
 
     reader = shards.split(config.split)
@@ -156,11 +160,11 @@ def _student(folder: Path, arch: str | None, teacher: Teacher, device: torch.dev
     return student
 
 
-def _real(setting: str, path: Path, classes: Path | None, teacher: Teacher) -> ValidationImages:
+def _real(setting: str, path: Path, where: Where, teacher: Teacher) -> ValidationImages:
+    geometry = where.reading.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
+    deep = where.reading.black_and_white
     with settings_renamed({"val": setting, "classes": "real_classes"}):
-        return open_validation(
-            path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
-        )
+        return open_validation(path, teacher.spec, classes=where.real_classes, geometry=geometry, pixel_range=deep)
 
 
 def _stored(reader: SplitReader, numbers: list[int]) -> tuple[Tensor, Tensor, list[int]]:

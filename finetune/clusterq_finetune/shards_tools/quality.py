@@ -1,7 +1,8 @@
 """The command `clusterq-finetune shards quality`, once its flags are known."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
+from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.networks import other_network
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
@@ -25,10 +27,16 @@ from clusterq_report.quality.measure import Real, choose, measure
 from clusterq_report.quality.page import quality_page
 from clusterq_report.quality.sample import Batch, Ints, batch_size, sampled
 
+# Settings of shared code, and what they are called here.
+REAL_SETTINGS = {"val": "real", "classes": "real_classes"}
+
 
 @dataclass(frozen=True)
 class Where:
-    """Networks and real images, as the flags of the command name them; None for what was left out."""
+    """Networks and real images, as the flags of the command name them; None for what was left out.
+
+    `reading` says how real images are resized, cropped and scaled.
+    """
 
     arch: str | None = None
     weights: str | None = None
@@ -36,6 +44,7 @@ class Where:
     other_weights: str | None = None
     real: Path | None = None
     real_classes: Path | None = None
+    reading: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeConfig, out: Path) -> Quality:
@@ -54,10 +63,9 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
         raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or name another.")
     if where.other_weights is not None and where.other_arch is None:
         raise ClusterqError("--other-arch is missing: --other-weights alone do not make a model; pass --other-arch NAME too.")
-    if where.real_classes is not None and where.real is None:
-        raise ClusterqError(
-            "--real-classes: there is no --real, expected images that it belongs to; pass --real, or leave it out."
-        )
+    if where.real is None and (where.real_classes is not None or where.reading != EvaluationConfig()):
+        flag = "--real-classes" if where.real_classes is not None else "--crop-share, --interpolation or --pixel-range"
+        raise ClusterqError(f"{flag}: there is no --real, expected images that it belongs to; pass --real, or leave it out.")
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
     manifest = shards.manifest
@@ -67,7 +75,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     numbers = choose(shards, config)
     if len(numbers) < 2:
         raise ClusterqError(f"--split: {config.split} has {len(numbers)} images, expected two or more; choose another split.")
-    real = None if where.real is None else _real(where.real, where.real_classes, teacher, len(numbers), config.seed)
+    real = None if where.real is None else _real(where.real, where, teacher, len(numbers), config.seed)
     total = 2 * len(numbers) + (real.drawn if real is not None else 0)
     with progress("measuring", total, images=1) as ticker:
         found = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
@@ -75,25 +83,30 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     return found
 
 
-def _real(path: Path, classes: Path | None, teacher: Teacher, most: int, seed: int) -> Real:
+def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> Real:
     """As many real images as are measured of the set, of each class its share."""
-    with settings_renamed({"val": "real", "classes": "real_classes"}):
-        images = open_validation(
-            path, teacher.spec, classes=classes, geometry=known_geometry(teacher.spec.size, teacher.config.arch)
-        )
-    numbers = sampled(np.array(images.labels, np.int64), most, seed)
-    return Real(path.resolve().name, images.layout, len(images), len(numbers), _batches(images, numbers))
+    geometry = where.reading.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
+    deep = where.reading.black_and_white
+    with settings_renamed(REAL_SETTINGS):
+        images = open_validation(path, teacher.spec, classes=where.real_classes, geometry=geometry, pixel_range=deep, own=True)
+        labels = images.numbered_labels()
+    numbers = np.array(list(labels), np.int64)[sampled(np.array(list(labels.values()), np.int64), most, seed)]
+    return Real(path.resolve().name, images.layout, len(labels), len(numbers), _batches(images, numbers))
 
 
 def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
     """Readable ones, a batch at a time.
 
     Raises:
-        ClusterqError: fewer than two can be read.
+        ClusterqError: fewer than two can be read, or one cannot be understood.
     """
-    size, seen = batch_size(images.spec), 0
-    for start in range(0, len(numbers), size):
-        batch = images.collate([images.sample(int(number)) for number in numbers[start : start + size]])
+    wanted, seen = set(numbers.tolist()), 0
+    samples = images.chosen(lambda number, _: number in wanted)
+    while True:
+        with settings_renamed(REAL_SETTINGS):
+            batch = images.collate(list(islice(samples, batch_size(images.spec))))
+        if not batch.names and not batch.unreadable:
+            break
         seen += len(batch.labels)
         if len(batch.labels):
             yield batch.pixels, batch.labels

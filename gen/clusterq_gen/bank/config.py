@@ -26,7 +26,7 @@ class BankConfig(Settings):
         "0: no margin",
     )
     bank_emphasis: float = Field(
-        0.0, ge=0, description="how much more one BatchNorm layer, in turn a different one, counts for each image (DSG)"
+        0.0, ge=0, description="extra weight of one BatchNorm layer, in turn a different one, for each image (DSG)"
     )
     bank_class_weight: float = Field(
         0.0, ge=0, description="weight of the class; 0: no class is asked for, an image's label is the teacher's own answer"

@@ -50,7 +50,7 @@ def is_finished(path: Path, made: str) -> bool:
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get(NOTE, "{}")).get("made_of") == made
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, SafetensorError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -141,6 +141,11 @@ def rounds_of(emit: EmitConfig, num_classes: int, before: Manifest | None) -> li
 
 
 def read_class_names(emit: EmitConfig, classes: int) -> list[str] | None:
+    """Read the names by class index; None where no file was named.
+
+    Raises:
+        ClusterqError: there is no such file, it is no text, or it has another number of names than there are classes.
+    """
     if emit.class_names is None:
         return None
     path = Path(emit.class_names)
@@ -148,7 +153,12 @@ def read_class_names(emit: EmitConfig, classes: int) -> list[str] | None:
         raise ClusterqError(
             f"--class-names: {path} does not exist, expected a file with one class name a line, in index order."
         )
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ClusterqError(
+            f"--class-names: {path} is no text in UTF-8, expected one class name a line; save it as UTF-8."
+        ) from error
     if len(names) != classes:
         raise ClusterqError(f"--class-names: {path} holds {len(names)} names, expected {classes}, one for each class.")
     return names

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from clusterq_common.documents import read_json
+from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, make_folder, sha256_file
 from clusterq_common.shards.manifest import Shard
 from clusterq_common.shards.write import Written
@@ -39,12 +41,12 @@ class Journal:
         if not note.is_file():
             return None
         try:
-            values = json.loads(note.read_bytes())
+            values = read_json(note, what="the note of a finished shard")
             if values["made_of"] != self._made_of(block):
                 return None
             shards = [Shard.model_validate(shard) for shard in values["written"].pop("shards")]
             written, tally = Written(shards=shards, **values["written"]), EmissionCounts(**values["tally"])
-        except (ValueError, KeyError, TypeError):
+        except (ClusterqError, ValueError, KeyError, TypeError):
             return None  # not one of ours: the shard is made again
         whole = all(self._verifies(shard) for shard in shards)
         return (written, tally) if whole else None

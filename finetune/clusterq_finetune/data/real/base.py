@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,10 @@ from clusterq_finetune.data.real.remarks import Remark
 FRAMES = "several frames, the first is taken"
 TURNED = "a rotation in EXIF, not applied (as in torchvision)"
 ORIENTATION = 0x0112
+# Pixels of an image, as it lies in its file: decoding takes a dozen bytes for each.
+LARGEST_IMAGE = 1 << 26
+# The longest side that a JPEG can have.
+LONGEST_SIDE = 2**16 - 1
 # Images looked at before anything is decoded: enough to find a folder of floats before a training that ends with its evaluation.
 PROBED = 16
 
@@ -132,12 +136,21 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
             return Sample(None, label, name)
 
     def _read(self, image: Image.Image, label: int, name: str) -> Sample:
-        """Decode and preprocess an open image."""
+        """Decode and preprocess an open image.
+
+        Raises:
+            ValueError: it is far larger than any photograph.
+        """
         mode = image.mode
-        shallow, outside = eight_bits(image, self.pixel_range, name)
+        if image.width * image.height > LARGEST_IMAGE or max(image.size) > LONGEST_SIDE:
+            raise ValueError(f"it is {image.width}x{image.height}")
+        shallow, outside, narrow = eight_bits(image, self.pixel_range, name)
         pixels = preprocess(shallow, self.spec, self.geometry)
-        clipped = (f"values outside {setting_name('pixel_range')}, clipped",) if outside else ()
-        remarks = (*clipped, *_remarks_of(image))
+        remarks = (
+            *((f"values outside {setting_name('pixel_range')}, clipped",) if outside else ()),
+            *((_narrow(),) if narrow else ()),
+            *_remarks_of(image),
+        )
         return Sample(pixels, label, name, mode, remarks)
 
     def probe(self) -> None:
@@ -156,6 +169,35 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
                 continue
             if deep and (refused := self.sample(index).refused):
                 raise ClusterqError(refused)
+
+    def chosen(self, wants: Callable[[int, int], bool]) -> Iterator[Sample]:
+        """Read some of the images, in their order.
+
+        Args:
+            wants: says of a number and a label whether that image is to be read; called once for each image, when its turn comes.
+
+        Raises:
+            ClusterqError: labels that cannot be read.
+        """
+        for index, label in enumerate(self.labels):
+            if wants(index, label):
+                yield self.sample(index)
+
+    def numbered_labels(self) -> dict[int, int]:
+        """Return the label of each image by its number.
+
+        Raises:
+            ClusterqError: labels that cannot be read.
+        """
+        found: dict[int, int] = {}
+
+        def note(index: int, label: int) -> bool:
+            found[index] = label
+            return False
+
+        for _ in self.chosen(note):
+            pass
+        return found
 
     def samples(self) -> "Samples":
         """The same images for a loader that also wants to know what there is to say of each."""
@@ -217,3 +259,9 @@ class Samples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return self.images.sample(index)
+
+
+def _narrow() -> str:
+    return (
+        f"16 bits with no value above 4095, taken as nearly black (12 bits in 16 need {setting_name('pixel_range', '0,4095')})"
+    )

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 as their authors ship them: pickled batches, read without running anything in them."""
 
 import io
+import operator
 import pickle
 import pickletools
 from pathlib import Path
@@ -62,7 +63,7 @@ def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
         _refuse_far_places(data)
         values = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
         pixels = np.asarray(values[b"data"])
-        labels = [int(label) for label in values[labels_key]]
+        labels = [operator.index(label) for label in values[labels_key]]
     except Exception as error:  # a broken pickle raises anything
         raise ClusterqError(
             f"{batch} is no test batch of CIFAR-{spec.num_classes} ({type(error).__name__}: {error}), expected one of its python "

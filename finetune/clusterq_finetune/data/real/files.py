@@ -1,7 +1,7 @@
 """Images that are files of their own: class folders, and ImageNet as Kaggle ships it."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +17,8 @@ from clusterq_finetune.data.real.remarks import Remark
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
 KAGGLE_SOLUTION = "LOC_val_solution.csv"
 SKIPPED = "no known image files, skipped"
+# Folders with such names hold classes themselves.
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class ImageFiles(ValidationImages):
@@ -50,11 +52,17 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
             f"layouts that {setting_name('help')} names; sort them so.",
             setting="val",
         )
+    if classes is None and {folder.name.lower() for folder in folders} <= SPLITS:
+        raise ClusterqError(
+            f"the subfolders of {path} are named as splits ({', '.join(folder.name for folder in folders)}), expected one folder of images "
+            f"for each class; name one of them, or pass {setting_name('classes', 'FILE')} if they are the classes.",
+            setting="val",
+        )
     index = class_index([folder.name for folder in folders], f"{path} has", "class folders", spec, classes)
     found: list[tuple[Path, int]] = []
     skipped: list[Path] = []
     for folder in folders:
-        images, others = _sorted_out(folder.rglob("*"))
+        images, others = _sorted_out(folder, "*")
         found += [(image, index[folder.name]) for image in images]
         skipped += others
     if not found:
@@ -91,17 +99,21 @@ def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
         ClusterqError: another teacher than one of ImageNet's 1000 classes, a broken table, an image without a line in it.
     """
     number = {wnid: label for label, wnid in enumerate(imagenet_wnids(spec))}
-    labels_by_id = {}
-    with solution.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            wnid = (row.get("PredictionString") or "").partition(" ")[0]
-            if not row.get("ImageId") or wnid not in number:
-                raise ClusterqError(
-                    f"line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again.",
-                    setting="val",
-                )
-            labels_by_id[row["ImageId"]] = number[wnid]
-    paths, others = _sorted_out(path.rglob("ILSVRC2012_val_*"))
+    labels_by_id: dict[str, int] = {}
+    for line, row in enumerate(_table(solution), start=2):
+        wnid = (row.get("PredictionString") or "").partition(" ")[0]
+        image = row.get("ImageId")
+        if not image or wnid not in number:
+            raise ClusterqError(
+                f"line {line} of {solution} is no pair of image and wnid, expected ImageId,PredictionString; get it again.",
+                setting="val",
+            )
+        if labels_by_id.setdefault(image, number[wnid]) != number[wnid]:
+            raise ClusterqError(
+                f"line {line} of {solution} names another class than an earlier line of the same image, expected one; get it again.",
+                setting="val",
+            )
+    paths, others = _sorted_out(path, "ILSVRC2012_val_*")
     if not paths:
         raise ClusterqError(
             f"{path} holds no ILSVRC2012_val_*.JPEG to go with {solution}; point {setting_name('val')} at the images.",
@@ -126,12 +138,32 @@ def _is_image(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _sorted_out(entries: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The images among them, and all other files; both sorted."""
-    files = sorted(entry for entry in entries if entry.is_file())
-    images = [file for file in files if _is_image(file)]
-    known = set(images)
-    return images, [file for file in files if file not in known]
+def _table(path: Path) -> list[dict[str, str | None]]:
+    """The rows of a CSV file in UTF-8, with or without the mark that Windows puts in front.
+
+    Raises:
+        ClusterqError: it is none.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ClusterqError(f"{path} is no CSV file in UTF-8 ({type(error).__name__}); get it again.", setting="val") from error
+
+
+def _sorted_out(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
+    """The images below a folder, and everything else there but plain folders; both sorted.
+
+    Hidden folders (`.ipynb_checkpoints` holds copies) and links to folders are among everything else; broken links, too.
+    """
+    images, others = [], []
+    for entry in sorted(folder.rglob(pattern)):
+        hidden = any(part.startswith(".") for part in entry.relative_to(folder).parts)
+        if _is_image(entry) and not hidden:
+            images.append(entry)
+        elif not entry.is_dir() or entry.is_symlink():
+            others.append(entry)
+    return images, others
 
 
 def _remark(what: str, root: Path, about: Sequence[Path | str]) -> list[Remark]:

@@ -79,9 +79,18 @@ def order_remark(names: Sequence[str]) -> Remark | None:
     return Remark.of(what, [f"class {number}: {name}" for number, name in enumerate(names)])
 
 
+def other_order_remark(names: Sequence[str], known: Sequence[str] | None) -> Remark | None:
+    """Remark on class folders that are the classes of a set, in another order than the set's."""
+    if not known or list(names) == list(known) or sorted(names) != sorted(known):
+        return None
+    what = f"classes that the shards' manifest has at other numbers than their folders (see {setting_name('classes')})"
+    pairs = zip(names, known, strict=True)
+    return Remark.of(what, [f"class {number}: {own}, not {other}" for number, (own, other) in enumerate(pairs) if own != other])
+
+
 def _read_classes(path: Path, spec: InputSpec) -> list[str]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterqError(
             f"{path} cannot be read ({type(error).__name__}); expected one name a line.", setting="classes"

@@ -28,7 +28,7 @@ def open_validation(
     """List the images of a place, whatever its layout; none is decoded yet.
 
     Args:
-        path: a folder or a file; see `LAYOUTS`. With `own` also a function of the user's, `path/to/file.py:function`.
+        path: a folder or a file; see `LAYOUTS`. With `own` also a dataset of the user's, or a function that returns one, `path/to/file.py:name`.
         spec: what the teacher takes.
         classes: file with one class folder name a line in index order, for class folders whose order cannot be known.
         geometry: how images are resized and cropped; if left out, as is usual for the teacher's size.
@@ -58,7 +58,7 @@ def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages
     if path.is_file():
         if path.name == IMAGENET_TAR:
             return open_imagenet_tar(path, spec)
-        if path.suffix == ".tar":
+        if path.suffix.lower() == ".tar":
             return open_webdataset(path, [path], spec)
         if (batch := cifar_batch(path)) is not None:
             return open_cifar(batch, spec)
@@ -71,7 +71,7 @@ def _open(path: Path, spec: InputSpec, classes: Path | None) -> ValidationImages
         return open_cifar(batch, spec)
     if any(path.glob("ILSVRC2012_val_*")) and (solution := kaggle_solution(path)) is not None:
         return open_kaggle(path, solution, spec)
-    tars = sorted(path.glob("*.tar"))
+    tars = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".tar")
     if tars:
         return open_webdataset(path, tars, spec)
     return open_class_folders(path, spec, classes)

@@ -1,30 +1,37 @@
-"""Real images that a user's own function gives: DICOM, arrays, databases, and whatever else no layout covers."""
+"""Real images from a user's own code: DICOM, arrays, databases, and whatever else no layout covers."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.errors import ClusterqError
+from clusterq_common.errors import ClusterqError, told
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import InputSpec, shown_arch
 from clusterq_finetune.data.real.base import Sample, ValidationBatch, ValidationImages
 
-EXPECTED = "expected path/to/file.py:function, a function without arguments that returns an iterable of (image, label)"
+EXPECTED = "expected path/to/file.py:function, a function without arguments that returns an iterable of (image, label), or such an iterable itself"
 IMAGES = "expected a PIL image, or an array (height, width) or (height, width, channels) of uint8, or one (height, width) of other numbers with"
 COLOURS = {3, 4}
 
 
 def is_own(path: Path) -> bool:
-    """Return whether `val` names a function in a file rather than a place."""
+    """Return whether `val` names something in a file of code rather than a place."""
     file, _, function = str(path).rpartition(":")
     return file.endswith(".py") and function.isidentifier() and not path.exists()
+
+
+def _is_dataset(value: object) -> bool:
+    """Return whether a value holds images, rather than being a function or a class that makes such a value."""
+    return not isinstance(value, type) and (hasattr(value, "__iter__") or hasattr(value, "__getitem__"))
 
 
 def open_own(path: Path, spec: InputSpec) -> "OwnImages":
@@ -37,16 +44,17 @@ def open_own(path: Path, spec: InputSpec) -> "OwnImages":
 
 
 class OwnImages(ValidationImages):
-    """Images that a function returned: read by index where it has a length and indices, else one after the other."""
+    """Images of a user's own dataset, read by index where it has a length and indices, else one after the other."""
 
     def __init__(self, path: Path, spec: InputSpec) -> None:
         super().__init__(path, shown_arch(str(path)), [], spec)
         self.items = self._made()
-        self.by_index = hasattr(self.items, "__getitem__") and hasattr(self.items, "__len__")
+        in_order = isinstance(self.items, IterableDataset)  # which has __getitem__, too, but no use for it
+        self.by_index = hasattr(self.items, "__getitem__") and hasattr(self.items, "__len__") and not in_order
 
     def _made(self) -> Any:
-        made = call_function(str(self.root), setting="val", expected=EXPECTED)
-        if not hasattr(made, "__iter__") and not (hasattr(made, "__getitem__") and hasattr(made, "__len__")):
+        made = call_function(str(self.root), setting="val", expected=EXPECTED, is_ready=_is_dataset)
+        if not _is_dataset(made):
             raise ClusterqError(f"{self.layout} returned {type(made).__name__}; {EXPECTED}.", setting="val")
         return made
 
@@ -75,10 +83,8 @@ class OwnImages(ValidationImages):
         if self.by_index:
             refused = self.sample(0).refused if len(self) else ""
         else:
-            refused = next((self._sample(item, index).refused for index, item in self._in_order(self.items)), "")
-            if iter(self.items) is self.items:
-                # It gives each image once, and the first one is gone.
-                self.items = self._made()
+            with closing(self._in_order(self.items)) as items:
+                refused = next((self._sample(item, index).refused for index, item in items), "")
         if refused:
             raise ClusterqError(refused)
 
@@ -95,29 +101,55 @@ class OwnImages(ValidationImages):
                 waiting = []
         if waiting:
             yield self.collate(waiting)
-        if iter(self.items) is self.items:
-            self.items = self._made()
 
-    def _in_order(self, items: Iterable[object]) -> Iterator[tuple[int, object]]:
-        """Images with their numbers.
+    def chosen(self, wants: Callable[[int, int], bool]) -> Iterator[Sample]:
+        items = self._by_number() if self.by_index else self._in_order(self.items)
+        for index, item in items:
+            _, given = self._pair(item, index)
+            if wants(index, self._label(given, index)):
+                yield self._sample(item, index)
+
+    def _by_number(self) -> Iterator[tuple[int, object]]:
+        """Images with their numbers, without those that cannot be had.
+
+        Raises:
+            ClusterqError: the user's code failed.
+        """
+        for index in range(len(self)):
+            try:
+                item = self.items[index]
+            except OSError:
+                continue
+            except Exception as error:  # the user's own code may raise anything
+                raise ClusterqError(self._failed(index, error)) from error
+            yield index, item
+
+    def _in_order(self, items: Iterable[object]) -> Generator[tuple[int, object], None, None]:
+        """Images with their numbers. What gives each image once is made anew afterwards.
 
         Raises:
             ClusterqError: the user's code failed.
         """
         index = 0
         iterator = iter(items)
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except Exception as error:  # the user's own code may raise anything
-                raise ClusterqError(self._failed(index, error)) from error
-            yield index, item
-            index += 1
+        failed = False
+        try:
+            while True:
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                except Exception as error:  # the user's own code may raise anything
+                    failed = True
+                    raise ClusterqError(self._failed(index, error)) from error
+                yield index, item
+                index += 1
+        finally:
+            if iterator is items and not failed:
+                self.items = self._made()
 
     def _failed(self, index: int, error: Exception) -> str:
-        return f"{setting_name('val')}: {self.layout} failed at item {index} with {type(error).__name__}: {error}; mend the file and try again."
+        return f"{setting_name('val')}: {self.layout} failed at item {index} with {told(error)}; mend the file and try again."
 
     def _sample(self, item: Any, index: int) -> Sample:
         name = self.name(index)

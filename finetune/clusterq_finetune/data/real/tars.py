@@ -1,27 +1,25 @@
 """Images inside tars: ImageNet's original archive with the devkit's ground truth, and webdataset shards of anyone's."""
 
-import gzip
 import io
-import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.tar import BLOCK, Member, TarFormatError, TarHeaders, member_bytes, shortened
+from clusterq_common.tar import BLOCK, Member, TarFormatError, TarHeaders, shortened
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
+from clusterq_finetune.data.real.devkit import GROUND_TRUTH, read_devkit, wnid_of_number
+from clusterq_finetune.data.real.files import EXTENSIONS
 from clusterq_finetune.data.real.labels import imagenet_wnids
 from clusterq_finetune.data.real.remarks import Remark
 
-IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp"}
-GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+IMAGE_SUFFIXES = {extension.removeprefix(".") for extension in EXTENSIONS}
+# A number with room for spaces around it.
+LARGEST_LABEL = 20
 # An image in a tar is refused above this before it is read.
 LARGEST_MEMBER = 256 << 20
-# Ten times the devkit, unpacked.
-LARGEST_DEVKIT = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ class ImagesInTars(ValidationImages):
     def open(self, index: int) -> Image.Image:
         span = self.spans[index]
         with span.tar.open("rb") as file:
-            return Image.open(io.BytesIO(os.pread(file.fileno(), span.size, span.offset)))
+            file.seek(span.offset)
+            return Image.open(io.BytesIO(file.read(span.size)))
 
 
 def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
@@ -64,7 +63,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
     for member in _members(path):
         if member.name.lower().endswith((".jpeg", ".jpg")):
             members[Path(member.name).name] = member
-    truth_text, meta = _devkit(path.parent)
+    truth_text, meta = read_devkit(path.parent)
     try:
         truth = [int(line) for line in truth_text.split()]
     except ValueError as error:
@@ -77,7 +76,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
             "both again.",
             setting="val",
         )
-    names = _wnid_of_number(meta)
+    names = wnid_of_number(meta)
     index = {wnid: label for label, wnid in enumerate(wnids)}
     unknown = next((number for number in truth if names.get(number) not in index), None)
     if unknown is not None:
@@ -88,10 +87,10 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
 
 
 def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTars:
-    """webdataset tars with an image (`.jpg`, `.png`, `.webp`) and a class index (`.cls`) for each key. Nothing else is looked at.
+    """webdataset tars with an image (`.jpg`, `.png`, ...) and a class index (`.cls`) for each key. Nothing else is looked at.
 
     Raises:
-        ClusterqError: an image without a label, a label without an image or out of range, or no sample at all.
+        ClusterqError: an image without a label, a label without an image or out of range, two of either for one key, or no sample at all.
     """
     spans: list[Span] = []
     labels: list[int] = []
@@ -103,10 +102,14 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
             folder, _, file = member.name.rpartition("/")
             key, _, suffix = file.partition(".")
             span = Span(tar, member.name, member.offset, member.size)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                images[f"{folder}/{key}"] = span
-            elif suffix == "cls":
-                classes[f"{folder}/{key}"] = span
+            kind = images if suffix.lower() in IMAGE_SUFFIXES else classes if suffix == "cls" else None
+            if kind is not None:
+                if (first := kind.setdefault(f"{folder}/{key}", span)) is not span:
+                    raise ClusterqError(
+                        f"{tar} has two members for one key, {shortened(first.name)} and {shortened(span.name)}, expected an image and a "
+                        ".cls for each key; mend the tar.",
+                        setting="val",
+                    )
             elif member.plain and suffix.rpartition(".")[2].lower() in {*IMAGE_SUFFIXES, "cls"}:
                 skipped.append(f"{tar.name}/{member.name}")
         lonely = next(iter(images.keys() ^ classes.keys()), None)
@@ -117,8 +120,9 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
             )
         with tar.open("rb") as file_handle:
             for key, span in images.items():
-                text = os.pread(file_handle.fileno(), min(classes[key].size, 20), classes[key].offset).strip()
-                if not text.isdigit() or int(text) >= spec.num_classes:
+                file_handle.seek(classes[key].offset)
+                text = file_handle.read(min(classes[key].size, LARGEST_LABEL)).strip()
+                if not text.isdigit() or int(text) >= spec.num_classes or classes[key].size > LARGEST_LABEL:
                     raise ClusterqError(
                         f"sample {key.lstrip('/')} of {tar} has label {text!r}, expected a number below {spec.num_classes}; mend it.",
                         setting="val",
@@ -133,6 +137,9 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
     if skipped:
         what = "members with dots in their keys, skipped (webdataset ends a key at its first dot)"
         images_in_tars.remarks.append(Remark.of(what, skipped))
+    beside = sorted({entry.name for entry in path.iterdir()} - {tar.name for tar in tars}) if path.is_dir() else []
+    if beside:
+        images_in_tars.remarks.append(Remark.of("files and folders beside the tars, skipped", beside))
     return images_in_tars
 
 
@@ -155,50 +162,3 @@ def _members(path: Path) -> list[Member]:
             f"{shortened(large.name)} in {path} has {large.size} bytes, expected an image; do not use it.", setting="val"
         )
     return members
-
-
-def _devkit(folder: Path) -> tuple[str, bytes]:
-    """The ground truth and meta.mat, from the devkit's archive or from its unpacked folder."""
-    archives = sorted(folder.glob("ILSVRC2012_devkit*.tar.gz"))
-    if archives:
-        truth, meta = _devkit_files(archives[0])
-        if truth is not None and meta is not None:
-            return truth.decode("ascii", "replace"), meta
-    for truth_path in sorted(folder.glob(f"**/{GROUND_TRUTH}")):
-        meta_path = truth_path.parent / "meta.mat"
-        if meta_path.is_file():
-            return truth_path.read_text(encoding="ascii", errors="replace"), meta_path.read_bytes()
-    raise ClusterqError(
-        f"there is no devkit in {folder}, expected ILSVRC2012_devkit_t12.tar.gz beside the images; get it, or sort the images "
-        "into class folders.",
-        setting="val",
-    )
-
-
-def _devkit_files(archive: Path) -> list[bytes | None]:
-    """The ground truth and meta.mat in the devkit's archive."""
-    try:
-        with gzip.open(archive) as file:
-            data = file.read(LARGEST_DEVKIT + 1)
-        if len(data) > LARGEST_DEVKIT:
-            raise TarFormatError(f"it unpacks to more than {LARGEST_DEVKIT} bytes")
-        return member_bytes(data, GROUND_TRUTH, "meta.mat")
-    except (TarFormatError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ClusterqError(f"{archive} is no readable devkit ({error}); get the devkit again.", setting="val") from error
-
-
-def _wnid_of_number(meta: bytes) -> dict[int, str]:
-    """The devkit's class numbers, by its table of synsets."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ClusterqError(
-            "the devkit's meta.mat is read with scipy, which is not installed; pip install scipy.", setting="val"
-        ) from error
-    try:
-        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        return {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
-    except Exception as error:  # loadmat raises anything on a broken file
-        raise ClusterqError(
-            f"the devkit's meta.mat cannot be read ({type(error).__name__}); get the devkit again.", setting="val"
-        ) from error
