@@ -4,8 +4,11 @@ Names, notes and settings of a manifest, a result or a file may be a stranger's.
 block or becomes a command.
 """
 
+import csv
+import io
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Longer than any sentence or row of a table, shorter than what makes a terminal useless.
@@ -86,3 +89,17 @@ def csv_cell(value: Any) -> Any:
         return value
     line = one_line(value)
     return f"'{line}" if line.lstrip().startswith(_FORMULA) else line
+
+
+def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for a spreadsheet: a line of names, then a line for each row; the rows have the same names.
+
+    >>> print(csv_table([{"layer": "=1+1", "bits": 4}]), end="")
+    layer,bits
+    '=1+1,4
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
+    return buffer.getvalue()

@@ -15,7 +15,7 @@ import numpy as np
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.records import read_metrics
-from clusterq_common.run.run_folder import ANALYSIS, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
+from clusterq_common.run.run_folder import ANALYSIS, BENCHMARK, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 
@@ -82,6 +82,11 @@ class Source:
     def analysis(self) -> dict[str, Any]:
         """analysis.json; empty where nothing was measured."""
         return section(self._json(ANALYSIS))
+
+    @cached_property
+    def benchmark(self) -> dict[str, Any]:
+        """benchmark.json: speed of a file that the student was exported to; empty where none was measured."""
+        return section(self._json(BENCHMARK))
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.meter import duration
 from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, timetable, total_seconds
+from clusterq_common.quantities import duration
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.estimate import steps_of_epoch

@@ -1,7 +1,5 @@
 """result.json of a fine-tuning: reading it, and many of them as a table. Free of torch."""
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
-from clusterq_common.escape import csv_cell, markdown
+from clusterq_common.escape import csv_table, markdown
 from clusterq_common.run.run_folder import RESULT
 from clusterq_report.pages.comparison import rows_report
 
@@ -140,15 +138,6 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """A table for a spreadsheet."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
-    return buffer.getvalue()
-
-
 def as_json(rows: list[dict[str, Any]]) -> str:
     """The rows for a program."""
     return json.dumps(rows, indent=2) + "\n"
@@ -161,7 +150,7 @@ def as_html(rows: list[dict[str, Any]]) -> str:
 
 FORMATS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     ".md": as_markdown,
-    ".csv": as_csv,
+    ".csv": csv_table,
     ".json": as_json,
     ".html": as_html,
 }

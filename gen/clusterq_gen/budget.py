@@ -3,8 +3,8 @@
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.meter import duration
 from clusterq_common.progress.time_budget import PLANNED_SHARE, timetable, total_seconds
+from clusterq_common.quantities import duration
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.config import GenConfig
 from clusterq_gen.estimate import Speed, phases

@@ -3,6 +3,7 @@
 import torch
 
 from clusterq_common.quant.convert import convert
+from clusterq_common.quantities import size
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.config import is_bank
@@ -28,7 +29,7 @@ def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> li
         f"bank: {layout.batches} batches of {layout.batch_size} images, {made_for}",
         f"steps: {config.bank.bank_steps} for each batch, {layout.batches * config.bank.bank_steps:,} in all; {config.method.method}, "
         f"preset {config.preset}, on {device}",
-        f"disk: {images * spec.raw_bytes / 1e6:,.0f} MB of bank; {_shards(config, teacher)}",
+        f"disk: {size(images * spec.raw_bytes)} of bank; {_shards(config, teacher)}",
     ]
 
 
@@ -36,8 +37,8 @@ def _shards(config: GenConfig, teacher: Teacher) -> str:
     spec = teacher.spec
     images = _candidates(config, teacher)
     # PNG of generated images compresses little; logits and tar headers come on top.
-    size = images * (spec.raw_bytes + 2 * spec.num_classes + 4 * 1024)
-    return f"{images:,} images, at most {size / 1e6:,.0f} MB of shards"
+    most = images * (spec.raw_bytes + 2 * spec.num_classes + 4 * 1024)
+    return f"{images:,} images, at most {size(most)} of shards"
 
 
 def _candidates(config: GenConfig, teacher: Teacher) -> int:
@@ -70,5 +71,5 @@ def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) 
             f"refinement: {config.emit.refine_steps} steps for each {config.emit.refine_batch} candidates, about {_candidates(config, teacher):,} in all"
         )
     checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
-    lines.append(f"disk: {_shards(config, teacher)}; checkpoint about {checkpoint / 1e6:,.0f} MB")
+    lines.append(f"disk: {_shards(config, teacher)}; checkpoint about {size(checkpoint)}")
     return lines

@@ -20,7 +20,7 @@ from clusterq_common.progress.console import heard_by, info, print_json, print_r
 from clusterq_common.shards.card import dataset_card
 from clusterq_common.shards.manifest import Derivation, Manifest, read_manifest
 from clusterq_finetune.figures.draw import _table
-from clusterq_finetune.results import as_csv, as_markdown
+from clusterq_finetune.results import as_markdown
 from clusterq_finetune.shards_tools.commands import describe
 from tests.common.shard_samples import edit_manifest, write_set
 
@@ -160,7 +160,7 @@ def test_shards_info_shows_a_note_on_its_own_line(tmp_path: Path, capsys: pytest
 
 def test_tables_hold_no_formula(tmp_path: Path) -> None:
     rows = [{"teacher": "=cmd|' /C calc'!A0", "method": "@SUM(1)", "seeds": "+1\n2", "top-1": -1.5, "none": None}]
-    (cells,) = csv.DictReader(io.StringIO(as_csv(rows)))
+    (cells,) = csv.DictReader(io.StringIO(escape.csv_table(rows)))
     assert cells == {"teacher": "'=cmd|' /C calc'!A0", "method": "'@SUM(1)", "seeds": "'+1 2", "top-1": "-1.5", "none": ""}
     (cells,) = csv.DictReader(io.StringIO(_table(rows)))
     assert cells["teacher"].startswith("'=")

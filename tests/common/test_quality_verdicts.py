@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from clusterq_report.html.blocks import Figure, Folded, Table
 from clusterq_report.quality import page
 from clusterq_report.quality.findings import (
     BINS,
@@ -168,8 +169,12 @@ def test_many_classes_are_shown_by_the_worst() -> None:
     rows = [of_class(label, near=0.05 if label == 777 else 0.0) for label in range(1000)]
     own = source(near=0.001, classes=1000)
     found = quality(names=None, per_class=rows, **with_source("set", own))
-    drawn = page._near(found)
-    assert "The 20 of 1000 classes where it is worst." in drawn
-    assert drawn.index(">777<") < drawn.index(">1<")
-    assert drawn.count('class="bar s0"') == 20
-    assert page._classes(found).count("<tr>") == 1001
+    (drawn,) = page._near(found)
+    assert isinstance(drawn, Figure)
+    assert "The 20 of 1000 classes where it is worst." in drawn.caption
+    assert drawn.drawing.index(">777<") < drawn.drawing.index(">1<")
+    assert drawn.drawing.count('class="bar s0"') == 20
+    (folded,) = page._classes(found)
+    assert isinstance(folded, Folded)
+    (table,) = [block for block in folded.blocks if isinstance(block, Table)]
+    assert len(table.rows) == 1000

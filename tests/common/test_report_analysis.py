@@ -1,6 +1,7 @@
 """What analysis.json says, against plain computations."""
 
 import copy
+import csv
 import math
 
 import pytest
@@ -11,8 +12,10 @@ from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
 from clusterq_common.taps import batchnorm_taps
+from clusterq_report.measure.costs import layer_costs
 from clusterq_report.measure.features import BatchNormDistances, Scatter
 from clusterq_report.measure.layers import quantized_layers
+from clusterq_report.pages.layers import Layers, cost_table, costs_csv
 
 
 @pytest.fixture
@@ -145,3 +148,51 @@ def test_a_float_student_has_no_errors(model: nn.Sequential, images: Tensor) -> 
     found = quantized_layers(model, student, iter([images]), images[:1])
     assert [row["sqnr"] for row in found["outputs"]] == [None] * 4
     assert found["activations"] == found["weights"] == []
+
+
+class Branches(nn.Module):
+    """A grouped convolution that runs twice, a BatchNorm before any convolution, and two after the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.twice = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.wide, self.norm = nn.Conv2d(4, 6, (3, 1), stride=(2, 1)), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.start(x)))
+        x = self.norm(self.norm(self.wide(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_costs_are_those_of_a_plain_count() -> None:
+    rows = layer_costs(Branches().eval(), torch.zeros(1, 4, 9, 7))
+    assert [row["layer"] for row in rows] == ["twice", "wide", "head"]
+    assert [row["kind"] for row in rows] == ["Conv2d", "Conv2d", "Linear"]
+    assert [row["weights"] for row in rows] == [4 * 2 * 9, 6 * 4 * 3, 30]
+    # Values of the output, times inputs of each: twice 4 x 9 x 7 values of 2 x 3 x 3; 6 x 4 x 7 of 4 x 3 x 1; 5 of 6.
+    assert [row["multiply_adds"] for row in rows] == [2 * 252 * 18, 168 * 12, 30]
+    assert [row["batchnorm"] for row in rows] == [["start"], ["norm"], []]
+    assert layer_costs(Branches().eval(), torch.zeros(3, 4, 9, 7)) == rows, "for one image, however many there are"
+
+
+def test_layers_have_one_numbering_and_a_table_for_spreadsheets() -> None:
+    names = ["features.conv", "=1+1", "head"]
+    costed = [
+        {"layer": name, "kind": "Conv2d", "weights": 10, "multiply_adds": 640, "batchnorm": [f"{name}.bn"]} for name in names
+    ]
+    weights = [{"layer": name, "bits": 3, "sqnr_teacher": 12.5, "sqnr": None, "clipped": 0.0} for name in names[:2]]
+    outputs = [{"layer": name, "sqnr": 20.0} for name in names]
+    layers = Layers({"layers": costed, "outputs": outputs, "weights": weights, "activations": []})
+    assert layers.label("features.conv.bn") == "1 (features.conv.bn)"
+    assert layers.label("elsewhere") == "elsewhere"
+    assert layers.places(["head", "=1+1.bn"]) == [3, 2]
+    assert layers.places(["head", "elsewhere"]) == [1, 2], "in order where one has no number"
+    assert layers.stored_bytes() == (4 + 4 + 40, 120), "the last layer stayed in float32"
+    header, first, second, third = list(csv.reader(costs_csv(layers).splitlines()))
+    assert header[:8] == ["number", "layer", "kind", "weights", "multiply_adds", "weight_bits", "input_bits", "weight_bytes"]
+    assert first == ["1", "features.conv", "Conv2d", "10", "640", "3", "", "4", "20", "12.5", "", "", "0", ""]
+    assert second[1] == "'=1+1", "no spreadsheet takes a layer for a formula"
+    assert third[5:8] == ["32", "", "40"]
+    assert costs_csv(Layers({})) == ""
+    assert cost_table(Layers({})) == []

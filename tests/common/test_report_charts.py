@@ -9,19 +9,20 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
-from clusterq_report.charts.bars import Bars, bar_chart
+from clusterq_report.charts.bars import Bars, bar_chart, grid_histogram, interval_chart
 from clusterq_report.charts.confusion_matrix import heat_map
-from clusterq_report.charts.histogram import grid_histogram
-from clusterq_report.charts.lines import Line, line_chart
-from clusterq_report.charts.scale import linear, logarithmic, nice_ticks
-from clusterq_report.charts.series import curves, series, shares, thinned
-from clusterq_report.html.page import Remark, Report, Section, code, paragraph, table
-from clusterq_report.html.text import escaped, number, tag
+from clusterq_report.charts.lines import Line, line_chart, thinned
+from clusterq_report.charts.svg import linear, logarithmic, nice_ticks, tag
+from clusterq_report.html.blocks import Block, Code, Figure, Folded, Heading, Paragraph, Picture, Strips, Table
+from clusterq_report.html.page import Remark, Report, Section
+from clusterq_report.html.text import clean
 from clusterq_report.pages.accuracy import overall
 from clusterq_report.pages.comparison import written
+from clusterq_report.pages.curves import curves, series, shares
 from clusterq_report.run_data import Source, columns, pair, real, reals, rows, section
 
 EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
@@ -138,7 +139,7 @@ def test_one_point_and_equal_points_are_drawn(value: float) -> None:
         chart = svg(chart_of(Line("a", points)))
         places = [(float(c.get("cx", "nan")), float(c.get("cy", "nan"))) for c in chart.iter("circle")]
         assert len(places) == len(points)
-        assert all(0 <= x <= 760 and 0 <= y <= 240 for x, y in places)
+        assert all(0 <= x <= 380 and 0 <= y <= 220 for x, y in places)
 
 
 def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
@@ -164,11 +165,11 @@ def test_a_heat_map_shows_shares_of_rows() -> None:
 
 
 def test_a_histogram_stands_on_its_grid() -> None:
-    chart = svg(grid_histogram("conv", -4, 3, 0, [0.0, 0.5, 0.5, 0.0], [0.25] * 4))
+    chart = svg(grid_histogram(-4, 3, 0, [0.0, 0.5, 0.5, 0.0], [0.25] * 4, "conv"))
     grid = [float(one.get("x1", "nan")) for one in chart.iter("line") if one.get("class") == "grid"]
     assert len(grid) == 8, "a line for each of the eight integers"
     assert len(list(chart.iter("path"))) == 2
-    assert "no weights" in grid_histogram("conv", 0, 0, 0, [], [])
+    assert "no weights" in grid_histogram(0, 0, 0, [], [], "conv")
 
 
 def test_series_of_records() -> None:
@@ -177,16 +178,16 @@ def test_series_of_records() -> None:
     line = thinned("a", [(float(n), float(n % 7)) for n in range(1000)], most=50)
     assert len(line.points) == len(line.band) == 50
     assert all(low <= (mean or 0) <= high for (_, mean), (_, low, high) in zip(line.points, line.band, strict=True))
-    text = curves({"a": [(0, 1.0), (1, None)], "b": [(0, -1.0), (1, 2.0)]}, title="t", x_label="x", y_label="y", caption="c")
-    assert text.count("<figure>") == 2, "what goes below zero has an axis of its own"
-    assert "1 values were not finite: gaps." in text
-    assert "log scale" in curves({"a": [(0, 1.0), (1, 1000.0)]}, title="t", x_label="x", y_label="y", caption="c")
-    above = shares({"a": [(0, 0.91), (1, 0.99)]}, title="t", x_label="x", caption="c")
-    assert ">100<" in above
-    assert ">0<" not in re.sub(r'class="tick middle">0<', "", above)
-    assert "<figure>" in shares({"a": [(0, 5.0), (1, 9.0)]}, title="t", x_label="x", caption="c"), (
-        "a share above one is drawn as it is"
-    )
+    words = {"title": "t", "x_label": "x", "y_label": "y", "caption": "c"}
+    first, second = curves({"a": [(0, 1.0), (1, None)], "b": [(0, -1.0), (1, 2.0)]}, **words)
+    assert first.caption == "c Gaps: 1 value that is not finite."
+    assert (first.title, second.title) == ("t: a", "t: b")
+    assert second.caption == "c", "what goes below zero has an axis of its own"
+    assert "log scale" in curves({"a": [(0, 1.0), (1, 1000.0)]}, **words)[0].drawing
+    (above,) = shares({"a": [(0, 0.91), (1, 0.99)]}, title="t", x_label="x", caption="c")
+    assert ">100<" in above.drawing
+    assert ">0<" not in re.sub(r'class="tick middle">0<', "", above.drawing)
+    assert shares({"a": [(0, 5.0), (1, 9.0)]}, title="t", x_label="x", caption="c"), "a share above one is drawn as it is"
 
 
 def test_what_a_file_holds_may_be_anything() -> None:
@@ -218,44 +219,109 @@ def test_figures_of_a_table_are_read_back(text: object, expected: object) -> Non
     assert written(text) == expected
 
 
-def test_numbers_for_people() -> None:
-    found = [number(value) for value in (0.012345, 1234567.0, 99.95, 0.0, -0.5, 1e-9, None, NAN, INF)]
-    assert found == ["0.0123", "1,234,567", "100.0", "0", "-0.500", "1e-09", "–", "–", "–"]
+def test_a_long_path_is_whole() -> None:
+    chart = svg(chart_of(Line("a", [(n, float(n % 7)) for n in range(600)])))
+    (path,) = [one for one in chart.iter("path") if one.get("class") == "line s0 d0"]
+    assert len(coordinates(path.get("d", ""))) == 600
 
 
-def test_every_piece_of_text_is_escaped() -> None:
-    drawn = [
-        line_chart([Line(EVIL, [(0, 1.0)]), Line("b", [(0, 2.0)])], title=EVIL, x_label=EVIL, y_label=EVIL, notes=[(0, EVIL)]),
-        bar_chart([Bars(EVIL, [1.0])], [EVIL, EVIL], title=EVIL, x_label=EVIL),
-        heat_map([[1, 1], [0, 1]], [EVIL, EVIL], title=EVIL),
-        grid_histogram(EVIL, -2, 1, 0, [1.0], []),
-        table([EVIL], [[EVIL]]),
-        code(EVIL),
-        paragraph(EVIL),
-        tag("p", escaped(EVIL), title=EVIL),
+def test_equal_lines_are_said_to_be_equal() -> None:
+    points: list[tuple[float, float | None]] = [(0, 1.0), (1, 2.0)]
+    markup = ET.fromstring(f"<div>{chart_of(Line('a', points), Line('b', points), Line('c', [(0, 1.0), (1, 3.0)]))}</div>")
+    assert ["".join(one.itertext()) for one in markup.iter("li")] == ["a", "b (the same line as a)", "c"]
+
+
+def test_a_drop_is_drawn_with_its_interval() -> None:
+    rows = [
+        ("calibrated", 3.0, (2.0, 4.0)),
+        ("fine-tuned", -0.5, (-1.0, 0.0)),
+        ("no interval", 1.0, None),
+        ("unknown", NAN, None),
     ]
-    page = Report(EVIL, EVIL, {EVIL: EVIL}, [Remark("warning", EVIL)], [Section("a", EVIL, "".join(drawn))]).html()
+    chart = svg(interval_chart(rows, title="t", x_label="x", zero_label="teacher"))
+    dots = [float(one.get("cx", "nan")) for one in chart.iter("circle")]
+    zero = next(float(one.get("x1", "nan")) for one in chart.iter("line") if one.get("class") == "axis")
+    assert len(dots) == 3, "a value that is no number has no dot"
+    assert dots[0] - zero == pytest.approx(-6 * (dots[1] - zero), abs=0.1), "in proportion, and on both sides of zero"
+    spans = [
+        (float(one.get("x1", "nan")), float(one.get("x2", "nan")))
+        for one in chart.iter("line")
+        if one.get("class") == "whisker"
+    ]
+    wide = [(a, b) for a, b in spans if b > a]
+    assert [(a + b) / 2 for a, b in wide] == pytest.approx(dots[:2], abs=0.02)
+    assert wide[0][1] - wide[0][0] == pytest.approx(2 * (wide[1][1] - wide[1][0]), abs=0.05)
+    assert "no value to show" in interval_chart([], title="t", x_label="x", zero_label="z")
+
+
+class Elements(HTMLParser):
+    """The tags of a page, and the text of its cells and figures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert tag not in {"iframe", "object", "link", "base"}
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def page_saying(text: str) -> str:
+    """A page with this text in every place that takes text."""
+    drawn = [
+        line_chart([Line(text, [(0, 1.0)]), Line("b", [(0, 2.0)])], title=text, x_label=text, y_label=text, notes=[(0, text)]),
+        bar_chart([Bars(text, [1.0])], [text, text], title=text, x_label=text),
+        interval_chart([(text, 1.0, (0.0, 2.0))], title=text, x_label=text, zero_label=text),
+        heat_map([[1, 1], [0, 1]], [text, text], title=text),
+        grid_histogram(-2, 1, 0, [1.0], [], text),
+        tag("p", text, title=text),
+    ]
+    blocks: list[Block] = [Figure(text, one, text) for one in drawn]
+    picture = Picture(Markup("data:image/png;base64,"), text, 1, 1)
+    blocks += [Table([text], [[text]]), Code(text), Paragraph(text), Strips([(text, picture)])]
+    section = Section("a", text, [Folded(text, blocks)])
+    return Report(text, text, {text: text}, [Remark("warning", text)], [section], blocks).html()
+
+
+PLAIN = page_saying("plain")
+HOSTILE = ["</script>", "{{ 7*7 }}", "{% raw %}", "\"'><b>", "\u202efdp.exe", "]]>", "<!--", "&lt;", EVIL]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8)), min_size=1, max_size=4).map("".join))
+@example("".join(HOSTILE))
+def test_text_of_strangers_is_text(text: str) -> None:
+    """Whatever a class, a layer or a setting is called: the page has the same elements, and says just that."""
+    page = page_saying(text)
     page.encode()
-    assert "<script" not in page
-    assert not {"\x00", "\x1b", "\u202e"} & set(page)
     ET.fromstring(page.partition("\n")[2])
+    found, plain = Elements(), Elements()
+    found.feed(page)
+    plain.feed(PLAIN)
+    assert found.tags == plain.tags
+    said = ET.fromstring(page.partition("\n")[2]).find("./head/title")
+    assert said is not None
+    assert (said.text or "").replace("\r", "") == clean(text).replace("\r", "")
+    assert not {"\x00", "\x1b", "\u202e"} & set(page)
 
-    class Elements(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            assert tag not in {"script", "iframe", "object", "link", "base"}
-            assert not [name for name, _ in attrs if name.startswith("on")]
 
-    Elements().feed(page)
-    assert len(escaped("x" * 10_000)) < 2100
+def test_long_text_is_cut() -> None:
+    assert len(clean("x" * 10_000)) < 2100
 
 
 def test_figures_of_two_classes_stand_below_those_of_all(tmp_path: Path) -> None:
     binary = {"auroc": 0.91234, "auroc_interval": [0.9, 0.92], "sensitivity": 75.0, "sensitivity_interval": [60.25, 85.5]}
     student = {"top1": 80.0, "balanced_accuracy": 77.5, "binary": binary | {"specificity": None, "specificity_interval": EVIL}}
     (tmp_path / "result.json").write_text(json.dumps({"student": student}))
-    page = overall(Source(tmp_path, "fine-tuning"))
+    page = Report("t", "l", {}, [], [Section("a", "t", overall(Source(tmp_path, "fine-tuning")), opened=True)]).html()
     for figure in ("0.9123", "0.9000 to 0.9200", "75.00 %", "60.25 to 85.50", "77.50 %", "Class 1 is the positive one"):
         assert figure in page
-    assert "<script" not in page
+    assert "alert(1)" not in page, "an interval that is none is a dash"
     (tmp_path / "result.json").write_text(json.dumps({"student": student | {"binary": None}}))
-    assert "AUROC" not in overall(Source(tmp_path, "fine-tuning"))
+    blocks = overall(Source(tmp_path, "fine-tuning"))
+    assert not [block for block in blocks if isinstance(block, Heading)]

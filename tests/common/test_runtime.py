@@ -238,7 +238,7 @@ def test_progress_in_a_file_and_not_at_all(capsys: pytest.CaptureFixture[str]) -
         ticker.advance(note="first")
         ticker.advance(note="last")
     shown = capsys.readouterr().err
-    assert re.fullmatch(r"work: 3/3, in 0 s, last(, [\d.]+ GB memory)?\n", shown), shown
+    assert re.fullmatch(r"work: 3/3, in 0 s, last(, [\d.]+ [MG]B memory)?\n", shown), shown
     with quietly(True), progress("work", 3) as ticker:
         ticker.advance(3)
         info("not now")
@@ -283,7 +283,7 @@ def test_memory_of_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 3_240_000_000)
     assert memory().endswith("3.24 GB GPU")
     if Path("/proc/self/statm").is_file():
-        assert re.match(r"\d+\.\d\d GB memory, ", memory())
+        assert re.match(r"[\d.]+ [MG]B memory, ", memory())
 
 
 def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

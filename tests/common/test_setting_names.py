@@ -145,7 +145,6 @@ def test_what_is_given_now_goes_on_top_of_a_file_of_an_earlier_version() -> None
 HAVE_FLAGS = {
     "shards/card.py": "the commands on a dataset card",
     "pages/provenance.py": "the commands that repeat a run, and the words of the one that started it",
-    "html/style.py": "variables of CSS",
     "html/redact_paths.py": "words of a recorded command line",
     "run/environment.py": "git's own flags",
     "clusterq_common/errors.py": "its docstring shows both spellings",

@@ -1,7 +1,10 @@
 """report.html through both command lines: what it says of each kind of run, and that a browser shows it without asking anyone."""
 
+import csv
+import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
+from clusterq_common.run.own_runs import remember_run
 from tests.browser import Browser
 from tests.conftest import FACTORY, Cli, DigitsTeacher
+from tests.docs.commands import parse
 from tests.e2e.page import Page
 
 
@@ -71,15 +76,15 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     with np.load(tuned / "predictions.npz") as said:
         named, labels, right = said["student"], said["label"], said["student"] == said["label"]
         apart = 100 * ((said["teacher"] == labels).mean() - right.mean())
-    assert f"{apart:.2f} [" in page.text, "paired by image"
+    assert f"Below the float teacher, points {apart:.2f} (" in page.text, "paired by image"
     for label in range(10):
         total, hits = int((labels == label).sum()), int(right[labels == label].sum())
-        cell = f"{label} {label} named {label} {label}: {hits} of {total} ({100 * hits / total:.1f} %)"
+        cell = f" {label} named {label}: {hits} of {total} ({100 * hits / total:.1f} %)"
         assert cell in page.text, "the heat map counts"
     assert f"{int((named[labels == 8] == 1).sum())}" in page.text
     assert "Error of each block before and after" in page.text
     assert "Teacher and student on held-out images" in page.text
-    shares = "student agrees with teacher, student names the label, teacher names the label"
+    shares = "student agrees with teacher, student names the stored label, teacher names the stored label"
     assert page.text.count(shares) == 2, "in each step, and on held-out images after each epoch"
     last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["heldout/teacher_accuracy"] == 1, "of images that contradict it none is in the set"
@@ -89,7 +94,7 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     sites = json.loads((tuned / "analysis.json").read_text())["activations"]
     assert page.text.count("the grid covers:") == page.text.count("largest value seen:") == len(sites)
     assert student["sha256"] in page.text
-    assert "clusterq-finetune reproduce result.json --out ../again" in page.text
+    assert "clusterq-finetune reproduce result.json --out ../reproduced" in page.text
     assert "One run of one seed" in page.text
 
 
@@ -179,7 +184,10 @@ def test_a_page_says_where_nothing_lies(tuned: Path, digits_run: Path, finetune:
     assert "Users" not in page.text
     assert "secret-project" not in page.text
     started = f"--shards .../{digits_run.name} '--val=.../val set' --weights ../w.pth --arch net.py:build --out ../run --config .../config.yaml"
-    assert f"As it was started: clusterq-finetune {started} Names after .../ stand for what lies outside" in page.text
+    assert (
+        f"(a record: with the paths after .../ cut, it does not run as it stands): clusterq-finetune {started} Names after .../ stand for what lies outside"
+        in page.text
+    )
     assert "On another machine say where those files are now: --shards and --weights (and --arch, for" in page.text
     assert "shards ../shards" in page.text
     assert "weights .../teacher.safetensors" in page.text
@@ -188,15 +196,70 @@ def test_a_page_says_where_nothing_lies(tuned: Path, digits_run: Path, finetune:
         assert not re.search(r"/(tmp|home|root|work)/", Page(path).text)
 
 
-def test_the_commands_on_a_page_work(tuned: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def commands_on(page: Path) -> list[list[str]]:
+    """The commands that a page gives to type, as a shell reads them."""
+    blocks = re.findall(r"<pre><code>(.*?)</code></pre>", page.read_text(), re.DOTALL)
+    return [shlex.split(html.unescape(block)) for block in blocks]
+
+
+def test_the_commands_on_a_page_run_as_printed(
+    tuned: Path, digits_run: Path, gen: Cli, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     monkeypatch.chdir(run)
-    done = finetune("reproduce", "result.json", "--out", "../again", "--no-report", "--arch", FACTORY)
-    assert (done.code, done.out.splitlines()[-1].partition(":")[0]) == (0, "identical")
-    assert not (tmp_path / "again" / "report.html").exists()
-    dry = finetune("--config", "config.yaml", "--out", "../once-more", "--dry-run", "--arch", FACTORY)
+    remember_run(run, [FACTORY])  # The copy counts as a run of this user's, as the original does.
+    export, again, reproduce, *_ = commands_on(run / "report.html")
+    # Code of one's own runs without being named again, since this user started the run.
+    assert {export[0], again[0], reproduce[0]} == {"clusterq-finetune"}
+    parse(export[0], export[1:])
+    dry = finetune(*again[1:], "--dry-run")
     assert (dry.code, "120 training images" in dry.out) == (0, True)
+    done = finetune(*reproduce[1:], "--no-report")
+    assert (done.code, done.out.splitlines()[-1].partition(":")[0]) == (0, "identical")
+    assert not (tmp_path / "reproduced" / "report.html").exists()
+    shutil.copytree(digits_run, tmp_path / "generator")
+    remember_run(tmp_path / "generator", [FACTORY])
+    monkeypatch.chdir(tmp_path / "generator")
+    tune, again, *_ = commands_on(digits_run / "report.html")
+    assert finetune(*tune[1:], "--dry-run").code == 0
+    assert gen(*again[1:], "--dry-run").code == 0
+
+
+def test_the_next_command_of_an_unfinished_run_goes_on(
+    digits_run: Path, gen: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run, ignore=shutil.ignore_patterns("shards", "report.html"))
+    remember_run(run, [FACTORY])
+    monkeypatch.chdir(run)
+    assert gen("report", run).code == 0
+    resume, *_ = commands_on(run / "report.html")
+    assert resume == ["clusterq-gen", "train", "--out", ".", "--resume"]
+    assert gen(*resume[1:], "--no-report").code == 0
+    assert (run / "shards" / "manifest.json").is_file()
+
+
+def test_costs_of_layers_beside_the_page(tuned: Path, finetune: Cli, tmp_path: Path) -> None:
+    page = Page(tuned / "report.html")
+    rows = list(csv.DictReader((tuned / "layers.csv").open()))
+    analysis = json.loads((tuned / "analysis.json").read_text())
+    assert [row["layer"] for row in rows] == [row["layer"] for row in analysis["outputs"]]
+    assert [row["number"] for row in rows] == [str(n) for n in range(1, len(rows) + 1)]
+    # The demo's first layer: 3x3 on one channel, 8x8 images; its last one is linear.
+    first, last = rows[0], rows[-1]
+    assert int(first["multiply_adds"]) == 64 * int(first["weights"])
+    assert last["kind"] == "Linear"
+    assert last["multiply_adds"] == last["weights"]
+    for row in rows:
+        assert row["weight_bits"] == "3"
+        assert row["input_bits"] == ("8" if row is first else "3"), "images come in eight bits"
+        assert int(row["weight_bytes"]) == -(-int(row["weights"]) * 3 // 8)
+        assert f"{row['number']} {row['layer']} {int(row['weights']):,}" in page.text
+    out = tmp_path / "page.html"
+    assert finetune("report", tuned, "--out", out).code == 0
+    assert (tmp_path / "page-layers.csv").read_bytes() == (tuned / "layers.csv").read_bytes()
+    assert not (tmp_path / "layers.csv").exists()
 
 
 def test_no_report(digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetune: Cli, tmp_path: Path) -> None:
@@ -206,7 +269,7 @@ def test_no_report(digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, fi
     assert done.code == 0, done.err
     assert finetune("--shards", digits_run, "--epochs", 0, "--no-report", "--out", tuned).code == 0
     for folder in (run, tuned):
-        assert not {"report.html", "analysis.json"} & {path.name for path in folder.iterdir()}
+        assert not {"report.html", "layers.csv", "analysis.json"} & {path.name for path in folder.iterdir()}
     assert gen("emit", "--run", run, "--per-class", 3).code == 0
     assert not (run / "report.html").exists(), "as the run was made"
     assert gen("emit", "--run", run, "--per-class", 4, "--report").code == 0
@@ -271,6 +334,36 @@ def test_drawing_is_free_of_torch(tuned: Path, digits_run: Path, tmp_path: Path)
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == "[]", done.stderr
     assert Page(tmp_path / "0.html").images == 10
+
+
+# Opens everything, and writes down the smallest text of a chart as a person sees it, in pixels; then sorts a table.
+MEASURE = """<script>
+document.querySelectorAll("details").forEach(function (one) { one.open = true; });
+var sizes = Array.from(document.querySelectorAll("svg text")).map(function (text) {
+  var place = text.getScreenCTM();  // Some texts are turned.
+  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(place.a, place.b);
+});
+document.body.dataset.least = Math.min.apply(null, sizes);
+document.body.dataset.wide = document.body.scrollWidth;
+var table = document.querySelector("table.sortable"), heads = table.tHead.rows[0].cells;
+heads[2].querySelector("button").click();
+document.body.dataset.sorted = Array.from(table.tBodies[0].rows).map(function (row) { return row.cells[2].textContent; }).join(" ");
+</script></body>"""
+
+
+def test_on_a_phone_text_is_legible_and_a_table_is_sorted(tuned: Path, tmp_path: Path) -> None:
+    browser = Browser(tmp_path)
+    page = tmp_path / "phone.html"
+    shown = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", (tuned / "report.html").read_text())
+    # A browser's window is never as narrow as a phone, but below 50rem the layout is the same.
+    page.write_text(shown.replace("<body>", '<body style="width:390px;margin:0">').replace("</body>", MEASURE))
+    found = browser.open(page, "--dump-dom", "--window-size=500,900")
+    body = dict(re.findall(r'data-(\w+)="([^"]*)"', found[found.index("<body") :].partition(">")[0]))
+    assert float(body["least"]) >= 11
+    assert float(body["wide"]) <= 390, "nothing makes the page wider than the phone"
+    weights = [int(text.replace(",", "")) for text in body["sorted"].split()]
+    assert len(weights) > 2
+    assert weights == sorted(weights)
 
 
 def test_in_a_browser(tuned: Path, digits_run: Path, tmp_path: Path) -> None:

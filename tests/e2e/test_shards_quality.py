@@ -95,6 +95,7 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
     spoiled: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     flags = [
+        "--report",
         "--teacher-logits",
         "recomputed",
         "--epochs",
@@ -106,7 +107,7 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
         "--out",
         tmp_path / "tuned",
     ]
-    done = finetune("--shards", spoiled, *digits_teacher.flags[:4], *flags)
+    done = finetune("--shards", spoiled, *digits_teacher.flags[:4], *flags, "--report")
     assert done.code == 0, done.err
     lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
     steps = [record for record in map(json.loads, lines) if "epoch" not in record]
@@ -115,7 +116,7 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
     assert len(steps) == 3
     assert seen == pytest.approx(found["sources"]["set"]["agreement"], abs=1e-6)
     assert np.mean([step["student/accuracy"] for step in steps]) < np.mean([step["student/agreement"] for step in steps])
-    assert "student names the label" in Page(tmp_path / "tuned" / "report.html").text
+    assert "student names the stored label" in Page(tmp_path / "tuned" / "report.html").text
 
 
 def test_the_untouched_set_has_none_of_them(

@@ -25,7 +25,7 @@ from tests.e2e.conftest import SHORT_BEST
 
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 PACE = r"in \d+ s, [\d.,]+ images/s, "
-MEMORY = r"(?:, [\d.]+ GB memory)?"
+MEMORY = r"(?:, [\d.]+ [MG]B memory)?"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
@@ -77,7 +77,7 @@ def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pyte
     assert "━━━━" in last
     assert "8/8" in last
     assert re.search(r"━ 8/8 [\d.,]+ images/s, in \d+ s\s+loss [\d.]+, agrees with teacher \d+ %, held-out [\d.]+ %", last)
-    assert re.search(r"[\d.]+ GB memory", last) or not Path("/proc/self/statm").is_file()
+    assert re.search(r"[\d.]+ [MG]B memory", last) or not Path("/proc/self/statm").is_file()
     drawn = [line for line in re.split(r"[\r\n]|\x1b\[[\d?]*[A-Zhl]", plain) if "━" in line or "loss" in line]
     assert max(map(len, drawn)) <= 80
 

@@ -40,8 +40,8 @@ from clusterq_gen.config import EmitConfig
 CASES = (Setup("resnet20_cifar10", 200, "auto"), Setup("resnet18", 16, "auto"), Setup("mobilenetv2_w1", 16, "auto"))
 LARGE_BATCH = Setup("resnet18", 128, "auto")
 REFINED = Setup("mobilenet_wd4", 100, "auto")
-# A rehearsal keeps the networks but reduces the batch, and at 224x224 the generator and the number of classes.
-FEW_CLASSES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
+# A rehearsal keeps the networks but reduces the batch, and in place of 224x224 the images, the generator and the number of classes.
+SMALL_SIZES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "input_size": 64}
 METHODS = ("clusterq", "gdfq")
 SHOWN_OPERATORS = 12
 
@@ -59,7 +59,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
             record.part("fine-tuning steps", partial(_finetuning, record, own, device), needs=6)
             record.part("reconstruction steps", partial(_reconstruction, record, own, device), needs=6)
             record.part("refinement steps", partial(_refinement, record, own, device), needs=6)
-    refined = replace(REFINED, batch_size=4) if record.rehearsal else REFINED
+    refined = replace(REFINED, batch_size=4, sizes=SMALL_SIZES) if record.rehearsal else REFINED
     record.part("refinement steps, 224x224", partial(_refinement, record, refined, device), needs=8)
     # Compiling takes longer than a rehearsal, and has its own tests.
     for case in () if record.rehearsal else CASES[:2]:
@@ -67,7 +67,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
 
 
 def _small(setup: Setup) -> Setup:
-    return replace(setup, batch_size=8) if setup == CASES[0] else replace(setup, batch_size=2, sizes=FEW_CLASSES, width=8)
+    return replace(setup, batch_size=8) if setup == CASES[0] else replace(setup, batch_size=2, sizes=SMALL_SIZES, width=8)
 
 
 def _name(setup: Setup) -> str:

@@ -5,6 +5,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+from clusterq_common.quantities import duration, size
+
 # The speed is measured over the last seconds, because it changes during a run, for example when the student joins.
 WINDOW_SECONDS = 60.0
 STATM = Path("/proc/self/statm")
@@ -70,28 +72,11 @@ def memory() -> str:
         import resource
 
         pages = int(STATM.read_text(encoding="ascii").split()[1])
-        parts.append(f"{_gigabytes(pages * resource.getpagesize())} memory")
+        parts.append(f"{size(pages * resource.getpagesize())} memory")
     torch = sys.modules.get("torch")  # used only if a command has imported it
     if torch is not None and torch.cuda.is_initialized():
-        parts.append(f"{_gigabytes(torch.cuda.memory_allocated())} GPU")
+        parts.append(f"{size(torch.cuda.memory_allocated())} GPU")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in readable units.
-
-    >>> duration(7.4), duration(83), duration(7400), duration(200_000)
-    ('7 s', '1 min 23 s', '2 h 3 min', '2 d 7 h')
-    """
-    whole = round(seconds)
-    for unit, name, part, part_name in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            return f"{whole // unit} {name} {whole % unit // part} {part_name}"
-    return f"{whole} s"
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count < 10e9 else f"{count / 1e9:.0f} GB"
 
 
 def _three_digits(value: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.meter import duration
+from clusterq_common.quantities import duration
 
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 BUDGET = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:min|[smhd])\s*)+", re.IGNORECASE)

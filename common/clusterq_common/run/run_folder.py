@@ -22,12 +22,29 @@ TENSORBOARD = "tensorboard"
 SHARDS = "shards"
 ANALYSIS = "analysis.json"
 REPORT = "report.html"
+LAYERS = "layers.csv"
+# Of a file that the student was exported to.
+BENCHMARK = "benchmark.json"
 # Of a comparison: its rows.
 TABLE = "table.json"
 
 OWN_FOLDERS = ("checkpoints", BANK, SAMPLES, TENSORBOARD, SHARDS)
 # What a program may delete on `overwrite`: its own files, nothing that a person put beside them.
-OWN_FILES = (CONFIG, ENVIRONMENT, METRICS, GENERATOR, STUDENT, CHOSEN_BITS, RESULT, PREDICTIONS, ANALYSIS, REPORT, *OWN_FOLDERS)
+OWN_FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    GENERATOR,
+    STUDENT,
+    CHOSEN_BITS,
+    RESULT,
+    PREDICTIONS,
+    ANALYSIS,
+    REPORT,
+    LAYERS,
+    BENCHMARK,
+    *OWN_FOLDERS,
+)
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, setting: str = "out") -> bool:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet, SplitReader
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_report.html.page import paragraph
+from clusterq_report.html.blocks import Block, Paragraph, Picture, Strips
 from clusterq_report.html.redact_paths import without_places
-from clusterq_report.html.text import escaped, tag
+from clusterq_report.html.text import class_label
 from clusterq_report.run_data import Source
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
@@ -28,18 +29,18 @@ GAP = 1
 SMALLEST_SHOWN = 72
 
 
-def stored_images(source: Source, missing: str) -> str:
-    """Return markup of the images in a run's shards, or `missing`, or the reason why they cannot be read."""
+def stored_images(source: Source, missing: str) -> list[Block]:
+    """Return the images in a run's shards, or `missing`, or the reason why they cannot be read."""
     if source.manifest is None:
-        return paragraph(missing)
+        return [Paragraph(missing)]
     try:
         return gallery(ShardSet(source.shards, source.manifest))
     except ClusterqError as error:  # e.g. a set without its tars: the rest of the page is still useful
-        return paragraph(f"The images cannot be shown. {without_places(str(error), source.folder)}")
+        return [Paragraph(f"The images cannot be shown. {without_places(str(error), source.folder)}")]
 
 
-def gallery(shards: ShardSet, split: SplitName = "train") -> str:
-    """Return markup with one row of images for each class, up to 16 classes and 8 images.
+def gallery(shards: ShardSet, split: SplitName = "train") -> list[Block]:
+    """Return one row of images for each class, up to 16 classes and 8 images.
 
     Raises:
         ClusterqError: a sample cannot be read.
@@ -51,17 +52,16 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> str:
     reader = first_shards(shards, split)
     by_class = {label: numbers for label, numbers in first_of_classes(reader, classes, COLUMNS).items() if numbers}
     size = size_shown(spec, COLUMNS * len(by_class))
-    cells = []
+    strips = []
     for label, numbers in by_class.items():
-        name = f"{label} {names[label]}" if names else str(label)
-        cells.append(tag("span", escaped(name)))
-        cells.append(strip(reader, numbers, size, f"{len(numbers)} stored images of class {name}"))
+        name = class_label(label, names[label] if names else None)
+        strips.append((name, strip(reader, numbers, size, f"{len(numbers)} stored images of class {name}")))
     present = sum(count > 0 for count in per_class)
     of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
     of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
     shown = "" if size == (spec.height, spec.width) else f", made smaller from {spec.shown_size}"
     explanation = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
-    return tag("div", *cells, class_="images") + paragraph(explanation)
+    return [Strips(strips), Paragraph(explanation)]
 
 
 def size_shown(spec: InputSpec, images: int, budget: int = BYTES) -> tuple[int, int]:
@@ -74,17 +74,17 @@ def size_shown(spec: InputSpec, images: int, budget: int = BYTES) -> tuple[int, 
     return (spec.height, spec.width) if side >= shorter else (spec.height * side // shorter, spec.width * side // shorter)
 
 
-def strip(reader: SplitReader, numbers: Sequence[int], size: tuple[int, int], said: str) -> str:
-    """Return images side by side, each of `size` (height, width), as one `img`; `said` is its alternative text.
+def strip(reader: SplitReader, numbers: Sequence[int], size: tuple[int, int], shows: str) -> Picture:
+    """Return images side by side, each of `size` (height, width), as one picture; `shows` is its alternative text.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
-    return pictures([reader.read(number)[0] for number in numbers], size, said)
+    return pictures([reader.read(number)[0] for number in numbers], size, shows)
 
 
-def pictures(images: Sequence[Pixels], size: tuple[int, int], said: str) -> str:
-    """Return images (H, W, C) uint8 side by side, each of `size` (height, width), as one `img`; `said` is its alternative text."""
+def pictures(images: Sequence[Pixels], size: tuple[int, int], shows: str) -> Picture:
+    """Return images (H, W, C) uint8 side by side, each of `size` (height, width), as one picture; `shows` is its alternative text."""
     height, width = size
     grey = images[0].shape[2] == 1
     row = Image.new("L" if grey else "RGB", (len(images) * (width + GAP) - GAP, height), "gray")
@@ -93,10 +93,10 @@ def pictures(images: Sequence[Pixels], size: tuple[int, int], said: str) -> str:
         small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BOX)
         row.paste(small, (place * (width + GAP), 0))
     factor = max(1, SMALLEST_SHOWN // max(size))
-    return tag("img", src=_as_url(row), alt=said, width=row.width * factor, height=row.height * factor)
+    return Picture(_as_url(row), shows, row.width * factor, row.height * factor)
 
 
-def _as_url(image: Image.Image) -> str:
+def _as_url(image: Image.Image) -> Markup:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=False, compress_level=6)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Markup("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())

@@ -1,25 +1,30 @@
-"""A self-contained HTML file without scripts or external resources, in light and dark, for screen and paper."""
+"""A self-contained HTML file without external resources, in light and dark, for screen and paper."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Literal
 
-from clusterq_report.html.style import STYLE
-from clusterq_report.html.text import escaped, tag
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-# Protects against content of a hostile folder: a browser fetches and runs nothing.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+from clusterq_report.html.blocks import Block
+from clusterq_report.html.text import clean
 
 Level = Literal["good", "plain", "warning"]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page; `body` is markup. A section without a body is left out."""
+    """A section of the page; it is folded unless `opened`. A section without blocks is left out."""
 
     anchor: str
     title: str
-    body: str
+    blocks: Sequence[Block]
+    opened: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Report:
         tiles: the most important figures, name to text.
         remarks: remarks on the reliability of the figures.
         sections: all other sections.
+        headline: blocks below the tiles: the result as a chart, and the next command.
         guide: the page of the documentation that explains this page.
     """
 
@@ -48,75 +54,36 @@ class Report:
     tiles: Mapping[str, str]
     remarks: Sequence[Remark]
     sections: Sequence[Section]
+    headline: Sequence[Block] = ()
     guide: str = "docs/report.md"
 
     def html(self) -> str:
         """Return the file's text, which is valid as HTML and as XML."""
-        shown = [section for section in self.sections if section.body]
-        head = tag(
-            "head",
-            tag("meta", charset="utf-8"),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-            tag("meta", name="color-scheme", content="light dark"),
-            tag("title", escaped(self.title)),
-            tag("style", STYLE),
-        )
-        contents = tag("nav", *(tag("a", escaped(one.title), href=f"#{one.anchor}") for one in shown), aria_label="Contents")
-        marks = {"good": "✓", "plain": "·", "warning": "!"}
-        remarks = [
-            tag("li", tag("span", marks[one.level], class_="mark"), escaped(one.sentence), class_=one.level)
-            for one in self.remarks
-        ]
-        body = tag(
-            "body",
-            tag("header", tag("h1", escaped(self.title)), tag("p", escaped(self.lead), class_="lead"), contents),
-            tag(
-                "main",
-                tiles(self.tiles),
-                tag("section", tag("h2", "Can it be trusted?"), tag("ul", *remarks, class_="remarks"), id="trust")
-                if remarks
-                else "",
-                *(tag("section", tag("h2", escaped(one.title)), one.body, id=one.anchor) for one in shown),
-            ),
-            tag(
-                "footer",
-                tag("p", f"Made by clusterq. One file, no script, nothing is fetched. {self.guide} says how to read it."),
-            ),
-        )
-        return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+        script = _file("sort.js")
+        page = _environment().get_template("page.html.j2")
+        shown = [section for section in self.sections if section.blocks]
+        return page.render(page=self, sections=shown, style=_file("style.css"), script=script, policy=policy(script))
 
 
-def tiles(values: Mapping[str, str]) -> str:
-    """Return a few figures in large type."""
-    return tag("dl", *(tag("div", tag("dt", escaped(k)), tag("dd", escaped(v))) for k, v in values.items()), class_="tiles")
+def policy(script: str) -> str:
+    """Return the page's Content-Security-Policy: nothing is fetched, and no script runs but the one with this text."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """Return a table of text; the first `words` columns are words, the others figures."""
-
-    def cells(kind: str, row: Sequence[str]) -> str:
-        return "".join(tag(kind, escaped(cell), class_=None if n < words else "figure") for n, cell in enumerate(row))
-
-    body = "".join(tag("tr", cells("td", row)) for row in rows)
-    return tag("div", tag("table", tag("thead", tag("tr", cells("th", heads))), tag("tbody", body)), class_="wide")
+@cache
+def _file(name: str) -> Markup:
+    return Markup((files("clusterq_report.html") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def figure(title: str, drawing: str, caption: str) -> str:
-    """Return a chart (markup) with its title above and its caption below (both text)."""
-    return tag("figure", tag("h3", escaped(title)), drawing, tag("figcaption", escaped(caption)))
-
-
-def paragraph(text: str) -> str:
-    """Return a paragraph of text."""
-    return tag("p", escaped(text))
-
-
-def code(text: str) -> str:
-    """Return a block of text to copy."""
-    return tag("pre", tag("code", escaped(text)))
-
-
-def folded(summary: str, body: str) -> str:
-    """Return details that open on request (and on paper); `body` is markup."""
-    return tag("details", tag("summary", escaped(summary)), body)
+@cache
+def _environment() -> Environment:
+    """Return the templates. Every value is cleaned and escaped on its way in, without being asked to."""
+    return Environment(
+        loader=PackageLoader("clusterq_report.html"),
+        autoescape=True,
+        finalize=clean,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

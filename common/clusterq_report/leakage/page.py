@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from clusterq_common.quantities import number, percent
 from clusterq_common.shards.read import ShardSet
 from clusterq_report.charts.lines import Line, line_chart
+from clusterq_report.html.blocks import Block, Captioned, Figure, Folded, Heading, Paragraph, Table
 from clusterq_report.html.gallery import Pixels, pictures, size_shown
-from clusterq_report.html.page import Report, Section, figure, folded, paragraph, table
-from clusterq_report.html.text import escaped, number, percent, tag
+from clusterq_report.html.page import Report, Section
 from clusterq_report.leakage.findings import RATIO_BINS, RATIO_RANGE, Leakage, SpaceFigures
 from clusterq_report.leakage.summary import ATTACKS, SPACES, attack_rows, space_rows
 from clusterq_report.leakage.verdicts import leaks, verdicts
@@ -45,20 +46,22 @@ def leakage_page(found: Leakage, shards: ShardSet, train: Reader, held: Reader) 
         Section(
             "figures",
             "The set beside training and held-out images",
-            table(SPACES, space_rows(found)) + paragraph(_about(found)),
+            [Table(SPACES, space_rows(found)), Paragraph(_about(found))],
+            opened=True,
         ),
         Section(
             "pairs",
             "The most alike pairs (real images)",
-            "".join(_pairs(found, one, shards, train, held) for one in found.spaces),
+            [block for one in found.spaces for block in _pairs(found, one, shards, train, held)],
+            opened=True,
         ),
-        Section("ratios", "How near", "".join(_ratios(one) for one in found.spaces)),
-        Section("members", "Attacks on the networks", table(ATTACKS, attack_rows(found))),
-        Section("classes", "Every class", "".join(_classes(found, one) for one in found.spaces)),
-        Section("origins", "Origins", table(["what", "value"], _origins(found), words=2)),
+        Section("ratios", "How near", [_ratios(one) for one in found.spaces]),
+        Section("members", "Attacks on the networks", [Table(ATTACKS, attack_rows(found))]),
+        Section("classes", "Every class", [_classes(found, one) for one in found.spaces]),
+        Section("origins", "Origins", [Table(["what", "value"], _origins(found), words=2)]),
     ]
     lead = f"PRIVATE: this page holds real images and must not be shared. {found.images:,} synthetic images beside {found.train.compared:,} training and {found.held.compared:,} held-out images."
-    return Report(f"What a set for {found.teacher} gives away", lead, tiles, verdicts(found), sections, GUIDE)
+    return Report(f"What a set for {found.teacher} gives away", lead, tiles, verdicts(found), sections, guide=GUIDE)
 
 
 def _about(found: Leakage) -> str:
@@ -69,7 +72,7 @@ def _about(found: Leakage) -> str:
     )
 
 
-def _pairs(found: Leakage, space: SpaceFigures, shards: ShardSet, train: Reader, held: Reader) -> str:
+def _pairs(found: Leakage, space: SpaceFigures, shards: ShardSet, train: Reader, held: Reader) -> list[Block]:
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
     shown = space.pairs[:SHOWN]
     size = size_shown(spec, 3 * len(shown), BUDGET)
@@ -80,12 +83,12 @@ def _pairs(found: Leakage, space: SpaceFigures, shards: ShardSet, train: Reader,
         picture = pictures(three, size, f"an image of class {name}, the nearest training image, the nearest held-out image")
         mark = "near-copy, " if pair.near else ""
         caption = f"{name}: {mark}ratio {number(pair.ratio)}, distance {number(pair.distance)}"
-        cells.append(tag("div", picture, tag("div", escaped(caption), class_="tick"), class_="small"))
+        cells.append((picture, caption))
     explanation = "Synthetic, nearest training, nearest held-out image, by the ratio of the two distances, lowest first. Look whether the first two are one picture."
-    return tag("h3", escaped(space.shown)) + paragraph(explanation) + tag("div", *cells, class_="smalls")
+    return [Heading(space.shown), Paragraph(explanation), Captioned(cells)]
 
 
-def _ratios(space: SpaceFigures) -> str:
+def _ratios(space: SpaceFigures) -> Figure:
     low, high = RATIO_RANGE
     middles = [low + (high - low) * (place + 0.5) / RATIO_BINS for place in range(RATIO_BINS)]
     lines = [
@@ -94,12 +97,12 @@ def _ratios(space: SpaceFigures) -> str:
     ]
     title = f"Distance to training over distance to held-out images, {space.shown}"
     chart = line_chart(lines, title=title, x_label="log2 of the ratio", y_label="percent of images", x_range=RATIO_RANGE)
-    return figure(
+    return Figure(
         title, chart, "0: as near to both. A copy lies far to the left; what is beyond the ends is counted in the last bins."
     )
 
 
-def _classes(found: Leakage, space: SpaceFigures) -> str:
+def _classes(found: Leakage, space: SpaceFigures) -> Folded:
     heads = ["class", "images", "nearest is training", "95 %", "p, corrected", "mean nearer by, std", "p, corrected"]
     rows = [
         [
@@ -113,7 +116,7 @@ def _classes(found: Leakage, space: SpaceFigures) -> str:
         ]
         for row in sorted(space.by_class, key=lambda row: (row.auc_corrected, row.label))[:MOST_ROWS]
     ]
-    return folded(f"{space.shown}: {len(space.by_class)} classes, p-values corrected for their number", table(heads, rows))
+    return Folded(f"{space.shown}: {len(space.by_class)} classes, p-values corrected for their number", [Table(heads, rows)])
 
 
 def _origins(found: Leakage) -> list[list[str]]:

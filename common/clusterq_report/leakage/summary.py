@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clusterq_report.html.text import number, percent
+from clusterq_common.quantities import number, percent
 from clusterq_report.leakage.findings import BesideControl, Leakage
 from clusterq_report.leakage.verdicts import verdicts
 from clusterq_report.quality.summary import MARKS

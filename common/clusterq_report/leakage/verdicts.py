@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from clusterq_common.quantities import number, percent
 from clusterq_common.setting_names import setting_name
 from clusterq_report.html.page import Remark
-from clusterq_report.html.text import number, percent
 from clusterq_report.leakage.findings import LEVEL, TEACHER, Attack, BesideControl, Leakage, SpaceFigures
 
 MOST_NAMED = 5

@@ -15,6 +15,7 @@ from clusterq_common.shards.read import ShardSet, SplitReader
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_report.measure.costs import layer_costs
 from clusterq_report.measure.features import BatchNormDistances, Scatter
 from clusterq_report.measure.layers import quantized_layers
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
@@ -47,7 +48,7 @@ def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, sh
 
 @torch.no_grad()
 def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> dict[str, Any]:
-    """Measure the distance of the images' BatchNorm statistics, the scatter of classes, and quantization errors, all by layer.
+    """Measure the distance of the images' BatchNorm statistics, the scatter of classes, costs, and quantization errors, all by layer.
 
     Networks run in eval mode and float32 and are restored afterwards. The same networks and images give the same figures.
     """
@@ -68,10 +69,10 @@ def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, devic
             for images in _batches(reader, numbers, spec, device):
                 teacher.model(images)
                 scatter.add(taps)
-        layers: dict[str, Any] = {}
         example = torch.zeros(1, *spec.shape, device=device)
+        layers: dict[str, Any] = {"layers": layer_costs(teacher.model, example)}
         if student is not None:
-            layers = quantized_layers(teacher.model, student.eval(), _batches(reader, even, spec, device), example)
+            layers |= quantized_layers(teacher.model, student.eval(), _batches(reader, even, spec, device), example)
     return {
         "teacher": teacher.digest,
         "shards": shards.manifest.digest,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from clusterq_common.intervals import Interval, paired, wilson_interval
-from clusterq_report.charts.bars import Bars, bar_chart
+from clusterq_common.quantities import count, number, percent
+from clusterq_report.charts.bars import Bars, bar_chart, interval_chart
 from clusterq_report.charts.confusion_matrix import heat_map
-from clusterq_report.html.page import figure, folded, paragraph, table
-from clusterq_report.html.text import number, percent, tag
+from clusterq_report.html.blocks import Block, Figure, Folded, Heading, Paragraph, Table
+from clusterq_report.html.text import class_label
 from clusterq_report.run_data import Ints, Source, pair, real, reals, section
 
 MODELS = ("teacher", "calibrated", "student")
@@ -36,39 +37,56 @@ def with_interval(source: Source, model: str) -> str:
     return text if ends is None else f"{text} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
-def below_teacher(source: Source) -> Interval | None:
-    """Return how many points the student is below its teacher, paired by image, or None without predictions."""
+def below_teacher(source: Source, model: str = "student") -> Interval | None:
+    """Return how many points a model is below the float teacher, paired by image, or None without predictions of two images."""
     predictions = source.predictions
-    if not {"teacher", "student", "label"} <= predictions.keys() or not len(predictions["label"]):
+    if not {"teacher", model, "label"} <= predictions.keys() or len(predictions["label"]) < 2:
         return None
-    return paired(
-        (predictions["teacher"] == predictions["label"])[None], (predictions["student"] == predictions["label"])[None]
+    return paired((predictions["teacher"] == predictions["label"])[None], (predictions[model] == predictions["label"])[None])
+
+
+def drop(source: Source) -> list[Block]:
+    """Return a figure of the points below the float teacher, each with its interval; empty without an evaluation."""
+    teacher = top1(source, "teacher")
+    if teacher is None:
+        return []
+    found: list[tuple[str, float, tuple[float, float] | None]] = []
+    for model, label in (("calibrated", "calibrated"), ("student", "fine-tuned")):
+        value, apart = top1(source, model), below_teacher(source, model)
+        if apart is not None:
+            found.append((label, apart.mean, (apart.low, apart.high)))
+        elif value is not None:
+            found.append((label, teacher - value, None))
+    if not found:
+        return []
+    title = "Points of top-1 below the float teacher"
+    drawn = interval_chart(found, title=title, x_label="points below the teacher", zero_label="the float teacher")
+    caption = (
+        "Dots: measured on the same images. Lines: 95 % intervals, paired by image: what other images of the same kind might have given. "
+        "They know nothing of other seeds. Right of the vertical line is worse than the teacher."
     )
+    return [Figure(title, drawn, caption, wide=True)]
 
 
 def class_names(source: Source, count: int) -> list[str]:
     """Return class names: from the shards' manifest, else from the images' folders if each class has one, else numbers."""
     names = source.manifest.class_names if source.manifest else None
     if names and len(names) == count:
-        return [f"{label} {name}" for label, name in enumerate(names)]
+        return [class_label(label, name) for label, name in enumerate(names)]
     folders: dict[int, set[str]] = {}
     for name, label in zip(source.image_names, source.predictions.get("label", []), strict=False):
         folders.setdefault(int(label), set()).add(name.rpartition("/")[0].rpartition("/")[2])
     return [
-        f"{label} {next(iter(own))}" if len(own := folders.get(label, set())) == 1 and "" not in own else str(label)
+        class_label(label, next(iter(own)) if len(own := folders.get(label, set())) == 1 and "" not in own else None)
         for label in range(count)
     ]
 
 
-def overall(source: Source) -> str:
-    """Return a figure and a table of top-1 of teacher, calibrated and fine-tuned student."""
+def overall(source: Source) -> list[Block]:
+    """Return the table of accuracies of teacher, calibrated and fine-tuned student."""
     parts = measured(source)
     if not parts:
-        return ""
-    groups = [Bars(name, [real(part.get("top1"))], [pair(part.get("top1_interval"))]) for name, part in parts.items()]
-    drawn = bar_chart(
-        groups, ["top-1"], title="Top-1 accuracy", x_label="top-1, percent of real images", high=100.0, decimals=2
-    )
+        return []
     heads = [
         "",
         "top-1",
@@ -85,17 +103,17 @@ def overall(source: Source) -> str:
         ends = pair(part.get("top1_interval"))
         interval = "–" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
         figures = [percent(real(part.get(key))) for key in ("top5", "balanced_accuracy", "agreement", "calibration_error")]
-        counts = [number(real(part.get(key))) for key in ("images", "images_per_second")]
+        speed = real(part.get("images_per_second"))
+        counts = [number(real(part.get("images"))), number(None if speed is None else round(speed))]
         rows.append([name, percent(real(part.get("top1"))), interval, *figures, *counts])
-    caption = "The thin line is the 95 % interval: what other images of the same kind might have given. It knows nothing of other seeds."
-    return figure("Top-1", drawn, caption) + table(heads, rows) + two_classes(source)
+    return [Table(heads, rows), *two_classes(source)]
 
 
-def two_classes(source: Source) -> str:
+def two_classes(source: Source) -> list[Block]:
     """Return a table of AUROC, sensitivity and specificity with their intervals; empty for more than two classes."""
     found = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
     if not found:
-        return ""
+        return []
     heads = ["", "AUROC", "95 % interval", "sensitivity", "95 % interval", "specificity", "95 % interval"]
     rows = []
     for name, binary in found.items():
@@ -107,7 +125,7 @@ def two_classes(source: Source) -> str:
         rows.append(row)
     names = class_names(source, 2)
     caption = f"Class {names[1]} is the positive one. Sensitivity is its top-1, specificity that of class {names[0]}."
-    return tag("h3", "Two classes") + table(heads, rows) + paragraph(caption)
+    return [Heading("Two classes"), Table(heads, rows), Paragraph(caption)]
 
 
 @dataclass(frozen=True)
@@ -147,16 +165,16 @@ def losses(source: Source) -> list[Loss]:
     return sorted(lost, key=lambda loss: (-loss.points * max(1, loss.images), loss.label))
 
 
-def by_class(source: Source) -> str:
+def by_class(source: Source) -> list[Block]:
     """Return a figure of each class's top-1, teacher beside student; with many classes, of those that lost most."""
     lost_classes = losses(source)
     if not lost_classes:
-        return ""
+        return []
     names = class_names(source, len(reals(section(source.result, "student").get("per_class"))))
     caption = "Thin lines: 95 % intervals; with few images of a class they are wide, and a difference may be chance."
     if len(lost_classes) > MOST_BARS:
         gained, lost = sum(loss.points < 0 for loss in lost_classes), sum(loss.points > 0 for loss in lost_classes)
-        caption += f" Of {len(lost_classes)} classes {gained} gained, {lost} lost."
+        caption += f" Of {count(len(lost_classes), 'class', 'classes')} {gained} gained, {lost} lost."
         lost_classes, title = lost_classes[:WORST], f"The {WORST} classes that lost most images"
     else:
         lost_classes, title = sorted(lost_classes, key=lambda loss: loss.label), "Top-1 by class"
@@ -165,40 +183,42 @@ def by_class(source: Source) -> str:
         values = [loss.teacher, loss.student]
         groups.append(Bars(names[loss.label], values, [_interval(value, loss.images) for value in values]))
     drawn = bar_chart(groups, ["teacher", "student"], title=title, x_label="top-1, percent", high=100.0, decimals=1)
-    return figure(title, drawn, caption)
+    return [Figure(title, drawn, caption)]
 
 
-def _interval(share: float | None, count: int) -> tuple[float, float] | None:
-    return None if share is None or not count or not 0 <= share <= 100 else wilson_interval(round(share * count / 100), count)
+def _interval(share: float | None, images: int) -> tuple[float, float] | None:
+    return (
+        None if share is None or not images or not 0 <= share <= 100 else wilson_interval(round(share * images / 100), images)
+    )
 
 
-def confusion(source: Source) -> str:
+def confusion(source: Source) -> list[Block]:
     """Return the student's confusions: a heat map with few classes, and the most frequent mistakes beside the teacher's counts."""
     predictions = source.predictions
     classes = len(reals(section(source.result, "student").get("per_class")))
     if not {"label", "student"} <= predictions.keys() or not classes:
-        return ""
+        return []
     names = class_names(source, classes)
     student = _counts(predictions["label"], predictions["student"], classes)
     teacher = (
         _counts(predictions["label"], predictions["teacher"], classes) if "teacher" in predictions else np.zeros_like(student)
     )
-    drawn = ""
+    blocks: list[Block] = []
     if classes <= MOST_CELLS:
         caption = (
             "Rows are true classes, columns what the student says. Blue: right; orange: mistakes, the strongest colour is the most frequent "
             "one. Point at a cell for its figures."
         )
         title = "Confusion of the student"
-        drawn = figure(title, heat_map(student.tolist(), names, title=title), caption)
-    return drawn + _worst(student, teacher, names)
+        blocks.append(Figure(title, heat_map(student.tolist(), names, title=title), caption))
+    return blocks + _worst(student, teacher, names)
 
 
-def _worst(student: Ints, teacher: Ints, names: Sequence[str]) -> str:
+def _worst(student: Ints, teacher: Ints, names: Sequence[str]) -> list[Block]:
     wrong = student * (1 - np.eye(len(names), dtype=np.int64))
     order = [int(at) for at in np.argsort(-wrong, axis=None, kind="stable")[:WORST] if wrong.flat[at]]
     if not order:
-        return ""
+        return []
     rows = []
     for at in order:
         label, named = divmod(at, len(names))
@@ -213,11 +233,8 @@ def _worst(student: Ints, teacher: Ints, names: Sequence[str]) -> str:
             ]
         )
     heads = ["true class", "named", "student", "teacher", "of the class's images"]
-    return (
-        folded("The most frequent mistakes", table(heads, rows, words=2))
-        if len(names) <= MOST_CELLS
-        else tag("h3", "The most frequent mistakes") + table(heads, rows, words=2)
-    )
+    title, found = "The most frequent mistakes", Table(heads, rows, words=2)
+    return [Folded(title, [found])] if len(names) <= MOST_CELLS else [Heading(title), found]
 
 
 def _counts(labels: Ints, named: Ints, classes: int) -> Ints:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from clusterq_report.charts.bars import Bars, bar_chart
-from clusterq_report.charts.scale import usable
-from clusterq_report.html.page import Remark, Report, Section, figure, table
-from clusterq_report.html.text import number
+from clusterq_common.quantities import count, number
+from clusterq_report.charts.bars import Bars, bar_chart, interval_chart
+from clusterq_report.charts.svg import usable
+from clusterq_report.html.blocks import Block, Figure, Table
+from clusterq_report.html.page import Remark, Report, Section
 from clusterq_report.pages import provenance
 from clusterq_report.run_data import Source, real, word
 
@@ -23,13 +24,13 @@ REPEATS = ("runs", "seeds")
 WORDS = ("set", "method", "bits", "first/last", "protocol", "quantizer", "sites", "recipe", "images")
 FEW_SEEDS = 3
 
-Figure = tuple[float, tuple[float, float] | None]
+Value = tuple[float, tuple[float, float] | None]
 
 
 def comparison_report(source: Source) -> Report:
     """Return the page of a comparison by compare_methods.py, from its table.json."""
     tail = [
-        Section("again", "Run it again", provenance.again(source) if source.environment else ""),
+        Section("again", "Run it again", provenance.again(source) if source.environment else []),
         Section("origins", "Origins", provenance.origins(source)),
     ]
     return rows_report(source.table, tail)
@@ -47,10 +48,10 @@ def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -
     listed = [[word(row.get(name), "") for name in names] for row in found]
     words = max((place + 1 for place, name in enumerate(names) if name in WORDS[:-1]), default=1)
     sections = [
-        Section("accuracy", "Accuracy", _accuracy(found, labels)),
-        Section("below", "Below the teacher", _below(found, labels)),
+        Section("accuracy", "Accuracy", _accuracy(found, labels), opened=True),
+        Section("below", "Below the teacher", _below(found, labels), opened=True),
         Section("cost", "Cost", _cost(found, labels)),
-        Section("table", "Table", table(names, listed, words=words) if found else ""),
+        Section("table", "Table", [Table(names, listed, words=words, sortable=True)] if found else []),
         *tail,
     ]
     repeats = {value[0] for row in found if (value := _figure(row, REPEATS))}
@@ -61,7 +62,7 @@ def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -
     best = max(
         ((value[0], label) for row, label in zip(found, labels, strict=True) if (value := _figure(row, STUDENT))), default=None
     )
-    lead = f"{len(found)} way{'' if len(found) == 1 else 's'} to a low-bit student."
+    lead = f"{count(len(found), 'way')} to a low-bit student."
     lead += f" Highest top-1: {best[1]}, {best[0]:.2f} %." if best else ""
     return Report("Comparison of methods", lead, tiles, _remarks(found, repeats), sections)
 
@@ -69,7 +70,7 @@ def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -
 def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
     remarks = [] if found else [Remark("warning", "The table has no row.")]
     if repeats and min(repeats) < FEW_SEEDS:
-        sentence = f"Rows of {number(min(repeats))} run{'s' if min(repeats) > 1 else ''}: how much chance there is between seeds is not known;"
+        sentence = f"Rows of {count(min(repeats), 'run')}: how much chance there is between seeds is not known;"
         remarks.append(Remark("warning", f"{sentence} three or more tell."))
     if any("first set minus this" in row for row in found):
         sentence = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
@@ -77,7 +78,7 @@ def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remar
     return remarks
 
 
-def _figure(row: dict[str, Any], columns: Sequence[str]) -> Figure | None:
+def _figure(row: dict[str, Any], columns: Sequence[str]) -> Value | None:
     """Return the value of the first column that holds a figure. A student's spread over seeds may be in a separate column."""
     for column in columns:
         value = written(row.get(column))
@@ -88,7 +89,7 @@ def _figure(row: dict[str, Any], columns: Sequence[str]) -> Figure | None:
     return None
 
 
-def written(value: Any) -> Figure | None:
+def written(value: Any) -> Value | None:
     """Parse a figure and its interval from a text or a number; a spread over seeds is mean ± one standard deviation.
 
     >>> written("91.17 ± 0.01"), written("0.85 [0.6, 1.1]"), written(""), written(2)
@@ -112,38 +113,40 @@ def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
     return ", ".join(word(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
 
 
-def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
     groups = [
         _bars(label, [_figure(row, columns) for columns in (CALIBRATED, STUDENT)])
         for row, label in zip(found, labels, strict=True)
     ]
     if not any(value is not None for group in groups for value in group.values):
-        return ""
+        return []
     names = ["after calibration", "after fine-tuning"]
     drawn = bar_chart(groups, names, title="Top-1", x_label="top-1, percent", high=100.0, decimals=2)
     teacher = next((value for row in found if (value := _figure(row, TEACHER))), None)
     teacher_text = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
-    return figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{teacher_text}")
+    return [Figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{teacher_text}")]
 
 
-def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
     pairs = [(label, value) for row, label in zip(found, labels, strict=True) if (value := _figure(row, BELOW))]
     if not pairs:
-        return ""
+        return []
     title = "Points below the teacher"
-    groups = [_bars(label, [value]) for label, value in pairs]
-    drawn = bar_chart(groups, ["below teacher"], title=title, x_label="points below the teacher: shorter is better", decimals=2)
-    caption = "Thin lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
-    return figure(title, drawn, caption)
+    rows = [(label, *value) for label, value in pairs]
+    drawn = interval_chart(rows, title=title, x_label="points below the teacher", zero_label="the teacher")
+    caption = (
+        "Lines, where there are any: 95 % intervals over images, paired by image. An interval that holds 0: no loss is shown."
+    )
+    return [Figure(title, drawn, caption)]
 
 
-def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
     groups = [_bars(label, [_figure(row, columns) for columns in COST]) for row, label in zip(found, labels, strict=True)]
     if not any(value is not None for group in groups for value in group.values):
-        return ""
+        return []
     drawn = bar_chart(groups, ["images", "student"], title="Cost", x_label="CPU minutes")
-    return figure("CPU time", drawn, "Of making the images and of the student, mean over seeds, interruptions included.")
+    return [Figure("CPU time", drawn, "Of making the images and of the student, mean over seeds, interruptions included.")]
 
 
-def _bars(label: str, values: Sequence[Figure | None]) -> Bars:
+def _bars(label: str, values: Sequence[Value | None]) -> Bars:
     return Bars(label, [value and value[0] for value in values], [value and value[1] for value in values])

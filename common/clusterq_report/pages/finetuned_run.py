@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 
+from clusterq_common.quantities import count, number, percent, size
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
-from clusterq_report.charts.scale import usable
-from clusterq_report.charts.series import curves, series, shares
+from clusterq_report.charts.svg import usable
+from clusterq_report.html.blocks import Block, Paragraph
 from clusterq_report.html.gallery import stored_images
-from clusterq_report.html.page import Level, Remark, Report, Section, paragraph
-from clusterq_report.html.text import number, percent
-from clusterq_report.pages import accuracy, provenance
+from clusterq_report.html.page import Level, Remark, Report, Section
+from clusterq_report.pages import accuracy, loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
+from clusterq_report.pages.curves import curves, series, shares
+from clusterq_report.pages.layers import Layers
 from clusterq_report.run_data import Points, Source, pair, real, reals, rows, section, word
 
 # Thresholds for warnings, in points: half-width of an interval, loss of a student or a class, gap between synthetic and real
@@ -25,107 +27,146 @@ def finetuning_report(source: Source) -> Report:
     Raises:
         ClusterqError: a file in the folder was not written by a run.
     """
-    config, result = source.config, source.result
-    arch = shown_arch(word(section(config.get("teacher")).get("arch"), "a teacher"))
-    bits = word(section(config.get("quant")).get("bits"))
-    recipe = section(config.get("recipe"))
-    tiles = {"Teacher": arch, "Bits": bits, "Recipe": f"{word(recipe.get('recipe'))}, {word(recipe.get('epochs'))} epochs"}
-    before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
-    if after is not None:
-        for name, model in (
-            ("Teacher's top-1", "teacher"),
-            ("After calibration", "calibrated"),
-            ("Student's top-1", "student"),
-        ):
-            tiles[name] = accuracy.with_interval(source, model)
-        apart = accuracy.below_teacher(source)
-        tiles["Below the teacher, points"] = str(apart) if apart else number(None if before is None else before - after)
-        tiles["Real images"] = number(real(section(result.get("student")).get("images")))
-    tiles |= _synthetic(source)
-    tiles["Seed"] = provenance.seed(source)
+    arch = shown_arch(word(section(source.config.get("teacher")).get("arch"), "a teacher"))
+    bits = word(section(source.config.get("quant")).get("bits"))
     gone = f"The shards that it learned from do not lie in {source.shards} (any more), or are others now."
     sections = [
-        Section("accuracy", "Accuracy on real images", accuracy.overall(source)),
-        Section("classes", "Classes", accuracy.by_class(source) + accuracy.confusion(source)),
+        Section("accuracy", "Accuracy on real images", accuracy.overall(source), opened=True),
+        Section("classes", "Classes", [*accuracy.by_class(source), *accuracy.confusion(source)]),
         Section("learning", "Learning", _learning(source)),
         Section("reconstruction", "Reconstruction", inside.reconstruction(source)),
-        Section("layers", "Layer by layer", inside.quantization(source)),
+        Section("layers", "Layer by layer: costs and errors", inside.quantization(source)),
         Section("images", "Images it learned from", stored_images(source, gone)),
         Section("features", "Those images inside the teacher", inside.features(source)),
         Section("again", "Run it again", provenance.again(source)),
         Section("settings", "Settings", provenance.settings(source)),
         Section("origins", "Origins", provenance.origins(source)),
     ]
-    return Report(f"{arch} at {bits}", _lead(source, arch, bits), tiles, _remarks(source), sections)
+    headline = [*accuracy.drop(source), *provenance.next_step(source)]
+    return Report(f"{arch} at {bits}", _lead(source, arch, bits), _tiles(source, bits), _remarks(source), sections, headline)
+
+
+def _apart(source: Source) -> str:
+    """Return the difference from the teacher with its interval in words, such as `, 0.50 points below it`; empty if not known."""
+    apart = accuracy.below_teacher(source)
+    if apart is None:
+        return ""
+
+    def side(value: float) -> str:
+        return f"{abs(value):.2f} {'below' if value >= 0 else 'above'}"
+
+    return f": {abs(apart.mean):.2f} points {'below' if apart.mean >= 0 else 'above'} it (95 % interval: {side(apart.low)} to {side(apart.high)})"
+
+
+def _tiles(source: Source, bits: str) -> dict[str, str]:
+    result, recipe = source.result, section(source.config.get("recipe"))
+    tiles = {"Bits": bits}
+    before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
+    if after is not None:
+        apart = accuracy.below_teacher(source)
+        below = number(None if before is None else before - after)
+        if apart is not None:
+            below = f"{apart.mean:.2f} ({apart.low:.2f} to {apart.high:.2f})"
+        tiles["Below the float teacher, points"] = below
+        tiles["Student's top-1"] = accuracy.with_interval(source, "student")
+        tiles["Teacher's top-1"] = accuracy.with_interval(source, "teacher")
+        tiles["Real images"] = number(real(section(result.get("student")).get("images")))
+    stored = Layers.of(source).stored_bytes()
+    if stored is not None:
+        tiles["Weights of the layers"] = f"{size(stored[0])}, in float32 {size(stored[1])}"
+    tiles |= _exported(source)
+    tiles["Training images"] = number(real(section(result.get("shards")).get("training_images")))
+    agreement = real(section(result.get("student")).get("heldout/agreement"))
+    if agreement is not None:
+        tiles["Agrees on held-out images, last epoch"] = percent(100 * agreement)
+    tiles["Recipe"] = f"{word(recipe.get('recipe'))}, {count(real(recipe.get('epochs')), 'epoch')}"
+    return tiles | {"Seed": provenance.seed(source)}
+
+
+def _exported(source: Source) -> dict[str, str]:
+    """Return size and speed of the exported file, where a benchmark measured them: the time of the first batch size."""
+    found, tiles = source.benchmark, {}
+    stored = real(section(found.get("bytes")).get("file"))
+    if stored is not None:
+        tiles["Exported file"] = size(stored)
+    row = next(iter(rows(found.get("latency"))), {})
+    times, ratio = reals(section(row.get("milliseconds")).get("file")), reals(row.get("ratio"))
+    if times and times[0] is not None:
+        beside = f", {ratio[0]:.2f} of float's" if ratio and ratio[0] is not None else ""
+        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = f"{times[0]:.2f} ms{beside}"
+    return tiles
 
 
 def _lead(source: Source, arch: str, bits: str) -> str:
     before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
     shards = section(source.result.get("shards"))
     if not source.result:
-        return f"{arch} at {bits}: not finished, {source.steps_done} steps are on record."
-    learned = (
-        f"from {number(real(shards.get('training_images')))} synthetic images ({word(shards.get('method'), 'unknown method')})"
-    )
+        return f"{arch} at {bits}: not finished, {count(source.steps_done, 'step is', 'steps are')} on record."
+    images = count(real(shards.get("training_images")), "synthetic image")
+    learned = f"from {images} ({word(shards.get('method'), 'unknown method')})"
     if after is None or before is None:
         return f"{arch} was brought to {bits} {learned}; no real image was looked at, so its accuracy is unknown."
-    count = number(real(section(source.result.get("student")).get("images")))
-    return f"{arch} was brought to {bits} {learned}: top-1 {after:.2f} % where the teacher has {before:.2f} %, on {count} real images."
+    images = count(real(section(source.result.get("student")).get("images")), "real image")
+    return f"{arch} was brought to {bits} {learned}: top-1 {after:.2f} % where the teacher has {before:.2f} %, on {images}{_apart(source)}."
 
 
-def _synthetic(source: Source) -> dict[str, str]:
-    tiles = {"Training images": number(real(section(source.result.get("shards")).get("training_images")))}
-    agreement = real(section(source.result.get("student")).get("heldout/agreement"))
-    if agreement is not None:
-        tiles["Agrees on held-out images, last epoch"] = percent(100 * agreement)
-    return tiles
-
-
-def _learning(source: Source) -> str:
+def _learning(source: Source) -> list[Block]:
     if not source.metrics:
-        return paragraph("No step is on record: nothing was trained, or not yet.")
-    markup = curves(
-        series(source.steps, "loss/"),
-        title="Losses",
-        x_label="step",
-        y_label="weighted loss",
-        caption="Terms of the loss, weighted as they are summed.",
-    )
+        return [Paragraph("No step is on record: nothing was trained, or not yet.")]
+    losses = _losses(source)
+    blocks: list[Block] = [
+        *curves(
+            losses,
+            title="Losses",
+            y_label="weighted loss",
+            caption="Terms of the loss, weighted as they are summed.",
+        )
+    ]
     training = _recorded(source.steps, "student/agreement", "student/accuracy", "teacher/accuracy")
-    markup += shares(
+    blocks += shares(
         training,
         title="Teacher and student on training images",
-        x_label="step",
         caption=f"Shares of a batch's synthetic images: {', '.join(training)}.",
     )
     unseen = _recorded(source.epochs, "heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy")
-    markup += shares(
+    blocks += shares(
         unseen,
         title="Teacher and student on held-out images",
         x_label="epoch",
         caption=f"Shares of the synthetic images that training never saw, after each epoch: {', '.join(unseen)}. Falling while the losses fall too: "
         "overfitting. Real images are looked at once, when training is over.",
     )
-    heldout = {"kl": source.epochs.get("heldout/kl", [])}
-    markup += curves(
-        heldout,
+    blocks += curves(
+        {"kl": _heldout_kl(source)},
         title="KL on held-out images",
         x_label="epoch",
         y_label="T² KL",
         caption="T² KL(teacher || student) on the held-out images.",
     )
-    return markup + curves(
+    blocks += curves(
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
-        x_label="step",
         y_label="learning rate",
         caption="Learning rate.",
     )
+    return [*blocks, *loss_terms.legend(losses, loss_terms.STUDENT)]
+
+
+def _losses(source: Source) -> dict[str, Points]:
+    losses = series(source.steps, "loss/")
+    return {
+        name: loss_terms.from_zero(points, section(source.config.get("recipe"))) if name == "kl" else points
+        for name, points in losses.items()
+    }
+
+
+def _heldout_kl(source: Source) -> Points:
+    return loss_terms.from_zero(source.epochs.get("heldout/kl", []), section(source.config.get("recipe")), weighted=False)
 
 
 def _recorded(columns: Mapping[str, Points], *keys: str) -> dict[str, Points]:
     """Return the recorded series of agreement, student accuracy and teacher accuracy; older runs may lack some."""
-    names = ("student agrees with teacher", "student names the label", "teacher names the label")
+    names = ("student agrees with teacher", "student names the stored label", "teacher names the stored label")
     return {name: columns[key] for name, key in zip(names, keys, strict=True) if key in columns}
 
 
@@ -135,7 +176,7 @@ def _remarks(source: Source) -> list[Remark]:
         remarks.append(
             Remark(
                 "warning",
-                f"The run is not finished: {source.steps_done} steps are on record. {setting_name('resume')} goes on.",
+                f"The run is not finished: {count(source.steps_done, 'step is', 'steps are')} on record. {setting_name('resume')} goes on.",
             )
         )
     elif accuracy.top1(source, "student") is None:
@@ -145,14 +186,8 @@ def _remarks(source: Source) -> list[Remark]:
                 f"No real image was looked at: how good the student is, is unknown. `clusterq-finetune evaluate {setting_name('val')}` tells.",
             )
         )
-    missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
-    if missing:
-        remarks.append(
-            Remark(
-                "warning",
-                f"{missing} loss values are not finite: the training went astray; try a smaller {setting_name('lr')}.",
-            )
-        )
+    remarks += loss_terms.not_finite(series(source.steps, "loss/"))
+    remarks += loss_terms.negative(_losses(source).get("kl", []), _heldout_kl(source))
     remarks += [*_about_accuracy(source), *_about_synthetic(source), *_about_layers(source)]
     if accuracy.top1(source, "student") is not None:
         remarks.append(
@@ -186,18 +221,23 @@ def _about_accuracy(source: Source) -> list[Remark]:
         half = (ends[1] - ends[0]) / 2
         level: Level = "warning" if half > WIDE_INTERVAL else "good"
         remarks.append(
-            Remark(level, f"{number(real(student.get('images')))} real images settle top-1 to about ± {half:.1f} points.")
+            Remark(
+                level,
+                f"{count(real(student.get('images')), 'real image settles', 'real images settle')} top-1 to about ± {half:.1f} points.",
+            )
         )
     lost = accuracy.losses(source)
     if lost and lost[0].points > 0:
         worst = lost[0]
         name = accuracy.class_names(source, len(reals(student.get("per_class"))))[worst.label]
         sentence = f"Class {name} lost most: {worst.teacher:.1f} to {worst.student:.1f} %"
-        sentence += f" of its {worst.images:,} images." if worst.images else "."
+        sentence += f" of its {count(worst.images, 'image')}." if worst.images else "."
         remarks.append(Remark("warning" if worst.clear and worst.points > LARGE_LOSS else "plain", sentence))
     unreadable = student.get("unreadable")
     if isinstance(unreadable, list) and unreadable:
-        remarks.append(Remark("warning", f"{len(unreadable)} real images could not be read and do not count."))
+        remarks.append(
+            Remark("warning", f"{count(len(unreadable), 'real image')} could not be read and left out of the figures.")
+        )
     return remarks
 
 
@@ -225,14 +265,15 @@ def _about_synthetic(source: Source) -> list[Remark]:
 
 
 def _about_layers(source: Source) -> list[Remark]:
-    analysis, remarks = inside.analysis_of(source), []
-    beyond = [(real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in rows(analysis.get("activations"))]
+    layers, remarks = Layers.of(source), []
+    beyond = [(real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in layers.rows("activations")]
     if beyond and max(beyond)[0] > MUCH_BEYOND:
         share, site = max(beyond)
-        remarks.append(Remark("warning", f"{100 * share:.1f} % of what flows into {site} lies beyond its grid."))
-    noise = [
-        (value, word(row.get("layer"))) for row in rows(analysis.get("outputs")) if (value := real(row.get("sqnr"))) is not None
-    ]
+        remarks.append(
+            Remark("warning", f"{100 * share:.1f} % of what flows into layer {layers.label(site)} lies beyond its grid.")
+        )
+    noise = [(value, word(row.get("layer"))) for row in layers.rows("outputs") if (value := real(row.get("sqnr"))) is not None]
     if noise and min(noise)[0] < 0:
-        remarks.append(Remark("warning", f"In {min(noise)[1]} there is more noise than signal ({min(noise)[0]:.1f} dB)."))
+        worst, name = min(noise)
+        remarks.append(Remark("warning", f"In layer {layers.label(name)} there is more noise than signal ({worst:.1f} dB)."))
     return remarks

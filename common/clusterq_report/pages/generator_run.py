@@ -2,17 +2,20 @@
 
 import math
 
+from clusterq_common.quantities import count, percent
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.bars import Bars, bar_chart
-from clusterq_report.charts.scale import usable
-from clusterq_report.charts.series import curves, series, shares
-from clusterq_report.charts.small_multiples import small_lines
+from clusterq_report.charts.lines import small_lines
+from clusterq_report.charts.svg import usable
+from clusterq_report.html.blocks import Block, Figure, Paragraph
 from clusterq_report.html.gallery import stored_images
-from clusterq_report.html.page import Level, Remark, Report, Section, figure, paragraph
-from clusterq_report.html.text import percent
+from clusterq_report.html.page import Level, Remark, Report, Section
+from clusterq_report.html.text import class_label
+from clusterq_report.pages import loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
-from clusterq_report.pages import provenance
+from clusterq_report.pages.curves import curves, series, shares
+from clusterq_report.pages.layers import Layers
 from clusterq_report.run_data import Points, Source, real, section, word
 
 NO_SHARDS = "There are no shards yet; samples/ in the run's folder has grids of images along the way."
@@ -45,21 +48,31 @@ def generator_report(source: Source) -> Report:
             "Mean confidence": percent(100 * manifest.mean_confidence, 1),
         }
         if manifest.generation is not None:
-            tiles["Teacher sees the class asked for"] = percent(100 * manifest.generation.teacher_agreement, 1)
+            tiles["Emission: candidates that the teacher names as asked"] = percent(
+                100 * manifest.generation.teacher_agreement, 1
+            )
     if not bank:
         tiles["In-loop student"] = word(section(config.get("quant")).get("bits"))
-        tiles["It agrees with the teacher"] = percent(_late(series(source.steps, "student/").get("agreement", [])), 1)
+        tiles["In-loop student agrees, end of training"] = percent(
+            _late(series(source.steps, "student/").get("agreement", [])), 1
+        )
     sections = [
-        Section("images", "Images", stored_images(source, NO_SHARDS)),
+        Section("images", "Images", stored_images(source, NO_SHARDS), opened=True),
         Section("learning", "Learning", _bank_losses(source) if bank else _learning(source)),
-        Section("features", "Inside the teacher", inside.features(source) if manifest else ""),
+        Section("features", "Inside the teacher", inside.features(source) if manifest else []),
         Section("emission", "Emission", _emission(source)),
-        Section("layers", "The in-loop student, layer by layer", inside.quantization(source)),
+        Section(
+            "layers",
+            "Layer by layer: costs" + ("" if bank else ", and errors of the in-loop student"),
+            inside.quantization(source),
+        ),
         Section("again", "Run it again", provenance.again(source)),
         Section("settings", "Settings", provenance.settings(source)),
         Section("origins", "Origins", provenance.origins(source)),
     ]
-    return Report(f"{method} images for {arch}", lead, tiles, _remarks(source, bank=bank), sections)
+    return Report(
+        f"{method} images for {arch}", lead, tiles, _remarks(source, bank=bank), sections, provenance.next_step(source)
+    )
 
 
 def _progress(source: Source, *, bank: bool) -> dict[str, str]:
@@ -81,94 +94,95 @@ def _late(points: Points) -> float | None:
     return 100 * math.fsum(values) / len(values) if values else None
 
 
-def _learning(source: Source) -> str:
+def _learning(source: Source) -> list[Block]:
     if not source.metrics:
-        return paragraph("Not one step is on record yet.")
+        return [Paragraph("Not one step is on record yet.")]
     train = section(source.config.get("train"))
     warm, steps = real(train.get("warmup_epochs")), real(train.get("steps_per_epoch"))
     notes = [(warm * steps, "warm-up ends")] if warm and steps else []
     losses, student = series(source.steps, "loss/"), series(source.steps, "student/")
+    if "kl" in student:
+        student["kl"] = loss_terms.from_zero(student["kl"], section(source.config.get("method")))
     agreement = {"student agrees with teacher": student.pop("agreement")} if "agreement" in student else {}
-    accuracy = {"teacher sees the class asked for": series(source.steps, "teacher/accuracy").get("", [])}
-    markup = curves(
+    accuracy = {"teacher names the class asked for, in training": series(source.steps, "teacher/accuracy").get("", [])}
+    blocks: list[Block] = [*loss_terms.legend({**losses, **student}, loss_terms.GENERATOR | loss_terms.STUDENT)]
+    blocks += curves(
         losses,
         title="Losses of the generator",
-        x_label="step",
         y_label="weighted loss",
         caption="Terms of the generator's loss, weighted as they are summed.",
         notes=notes,
     )
-    markup += shares(
+    blocks += shares(
         {**accuracy, **agreement},
         title="Teacher and student",
-        x_label="step",
         notes=notes,
-        caption="Share of a batch's images in which the teacher sees the class asked for, and on which teacher and in-loop student name the same class.",
+        caption="Share of a training batch's images that the teacher names as the class asked for, and on which teacher and in-loop student name the same class.",
     )
-    markup += curves(
+    blocks += curves(
         student,
         title="Losses of the in-loop student",
-        x_label="step",
         y_label="loss",
         caption="What the in-loop student minimises.",
     )
-    markup += curves(
+    blocks += curves(
         series(source.steps, "gradient/"),
         title="Gradient norms",
-        x_label="step",
         y_label="gradient norm",
         caption="Norm of each term's gradient at the generator's output: a term far below the others has no say.",
         notes=notes,
     )
-    markup += curves(
+    blocks += curves(
         series(source.steps, "centroids/"),
         title="Drift of class centroids",
-        x_label="step",
         y_label="drift",
         caption="How far a step's class statistics lie from the class centroids, root mean square over channels, mean over layers and classes: it should fall, and stay above zero while images vary.",
     )
-    markup += _drift_by_layer(source, [x for x, _ in notes])
-    return markup + curves(
+    blocks += _drift_by_layer(source, [x for x, _ in notes])
+    return blocks + curves(
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
-        x_label="step",
         y_label="learning rate",
         caption="Of the generator.",
     )
 
 
-def _drift_by_layer(source: Source, notes: list[float]) -> str:
+def _drift_by_layer(source: Source, notes: list[float]) -> list[Block]:
     """Return a figure of the centroids' drift by layer; empty for runs without centroids or without this record."""
     layers = series(source.steps, "drift/")
     if not layers:
-        return ""
+        return []
+    numbered = Layers.of(source)
+    layers = {numbered.label(name): points for name, points in layers.items()}
     title = "Drift of class centroids by layer"
     drawn, axes = small_lines(layers, title=title, notes=notes)
     caption = "The same in each semantic layer, in its running stds, so that layers compare; over steps. A layer that stays far above the others is "
-    return figure(title, drawn, f"{caption}where classes do not settle. {axes}")
+    return [Figure(title, drawn, f"{caption}where classes do not settle. {axes}", wide=True)]
 
 
-def _bank_losses(source: Source) -> str:
-    markup = ""
-    for name, last in series(source.steps, "loss/").items():
+def _bank_losses(source: Source) -> list[Block]:
+    losses = series(source.steps, "loss/")
+    blocks: list[Block] = [*loss_terms.legend(losses, loss_terms.GENERATOR)]
+    for name, last in losses.items():
         first = series(source.steps, "first/").get(name, [])
         both = {f"{name}, first step": first, f"{name}, last step": last}
-        markup += curves(
+        blocks += curves(
             both,
             title=f"{name} of each batch",
             x_label="batch",
             y_label="weighted loss",
             caption=f"The term {name} before and after each batch of images was optimised.",
         )
-    return markup
+    return blocks
 
 
-def _emission(source: Source) -> str:
+def _emission(source: Source) -> list[Block]:
     manifest = source.manifest
     if manifest is None or manifest.generation is None:
-        return ""
+        return []
     made, counts = manifest.generation, manifest.splits["train"].per_class
-    names = manifest.class_names or [str(label) for label in range(len(counts))]
+    given = manifest.class_names
+    names = [class_label(label, given[label] if given else None) for label in range(len(counts))]
     held = manifest.splits["heldout"].per_class if "heldout" in manifest.splits else [0] * len(counts)
     kept = [a + b for a, b in zip(counts, held, strict=True)]
     rejected = [100 * lost / (lost + got) if lost + got else None for lost, got in zip(made.rejected, kept, strict=True)]
@@ -178,7 +192,7 @@ def _emission(source: Source) -> str:
         else range(len(counts))
     )
     drawn = bar_chart(
-        [Bars(str(names[n]), [rejected[n]]) for n in order],
+        [Bars(names[n], [rejected[n]]) for n in order],
         ["rejected"],
         title="Candidates rejected by class",
         x_label="percent of a class's candidates",
@@ -195,11 +209,8 @@ def _emission(source: Source) -> str:
         f"Of {made.candidates:,} candidates the teacher took the shown share for another class: they are not in the shards. Training images of a "
         f"class: {min(counts):,} to {max(counts):,}. {percent(100 * manifest.pixels.clipped)} of the pixels are black or white in a channel."
     )
-    return figure(
-        "Candidates rejected by class",
-        drawn,
-        caption + (f" The {MOST_CLASSES} most rejected classes." if len(counts) > MOST_CLASSES else ""),
-    )
+    caption += f" The {MOST_CLASSES} most rejected classes." if len(counts) > MOST_CLASSES else ""
+    return [Figure("Candidates rejected by class", drawn, caption)]
 
 
 def _remarks(source: Source, *, bank: bool) -> list[Remark]:
@@ -207,36 +218,34 @@ def _remarks(source: Source, *, bank: bool) -> list[Remark]:
     manifest, total = source.manifest, _total_steps(source)
     steps = source.steps_done
     if manifest is None:
-        where = f"{steps:,} of {total:,} steps" if total and not bank else f"{steps:,} records"
+        where = f"{steps:,} of {total:,} steps" if total and not bank else count(steps, "record")
         notes.append(
             Remark(
                 "warning",
                 f"The run is not finished: {where} are on record, and there is no complete set of shards. {setting_name('resume')} goes on.",
             )
         )
-    missing = sum(y is None for points in series(source.steps, "loss/").values() for _, y in points)
-    if missing:
-        notes.append(
-            Remark(
-                "warning",
-                f"{missing} loss values are not finite: the training went astray; try a smaller {setting_name('lr')}.",
-            )
-        )
+    notes += loss_terms.not_finite(series(source.steps, "loss/"))
     seen = _late(series(source.steps, "teacher/accuracy").get("", []))
     if seen is not None and not bank:
         level: Level = "warning" if seen < 100 * FEW_AGREE else "good"
         notes.append(
-            Remark(level, f"At the end of training the teacher sees the class asked for in {seen:.1f} % of the images.")
+            Remark(level, f"At the end of training the teacher names {seen:.1f} % of a batch's images as the class asked for.")
         )
     if manifest is not None:
         counts = manifest.splits["train"].per_class
         empty = [label for label, count in enumerate(counts) if not count]
         if empty:
-            notes.append(Remark("warning", f"{len(empty)} classes have no training image: {', '.join(map(str, empty[:10]))}."))
+            notes.append(
+                Remark(
+                    "warning",
+                    f"{count(len(empty), 'class has', 'classes have')} no training image: {', '.join(map(str, empty[:10]))}.",
+                )
+            )
         elif min(counts) < max(counts):
             notes.append(Remark("plain", f"Classes have {min(counts):,} to {max(counts):,} training images."))
         else:
-            notes.append(Remark("good", f"Every class has {counts[0]:,} training images."))
+            notes.append(Remark("good", f"Every class has {count(counts[0], 'training image')}."))
         if manifest.generation is not None and manifest.generation.keep_misclassified:
             notes.append(Remark("plain", "Images that the teacher takes for another class were kept."))
         if manifest.pixels.clipped > MANY_CLIPPED:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from clusterq_common.escape import shell_command
+from clusterq_common.quantities import duration, number
 from clusterq_common.run.run_folder import CONFIG, RESULT
 from clusterq_common.setting_names import setting_name
-from clusterq_report.html.page import code, folded, paragraph, table
-from clusterq_report.html.redact_paths import SAID, shown_path
-from clusterq_report.html.text import number
+from clusterq_report.html.blocks import Block, Code, Folded, Paragraph, Table
+from clusterq_report.html.redact_paths import ELSEWHERE, SAID, shown_path
 from clusterq_report.run_data import Source, real, section, word
 
 # What a command line may start with, by the name of the program's file or of its package. A received folder could name any other
@@ -28,35 +28,64 @@ LONGEST_LIST = 24
 DEEPEST = 3
 
 
-def again(source: Source) -> str:
-    """Commands that repeat the run, and the one that started it."""
-    lines = []
+def again(source: Source) -> list[Block]:
+    """Return the commands that repeat the run, to be typed in its folder, and a record of the one that started it."""
+    started = _started(source)
+    if source.kind == "comparison":
+        return [*_record(started), Paragraph(SAID)] if started else []
+    first = "In the run's folder, from the saved settings, every default included:"
     if source.kind == "generator":
-        lines.append(f"clusterq-gen train --config {CONFIG} --out ../again")
+        commands = [(first, f"clusterq-gen train --config {CONFIG} --out ../again")]
         elsewhere = f"{setting_name('weights')} (and {setting_name('arch')}, for a file of your own)"
-    elif source.kind == "fine-tuning":
-        val = _value_of("--val", source)
-        real_images = "" if val is None else f" {shell_command('--val', shown_path(val, source.folder))}"
-        lines.append(f"clusterq-finetune --config {CONFIG} --out ../again{real_images}")
+    else:
+        commands = [(first, f"clusterq-finetune --config {CONFIG} --out ../again")]
         if source.result:
-            lines.append(f"clusterq-finetune reproduce {RESULT} --out ../again")
+            said = "The same from the result, and whether the same student comes out:"
+            commands.append((said, f"clusterq-finetune reproduce {RESULT} --out ../reproduced"))
         shards, weights, arch = setting_name("shards"), setting_name("weights"), setting_name("arch")
         elsewhere = f"{shards} and {weights} (and {arch}, for a file of your own; reproduce takes {shards} alone)"
-    started = _started(source)
-    if started and not lines:
-        return (
-            paragraph(f"As it was started; the same {setting_name('out')} goes on with what is there:")
-            + code(started)
-            + paragraph(SAID)
+    blocks: list[Block] = [block for said, command in commands for block in (Paragraph(said), Code(command))]
+    val = _value_of("--val", source)
+    if source.kind == "fine-tuning" and val is not None:
+        said = (
+            f"The settings do not hold the real images: add {setting_name('val')} and their folder ({shown_path(val, source.folder)}) to "
+            "measure the accuracy again."
         )
-    if not lines:
-        return ""
-    found = paragraph("In the run's folder, from the saved settings, every default included:") + code("\n".join(lines))
-    if source.kind == "fine-tuning" and source.result:
-        found += paragraph("The second one also says whether the same student came out.")
-    if started:
-        found += paragraph("As it was started:") + code(started)
-    return found + paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")
+        blocks.append(Paragraph(said))
+    return [*blocks, *_record(started), Paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")]
+
+
+def next_step(source: Source) -> list[Block]:
+    """Return the command that goes on from here, to be typed in the run's folder."""
+    if source.kind == "generator":
+        said, command = _after_generator(source)
+    elif not source.result:
+        said, command = "The run is not finished. To go on", f"clusterq-finetune --config {CONFIG} --out . --resume"
+    elif real(section(source.result.get("student")).get("top1")) is None:
+        said = "Next, measure the accuracy on real images (put in your folder)"
+        command = "clusterq-finetune evaluate --student . --val path/to/real/images"
+    else:
+        said, command = "Next, write it as a file for other programs", "clusterq-finetune export --student . --out model.onnx"
+    return [Paragraph(f"{said}; in the run's folder:"), Code(command)]
+
+
+def _after_generator(source: Source) -> tuple[str, str]:
+    if source.manifest is None:
+        return "The run is not finished. To go on", "clusterq-gen train --out . --resume"
+    bits = word(section(source.config.get("quant")).get("bits"), "w4a4")
+    return "Next, make a low-bit model from these images", shell_command("clusterq-finetune", "--shards", ".", "--bits", bits)
+
+
+def _record(started: str) -> list[Block]:
+    """Return the command line that started the run; where paths were cut it is only a record."""
+    if not started:
+        return []
+    cut = (
+        f" (a record: with the paths after {ELSEWHERE}/ cut, it does not run as it stands)"
+        if f"{ELSEWHERE}/" in started
+        else ""
+    )
+    return [Paragraph(f"As it was started{cut}:"), Code(started)]
 
 
 def _command(source: Source) -> list[str]:
@@ -86,9 +115,9 @@ def _value_of(flag: str, source: Source) -> str | None:
     return None
 
 
-def settings(source: Source) -> str:
+def settings(source: Source) -> list[Block]:
     """Everything in config.yaml, a table for each section."""
-    found = []
+    found: list[Block] = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
     for name, values in {
         "": plain,
@@ -96,11 +125,11 @@ def settings(source: Source) -> str:
     }.items():
         if values:
             listed = [[str(key), _shown(value, source.folder)] for key, value in values.items()]
-            found.append(folded(str(name) or "run", table(["setting", "value"], listed, words=2)))
-    return "".join(found)
+            found.append(Folded(str(name) or "run", [Table(["setting", "value"], listed, words=2)]))
+    return found
 
 
-def origins(source: Source) -> str:
+def origins(source: Source) -> list[Block]:
     """Digests, versions and machine: what must agree for two runs to be the same."""
     manifest, result, environment = source.manifest, source.result, source.environment
     facts: list[tuple[str, Any]] = [
@@ -114,7 +143,7 @@ def origins(source: Source) -> str:
         ("device", result.get("device") or environment.get("device")),
         ("threads", result.get("threads") or environment.get("threads")),
         ("processes", result.get("processes")),
-        ("seconds", real(result.get("seconds"))),
+        ("time", None if (seconds := real(result.get("seconds"))) is None else duration(seconds)),
         ("platform", environment.get("platform")),
         ("images evaluated on", _shown(section(result.get("evaluated_on")), source.folder) or None),
         ("preprocessing", result.get("preprocessing")),
@@ -123,7 +152,7 @@ def origins(source: Source) -> str:
     versions = section(environment.get("versions")) or section(result.get("versions"))
     listed = [[name, _shown(value, source.folder)] for name, value in facts if value is not None and value != ""]
     listed += [[str(name), _shown(value, source.folder)] for name, value in versions.items()]
-    return table(["what", "value"], listed, words=2) if listed else ""
+    return [Table(["what", "value"], listed, words=2)] if listed else []
 
 
 def seed(source: Source) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+from clusterq_common.quantities import count, number, percent
 from clusterq_common.shards.read import ShardSet
 from clusterq_report.charts.bars import Bars, bar_chart
 from clusterq_report.charts.lines import Line, line_chart
+from clusterq_report.html.blocks import Block, Figure, Folded, Paragraph, Table
 from clusterq_report.html.gallery import gallery
-from clusterq_report.html.page import Report, Section, figure, folded, paragraph, table
-from clusterq_report.html.text import number, percent
+from clusterq_report.html.page import Report, Section
 from clusterq_report.quality.findings import BINS, NEAR, ClassFigures, Distribution, ImageFigures, Quality
 from clusterq_report.quality.pictures import closest_pairs, contradicted
 from clusterq_report.quality.summary import COLUMNS, summary_rows
@@ -41,22 +42,22 @@ def quality_page(found: Quality, shards: ShardSet) -> Report:
         tiles["Frechet distance, of real variance"] = number(own.frechet.relative)
     heads, rows = summary_rows(found)
     sections = [
-        Section("figures", "The figures and their references", paragraph(_about(found)) + table(heads, rows)),
-        Section("images", "Images", gallery(shards, found.split)),
+        Section("figures", "The figures and their references", [Paragraph(_about(found)), Table(heads, rows)], opened=True),
+        Section("images", "Images", gallery(shards, found.split), opened=True),
         Section(
-            "teacher", "What the teacher makes of them", _certainty(found) + _agreement(found) + contradicted(found, shards)
+            "teacher", "What the teacher makes of them", [*_certainty(found), *_agreement(found), *contradicted(found, shards)]
         ),
         Section("inside", "Inside the teacher", _batchnorm(found)),
         Section("diversity", "Diversity", _diversity(found)),
-        Section("duplicates", "Duplicates", _near(found) + closest_pairs(found, shards)),
+        Section("duplicates", "Duplicates", [*_near(found), *closest_pairs(found, shards)]),
         Section("classes", "Every class", _classes(found)),
-        Section("origins", "Origins", table(["what", "value"], _origins(found), words=2)),
+        Section("origins", "Origins", [Table(["what", "value"], _origins(found), words=2)]),
     ]
     beside = (
         f"{found.sources['real'].images:,} real images and pure noise" if found.real else "pure noise, without one real image"
     )
     lead = f"{own.images:,} synthetic images made for {found.teacher}, measured beside {beside}."
-    return Report(f"Quality of synthetic images for {found.teacher}", lead, tiles, verdicts(found), sections, GUIDE)
+    return Report(f"Quality of synthetic images for {found.teacher}", lead, tiles, verdicts(found), sections, guide=GUIDE)
 
 
 def _about(found: Quality) -> str:
@@ -71,33 +72,36 @@ def _about(found: Quality) -> str:
     )
 
 
-def _certainty(found: Quality) -> str:
-    def drawn(title: str, x_label: str, of: Callable[[ImageFigures], Distribution], caption: str) -> str:
+def _certainty(found: Quality) -> list[Block]:
+    def drawn(title: str, x_label: str, of: Callable[[ImageFigures], Distribution], caption: str) -> Figure:
         middles = [100 * (place + 0.5) / BINS for place in range(BINS)]
         lines = [
             Line(COLUMNS[name], [(x, 100 * share) for x, share in zip(middles, of(one).shares, strict=True)])
             for name, one in found.sources.items()
         ]
         chart = line_chart(lines, title=title, x_label=x_label, y_label="percent of images", x_range=(0, 100))
-        return figure(title, chart, caption)
+        return Figure(title, chart, caption)
 
     bins = f"Shares of images in {BINS} bins of equal width."
-    return drawn(
-        "The teacher's confidence",
-        "confidence in its first class, percent",
-        lambda one: one.confidence,
-        f"{bins} Images of which the teacher is as sure as of real ones carry its classes; all of them at the right end are easy ones.",
-    ) + drawn(
-        "Entropy of the teacher's answer",
-        "entropy, percent of the most possible",
-        lambda one: one.entropy,
-        f"{bins} 0: one class alone; 100: all classes alike.",
-    )
+    return [
+        drawn(
+            "The teacher's confidence",
+            "confidence in its first class, percent",
+            lambda one: one.confidence,
+            f"{bins} Images of which the teacher is as sure as of real ones carry its classes; all of them at the right end are easy ones.",
+        ),
+        drawn(
+            "Entropy of the teacher's answer",
+            "entropy, percent of the most possible",
+            lambda one: one.entropy,
+            f"{bins} 0: one class alone; 100: all classes alike.",
+        ),
+    ]
 
 
-def _agreement(found: Quality) -> str:
+def _agreement(found: Quality) -> list[Block]:
     if found.sources["set"].agreement == 1 and found.other is None:
-        return paragraph("The teacher names the stored label on every image of every class.")
+        return [Paragraph("The teacher names the stored label on every image of every class.")]
     names = ["teacher", *([found.other] if found.other else [])]
     groups, caption = _of_classes(
         found,
@@ -105,32 +109,36 @@ def _agreement(found: Quality) -> str:
         lambda one: one.agreement if one.other is None else one.other,
     )
     chart = bar_chart(groups, names, title="Labels confirmed", x_label="percent of a class's images", high=100.0, decimals=1)
-    return figure("Labels confirmed, by class", chart, "Share of images of which a network names the stored label." + caption)
+    return [Figure("Labels confirmed, by class", chart, "Share of images of which a network names the stored label." + caption)]
 
 
-def _batchnorm(found: Quality) -> str:
-    drawn = ""
+def _batchnorm(found: Quality) -> list[Block]:
+    names = [layer.layer for layer in found.sources["set"].batchnorm]
+    places = {float(n): f"{n} {name}" for n, name in enumerate(names, start=1)}
+    blocks: list[Block] = []
     for key, title, caption in (
         ("mean", "Distance of BatchNorm means", "Root mean square over channels of (mean - running mean) / running std."),
         ("std", "Distance of BatchNorm stds", "Mean over channels of |std / running std - 1|."),
     ):
         lines = [
-            Line(COLUMNS[name], [(n, getattr(layer, key)) for n, layer in enumerate(one.batchnorm)])
+            Line(COLUMNS[name], [(n, getattr(layer, key)) for n, layer in enumerate(one.batchnorm, start=1)])
             for name, one in found.sources.items()
         ]
         chart = line_chart(
-            lines, title=title, x_label="BatchNorm layer, in order of execution", y_label="running stds", log=True
+            lines, title=title, x_label="BatchNorm layer, by its number", y_label="running stds", log=True, places=places
         )
-        drawn += figure(title, chart, f"{caption} 0 would be exactly as in training.")
-    heads = ["layer", *(f"{COLUMNS[name]}, {what} off" for name in found.sources for what in ("mean", "std"))]
+        blocks.append(
+            Figure(title, chart, f"{caption} 0 would be exactly as in training. The table has the names of the numbers.")
+        )
+    heads = ["number", "layer", *(f"{COLUMNS[name]}, {what} off" for name in found.sources for what in ("mean", "std"))]
     rows = [
-        [layers[0].layer, *(number(value) for layer in layers for value in (layer.mean, layer.std))]
-        for layers in zip(*(one.batchnorm for one in found.sources.values()), strict=True)
+        [str(n), layers[0].layer, *(number(value) for layer in layers for value in (layer.mean, layer.std))]
+        for n, layers in enumerate(zip(*(one.batchnorm for one in found.sources.values()), strict=True), start=1)
     ]
-    return drawn + folded("Every layer", table(heads, rows))
+    return [*blocks, Folded("Every layer", [Table(heads, rows, words=2, sortable=True)])]
 
 
-def _diversity(found: Quality) -> str:
+def _diversity(found: Quality) -> list[Block]:
     groups, caption = _of_classes(
         found,
         lambda one: [one.features_nearest, one.features_nearest_other, one.features_within],
@@ -145,19 +153,19 @@ def _diversity(found: Quality) -> str:
         "typical distance between images of different classes. "
         "The first well below the second: classes keep together. All near 0: a class is one picture over and over."
     )
-    return figure("Distances in the teacher's features, by class", chart, explanation + caption)
+    return [Figure("Distances in the teacher's features, by class", chart, explanation + caption)]
 
 
-def _near(found: Quality) -> str:
+def _near(found: Quality) -> list[Block]:
     explanation = f"Near-duplicates are images with another one of their class closer than {NEAR:g} of the typical distance in pixels: the two share 99 % of "
     explanation += "their variance."
     if not found.sources["set"].near:
-        return paragraph(f"{explanation} There are none.")
+        return [Paragraph(f"{explanation} There are none.")]
     groups, caption = _of_classes(found, lambda one: [100 * one.near], lambda one: -one.near)
     chart = bar_chart(
         groups, ["near-duplicates"], title="Near-duplicates", x_label="percent of a class's images", high=100.0, decimals=1
     )
-    return figure("Near-duplicates, by class", chart, explanation + caption)
+    return [Figure("Near-duplicates, by class", chart, explanation + caption)]
 
 
 def _of_classes(
@@ -172,7 +180,7 @@ def _of_classes(
     return [Bars(found.class_name(one.label), values(one)) for one in classes], caption
 
 
-def _classes(found: Quality) -> str:
+def _classes(found: Quality) -> list[Block]:
     heads = ["class", "images", "teacher names it", "else mostly", "confidence", "entropy", "clipped"]
     heads += [f"{found.other} names it"] if found.other else []
     heads += ["copies", "near-duplicates", "nearest, pixels", "nearest, features", "others, features"]
@@ -189,7 +197,8 @@ def _classes(found: Quality) -> str:
         rows.append([*seen, *shares, *near, *distances])
     explanation = "Those with the most near-duplicates and contradicted labels first."
     explanation += f" {MOST_ROWS} of {len(found.per_class)}." if len(found.per_class) > MOST_ROWS else ""
-    return folded(f"{len(found.per_class)} classes", paragraph(explanation) + table(heads, rows))
+    title = count(len(found.per_class), "class", "classes")
+    return [Folded(title, [Paragraph(explanation), Table(heads, rows, sortable=True)])]
 
 
 def _origins(found: Quality) -> list[list[str]]:

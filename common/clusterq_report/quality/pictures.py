@@ -1,52 +1,52 @@
 """Images for the figures: closest pairs, and images whose label the teacher contradicts. Free of torch."""
 
+from collections.abc import Sequence
+
+from clusterq_common.quantities import number, percent
 from clusterq_common.shards.read import ShardSet
+from clusterq_report.html.blocks import Block, Captioned, Heading, Paragraph
 from clusterq_report.html.gallery import size_shown, strip
-from clusterq_report.html.page import paragraph
-from clusterq_report.html.text import escaped, number, percent, tag
 from clusterq_report.quality.findings import Quality
 
 # Bytes of each group of images, before PNG and base64; far fewer than the gallery's.
 BUDGET = 200_000
+# Numbers of images side by side, what they show, and the caption below.
+Shown = tuple[list[int], str, str]
 
 
-def closest_pairs(found: Quality, shards: ShardSet) -> str:
-    """Return markup of the closest pairs in pixels, side by side.
+def closest_pairs(found: Quality, shards: ShardSet) -> list[Block]:
+    """Return the closest pairs in pixels, side by side.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
-    if not found.pairs:
-        return ""
-    reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    size = size_shown(spec, 2 * len(found.pairs), BUDGET)
-    cells = []
+    shown = []
     for pair in found.pairs:
         name = found.class_name(pair.label)
-        picture = strip(reader, [pair.first, pair.second], size, f"the closest two images of class {name}")
-        cells.append(_captioned(picture, f"{name}: {number(pair.distance)}"))
+        shown.append(([pair.first, pair.second], f"the closest two images of class {name}", f"{name}: {number(pair.distance)}"))
     explanation = "The closest pairs, with their distance in pixels as a part of the typical one: one of each class first, then second ones. Look whether they are one picture."
-    return tag("h3", "The closest pairs") + paragraph(explanation) + tag("div", *cells, class_="smalls")
+    return _pictures(found, shards, "The closest pairs", explanation, shown)
 
 
-def contradicted(found: Quality, shards: ShardSet) -> str:
-    """Return markup of the images whose label the teacher contradicts with most confidence; empty where there are none.
+def contradicted(found: Quality, shards: ShardSet) -> list[Block]:
+    """Return the images whose label the teacher contradicts with most confidence; empty where there are none.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
-    if not found.contradicted:
-        return ""
-    reader, spec = shards.split(found.split), shards.manifest.teacher.spec
-    size = size_shown(spec, len(found.contradicted), BUDGET)
-    cells = []
+    shown = []
     for image in found.contradicted:
         label, named = found.class_name(image.label), found.class_name(image.named)
-        picture = strip(reader, [image.number], size, f"an image labelled {label}")
-        cells.append(_captioned(picture, f"labelled {label}, the teacher says {named} ({percent(100 * image.confidence, 0)})"))
+        caption = f"labelled {label}, the teacher says {named} ({percent(100 * image.confidence, 0)})"
+        shown.append(([image.number], f"an image labelled {label}", caption))
     explanation = "Images whose label the teacher contradicts, those that it is surest of first, one of each class before a second one of any."
-    return tag("h3", "Labels contradicted") + paragraph(explanation) + tag("div", *cells, class_="smalls")
+    return _pictures(found, shards, "Labels contradicted", explanation, shown)
 
 
-def _captioned(picture: str, caption: str) -> str:
-    return tag("div", picture, tag("div", escaped(caption), class_="tick"), class_="small")
+def _pictures(found: Quality, shards: ShardSet, title: str, explanation: str, shown: Sequence[Shown]) -> list[Block]:
+    if not shown:
+        return []
+    reader, spec = shards.split(found.split), shards.manifest.teacher.spec
+    size = size_shown(spec, sum(len(numbers) for numbers, _, _ in shown), BUDGET)
+    pictures = [(strip(reader, numbers, size, shows), caption) for numbers, shows, caption in shown]
+    return [Heading(title), Paragraph(explanation), Captioned(pictures)]

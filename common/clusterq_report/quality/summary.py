@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from clusterq_report.html.text import number, percent
+from clusterq_common.quantities import number, percent
 from clusterq_report.quality.findings import Diversity, ImageFigures, Quality
 from clusterq_report.quality.verdicts import verdicts
 

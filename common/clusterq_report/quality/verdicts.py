@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 from clusterq_common.intervals import wilson_interval
+from clusterq_common.quantities import count, number
 from clusterq_common.setting_names import setting_name
 from clusterq_report.html.page import Level, Remark
-from clusterq_report.html.text import number
 from clusterq_report.quality.findings import NEAR, ClassFigures, Quality
 
 # Thresholds: near-duplicates of a class (two), copies among all images, and labels of a class confirmed by the teacher.
@@ -44,7 +44,7 @@ def _measured(found: Quality) -> Iterator[Remark]:
         more = f" and {len(found.missing) - MOST_NAMED} more" if len(found.missing) > MOST_NAMED else ""
         yield Remark("warning", f"No image in the split {found.split}: {named}{more}.")
     if found.real is not None and found.real.unreadable:
-        yield Remark("warning", f"{found.real.unreadable} real images could not be read and do not count.")
+        yield Remark("warning", f"{count(found.real.unreadable, 'real image')} could not be read and left out of the figures.")
 
 
 def _labels(found: Quality) -> Iterator[Remark]:

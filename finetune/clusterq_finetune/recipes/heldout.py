@@ -10,6 +10,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import sum_across
 from clusterq_common.distill.kl import distillation_kl
 from clusterq_common.errors import ClusterqError
+from clusterq_common.quantities import without_rounding_below_zero
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
@@ -54,8 +55,9 @@ def measure_heldout(
         for place, same in enumerate((top1 == teacher_top1, top1 == labels, teacher_top1 == labels)):
             sums[place] += same.sum()
         sums[3] += distillation_kl(wanted, logits, config.recipe.temperature).double() * len(images)
-    figures = (sum_across(sums) / len(heldout)).tolist()
-    return dict(zip(MEASURED, figures, strict=True))
+    *shares, kl = (sum_across(sums) / len(heldout)).tolist()
+    kl = without_rounding_below_zero(kl, unit=config.recipe.temperature**2)
+    return dict(zip(MEASURED, (*shares, kl), strict=True))
 
 
 # Epoch number of a student that no epoch has changed.

@@ -20,6 +20,7 @@ from clusterq_common.device.reduce import broadcast
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, progress
 from clusterq_common.quant.structure import quantizable_layers
+from clusterq_common.quantities import size
 from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from clusterq_common.run.run_folder import CHECKPOINT
 from clusterq_common.setting_names import in_a_command, setting_name
@@ -84,8 +85,8 @@ def reconstruct(
         for number, block in enumerate(blocks[len(done) :], start=len(done)):
             limit = recipe.reconstruct_gigabytes * 1e9
             data = BlockData(teacher.model, student, block, pixels, spec, device, limit, low_pass=recipe.low_pass)
-            size = f"{data.bytes / 1e9:.2g} GB {'held' if data.held else 'computed again for each batch'}"
-            done.append(_one_block(student, block, data, recipe, config.runtime.seed, number, size, ticker.advance, recorder))
+            stored = f"{size(data.bytes)} {'held' if data.held else 'computed again for each batch'}"
+            done.append(_one_block(student, block, data, recipe, config.runtime.seed, number, stored, ticker.advance, recorder))
             del data
             if ranks.first and folder is not None:
                 save_checkpoint(folder / RECONSTRUCTED, {"blocks": done, "student": student.state_dict()})
@@ -101,7 +102,7 @@ def _one_block(
     recipe: RecipeConfig,
     seed: int,
     number: int,
-    size: str,
+    stored: str,
     advance: Callable[..., None],
     recorder: Recorder | None,
 ) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _one_block(
         # The learned rounding starts at weights that are still unrounded.
         restore_channels(module, block.of(data.teacher))
     for step in reconstruct_block(module, data, recipe, seed, number, recorder):
-        advance(note=f"{block}: error {before:.4f} before, {size}, step {step}")
+        advance(note=f"{block}: error {before:.4f} before, {stored}, step {step}")
     if recipe.batchnorm == "corrected":
         correct_channels(
             module, block.of(data.teacher), ((batch.float_input, batch.student_input) for batch in data.in_order())

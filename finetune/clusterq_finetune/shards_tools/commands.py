@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
+from clusterq_common.quantities import count, size
 from clusterq_common.shards import derive
 from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
 from clusterq_common.shards.preview import contact_sheet
@@ -34,10 +35,10 @@ def describe(manifest: Manifest) -> list[str]:
         f"logits:    {'float16' if manifest.has_logits else 'none'}",
     ]
     for name, split in manifest.splits.items():
-        size = sum(shard.bytes for shard in split.shards) / 1e6
+        stored = size(sum(shard.bytes for shard in split.shards))
         lines.append(
             f"{name + ':':<10} {split.samples} images, {min(split.per_class)} to {max(split.per_class)} in a class, "
-            f"{len(split.shards)} shards, {size:.1f} MB"
+            f"{count(len(split.shards), 'shard')}, {stored}"
         )
     made = manifest.generation
     if made is not None:
@@ -87,7 +88,7 @@ def table(problems: list[Problem]) -> list[str]:
         return ["nothing is wrong"]
     lines = [f"{one.file:<28} {one.key or '-':<9} {one.what}" for one in problems[:SHOWN_PROBLEMS]]
     more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-    return [f"{'file':<28} {'sample':<9} problem", *lines, *more, f"{len(problems)} problems"]
+    return [f"{'file':<28} {'sample':<9} problem", *lines, *more, count(len(problems), "problem")]
 
 
 def preview(path: Path, out: Path, split: SplitName, classes: list[int] | None, per_class: int) -> int:

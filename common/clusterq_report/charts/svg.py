@@ -1,9 +1,19 @@
-"""Linear and logarithmic scales: mapping of values to positions, and readable ticks."""
+"""Common parts of all charts: SVG elements, scales with readable ticks, axes, legends, and a sentence in place of an empty chart."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup, escape
+
+from clusterq_report.html.text import clean
+
+# Charts are as wide as a phone shows them, where their text has 11 pixels at least. On a wider screen two stand side by side.
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 14, 38
+# Width of a letter of a chart's text, in the chart's units.
+LETTER = 6.6
+SMALL_WIDTH, SMALL_HEIGHT = 160, 92
 # Larger ranges cannot be subtracted in floating point.
 LARGEST = 1e300
 # On a logarithmic axis ratios must be finite, too.
@@ -127,3 +137,73 @@ def logarithmic(values: Iterable[float | None], start: float, end: float) -> Sca
     ticks = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
     inside = tuple(tick for tick in ticks if low <= tick <= high)
     return Scale(low, high, start, end, inside or (low, high), log=True)
+
+
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
+    """Return an SVG element. What is no markup is text, which is escaped and kept short, in attributes as in children.
+
+    Trailing underscores of an attribute's name are dropped, inner ones become hyphens.
+
+    >>> tag("line", x1=2, stroke_width=1.50, class_="axis")
+    Markup('<line x1="2" stroke-width="1.5" class="axis"/>')
+    """
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(clean(_short(value)))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inside = "".join(escape(clean(child)) for child in children)
+    return Markup(f"<{name}{given}>{inside}</{name}>" if children else f"<{name}{given}/>")
+
+
+def _short(value: object) -> object:
+    """Coordinates with two decimals at most: a hundredth of a pixel cannot be seen."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+def chart(width: int, height: int, title: str, marks: Sequence[Markup], names: Sequence[str] = ()) -> Markup:
+    """Return an SVG scaled to the width that the page gives it, with a legend above it where it has several series."""
+    svg = tag("svg", tag("title", title), *marks, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
+    return (legend(names) if len(names) > 1 else Markup()) + svg
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """Return a legend of the series' colours (and, from the seventh series on, dashes)."""
+    entries = []
+    for n, name in enumerate(names):
+        stroke = tag("path", d="M0,5L18,5", class_=f"line s{n % 6} d{n // 6}")
+        entries.append(tag("li", tag("svg", stroke, viewBox="0 0 18 10", class_="swatch"), name))
+    return tag("ul", *entries, class_="legend")
+
+
+def axes(x: Scale, y: Scale, x_label: str, y_label: str) -> Markup:
+    """Return grid lines, ticks and labels of a chart whose frame is the range of its scales."""
+    left, right, bottom, top = x.start, x.end, y.start, y.end
+    marks = []
+    for tick in y.ticks:
+        place = y(tick)
+        marks.append(tag("line", x1=left, x2=right, y1=place, y2=place, class_="grid"))
+        marks.append(tag("text", y.label(tick), x=left - 6, y=place + 4, class_="tick end"))
+    for tick in x.ticks:
+        place = x(tick)
+        marks.append(tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="axis"))
+        # The last number must not leave the chart.
+        end = place + LETTER * len(x.label(tick)) / 2 > right + RIGHT
+        marks.append(
+            tag("text", x.label(tick), x=right if end else place, y=bottom + 16, class_=f"tick {'end' if end else 'middle'}")
+        )
+    marks.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    marks.append(tag("text", x_label, x=(left + right) / 2, y=bottom + 33, class_="label middle"))
+    turned = f"rotate(-90 11 {(bottom + top) / 2:.1f})"
+    marks.append(tag("text", y_label, x=11, y=(bottom + top) / 2, transform=turned, class_="label middle"))
+    return Markup("").join(marks)
+
+
+def note(sentence: str) -> Markup:
+    """Return a sentence that replaces a chart."""
+    return tag("p", sentence, class_="quiet")
+
+
+def shortened(text: str, letters: int) -> str:
+    """Return a text of at most so many letters, with an ellipsis where it was cut."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"

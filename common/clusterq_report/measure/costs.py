@@ -1,0 +1,52 @@
+"""What each layer costs: its weights and its multiply-adds for one image."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.quant.structure import quantizable_layers
+from clusterq_common.taps import batchnorm_layers
+
+
+@torch.no_grad()
+def layer_costs(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
+    """Return a row for each convolution and linear layer, in order of first execution; additions of a bias do not count.
+
+    A row has `layer` (its name), `kind`, `weights`, `multiply_adds` (of one image, summed over the passes of a layer that runs more
+    than once), and `batchnorm`: names of the BatchNorm layers that run after it and before the next row's layer.
+
+    Args:
+        model: a float network in eval mode.
+        example: (1, C, H, W), any values.
+    """
+    order = quantizable_layers(model, example)
+    modules, norms = dict(model.named_modules()), batchnorm_layers(model)
+    rows: dict[str, dict[str, Any]] = {
+        name: {"layer": name, "kind": type(modules[name]).__name__, "weights": 0, "multiply_adds": 0, "batchnorm": []}
+        for name in order
+    }
+    last: list[str] = []
+    seen: set[str] = set()
+
+    def count(name: str, output: Tensor) -> None:
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
+        # Each value of the output is a sum over the weights of its output channel.
+        rows[name]["weights"] = weight.numel()
+        rows[name]["multiply_adds"] += output.numel() // len(output) * weight[0].numel()
+        last.append(name)
+
+    def stands_after(name: str) -> None:
+        if name not in seen:
+            seen.add(name)
+            rows[last[-1] if last else order[0]]["batchnorm"].append(name)
+
+    hooks = [modules[name].register_forward_hook(lambda _m, _a, output, name=name: count(name, output)) for name in order]
+    hooks += [layer.register_forward_hook(lambda _m, _a, _o, name=name: stands_after(name)) for name, layer in norms.items()]
+    try:
+        model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(rows.values())

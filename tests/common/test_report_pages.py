@@ -1,0 +1,84 @@
+"""Pages of runs, from folders that hold no more than what each test is about."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clusterq_report.html.blocks import Code, Figure, Folded, Table
+from clusterq_report.html.page import Report
+from clusterq_report.pages.finetuned_run import finetuning_report
+from clusterq_report.pages.generator_run import generator_report
+from clusterq_report.run_data import Source
+
+RECIPE = {"recipe": "fast", "epochs": 1, "temperature": 20.0, "kl_weight": 20.0}
+MODEL = {"top1": 90.0, "images": 1, "unreadable": ["a.png"]}
+
+
+def page_of(folder: Path, records: list[dict[str, Any]], **files: Any) -> Report:
+    """The page of a fine-tuning with these records and JSON files."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"quant": {"bits": "w4a4"}, "recipe": RECIPE, "shards": "absent"}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return finetuning_report(Source.open(folder))
+
+
+def command(page: Report) -> str:
+    (found,) = [block.text for block in page.headline if isinstance(block, Code)]
+    return found
+
+
+def test_the_next_command_is_the_one_that_is_missing(tmp_path: Path) -> None:
+    assert command(page_of(tmp_path, [{"step": 0}])) == "clusterq-finetune --config config.yaml --out . --resume"
+    assert "evaluate --student . --val" in command(page_of(tmp_path, [], result={"student": {}}))
+    evaluated = page_of(tmp_path, [], result={"teacher": MODEL, "student": MODEL})
+    assert command(evaluated) == "clusterq-finetune export --student . --out model.onnx"
+    (tmp_path / "config.yaml").write_text("generator: {}\n")
+    assert command(generator_report(Source.open(tmp_path))) == "clusterq-gen train --out . --resume"
+
+
+def test_one_is_singular(tmp_path: Path) -> None:
+    said = [remark.sentence for remark in page_of(tmp_path, [{"step": 0}]).remarks]
+    assert "The run is not finished: 1 step is on record. resume goes on." in said
+    evaluated = page_of(tmp_path, [{"step": 0, "loss/ce": None}], result={"teacher": MODEL, "student": MODEL})
+    said = [remark.sentence for remark in evaluated.remarks]
+    assert "1 real image could not be read and left out of the figures." in said
+    assert "1 loss value is not finite: the training went astray; try a smaller lr." in said
+    assert evaluated.lead.endswith("on 1 real image.")
+    assert evaluated.tiles["Recipe"] == "fast, 1 epoch"
+
+
+def test_a_kl_is_negative_by_a_defect_alone(tmp_path: Path) -> None:
+    # Rounding: 1e-7 times T² = 400, and times the weight 20 in the loss.
+    rounded = [{"step": 0, "loss/kl": -8e-4, "loss/ce": 1.0}, {"step": 0, "epoch": 0, "heldout/kl": -4e-5}]
+    page = page_of(tmp_path, rounded)
+    assert not [remark for remark in page.remarks if "KL" in remark.sentence]
+    learning = next(section for section in page.sections if section.anchor == "learning")
+    drawings = [block.drawing for block in learning.blocks if isinstance(block, Figure)]
+    assert any("kl: 0 at 0" in drawing for drawing in drawings)
+    assert not any("-" in title for drawing in drawings for title in drawing.split("<title>")[1:] if title.startswith("kl"))
+    page = page_of(tmp_path, [{"step": 0, "epoch": 0, "heldout/kl": -0.3}])
+    assert [remark.level for remark in page.remarks if "A KL divergence of -0.300 is on record" in remark.sentence] == [
+        "warning"
+    ]
+
+
+def test_terms_of_a_loss_are_explained(tmp_path: Path) -> None:
+    page = page_of(tmp_path, [{"step": 0, "loss/ce": 1.0, "loss/mine": 2.0}])
+    learning = next(section for section in page.sections if section.anchor == "learning")
+    (legend,) = [block for block in learning.blocks if isinstance(block, Folded)]
+    (table,) = legend.blocks
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == ["ce", "mine"]
+    assert table.rows[1][1] == "a term of the method's own"
+
+
+def test_size_and_speed_of_an_exported_file(tmp_path: Path) -> None:
+    latency = [{"batch": 1, "milliseconds": {"file": [1.5, 1.4, 1.6]}, "ratio": [0.5, 0.4, 0.6]}, {"batch": 16}]
+    tiles = page_of(tmp_path, [], benchmark={"bytes": {"file": 123_456}, "latency": latency}).tiles
+    assert tiles["Exported file"] == "123 kB"
+    assert tiles["Time of a batch of 1"] == "1.50 ms, 0.50 of float's"
+    assert not {"Exported file", "Time of a batch of 1"} & page_of(tmp_path / "other", []).tiles.keys()
