@@ -23,8 +23,11 @@ class Interval:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion, in percent (Wilson, 1927)."""
+def wilson_interval(hits: float, count: float) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a proportion, in percent (Wilson, 1927).
+
+    `count` may be an effective number of observations, and then both are no whole numbers.
+    """
     share, spread = hits / count, Z * Z / count
     middle = share + spread / 2
     half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))

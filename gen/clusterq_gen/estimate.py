@@ -88,12 +88,14 @@ def _generator_step(config: GenConfig, teacher: Teacher, device: torch.device) -
 def _image_step(bank: BankConfig, config: GenConfig, teacher: Teacher, device: torch.device) -> float:
     whole = config.train.batch_size if is_bank(config.method.method) else config.emit.refine_batch
     count, spec = min(whole, _measured(teacher)), teacher.spec
-    optimiser = Optimiser.start(bank.model_copy(update={"bank_steps": 1}), config.runtime, teacher, device)
+    # So small a rate that no setting of the run lets images diverge here; steps take as long with any.
+    one_step = bank.model_copy(update={"bank_steps": 1, "bank_lr": 1e-6})
+    optimiser = Optimiser.start(one_step, config.runtime, teacher, device)
     start = normalise(_pixels(count, teacher), spec).to(device)
     labels = torch.arange(count) % spec.num_classes if optimiser.bank.labelled else None
     optimiser.optimise(start, labels, 0)
     more = Optimiser(
-        bank.model_copy(update={"bank_steps": 1 + MEASURED_STEPS}), config.runtime, teacher, device, optimiser.targets
+        one_step.model_copy(update={"bank_steps": 1 + MEASURED_STEPS}), config.runtime, teacher, device, optimiser.targets
     )
     one = _seconds(lambda: optimiser.optimise(start, labels, 0), device)
     several = _seconds(lambda: more.optimise(start, labels, 0), device)

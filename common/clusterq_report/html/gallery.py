@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from clusterq_report.html.text import class_label
 from clusterq_report.run_data import Source
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 CLASSES, COLUMNS = 16, 8
 # Limit for all images together, before PNG and base64, so that the page stays below two megabytes.
 BYTES = 1_000_000
@@ -53,7 +55,7 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> list[Block]:
     strips = []
     for label, numbers in by_class.items():
         name = class_label(label, names[label] if names else None)
-        strips.append((name, strip(reader, numbers, spec, size, f"{len(numbers)} stored images of class {name}")))
+        strips.append((name, strip(reader, numbers, size, f"{len(numbers)} stored images of class {name}")))
     present = sum(count > 0 for count in per_class)
     of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
     of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
@@ -72,17 +74,22 @@ def size_shown(spec: InputSpec, images: int, budget: int = BYTES) -> tuple[int, 
     return (spec.height, spec.width) if side >= shorter else (spec.height * side // shorter, spec.width * side // shorter)
 
 
-def strip(reader: SplitReader, numbers: Sequence[int], spec: InputSpec, size: tuple[int, int], shows: str) -> Picture:
+def strip(reader: SplitReader, numbers: Sequence[int], size: tuple[int, int], shows: str) -> Picture:
     """Return images side by side, each of `size` (height, width), as one picture; `shows` is its alternative text.
 
     Raises:
         ClusterqError: a sample cannot be read.
     """
+    return pictures([reader.read(number)[0] for number in numbers], size, shows)
+
+
+def pictures(images: Sequence[Pixels], size: tuple[int, int], shows: str) -> Picture:
+    """Return images (H, W, C) uint8 side by side, each of `size` (height, width), as one picture; `shows` is its alternative text."""
     height, width = size
-    row = Image.new("L" if spec.channels == 1 else "RGB", (len(numbers) * (width + GAP) - GAP, height), "gray")
-    for place, number in enumerate(numbers):
-        pixels, _, _ = reader.read(number)
-        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if spec.channels == 1 else pixels))
+    grey = images[0].shape[2] == 1
+    row = Image.new("L" if grey else "RGB", (len(images) * (width + GAP) - GAP, height), "gray")
+    for place, pixels in enumerate(images):
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels))
         small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BOX)
         row.paste(small, (place * (width + GAP), 0))
     factor = max(1, SMALLEST_SHOWN // max(size))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clusterq_common.capture import Call, capture
 from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.taps import batchnorm_layers
 
@@ -29,24 +30,20 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
     last: list[str] = []
     seen: set[str] = set()
 
-    def count(name: str, output: Tensor) -> None:
-        weight = modules[name].weight
+    def count(call: Call, output: Tensor) -> None:
+        weight = modules[call.name].weight
         assert isinstance(weight, Tensor)
         # Each value of the output is a sum over the weights of its output channel.
-        rows[name]["weights"] = weight.numel()
-        rows[name]["multiply_adds"] += output.numel() // len(output) * weight[0].numel()
-        last.append(name)
+        rows[call.name]["weights"] = weight.numel()
+        rows[call.name]["multiply_adds"] += output.numel() // len(output) * weight[0].numel()
+        last.append(call.name)
 
-    def stands_after(name: str) -> None:
-        if name not in seen:
-            seen.add(name)
-            rows[last[-1] if last else order[0]]["batchnorm"].append(name)
+    def stands_after(call: Call, _: Tensor) -> None:
+        if call.name not in seen:
+            seen.add(call.name)
+            rows[last[-1] if last else order[0]]["batchnorm"].append(call.name)
 
-    hooks = [modules[name].register_forward_hook(lambda _m, _a, output, name=name: count(name, output)) for name in order]
-    hooks += [layer.register_forward_hook(lambda _m, _a, _o, name=name: stands_after(name)) for name, layer in norms.items()]
-    try:
+    layers = {name: modules[name] for name in order}
+    with capture(layers, after=count), capture(norms, after=stands_after):
         model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return list(rows.values())

@@ -92,7 +92,7 @@ def collect(batches: Iterator[Batch], networks: Networks, advance: Callable[[int
                 "confidence": confidence,
                 "entropy": -(shares * log_shares).sum(1),
                 "clipped": ((pixels == 0) | (pixels == 255)).float().mean((1, 2, 3)),
-                "small": _small(pixels),
+                "small": small_pixels(pixels).flatten(1),
                 "features": features.latest.float(),
             }
             if other is not None:
@@ -115,10 +115,10 @@ def _normalised(pixels: Tensor, network: Teacher) -> Tensor:
     return normalise(pixels, network.spec).contiguous(memory_format=torch.channels_last)
 
 
-def _small(pixels: Tensor) -> Tensor:
-    """Convert (N, C, H, W) uint8 to (N, C * h * w) uint8 with the longer of h and w at most 32, by means over areas."""
+def small_pixels(pixels: Tensor) -> Tensor:
+    """Convert (N, C, H, W) uint8 to (N, C, h, w) uint8 with the longer of h and w at most 32, by means over areas."""
     sides = pixels.shape[-2:]
     if max(sides) > LARGEST_COMPARED:
         height, width = (max(1, round(side * LARGEST_COMPARED / max(sides))) for side in sides)
         pixels = adaptive_avg_pool2d(pixels.float(), (height, width)).round().to(torch.uint8)
-    return pixels.flatten(1)
+    return pixels

@@ -48,5 +48,5 @@ def _pictures(found: Quality, shards: ShardSet, title: str, explanation: str, sh
         return []
     reader, spec = shards.split(found.split), shards.manifest.teacher.spec
     size = size_shown(spec, sum(len(numbers) for numbers, _, _ in shown), BUDGET)
-    pictures = [(strip(reader, numbers, spec, size, shows), caption) for numbers, shows, caption in shown]
+    pictures = [(strip(reader, numbers, size, shows), caption) for numbers, shows, caption in shown]
     return [Heading(title), Paragraph(explanation), Captioned(pictures)]

@@ -15,7 +15,8 @@ from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
 from clusterq_finetune.cli.named_set import PLACES, SHARING, Flags, Out, Set, brought, located, rules
 from clusterq_finetune.config import EvaluationConfig
-from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
+from clusterq_finetune.data.layouts import LAYOUTS, LAYOUTS_OR_OWN
+from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.quality.config import QualityConfig
 
 app = App(help="Look at sets of shards, check them, merge them, cut them, mend them.", no_args_is_help=True)
@@ -133,6 +134,73 @@ def quality(
         for line in summary_lines(found):
             print_result(line)
         print_result(f"page: {out}")
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+
+    run_guarded(go, debug=debug, quiet=quiet)
+
+
+@app.command(
+    epilog=examples(
+        "clusterq-finetune shards leakage out/ --train private/train/ --holdout private/test/",
+        "clusterq-finetune shards leakage out/ --train train/ --holdout test/ --student out/finetune-w4a4/",
+    )
+)
+@with_flags({"leakage": LeakageConfig, "evaluation": EvaluationConfig, **SHARING}, typer.Option)
+def leakage(
+    flags: Flags,
+    folder: Set,
+    train: Annotated[
+        Path, typer.Option("--train", help=f"The images that the teacher was trained on: {LAYOUTS}.", show_default=False)
+    ],
+    holdout: Annotated[
+        Path,
+        typer.Option("--holdout", help="Images of the same source that the teacher never saw, likewise.", show_default=False),
+    ],
+    real_classes: Annotated[
+        Path | None,
+        typer.Option("--real-classes", help="File with one class folder name of both a line, in index order."),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="The teacher.", show_default="as the run folder or the manifest says")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Its weights.")] = None,
+    other_arch: Annotated[
+        str | None,
+        typer.Option(
+            "--other-arch",
+            help="Another classifier of the same images and classes, to compare by its features too; best one that never saw the "
+            "training images.",
+        ),
+    ] = None,
+    other_weights: Annotated[str | None, typer.Option("--other-weights", help="Its weights.")] = None,
+    student: Annotated[
+        Path | None, typer.Option("--student", help="Folder of a student, to attack it beside the teacher.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page; the figures go beside it as JSON. Both are private.")] = Path(
+        "leakage.html"
+    ),
+    device: OnDevice = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what a set gives away of the training images, for those who have them: copies, nearness, class means, membership."""
+
+    def go() -> None:
+        from clusterq_finetune.shards_tools.leakage import Where
+        from clusterq_finetune.shards_tools.leakage import leakage as measure
+        from clusterq_report.leakage.summary import summary_lines
+
+        runtime = RuntimeConfig.validated({"device": device, "threads": threads})
+        config = LeakageConfig.validated(flags.get("leakage", {}))
+        reading = EvaluationConfig.validated(flags.get("evaluation", {}))
+        where = Where(train, holdout, real_classes, arch, weights, other_arch, other_weights, student, reading)
+        found = measure(brought(folder, flags), where, config, runtime, out)
+        for line in summary_lines(found):
+            print_result(line)
+        print_result(f"page: {out} (private: it holds real images)")
         if as_json:
             print_json(found.model_dump(mode="json"))
 

@@ -71,13 +71,25 @@ def auroc(positive: Scores, negative: Scores) -> tuple[float | None, tuple[float
         return None, None
     # Sorted, so that the sums' rounding does not depend on the order of the images.
     positive, negative = np.sort(positive), np.sort(negative)
-    # Of each image, the share of the other class that it is on the right side of.
-    above = (np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")) / (2 * len(negative))
-    below = 1 - (np.searchsorted(positive, negative, "left") + np.searchsorted(positive, negative, "right")) / (
-        2 * len(positive)
-    )
+    above, below = placements(positive, negative)
     area = float(above.mean())
     if min(len(positive), len(negative)) < 2 or area in (0.0, 1.0):
         return area, None
     half = Z * math.sqrt(float(above.var(ddof=1)) / len(positive) + float(below.var(ddof=1)) / len(negative))
     return area, (max(0.0, area - half), min(1.0, area + half))
+
+
+def placements(positive: Scores, negative: Scores) -> tuple[Scores, Scores]:
+    """Of each image, the share of the other class that it is on the right side of, ties counted half.
+
+    Args:
+        positive: (M,) scores of class 1.
+        negative: (N,) scores of class 0.
+
+    Returns:
+        (M,) and (N,), in the images' order.
+    """
+    low, high = np.sort(positive), np.sort(negative)
+    above = (np.searchsorted(high, positive, "left") + np.searchsorted(high, positive, "right")) / (2 * len(high))
+    below = 1 - (np.searchsorted(low, negative, "left") + np.searchsorted(low, negative, "right")) / (2 * len(low))
+    return above, below

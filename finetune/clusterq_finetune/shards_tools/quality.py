@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
@@ -14,14 +13,13 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
 from clusterq_common.setting_names import settings_renamed
-from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
-from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.spec import TeacherConfig, is_factory
+from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
-from clusterq_finetune.teachers import SPEC_FIELDS, find_teacher, load_checked_teacher, run_folder_of
+from clusterq_finetune.shards_tools.networks import other_network
+from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.quality.collect import Networks
 from clusterq_report.quality.config import QualityConfig
 from clusterq_report.quality.findings import Quality
@@ -73,7 +71,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     manifest = shards.manifest
     flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
     teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
-    other = None if where.other_arch is None else _other(where.other_arch, where.other_weights, manifest, device)
+    other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     numbers = choose(shards, config)
     if len(numbers) < 2:
         raise ClusterqError(f"--split: {config.split} has {len(numbers)} images, expected two or more; choose another split.")
@@ -83,23 +81,6 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
         found = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
     atomic_write(out, quality_page(found, shards).html())
     return found
-
-
-def _other(arch: str, weights: str | None, manifest: Manifest, device: torch.device) -> Teacher:
-    """Another classifier of the same images and classes."""
-    spec = manifest.teacher.spec
-    known = {"arch": arch, "weights": weights}
-    if is_factory(arch):
-        known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
-    with settings_renamed({"arch": "other_arch", "weights": "other_weights"}):
-        other = load_teacher(TeacherConfig.validated(known), device=device)
-    found = other.spec
-    if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
-        raise ClusterqError(
-            f"--other-arch: {arch} takes {found.channels}x{found.shown_size} images of {found.num_classes} classes, expected "
-            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
-        )
-    return other
 
 
 def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> Real:

@@ -1,0 +1,117 @@
+"""Collection of what is kept of each image: two readings, the second in the order of the images' pixels."""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clusterq_common.capture import classifier_input
+from clusterq_common.errors import ClusterqError
+from clusterq_common.images import normalise
+from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec
+from clusterq_report.leakage.spaces import Images
+from clusterq_report.quality.collect import small_pixels
+from clusterq_report.quality.sample import batch_size
+
+# Numbers of images in their source -> pixels (N, C, H, W) uint8, labels (N,) int64 and numbers of those that can be read.
+Read = Callable[[list[int]], tuple[Tensor, Tensor, list[int]]]
+
+
+@torch.no_grad()
+def collect(
+    read: Read,
+    numbers: list[int],
+    featured: dict[str, Teacher],
+    judged: dict[str, nn.Module],
+    spec: InputSpec,
+    device: torch.device,
+    what: str,
+    fewest: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Images:
+    """Run images through the networks, in eval mode and float32, sorted by their pixels.
+
+    Sums in a network round differently in another batch. So images are read once to sort them, and once more in that order: how
+    files are named or ordered changes no figure. About P + 4 D bytes are kept for each image, P its values at 32 x 32 pixels.
+
+    Args:
+        read: reads some images.
+        numbers: which images.
+        featured: by name, networks whose features and answers are kept.
+        judged: by name, networks whose answers alone are kept; they take what the teacher takes.
+        spec: the teacher's input.
+        device: where the networks are.
+        what, fewest: the setting that named the images, and how many of them must be readable.
+        advance: called with the number of images of each batch; each image counts twice.
+
+    Raises:
+        ClusterqError: too few images can be read.
+    """
+    size = batch_size(spec)
+    digests: list[tuple[bytes, int]] = []
+    for start in range(0, len(numbers), size):
+        pixels, labels, there = read(numbers[start : start + size])
+        for image, label, number in zip(pixels.contiguous(), labels.tolist(), there, strict=True):
+            content = image.numpy().tobytes() + f" {label}".encode()
+            digests.append((hashlib.blake2b(content, digest_size=16).digest(), number))
+        advance(min(size, len(numbers) - start))
+    if len(digests) < fewest:
+        raise ClusterqError(
+            f"{len(digests)} of {len(numbers)} images can be read, expected {fewest} or more; check the folder.", setting=what
+        )
+    ordered = [number for _, number in sorted(digests)]
+
+    kept: dict[tuple[str, str], list[Tensor]] = {}
+
+    def keep(kind: str, name: str, values: Tensor) -> None:
+        kept.setdefault((kind, name), []).append(values.cpu())
+
+    def keep_answers(name: str, logits: Tensor, labels: Tensor) -> None:
+        keep("margins", name, margin(logits, labels))
+        keep("confidences", name, margin(logits, logits.argmax(1)))
+
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, len(ordered), size):
+            stored, labels, there = read(ordered[start : start + size])
+            pixels, own = stored.to(device), labels.to(device)
+            for name, network in featured.items():
+                with classifier_input(network.model.eval()) as features:
+                    logits = network.model(_taken(pixels, network.spec))
+                    keep("features", name, features.latest.float())
+                keep_answers(name, logits, own)
+            for name, model in judged.items():
+                keep_answers(name, model.eval()(_taken(pixels, spec)), own)
+            for kind, values in (("labels", labels), ("numbers", torch.tensor(there)), ("small", small_pixels(pixels))):
+                keep(kind, "", values)
+            advance(len(there))
+    joined = {key: torch.cat(values) for key, values in kept.items()}
+
+    def by_network(kind: str) -> dict[str, Tensor]:
+        return {name: values for (of, name), values in joined.items() if of == kind}
+
+    return Images(
+        joined["numbers", ""],
+        joined["labels", ""],
+        joined["small", ""],
+        by_network("features"),
+        by_network("margins"),
+        by_network("confidences"),
+    )
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of the labels' softmax probabilities p, (N,) float64: exact even where p rounds to 1.
+
+    Args:
+        logits: (N, K), K at least two.
+        labels: (N,) int64.
+    """
+    exact = logits.double()
+    others = exact.scatter(1, labels[:, None], -torch.inf)
+    return exact.gather(1, labels[:, None])[:, 0] - others.logsumexp(1)
+
+
+def _taken(pixels: Tensor, spec: InputSpec) -> Tensor:
+    return normalise(pixels, spec).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,337 @@
+"""Comparison of a set, and of held-out images in its place, with training and held-out images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.intervals import Z, wilson_interval
+from clusterq_common.run.seeding import stream
+from clusterq_report.leakage.arrangements import Arrangements, corrected_for_many, p_value
+from clusterq_report.leakage.config import LeakageConfig
+from clusterq_report.leakage.copies import calibrated, ratios
+from clusterq_report.leakage.findings import (
+    MOVED,
+    RATIO_BINS,
+    RATIO_RANGE,
+    BesideControl,
+    ClassFigures,
+    Interval,
+    NearCopies,
+    Pair,
+    SpaceFigures,
+)
+from clusterq_report.leakage.means import MeanShift, MeanSide
+from clusterq_report.leakage.nearness import NearestKind, Nearness
+from clusterq_report.leakage.neighbours import Neighbours, nearest
+from clusterq_report.leakage.spaces import Images, Space
+
+MOST_PAIRS = 12
+Namer = Callable[[int], str]
+Search = Callable[[Space, Images, Images, int], Neighbours]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Result of `compare`; see `Leakage`."""
+
+    spaces: list[SpaceFigures]
+    control: int
+    equal: int
+    draws: int
+    in_both: int
+    alone: int
+
+
+def search_space(space: Space, images: Images, candidates: Images, most: int) -> Neighbours:
+    """Return the nearest candidates of each image in a space."""
+    return nearest(space.versions(images), space.vectors(candidates), most, whole=space.whole)
+
+
+def split_control(held: Images, most: int, seed: int) -> tuple[Images, Images]:
+    """Return control and remaining held-out images: of each class its share, at most half of it.
+
+    Args:
+        held: all held-out images.
+        most: largest number of control images.
+        seed: seed of the draw.
+    """
+    chosen = torch.zeros(len(held), dtype=torch.bool)
+    share = min(0.5, most / len(held))
+    for label in held.labels.unique().tolist():
+        own = (held.labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(own), generator=stream(seed, "leakage control", label))
+        chosen[own[order[: int(share * len(own))]]] = True
+    places = torch.arange(len(held))
+    return held.take(places[chosen]), held.take(places[~chosen])
+
+
+def compare(
+    made: Images,
+    train: Images,
+    held: Images,
+    spaces: list[Space],
+    classes: int,
+    config: LeakageConfig,
+    names: tuple[Namer, Namer] = (str, str),
+    search: Search | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Compared:
+    """Measure all figures that compare images.
+
+    Args:
+        made: the set's images.
+        train, held: training and held-out images.
+        spaces: spaces in which they are compared.
+        classes: K.
+        config: settings.
+        names: names of training and held-out images by their number in the source.
+        search: finds neighbours; another one may know them already.
+        advance: called with 1 after each space, and with the number of assignments after some.
+
+    Raises:
+        ClusterqError: too few held-out images, or of other classes than the training images.
+    """
+    control, rest = split_control(held, config.calibration, config.seed)
+    trained = torch.cat([torch.ones(len(train), dtype=torch.bool), torch.zeros(len(rest), dtype=torch.bool)])
+    arrangements = Arrangements(
+        torch.cat([train.labels, rest.labels]), trained, config.permutations, config.subsamples, config.seed
+    )
+    if not len(control) or not int(arrangements.equal.sum()):
+        raise ClusterqError(
+            f"{len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
+            "expected at least two of each class; take more of them, of the same classes.",
+            setting="holdout",
+        )
+    sources = {"set": made, "control": control}
+    pools = {space.name: torch.cat([space.vectors(train), space.vectors(rest)]) for space in spaces if space.name != MOVED}
+    searched: dict[tuple[str, str], tuple[Neighbours, Neighbours]] = {}
+    kinds: dict[tuple[str, str], NearestKind] = {}
+    sides: dict[tuple[str, str], MeanSide] = {}
+    for space in spaces:
+        for source, images in sources.items():
+            # Of each kind as many as the list needs: the nearest of both together are among them.
+            both = tuple((search or search_space)(space, images, part, arrangements.list_length) for part in (train, rest))
+            searched[space.name, source] = (both[0], both[1])
+            merged = _merged(both[0], both[1], len(train), arrangements.list_length)
+            kinds[space.name, source] = NearestKind(merged, images.labels, arrangements, classes)
+            if space.name != MOVED:
+                sides[space.name, source] = MeanSide(space.vectors(images), images.labels, pools[space.name], arrangements)
+        advance(1)
+    for places in arrangements:
+        for kind in kinds.values():
+            kind.add(places)
+        for side in sides.values():
+            side.add(places)
+        advance(len(places))
+    found = [
+        _figures(
+            space,
+            made,
+            (train, rest),
+            [searched[space.name, source] for source in sources],
+            [kinds[space.name, source].result() for source in sources],
+            [sides[space.name, source].result() if space.name != MOVED else None for source in sources],
+            config,
+            names,
+        )
+        for space in spaces
+    ]
+    everything = torch.cat([train.small, held.small]).flatten(1)
+    twice = _in_both(everything[: len(train)], everything[len(train) :])
+    return Compared(
+        spaces=_corrected(found),
+        control=len(control),
+        equal=int(arrangements.equal.sum()),
+        draws=len(arrangements.draws),
+        in_both=twice,
+        alone=int(((arrangements.of_train > 0) != (arrangements.of_held > 0)).sum()),
+    )
+
+
+def _merged(train: Neighbours, held: Neighbours, first_held: int, kept: int) -> Neighbours:
+    """Return the nearest of both kinds, as many as each list has or would have; held-out images are numbered from `first_held`."""
+    distances, order = torch.cat([train.distances, held.distances], 1).sort(dim=1, stable=True)
+    numbers = torch.cat([train.numbers, held.numbers + first_held], 1).gather(1, order)
+    return Neighbours(distances[:, :kept], numbers[:, :kept])
+
+
+def _figures(
+    space: Space,
+    made: Images,
+    real: tuple[Images, Images],
+    searched: list[tuple[Neighbours, Neighbours]],
+    nearness: list[Nearness],
+    means: list[MeanShift | None],
+    config: LeakageConfig,
+    names: tuple[Namer, Namer],
+) -> SpaceFigures:
+    (to_train, to_held), (control_train, control_held) = searched
+    own, mirrored = (ratios(*pair) for pair in _nearest_both(to_train, to_held))
+    control, control_mirrored = (ratios(*pair) for pair in _nearest_both(control_train, control_held))
+    limit, mirrored_limit = calibrated(control, config.false_alarms), calibrated(control_mirrored, config.false_alarms)
+    near, near_held = own < limit.limit, mirrored < mirrored_limit.limit
+    originals = len(to_train.numbers[near, 0].unique())
+    exact = int(((to_train.distances[:, 0] == 0) & (to_held.distances[:, 0] > 0)).sum())
+    copies = NearCopies(
+        count=int(near.sum()),
+        originals=originals,
+        limit=limit.limit,
+        rate=limit.rate,
+        rate_interval=limit.interval,
+        expected=limit.rate * len(made),
+        p=limit.excess(originals, len(made)),
+        corrected=1.0,
+        of_held=int(near_held.sum()),
+        held_originals=len(to_held.numbers[near_held, 0].unique()),
+        exact=exact,
+    )
+    set_means, control_means = means
+    tested = None
+    if set_means is not None and control_means is not None:
+        tested = BesideControl(
+            value=float(set_means.overall[0]),
+            interval=_around(set_means),
+            p=p_value(set_means.overall),
+            corrected=1.0,
+            control=float(control_means.overall[0]),
+            control_interval=_around(control_means),
+            control_p=_two_sided(control_means.overall),
+        )
+    mine, others = nearness
+    return SpaceFigures(
+        name=space.name,
+        shown=space.shown,
+        nearness=BesideControl(
+            value=float(mine.shares[0]),
+            interval=share_interval(float(mine.shares[0]), mine.effective),
+            p=p_value(mine.shares),
+            corrected=1.0,
+            control=float(others.shares[0]),
+            control_interval=share_interval(float(others.shares[0]), others.effective),
+            control_p=_two_sided(others.shares),
+        ),
+        copies=copies,
+        means=tested,
+        mean_classes=0 if set_means is None else len(set_means.classes),
+        mean_towards=0 if set_means is None else int((set_means.by_class[0] > 0).sum()),
+        by_class=_by_class(made.labels, mine, set_means),
+        pairs=_pairs(space, made, real, (to_train, to_held), own, limit.limit, names),
+        ratios=_bins(own),
+        control_ratios=_bins(control),
+    )
+
+
+def _nearest_both(train: Neighbours, held: Neighbours) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    first, second = train.distances[:, 0], held.distances[:, 0]
+    return (first, second), (second, first)
+
+
+def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> list[ClassFigures]:
+    there = labels.unique()
+    corrected = corrected_for_many(nearness.by_class[:, there]).tolist()
+    shifts = {}
+    if means is not None:
+        chances = corrected_for_many(means.by_class).tolist()
+        shifts = {
+            label: (value, chance)
+            for label, value, chance in zip(means.classes.tolist(), means.by_class[0].tolist(), chances, strict=True)
+        }
+    found = []
+    for label, chance in zip(there.tolist(), corrected, strict=True):
+        share = float(nearness.by_class[0, label])
+        mean, mean_corrected = shifts.get(label, (None, None))
+        found.append(
+            ClassFigures(
+                label=label,
+                images=int((labels == label).sum()),
+                auc=share,
+                auc_interval=share_interval(share, float(nearness.effective_by_class[label])),
+                auc_corrected=chance,
+                mean=mean,
+                mean_corrected=mean_corrected,
+            )
+        )
+    return found
+
+
+def _pairs(
+    space: Space,
+    made: Images,
+    real: tuple[Images, Images],
+    searched: tuple[Neighbours, Neighbours],
+    own: Tensor,
+    limit: float,
+    names: tuple[Namer, Namer],
+) -> list[Pair]:
+    """Return the pairs with the lowest ratios, each training image in one pair at most."""
+    unit = space.vectors(real[0]).shape[1] ** 0.5 if space.whole else 1.0
+    found: list[Pair] = []
+    seen: set[int] = set()
+    for at in own.argsort(stable=True).tolist():
+        places = [int(one.numbers[at, 0]) for one in searched]
+        if places[0] in seen:
+            continue
+        seen.add(places[0])
+        train, held = (int(images.numbers[place]) for images, place in zip(real, places, strict=True))
+        ratio = float(own[at])
+        found.append(
+            Pair(
+                number=int(made.numbers[at]),
+                label=int(made.labels[at]),
+                train=train,
+                train_name=names[0](train),
+                held=held,
+                held_name=names[1](held),
+                distance=float(searched[0].distances[at, 0]) / unit,
+                # The nearest held-out image may be at no distance, too.
+                ratio=min(ratio, 1e9),
+                near=ratio < limit,
+            )
+        )
+        if len(found) == MOST_PAIRS:
+            break
+    return found
+
+
+def _bins(values: Tensor) -> list[float]:
+    low, high = RATIO_RANGE
+    place = ((values.log2() - low) / (high - low) * RATIO_BINS).floor().clamp(0, RATIO_BINS - 1).long()
+    return (torch.bincount(place, minlength=RATIO_BINS).double() / len(values)).tolist()
+
+
+def share_interval(share: float, effective: float) -> Interval:
+    """Return the 95 % interval (Wilson) of a share of this effective number of images, as shares."""
+    low, high = wilson_interval(share * effective, effective)
+    return min(share, low / 100), max(share, high / 100)
+
+
+def _around(shift: MeanShift) -> Interval:
+    value = float(shift.overall[0])
+    return value - Z * shift.error, value + Z * shift.error
+
+
+def _two_sided(statistics: Tensor) -> float:
+    return min(1.0, 2 * min(p_value(statistics), p_value(-statistics)))
+
+
+def _corrected(found: list[SpaceFigures]) -> list[SpaceFigures]:
+    """Return the figures with p-values corrected for the number of tests (Holm, 1979)."""
+    tests = [(one, key) for one in found for key in ("nearness", "copies", "means") if getattr(one, key) is not None]
+    chances = [getattr(one, key).p for one, key in tests]
+    largest, corrected = 0.0, [0.0] * len(tests)
+    for rank, at in enumerate(sorted(range(len(tests)), key=chances.__getitem__)):
+        largest = max(largest, min(1.0, (len(tests) - rank) * chances[at]))
+        corrected[at] = largest
+    changes: dict[str, dict[str, BesideControl | NearCopies]] = {one.name: {} for one in found}
+    for (one, key), value in zip(tests, corrected, strict=True):
+        changes[one.name][key] = getattr(one, key).model_copy(update={"corrected": value})
+    return [one.model_copy(update=changes[one.name]) for one in found]
+
+
+def _in_both(train: Tensor, held: Tensor) -> int:
+    """Return how many held-out images have the same pixels as a training image, (N, P) uint8 each."""
+    known = {row.numpy().tobytes() for row in train}
+    return sum(row.numpy().tobytes() in known for row in held)

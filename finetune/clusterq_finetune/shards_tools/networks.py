@@ -1,0 +1,27 @@
+"""Another network beside the teacher."""
+
+import torch
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import settings_renamed
+from clusterq_common.shards.manifest import Manifest
+from clusterq_common.teacher.load import Teacher, load_teacher
+from clusterq_common.teacher.spec import TeacherConfig, is_factory
+from clusterq_finetune.teachers import SPEC_FIELDS
+
+
+def other_network(arch: str, weights: str | None, manifest: Manifest, device: torch.device) -> Teacher:
+    """Another classifier of the same images and classes."""
+    spec = manifest.teacher.spec
+    known = {"arch": arch, "weights": weights}
+    if is_factory(arch):
+        known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
+    with settings_renamed({"arch": "other_arch", "weights": "other_weights"}):
+        other = load_teacher(TeacherConfig.validated(known), device=device)
+    found = other.spec
+    if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
+        raise ClusterqError(
+            f"--other-arch: {arch} takes {found.channels}x{found.shown_size} images of {found.num_classes} classes, expected "
+            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
+        )
+    return other
