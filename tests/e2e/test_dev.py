@@ -92,7 +92,11 @@ def test_an_interrupted_install_is_done_again(dev: ModuleType, monkeypatch: pyte
     assert len(installs(dev)) == 2
 
 
-def test_only_the_whole_suite_has_a_coverage_floor(dev: ModuleType) -> None:
+def test_only_the_whole_suite_in_ci_has_a_coverage_floor(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)
+    dev.main(["test"])
+    assert "--cov" not in dev.ran[-1]
+    monkeypatch.setenv("CLUSTERQ_COVERAGE", "1")
     dev.main(["test"])
     assert dev.ran[-1].endswith("--cov-fail-under=90")
     dev.main(["test", "-x"])
