@@ -57,4 +57,5 @@ def size_text(count: int) -> str:
     if count < 1000:
         return f"{count} B"
     power = next(power for power in (1, 2, 3, 4) if count < 1000 ** (power + 1) or power == 4)
-    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B"
+    tenths = (count * 10 + 1000**power // 2) // 1000**power  # a manifest may name numbers that no float holds
+    return f"{tenths // 10}.{tenths % 10} {'kMGT'[power - 1]}B"

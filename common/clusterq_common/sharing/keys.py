@@ -136,6 +136,8 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str 
         except TypeError:  # it has a passphrase
             known = os.environ.get(PASSPHRASE) or (ask() if ask is not None else "")
             key = load(data, password=known.encode())
+    except ClusterqError:  # there is nobody to ask
+        raise
     except Exception as error:  # the package raises errors of several kinds; none may quote the key
         raise ClusterqError(
             f"{path} is no private key that can be read ({type(error).__name__}), expected one that `shards keygen` wrote; check the "

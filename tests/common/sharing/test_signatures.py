@@ -115,6 +115,12 @@ def test_a_key_with_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "key").chmod(0o600)
     with pytest.raises(ClusterqError, match="CLUSTERQ_KEY_PASSPHRASE"):
         load_private(tmp_path / "key", lambda: "wrong")
+
+    def nobody() -> str:
+        raise ClusterqError("there is no terminal")
+
+    with pytest.raises(ClusterqError, match="there is no terminal"):
+        load_private(tmp_path / "key", nobody)
     monkeypatch.setenv("CLUSTERQ_KEY_PASSPHRASE", "open")
     assert load_private(tmp_path / "key").public_key() == made.public_key()
     (tmp_path / "key").chmod(0o640)
