@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from clusterq_common.settings import Settings
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -20,7 +20,8 @@ class SharingConfig(Settings):
         False, description="fetch over http:// from other machines too, where anyone on the way can read the set"
     )
     trust: Path | None = Field(
-        None, description="file of makers' public keys, a line each (`shards keygen` writes one, authorized_keys is another)"
+        None,
+        description="file of makers' public keys, a line each (`shards keygen` writes one; lines of authorized_keys without options are others)",
     )
     require_signed: bool = Field(False, description="refuse sets that no maker in `trust` has signed")
 

@@ -476,3 +476,8 @@ def test_another_machine_of_a_job_must_hold_the_same_folder(site: Path) -> None:
     edit_manifest(site / "set", lambda values: values.update(note="the same images, described otherwise"))
     with pytest.raises(ClusterqError, match="holds another set on this machine"):
         also_here(first, site / "set", PLAIN)
+
+
+def test_a_limit_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(ClusterqError, match="max_bytes"):
+        SharingConfig.validated({"max_bytes": f"{'9' * 400}TB"})

@@ -150,6 +150,22 @@ def test_files_of_trusted_keys(tmp_path: Path, keys: dict[str, Path]) -> None:
         parse_public("ssh-ed25519", text.replace("AAAAC3", "AAAAC4"))
 
 
+@pytest.mark.parametrize(
+    "first", ["@revoked", "@cert-authority", "cert-authority", "no-pty,restrict", 'expiry-time="20200101"']
+)
+def test_a_key_with_a_restriction_is_not_trusted(first: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{first} {public_line(bytes(32))}\n")
+    with pytest.raises(ClusterqError, match=r"line 1 of .* restricts it"):
+        read_trusted(tmp_path / "keys")
+
+
+@pytest.mark.parametrize("end", ["\r", "\v", "\f", "\x1c", "\x85", "\u2028"])
+def test_no_key_hides_in_a_name(end: str, tmp_path: Path) -> None:
+    text = f"{public_line(bytes(32))} Team{end}{public_line(b'x' * 32)} B\r\n"
+    (tmp_path / "keys").write_bytes(text.encode())
+    assert list(read_trusted(tmp_path / "keys")) == [bytes(32)]
+
+
 def test_a_signed_set_has_a_known_maker(tmp_path: Path, keys: dict[str, Path]) -> None:
     write_set(tmp_path / "set")
     assert judged(tmp_path / "set") == "unsigned: who made it cannot be told"
