@@ -22,6 +22,8 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 # No file is longer than 18 digits say, and Python refuses to read numbers of thousands of digits.
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
+# What stays as it is written in an address: all that has a meaning there, and what is quoted already.
+_WRITTEN = "/%:@!$&'()*+,;=~[]"
 
 
 class HttpRemote:
@@ -60,7 +62,9 @@ class HttpRemote:
         if address.user is not None:
             headers["Authorization"] = "Basic " + base64.b64encode(address.user.encode()).decode()
         shown = str(address)
-        return cls(shown, shown, query=address.query, headers=headers, allow_http=allow_http, patience=patience)
+        base = f"{address.scheme}://{address.host}/{quote(address.path, safe=_WRITTEN)}".rstrip("/")
+        query = quote(address.query, safe=f"{_WRITTEN}?")
+        return cls(base, shown, query=query, headers=headers, allow_http=allow_http, patience=patience)
 
     @contextmanager
     def open(self, name: str, start: int = 0) -> Iterator[Stream]:

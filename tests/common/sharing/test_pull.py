@@ -419,6 +419,14 @@ def test_what_is_not_there_and_what_may_come_later(server: Server, site: Path, t
         fetched(address, tmp_path / "out")
 
 
+def test_an_address_with_blanks_and_umlauts_is_quoted(server: Server, site: Path) -> None:
+    address, told = server
+    shutil.copytree(site / "set", site / "f%C3%BCr%20b%2F1")
+    offer = look(f"{address.removesuffix('/set')}/f\u00fcr b%2F1?token=a b%20c", PLAIN)
+    assert offer.manifest == read_manifest(site / "set")
+    assert told.asked[0][0] == "/f%C3%BCr%20b%2F1/manifest.json?token=a%20b%20c"
+
+
 def test_a_server_that_is_not_there() -> None:
     with serving(Path("/nonexistent")) as (address, _):
         pass
