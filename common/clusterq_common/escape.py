@@ -24,6 +24,8 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "&#96;"}
 _BLOCK = re.compile(r"^(?:([#+=:-])|([0-9]+)([.)]))")
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"]*@")
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^?\s'\"]*)\?[^\s'\"]*")
+# A whole word of a command line: there a password may hold blanks and quotes, too.
+_ADDRESS = re.compile(r"((?:--[\w-]+=)?[A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#]*@)?([^?]*)(?:\?.*)?", re.DOTALL)
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -44,6 +46,8 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("from https://me:pass@host/set?token=1 to out")
     'from https://host/set to out'
     """
+    if (word := _ADDRESS.fullmatch(text)) is not None:
+        text = word[1] + word[2]
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 
 

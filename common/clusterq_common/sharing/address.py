@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -97,6 +98,27 @@ def is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(bare).is_loopback
     except ValueError:
         return bare == "localhost"
+
+
+def may_be_this_machine(host: str) -> bool:
+    """Return whether a server's name leads to this machine in any spelling that systems take: 0.0.0.0, 127.1, ::ffff:127.0.0.1, a.localhost.
+
+    Wider than `is_this_machine`, for what is refused. A name that a name server gives such an address is not seen.
+    """
+    bare = host.strip("[]").lower().rstrip(".")
+    if bare == "localhost" or bare.endswith(".localhost"):
+        return True
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(bare))
+        except (OSError, ValueError):
+            return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified
 
 
 def _of_hub(text: str, setting: str | None) -> Address:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from clusterq_common.settings import Settings
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -20,7 +20,8 @@ class SharingConfig(Settings):
         False, description="fetch over http:// from other machines too, where anyone on the way can read the set"
     )
     trust: Path | None = Field(
-        None, description="file of makers' public keys, a line each (`shards keygen` writes one, authorized_keys is another)"
+        None,
+        description="file of makers' public keys, a line each (`shards keygen` writes one; lines of authorized_keys without options are others)",
     )
     require_signed: bool = Field(False, description="refuse sets that no maker in `trust` has signed")
 
@@ -57,4 +58,5 @@ def size_text(count: int) -> str:
     if count < 1000:
         return f"{count} B"
     power = next(power for power in (1, 2, 3, 4) if count < 1000 ** (power + 1) or power == 4)
-    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B"
+    tenths = (count * 10 + 1000**power // 2) // 1000**power  # a manifest may name numbers that no float holds
+    return f"{tenths // 10}.{tenths % 10} {'kMGT'[power - 1]}B"

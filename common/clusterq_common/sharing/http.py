@@ -12,14 +12,18 @@ from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.sharing.address import Address, is_this_machine
+from clusterq_common.sharing.address import Address, is_this_machine, may_be_this_machine
 from clusterq_common.sharing.remote import CHUNK, CutOffError, NotThereError, Stream
 
 # Without a byte for so long, a connection counts as broken.
 PATIENCE_SECONDS = 30.0
 # Answers of servers that may be better in a moment.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+# No file is longer than 18 digits say, and Python refuses to read numbers of thousands of digits.
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
+# What stays as it is written in an address: all that has a meaning there, and what is quoted already.
+_WRITTEN = "/%:@!$&'()*+,;=~[]"
 
 
 class HttpRemote:
@@ -58,7 +62,9 @@ class HttpRemote:
         if address.user is not None:
             headers["Authorization"] = "Basic " + base64.b64encode(address.user.encode()).decode()
         shown = str(address)
-        return cls(shown, shown, query=address.query, headers=headers, allow_http=allow_http, patience=patience)
+        base = f"{address.scheme}://{address.host}/{quote(address.path, safe=_WRITTEN)}".rstrip("/")
+        query = quote(address.query, safe=f"{_WRITTEN}?")
+        return cls(base, shown, query=query, headers=headers, allow_http=allow_http, patience=patience)
 
     @contextmanager
     def open(self, name: str, start: int = 0) -> Iterator[Stream]:
@@ -96,12 +102,12 @@ class HttpRemote:
                 f"{self.shown}: the server sent another part of a file than byte {asked} and on; try another address."
             )
         length = answer.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
+        return 0, int(length) if _LENGTH.fullmatch(length) else None
 
     def _chunks(self, answer: Any, name: str) -> Iterator[bytes]:
         while True:
             with self._errors(name):
-                chunk = answer.read(CHUNK)
+                chunk = answer.read1(CHUNK)  # what has arrived, so that a connection that fails next loses none of it
             if not chunk:
                 return
             yield chunk
@@ -131,6 +137,11 @@ class HttpRemote:
             raise CutOffError(
                 f"{self.shown}: the connection failed while {name} was fetched ({_reason(reason)}); try again."
             ) from None
+        except (ValueError, OverflowError) as error:  # of Python's client, for addresses that it cannot take apart or encode
+            raise ClusterqError(
+                f"{self.shown}: {name} cannot be asked for ({type(error).__name__}), expected an address of plain letters, or a redirect to one; "
+                "check the address."
+            ) from None
 
 
 class _RedirectError(Exception):
@@ -154,7 +165,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         host = to.hostname or ""
         if to.username is not None or not host or to.scheme not in {"https", "http"}:
             raise _RedirectError("to what is no address of a web server, or holds credentials")
-        if is_this_machine(host) and not self._begins_here:
+        if may_be_this_machine(host) and not self._begins_here:
             raise _RedirectError("to this machine itself")
         if to.scheme != "https" and not (self._allow_http or is_this_machine(host)):
             raise _RedirectError(f"to {host} without encryption")
@@ -162,6 +173,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if further is not None and (to.scheme, to.netloc) == self._server:
             for header, value in self._headers.items():
                 further.add_unredirected_header(header, value)
+        fp.close()  # urllib would read all of what comes with the redirect, however much that is
         return further
 
 

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ LARGEST_KEY_FILE = 1 << 20
 PASSPHRASE = "CLUSTERQ_KEY_PASSPHRASE"
 # The name of the kind and the key, each behind its length in four bytes.
 _HEADER = len(KIND).to_bytes(4, "big") + KIND.encode() + KEY_BYTES.to_bytes(4, "big")
+# What OpenSSH puts in front of keys that it trusts less, or not at all: `@revoked`, `cert-authority`, `expiry-time="..."`.
+_RESTRICTION = re.compile(r"@.*|.*[=\"].*|(.*,)?(cert-authority|restrict|no-[a-z0-9-]+)(,.*)?", re.IGNORECASE)
 
 
 def public_line(key: bytes, name: str = "") -> str:
@@ -54,10 +57,12 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
     """Public keys of makers and their names, from a file of lines `ssh-ed25519 AAAA... NAME` or `NAME ssh-ed25519 AAAA...`.
 
     Raises:
-        ClusterqError: it cannot be read, holds no key, or a line that is none.
+        ClusterqError: it cannot be read, holds no key, or a line that is none, or a key with a restriction of OpenSSH, which nothing here
+            would keep to.
     """
     found: dict[bytes, str] = {}
-    for number, line in enumerate(_text(path, setting).splitlines(), 1):
+    # At line feeds alone: other characters that end lines for Python are invisible, and a key behind one would not be seen.
+    for number, line in enumerate(_text(path, setting, newline="\n").split("\n"), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -65,6 +70,8 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
         try:
             if place < 0 or len(words) < place + 2:
                 raise ValueError(f"it is no line of a key of kind {KIND}")
+            if place == 1 and _RESTRICTION.fullmatch(words[0]):
+                raise ValueError(f"{words[0][:40]!r} in front of a key restricts it, which is not kept to here")
             key = parse_public(words[place], words[place + 1])
         except ValueError as error:
             raise ClusterqError(
@@ -136,6 +143,8 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str 
         except TypeError:  # it has a passphrase
             known = os.environ.get(PASSPHRASE) or (ask() if ask is not None else "")
             key = load(data, password=known.encode())
+    except ClusterqError:  # there is nobody to ask
+        raise
     except Exception as error:  # the package raises errors of several kinds; none may quote the key
         raise ClusterqError(
             f"{path} is no private key that can be read ({type(error).__name__}), expected one that `shards keygen` wrote; check the "
@@ -149,7 +158,7 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str 
     return key
 
 
-def _text(path: Path, setting: str | None) -> str:
+def _text(path: Path, setting: str | None, newline: str | None = None) -> str:
     try:
         if not path.is_file():
             raise ClusterqError(f"{path} is no file, expected a file of keys; check the path.", setting=setting)
@@ -157,7 +166,8 @@ def _text(path: Path, setting: str | None) -> str:
             raise ClusterqError(
                 f"{path} has more than {LARGEST_KEY_FILE} bytes, expected a file of keys; check the path.", setting=setting
             )
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise ClusterqError(f"{path} is no text, expected a file of keys; check the path.", setting=setting) from error
     except OSError as error:

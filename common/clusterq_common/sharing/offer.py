@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -37,7 +38,7 @@ class Offer:
         manifest: checked.
         digest: of all that the manifest says.
         data: the manifest's file, byte for byte.
-        signatures: files of signatures, byte for byte, by name; all that is in them has been verified.
+        signatures: files of signatures, byte for byte, by name; verified, where the package for it is installed.
         maker: who signed the set.
         parents: signatures under the sets that it comes from.
         changed: when the set was put there, as the server says.
@@ -161,7 +162,9 @@ def _date(text: str | None) -> str | None:
     """A server's date as ISO 8601; None where it is none."""
     if text is None:
         return None
-    try:
-        return parsedate_to_datetime(text).isoformat()
-    except ValueError:
-        return text if text[:4].isdecimal() and len(text) <= 40 else None
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            return read(text).isoformat()
+        except (ValueError, OverflowError):
+            continue
+    return None

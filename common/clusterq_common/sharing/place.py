@@ -24,12 +24,14 @@ class Place:
     Attributes:
         folder: of the set or, if that is what was named, of the run that it lies in.
         digest: of the set.
+        manifest: digest of all that its manifest says.
         maker: who signed it.
         address: where it came from, without credentials and with its commit, if an address was named.
     """
 
     folder: Path
     digest: str
+    manifest: str
     maker: Maker
     address: str | None = None
 
@@ -48,11 +50,11 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
     if is_address(str(named)):
         offer = look(str(named), config, setting)
         say_maker(offer.remote.shown, offer.maker, config)
-        return Place(pull(offer, config), offer.manifest.digest, offer.maker, offer.remote.shown)
+        return Place(pull(offer, config), offer.manifest.digest, offer.digest, offer.maker, offer.remote.shown)
     folder = Path(named)
     manifest, maker = describe_folder(folder, config)
     say_maker(str(folder), maker, config)
-    return Place(folder, manifest.digest, maker)
+    return Place(folder, manifest.digest, manifest_digest(shard_folder(folder)), maker)
 
 
 def saved_folder(saved: str | Path, file: Path) -> str:
@@ -85,12 +87,20 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
     """The same set for another process of a job, which may run on another machine: it fetches what the first process has fetched.
 
     Raises:
-        ClusterqError: what lies at the address is another set by now; or see `locate`.
+        ClusterqError: the folder holds another set on this machine, or what lies at the address is another one by now; or see `locate`.
     """
-    if place.address is None or (place.folder / MANIFEST).is_file():
+    if place.address is None:
+        if manifest_digest(shard_folder(place.folder)) != place.manifest:
+            raise ClusterqError(
+                f"{place.folder} holds another set on this machine than where the first process runs, expected the same one; copy it to all "
+                "machines.",
+                setting="shards",
+            )
+        return place
+    if (place.folder / MANIFEST).is_file():
         return place
     found = locate(place.address if place.address.startswith("hf://") else named, config)
-    if found.digest != place.digest:
+    if found.manifest != place.manifest:
         raise ClusterqError(
             f"the set at {found.address} has changed while this job was started; start it again.", setting="shards"
         )

@@ -2,20 +2,21 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import info
+from clusterq_common.progress.console import info, warn
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, parse_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE, index_files
-from clusterq_common.sharing.address import parse_address
+from clusterq_common.sharing.address import Address, parse_address
 from clusterq_common.sharing.config import SharingConfig, size_text
 from clusterq_common.sharing.hub import HubFolder
 from clusterq_common.sharing.makers import maker_of, say_maker
 from clusterq_common.sharing.objects import ObjectRemote
 from clusterq_common.sharing.offer import open_remote, parse_json
-from clusterq_common.sharing.remote import NotThereError, Writable, read_small
+from clusterq_common.sharing.remote import NotThereError, Remote, Writable, read_small
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     """Send a set, verified, to an address.
 
     What the address's own manifest lists with the same SHA-256 is there already. Everything else is sent first, and then the manifest, so
-    that readers find either the set before or the whole new one.
+    that readers find either the set before or the whole new one. A signature that lies there goes where this set has none.
 
     Args:
         shards: the set, opened with its hashes verified.
@@ -56,16 +57,8 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     address = parse_address(text, allow_http=config.allow_http, setting=None)
     folder, manifest = shards.folder, shards.manifest
     say_maker(str(folder), maker_of(folder, manifest, config), config)
-    if address.scheme not in {"hf", "s3", "gs"}:
-        raise ClusterqError(
-            f"{address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
-            "means."
-        )
-    if public and address.scheme != "hf":
-        raise ClusterqError(
-            f"{address} is no dataset of the Hub, expected hf://; leave it out, and let the service's own tools say who may read.",
-            setting="public",
-        )
+    _refuse_place(address, public=public)
+    remote: Remote | None = None
     before, commit = None, None
     with suppress(NotThereError):  # the usual case: nothing is there yet
         remote, _ = open_remote(address, config)
@@ -90,12 +83,44 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     beside = [name for name in index_files(manifest) if name != MANIFEST]
     beside += [name for name in (PARENT_SIGNATURES, SIGNATURE) if (folder / name).is_file()]
     last = [folder / name for name in [*beside, MANIFEST] if (folder / name).is_file()]
-    place.send([folder / shard.file for shard in new], last, removed, config.parallel)
+    stale = [] if remote is None else [name for name in _unsigned(folder) if _lies_at(remote, name)]
+    if stale:
+        warn(
+            f"{address}: {', '.join(stale)} there is of the earlier set, and is removed; this set has none. `shards sign` makes one."
+        )
+    place.send([folder / shard.file for shard in new], last, [*removed, *stale], config.parallel)
     return Pushed(str(address), manifest.digest, [shard.file for shard in new], len(ours) - len(new), removed)
 
 
 def _manifest_at(data: bytes, where: str) -> Manifest:
     return parse_manifest(parse_json(data, where, None), where)
+
+
+def _refuse_place(address: Address, *, public: bool) -> None:
+    """Refuse an address that takes no sets, or that cannot be made public from here."""
+    if address.scheme not in {"hf", "s3", "gs"}:
+        raise ClusterqError(
+            f"{address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
+            "means."
+        )
+    if public and address.scheme != "hf":
+        raise ClusterqError(
+            f"{address} is no dataset of the Hub, expected hf://; leave it out, and let the service's own tools say who may read.",
+            setting="public",
+        )
+
+
+def _unsigned(folder: Path) -> list[str]:
+    """The files of signatures that a set does not have."""
+    return [name for name in (SIGNATURE, PARENT_SIGNATURES) if not (folder / name).is_file()]
+
+
+def _lies_at(remote: Remote, name: str) -> bool:
+    try:
+        with remote.open(name):
+            return True
+    except NotThereError:
+        return False
 
 
 def _shards(manifest: Manifest) -> list[Shard]:

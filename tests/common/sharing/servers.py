@@ -21,6 +21,8 @@ class Behaviour:
         replaced: path ending -> bytes that are sent instead of the file's.
         declared: path ending -> a false Content-Length.
         redirect: path ending -> address.
+        redirect_length: bytes that a redirect says to bring along, and never brings.
+        headers: headers of files, such as dates.
         status: path ending -> status code.
         delay: seconds before each piece of a slow file.
         password: `NAME:PASSWORD` in base64 that is asked for.
@@ -33,6 +35,8 @@ class Behaviour:
     replaced: dict[str, bytes] = field(default_factory=dict)
     declared: dict[str, int] = field(default_factory=dict)
     redirect: dict[str, str] = field(default_factory=dict)
+    redirect_length: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
     delay: float = 0.0
     password: str | None = None
@@ -68,7 +72,7 @@ def serving(folder: Path, behaviour: Behaviour | None = None) -> Iterator[tuple[
             elif (to := of(dict(told.redirect))) is not None:
                 self.send_response(302)
                 self.send_header("Location", str(to))
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(told.redirect_length))
                 self.end_headers()
             elif not (file := folder / path.lstrip("/")).is_file():
                 self.answer(404, b"")
@@ -85,6 +89,8 @@ def serving(folder: Path, behaviour: Behaviour | None = None) -> Iterator[tuple[
             length = next((size for end, size in told.declared.items() if path.endswith(end)), len(data) - start)
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(length))
+            for name, value in told.headers.items():
+                self.send_header(name, value)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()

@@ -77,4 +77,7 @@ def test_this_machine() -> None:
 
 def test_command_lines_lose_their_secrets() -> None:
     line = "--shards https://me:pa@host/a?x=1 's3://k:s@b/c' --note 'what? a@b'"
+    for word in ("https://me:p'a ss@host/a?x='q'&t=1", 'https://me:p"a@ss@host/a', "https://host/a?t=a b"):
+        assert without_secrets(word) == "https://host/a"
+        assert without_secrets(f"--shards={word}") == "--shards=https://host/a"
     assert without_secrets(line) == "--shards https://host/a 's3://b/c' --note 'what? a@b'"

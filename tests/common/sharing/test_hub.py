@@ -9,11 +9,13 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.keys import generate, load_private
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.origin import origin_of
 from clusterq_common.sharing.place import locate, pinned
 from clusterq_common.sharing.pull import pull
 from clusterq_common.sharing.push import push
+from clusterq_common.sharing.signature import manifest_digest, sign, write_signature
 from tests.common.shard_samples import write_set
 from tests.common.sharing.hub_server import Hub, hub
 
@@ -69,6 +71,19 @@ def test_a_set_that_has_grown_and_its_earlier_commit(there: Hub, tmp_path: Path)
     assert (offer.remote.revision, offer.manifest) == (second, read_manifest(tmp_path / "grown"))
     with pytest.raises(ClusterqError, match="no such dataset or revision"):
         look(f"{ADDRESS}@v9", PLAIN)
+
+
+def test_a_signature_under_the_earlier_state_does_not_stay_behind(there: Hub, tmp_path: Path) -> None:
+    generate(tmp_path / "key", "team")
+    write_set(tmp_path / "set", 10)
+    made = sign(read_manifest(tmp_path / "set"), manifest_digest(tmp_path / "set"), load_private(tmp_path / "key"))
+    write_signature(tmp_path / "set", made)
+    push(ShardSet.open(tmp_path / "set"), ADDRESS, PLAIN)
+    assert look(ADDRESS, PLAIN).maker.signature is not None
+    write_set(tmp_path / "grown", 15)
+    sent = push(ShardSet.open(tmp_path / "grown"), ADDRESS, PLAIN)
+    assert sent.removed == [], "no shard went"
+    assert look(ADDRESS, PLAIN).maker.signature is None
 
 
 def test_another_set_is_replaced_only_when_asked(there: Hub, tmp_path: Path) -> None:

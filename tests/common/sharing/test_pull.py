@@ -4,8 +4,10 @@ import base64
 import json
 import os
 import shutil
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -183,6 +185,13 @@ def test_too_large_a_set_moves_nothing(server: Server, tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_size_that_no_float_holds_is_too_large(server: Server, site: Path) -> None:
+    address, _ = server
+    edit_manifest(site / "set", lambda values: values["splits"]["train"]["shards"][0].update(bytes=10**400))
+    with pytest.raises(ClusterqError, match="TB, expected at most 50GB"):
+        fetched(address)
+
+
 def test_a_set_of_another_format_or_a_huge_manifest_moves_nothing(server: Server, site: Path) -> None:
     address, told = server
     edit_manifest(site / "set", lambda values: values.update(format="clusterq-shards/99"))
@@ -313,9 +322,80 @@ def test_a_redirect_from_another_machine_to_this_one_is_not_followed() -> None:
     from clusterq_common.sharing.http import _RedirectError, _Redirects
 
     rule = _Redirects("https://example.org/set", {}, allow_http=True)
-    for to in ("http://127.0.0.1/x", "https://localhost/x"):
+    spellings = (
+        "https://0.0.0.0/x",
+        "https://127.1/x",
+        "https://2130706433/x",
+        "https://[::ffff:127.0.0.1]/x",
+        "https://a.localhost./x",
+    )
+    for to in ("http://127.0.0.1/x", "https://localhost/x", *spellings):
         with pytest.raises(_RedirectError, match="to this machine itself"):
             rule.redirect_request(Request("https://example.org/set/a"), BytesIO(), 302, "", Message(), to)
+
+
+def test_what_comes_with_a_redirect_is_not_read(server: Server, site: Path, tmp_path: Path) -> None:
+    address, told = server
+    shutil.copy(site / "set" / FIRST, site / "set" / "copy.tar")
+    told.redirect, told.redirect_length = {FIRST: f"{address}/copy.tar"}, 1 << 40
+    shard = read_manifest(site / "set").splits["train"].shards[0]
+    fetch_shard(HttpRemote(address, address, patience=2.0), shard, tmp_path)
+    assert (tmp_path / FIRST).read_bytes() == (site / "set" / FIRST).read_bytes()
+
+
+@pytest.mark.parametrize("to", ["https://[::1", "https://a..b/x"])
+def test_a_redirect_to_what_is_no_address_is_an_error_of_the_server(server: Server, to: str, tmp_path: Path) -> None:
+    address, told = server
+    told.redirect = {FIRST: to}
+    with pytest.raises(ClusterqError, match=r"synth-train-000000\.tar cannot be asked for"):
+        fetched(address, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 +99999999999999999999"},
+        {"Last-Modified": "2024\x1b[31m"},
+        {"Last-Modified": "Mon, 01 Jan 99999 00:00:00 GMT"},
+    ],
+)
+def test_a_date_that_is_none_is_left_out(server: Server, headers: dict[str, str]) -> None:
+    address, told = server
+    told.headers = headers
+    assert look(address, PLAIN).changed is None
+
+
+def test_a_length_of_thousands_of_digits_counts_for_nothing() -> None:
+    from email.message import Message
+    from types import SimpleNamespace
+
+    remote = HttpRemote("https://example.org", "https://example.org")
+    headers = Message()
+    headers["Content-Length"] = "9" * 5000
+    headers["Content-Range"] = f"bytes 0-1/{'9' * 5000}"
+    assert remote._extent(SimpleNamespace(status=200, headers=headers), 0) == (0, None)
+    with pytest.raises(ClusterqError, match="another part"):
+        remote._extent(SimpleNamespace(status=206, headers=headers), 0)
+
+
+def test_what_arrived_before_a_server_falls_silent_is_kept() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        arrived = bytearray()
+
+        def answer() -> socket.socket:
+            connection, _ = listening.accept()
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n" + b"x" * 5000)
+            return connection
+
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(answer)
+            with HttpRemote(address, address, patience=0.3).open("a.tar") as stream, pytest.raises(CutOffError):
+                for chunk in stream.chunks:
+                    arrived += chunk
+            held.result().close()
+    assert arrived == b"x" * 5000
 
 
 def test_a_redirect_in_circles_ends(server: Server, tmp_path: Path) -> None:
@@ -337,6 +417,14 @@ def test_what_is_not_there_and_what_may_come_later(server: Server, site: Path, t
     (site / "set" / SECOND).unlink()
     with pytest.raises(ClusterqError, match=rf"no {SECOND} there"):
         fetched(address, tmp_path / "out")
+
+
+def test_an_address_with_blanks_and_umlauts_is_quoted(server: Server, site: Path) -> None:
+    address, told = server
+    shutil.copytree(site / "set", site / "f%C3%BCr%20b%2F1")
+    offer = look(f"{address.removesuffix('/set')}/f\u00fcr b%2F1?token=a b%20c", PLAIN)
+    assert offer.manifest == read_manifest(site / "set")
+    assert told.asked[0][0] == "/f%C3%BCr%20b%2F1/manifest.json?token=a%20b%20c"
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -381,7 +469,23 @@ def test_another_machine_of_a_job_fetches_the_same_set(
     shutil.move(first.folder, tmp_path / "gone")
     there = also_here(first, address, PLAIN)
     assert (there.digest, there.folder.is_relative_to(tmp_path / "elsewhere")) == (first.digest, True)
+    edit_manifest(site / "set", lambda values: values.update(note="the same images, described otherwise"))
+    with pytest.raises(ClusterqError, match="has changed while this job was started"):
+        also_here(first, address, PLAIN)
     shutil.rmtree(site / "set")
     write_set(site / "set", seed=5)
     with pytest.raises(ClusterqError, match="has changed while this job was started"):
         also_here(first, address, PLAIN)
+
+
+def test_another_machine_of_a_job_must_hold_the_same_folder(site: Path) -> None:
+    first = locate(site / "set", PLAIN)
+    assert also_here(first, site / "set", PLAIN) == first
+    edit_manifest(site / "set", lambda values: values.update(note="the same images, described otherwise"))
+    with pytest.raises(ClusterqError, match="holds another set on this machine"):
+        also_here(first, site / "set", PLAIN)
+
+
+def test_a_limit_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(ClusterqError, match="max_bytes"):
+        SharingConfig.validated({"max_bytes": f"{'9' * 400}TB"})

@@ -115,6 +115,12 @@ def test_a_key_with_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "key").chmod(0o600)
     with pytest.raises(ClusterqError, match="CLUSTERQ_KEY_PASSPHRASE"):
         load_private(tmp_path / "key", lambda: "wrong")
+
+    def nobody() -> str:
+        raise ClusterqError("there is no terminal")
+
+    with pytest.raises(ClusterqError, match="there is no terminal"):
+        load_private(tmp_path / "key", nobody)
     monkeypatch.setenv("CLUSTERQ_KEY_PASSPHRASE", "open")
     assert load_private(tmp_path / "key").public_key() == made.public_key()
     (tmp_path / "key").chmod(0o640)
@@ -142,6 +148,22 @@ def test_files_of_trusted_keys(tmp_path: Path, keys: dict[str, Path]) -> None:
             read_trusted(tmp_path / "trust")
     with pytest.raises(ValueError, match="no key"):
         parse_public("ssh-ed25519", text.replace("AAAAC3", "AAAAC4"))
+
+
+@pytest.mark.parametrize(
+    "first", ["@revoked", "@cert-authority", "cert-authority", "no-pty,restrict", 'expiry-time="20200101"']
+)
+def test_a_key_with_a_restriction_is_not_trusted(first: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{first} {public_line(bytes(32))}\n")
+    with pytest.raises(ClusterqError, match=r"line 1 of .* restricts it"):
+        read_trusted(tmp_path / "keys")
+
+
+@pytest.mark.parametrize("end", ["\r", "\v", "\f", "\x1c", "\x85", "\u2028"])
+def test_no_key_hides_in_a_name(end: str, tmp_path: Path) -> None:
+    text = f"{public_line(bytes(32))} Team{end}{public_line(b'x' * 32)} B\r\n"
+    (tmp_path / "keys").write_bytes(text.encode())
+    assert list(read_trusted(tmp_path / "keys")) == [bytes(32)]
 
 
 def test_a_signed_set_has_a_known_maker(tmp_path: Path, keys: dict[str, Path]) -> None:
