@@ -38,7 +38,14 @@ PASSES, BLOCK_PASSES = 2.5, 3.0
 
 
 def quantize(
-    plan: Plan, out: Path, *, work: Path, val: Path | None = None, overwrite: bool = False, dry_run: bool = False
+    plan: Plan,
+    out: Path,
+    *,
+    work: Path,
+    val: Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Go through the stages, those that the work folder does not hold yet. Returns what `--json` prints; nothing for a dry run.
 
@@ -49,6 +56,7 @@ def quantize(
         val: real images to evaluate on.
         overwrite: replace a file `out` that another command wrote.
         dry_run: say what would be done.
+        quiet: no progress of `clusterq-gen` either; the caller sees to this process's own.
 
     Raises:
         ClusterqError: see the stages; the work folder or `out` are another command's.
@@ -75,7 +83,7 @@ def quantize(
     if not going_on:
         work.mkdir(parents=True, exist_ok=True)
         plan.to_yaml(work / PLAN)
-    shards = _set(plan, work)
+    shards = _set(plan, work, quiet=quiet)
     _fine_tune(plan, shards, work / STUDENT, val)
     exported = _export(plan, work, out, overwrite=overwrite)
     measured = benchmark(
@@ -121,9 +129,7 @@ def _announce(
         print_result(f"1. set of images: {plan.shards or work / SET}, which is there")
     else:
         print_result(f"1. set of images: {shell_command('clusterq-gen', *plan.set_command(work))}")
-        code = run_program("clusterq_gen", [*plan.set_command(work), "--dry-run"])
-        if code:
-            raise SystemExit(code)
+        _generate([*plan.set_command(work), "--dry-run"])
     if (work / STUDENT / RESULT).is_file():
         print_result(f"2. fine-tuning: {work / STUDENT}, which is there")
     else:
@@ -142,16 +148,31 @@ def _passes(recipe: RecipeConfig) -> float:
     return steps * recipe.batch_size * PASSES + rebuilt * BLOCK_PASSES + 2 * recipe.calibration_images
 
 
-def _set(plan: Plan, work: Path) -> Path:
+def _generate(arguments: list[str]) -> None:
+    """Run `clusterq-gen`.
+
+    Raises:
+        SystemExit: it failed, and said why.
+        ClusterqError: a signal ended it, which said nothing.
+    """
+    code = run_program("clusterq_gen", arguments)
+    if code < 0:
+        raise ClusterqError(
+            f"clusterq-gen was ended by signal {-code}, expected it to finish; where memory ran out, give it a smaller --batch-size with "
+            "--set-flags, otherwise run the same command again."
+        )
+    if code:
+        raise SystemExit(code)
+
+
+def _set(plan: Plan, work: Path, *, quiet: bool) -> Path:
     """Make the set unless it is there; returns its folder."""
     if plan.shards is not None:
         return Path(plan.shards)
     folder = work / SET
     if not (folder / SHARDS / MANIFEST).is_file():
         more = ["--resume"] if (folder / CONFIG).is_file() else []
-        code = run_program("clusterq_gen", [*plan.set_command(work), *more])
-        if code:
-            raise SystemExit(code)
+        _generate([*plan.set_command(work), *more, *(["--quiet"] if quiet else [])])
     return folder
 
 
