@@ -16,6 +16,7 @@ from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
+from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
@@ -99,6 +100,18 @@ def test_flags_of_the_set_that_are_refused(finetune: Cli, tmp_path: Path) -> Non
     done = finetune("quantize", "--arch", "resnet18", "--set-flags", "--per-class '64", "--out", tmp_path / "model.onnx")
     assert (done.code, "has a quote that does not end" in " ".join(done.err.split())) == (2, True), done.err
     assert "Traceback" not in done.err
+
+
+def test_the_time_depends_on_the_set(digits_teacher: DigitsTeacher, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
+    """Where it is still to be made, the estimate is for a small one, and says so. A set that is not there is refused at once."""
+    recipe = RecipeConfig(epochs=5, batch_size=128)
+    assert stages._passes(recipe, 128_000) - stages._passes(recipe, 0) == 5 * (1000 - 40) * 128 * stages.PASSES
+    command = ["quantize", *digits_teacher.flags, "--bits", "w8a8", "--dry-run", "--out", tmp_path / "model.onnx"]
+    done = finetune(*command, "--shards", digits_run)
+    assert done.code == 0, done.err
+    assert "longer where" not in done.out
+    done = finetune(*command, "--shards", tmp_path / "nowhere")
+    assert (done.code, "which is there" in done.out) == (2, False), done.out
 
 
 def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

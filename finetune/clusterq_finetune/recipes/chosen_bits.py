@@ -42,6 +42,8 @@ from clusterq_finetune.recipes.heldout import measure_heldout
 
 # Averages of the weights' bits that `max_drop` chooses from: 2, 2.25, ..., 8.
 AVERAGES = [2 + step / 4 for step in range(25)]
+# Students that the bisection calibrates at most: one at the largest average, then half of what is left each time.
+MOST_TRIED = 1 + len(AVERAGES).bit_length()
 
 
 def need_choice(config: FinetuneConfig, shards: ShardSet) -> None:
