@@ -37,10 +37,11 @@ def fit_into(
         plan = candidate
         if total_seconds(estimate(plan)) <= PLANNED_SHARE * seconds:
             return plan
+    trains = config.recipe.epochs > 0 or config.recipe.reconstruct != "none"
+    less = "leave training out with --reconstruct none --epochs 0" if trains else "use a faster machine"
     raise ClusterqError(
         f"--time-budget: {duration(seconds)} is too short on this machine, where the smallest useful plan takes "
-        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or leave training out with "
-        "--reconstruct none --epochs 0."
+        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}."
     )
 
 

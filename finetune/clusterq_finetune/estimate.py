@@ -21,6 +21,7 @@ from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.calibration import first_pixels
 from clusterq_finetune.data.real import ValidationImages
 from clusterq_finetune.recipes.calibrated import calibrate_student
+from clusterq_finetune.recipes.chosen_bits import MOST_TRIED
 from clusterq_finetune.recipes.distill import distill
 from clusterq_finetune.recipes.reconstruct import reconstruct
 
@@ -153,7 +154,10 @@ def phases(config: FinetuneConfig, samples: int, layers: int, real_images: int, 
     recipe, choice, found = config.recipe, config.choice, []
     if choice.active:
         count = passes(layers, weights=choice.weights, inputs=choice.average_input_bits is not None)
-        found.append(Phase("choice of bits", count * choice.sensitivity_images * speed.forward))
+        seconds = count * min(choice.sensitivity_images, samples) * speed.forward
+        if choice.max_drop is not None:
+            seconds += MOST_TRIED * (min(recipe.calibration_images, samples) * speed.calibrated + speed.epoch)
+        found.append(Phase("choice of bits", seconds))
     found.append(Phase("calibration", min(recipe.calibration_images, samples) * speed.calibrated))
     if recipe.reconstruct != "none":
         images = min(recipe.reconstruct_images, samples)

@@ -14,6 +14,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.onnx_file import onnx_model
 from clusterq_common.run.run_folder import BENCHMARK, REPORT
+from clusterq_finetune.benchmark.command import benchmark
 from clusterq_finetune.benchmark.kernels import RUNS, _kernels, integer_layers, integer_share
 from clusterq_finetune.benchmark.timing import WARM, median_of, ratio_of, take_turns
 from clusterq_report.pages.deployment import kernel_rows, latency_rows
@@ -129,7 +130,7 @@ def test_a_float_file_of_anyone(student: Path, finetune: Cli, tmp_path: Path) ->
     assert "Traceback" not in done.err
 
 
-def test_mistakes_are_told_in_a_sentence(student: Path, finetune: Cli, tmp_path: Path) -> None:
+def test_mistakes_are_told_in_a_sentence(student: Path, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     model = student.parent / "model.onnx"
     other = tmp_path / "other"
     shutil.copytree(student, other)
@@ -139,12 +140,24 @@ def test_mistakes_are_told_in_a_sentence(student: Path, finetune: Cli, tmp_path:
         (("--turns", 5), "--turns: 5 is too few"),
         (("--classes", "x"), "--classes: there is no --val"),
         (("--arch", FACTORY), "--arch: there is no --student"),
+        (("--arch", FACTORY, "--student", student, "--float", model), "--arch: --float names the float file"),
+        (("--crop-pct", 0.9), "--crop-pct: there is no --val"),
+        (("--interpolation", "bicubic", "--shards", digits_run), "--interpolation: there is no --val"),
         (("--out", tmp_path / "no" / "x.json"), "is no folder"),
         (("--student", other), "was exported from a student with SHA-256"),
     ):
         done = finetune("benchmark", model, *flags)
         assert (done.code, words in " ".join(done.err.split())) == (2, True), done.err
     with pytest.raises(ClusterqError, match="does not exist"):
-        from clusterq_finetune.benchmark.command import benchmark
-
         benchmark(tmp_path / "none.onnx")
+
+
+def test_a_file_for_a_fixed_batch_is_timed_at_it_alone(student: Path, tmp_path: Path) -> None:
+    fixed = onnx.load(student.parent / "model.onnx")
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    next(one for one in fixed.metadata_props if one.key == "fixed_batch").value = "3"
+    onnx.save(fixed, tmp_path / "fixed.onnx")
+    assert [row["batch"] for row in benchmark(tmp_path / "fixed.onnx", turns=6, threads=1)["latency"]] == [3]
+    with pytest.raises(ClusterqError, match="--batch: found 1, 3, but the file takes 3 images at once"):
+        benchmark(tmp_path / "fixed.onnx", turns=6, threads=1, batches=[1, 3])

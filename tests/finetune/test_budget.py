@@ -34,6 +34,11 @@ def test_phases_by_hand() -> None:
     assert found == pytest.approx(expected)
     chosen = fast().model_copy(update={"choice": fast().choice.model_copy(update={"average_bits": 4.0})})
     assert estimate(chosen)[0] == ("choice of bits", pytest.approx(7 * 20 * 256 * 0.001))
+    few = phases(chosen, 100, 20, 0, SPEED)[0]
+    assert few.seconds == pytest.approx(7 * 20 * 100 * 0.001), "no more images than the set has"
+    dropped = fast().model_copy(update={"choice": fast().choice.model_copy(update={"max_drop": 1.0})})
+    # Six students, each calibrated and measured on the held-out images.
+    assert estimate(dropped)[0].seconds == pytest.approx(7 * 20 * 256 * 0.001 + 6 * (10.24 + 2))
     assert [phase.name for phase in phases(fast(epochs=0, reconstruct="none"), SAMPLES, 20, 0, SPEED)] == ["calibration"]
 
 
@@ -53,6 +58,8 @@ def test_a_plan_fits_and_is_the_largest(recipe: str, share: float) -> None:
 def test_too_short() -> None:
     with pytest.raises(ClusterqError, match=r"too short on this machine.*--reconstruct none --epochs 0"):
         fit_into(fast(), 20, SAMPLES, estimate)
+    with pytest.raises(ClusterqError, match="or use a faster machine"):
+        fit_into(fast(epochs=0, reconstruct="none"), 5, SAMPLES, estimate)
 
 
 def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Path) -> None:

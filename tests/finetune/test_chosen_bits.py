@@ -79,12 +79,24 @@ def test_the_smallest_student_that_keeps_a_drop(finetune: Cli, digits_run: Path,
         (("--target-size", "soon"), "expected a number and a unit"),
         (("--bits", "w32a8", "--average-bits", 4), "leaves weights in float"),
         (("--bits", "w4a32", "--average-input-bits", 4), "needs quantized inputs"),
+        (("--average-bits", 4, "--layer-bits", "*=w32a8"), "leaves the weights of all layers in float"),
     ],
 )
 def test_refusals(finetune: Cli, digits_run: Path, tmp_path: Path, flags: tuple[object, ...], said: str) -> None:
     done = finetune("--shards", digits_run, *SHORT, *flags, "--out", tmp_path / "out")
     assert done.code == 2
     assert said in done.err
+
+
+def test_bits_of_inputs_alone(finetune: Cli, digits_run: Path, tmp_path: Path) -> None:
+    """Weights that stay in float have no average."""
+    out = tmp_path / "out"
+    done = finetune("--shards", digits_run, *SHORT, "--bits", "w32a4", "--average-input-bits", 5, "--out", out)
+    assert done.code == 0, done.err
+    assert "bits chosen: weights in float, " in done.err
+    result = json.loads((out / "result.json").read_text())["bits"]
+    assert result["average_weight_bits"] is None
+    assert {layer["weight_bits"] for layer in result["layers"]} == {32}
 
 
 def test_a_plan_says_what_is_chosen(finetune: Cli, digits_run: Path, tmp_path: Path) -> None:

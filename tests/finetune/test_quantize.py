@@ -16,8 +16,10 @@ from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
+from clusterq_finetune.config import RecipeConfig
+from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
-from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT
+from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
 from tests.conftest import Cli, DigitsTeacher
 
 SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
@@ -84,6 +86,50 @@ def test_a_set_that_fails_ends_the_command(digits_teacher: DigitsTeacher, finetu
     assert done.code == 2
     assert not out.exists()
     assert not (tmp_path / "model-work" / SET / CONFIG).exists()
+
+
+def test_flags_of_the_set_that_are_refused(finetune: Cli, tmp_path: Path) -> None:
+    """A quote that does not end, and flags whose values are the command's own."""
+    for given, words in (
+        ("--per-class 64 --dry-run", "--set-flags: --dry-run is set by quantize itself"),
+        ("--arch=resnet20_cifar10", "--set-flags: --arch is set by quantize itself"),
+        ("--out elsewhere", "--set-flags: --out is set by quantize itself"),
+    ):
+        with pytest.raises(ClusterqError, match=words):
+            set_flags_of(given)
+    done = finetune("quantize", "--arch", "resnet18", "--set-flags", "--per-class '64", "--out", tmp_path / "model.onnx")
+    assert (done.code, "has a quote that does not end" in " ".join(done.err.split())) == (2, True), done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_time_depends_on_the_set(digits_teacher: DigitsTeacher, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
+    """Where it is still to be made, the estimate is for a small one, and says so. A set that is not there is refused at once."""
+    recipe = RecipeConfig(epochs=5, batch_size=128)
+    assert stages._passes(recipe, 128_000) - stages._passes(recipe, 0) == 5 * (1000 - 40) * 128 * stages.PASSES
+    command = ["quantize", *digits_teacher.flags, "--bits", "w8a8", "--dry-run", "--out", tmp_path / "model.onnx"]
+    done = finetune(*command, "--shards", digits_run)
+    assert done.code == 0, done.err
+    assert "longer where" not in done.out
+    done = finetune(*command, "--shards", tmp_path / "nowhere")
+    assert (done.code, "which is there" in done.out) == (2, False), done.out
+
+
+def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is quiet where the command is, and a signal that ended it is told in a sentence."""
+    called: list[list[str]] = []
+
+    def run(_: str, arguments: list[str]) -> int:
+        called.append(arguments)
+        return 0
+
+    monkeypatch.setattr(stages, "run_program", run)
+    plan = plan_of({"teacher": {"arch": "resnet18"}}, target="ort-cpu", bits="w8a8", recipe="fast", preset="quick")
+    for quiet in (True, False):
+        stages._set(plan, tmp_path, quiet=quiet)
+    assert [arguments[-1] for arguments in called] == ["--quiet", str(tmp_path / SET)]
+    monkeypatch.setattr(stages, "run_program", lambda *_: -signal.SIGKILL)
+    with pytest.raises(ClusterqError, match="clusterq-gen was ended by signal 9"):
+        stages._set(plan, tmp_path, quiet=False)
 
 
 def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
 
 
 class BitChoice(Settings):
-    """What the bits of each layer are chosen for. Without any of these settings, all layers have the same bits."""
+    """Aims of the choice of bits by layer. Without any of them, no bits are chosen."""
 
     average_bits: float | None = Field(
         None,
@@ -90,11 +90,13 @@ class BitChoice(Settings):
 
     @property
     def label(self) -> str:
-        """A short name for folders: `average3.5`, `400kB`, `drop1`, with `-inputs4` where inputs are chosen; empty where nothing is.
+        """A short name for folders: `average3.5`, `size400kB`, `drop1`, with `-inputs4` where inputs are chosen; empty where nothing is.
 
         Examples:
             >>> BitChoice(average_bits=3.5, average_input_bits=4).label
             'average3.5-inputs4'
+            >>> BitChoice(target_size="400 kB").label
+            'size400kB'
         """
         size = None if self.target_size is None else re.sub(r"\s", "", self.target_size)
         aims = [("average", self.average_bits), ("size", size), ("drop", self.max_drop), ("inputs", self.average_input_bits)]

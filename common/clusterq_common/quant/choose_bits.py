@@ -115,9 +115,11 @@ def with_choice(config: QuantConfig, layers: Sequence[LayerChoice]) -> QuantConf
     return QuantConfig.validated({**config.model_dump(), "layer_bits": (*entries, *config.layer_bits)})
 
 
-def average_weight_bits(layers: Sequence[LayerChoice]) -> float:
-    """Return the mean bits of all weights that are quantized."""
+def average_weight_bits(layers: Sequence[LayerChoice]) -> float | None:
+    """Return the mean bits of all weights that are quantized; None where none are."""
     counted = [layer for layer in layers if layer.weight_bits != FLOAT]
+    if not counted:
+        return None
     return sum(layer.weights * layer.weight_bits for layer in counted) / sum(layer.weights for layer in counted)
 
 

@@ -36,6 +36,8 @@ FILE, FLOAT = "file", "float"
 # Synthetic images looked at, with --shards.
 MOST_SYNTHETIC = 2048
 BATCH = 64
+# Batch sizes that are timed unless others are asked for.
+BATCHES = (1, 16)
 
 
 def benchmark(
@@ -48,7 +50,7 @@ def benchmark(
     classes: Path | None = None,
     shards: Path | None = None,
     evaluation: EvaluationConfig | None = None,
-    batches: Sequence[int] = (1, 16),
+    batches: Sequence[int] | None = None,
     turns: int = 15,
     threads: int | None = None,
     out: Path | None = None,
@@ -63,7 +65,7 @@ def benchmark(
         teacher: fields of the teacher's settings that the command line gives.
         val, classes, evaluation: real images to evaluate on, as in `evaluate_saved`.
         shards: synthetic images to evaluate on.
-        batches: batch sizes that are timed.
+        batches: batch sizes that are timed; 1 and 16, or the file's own, if left out.
         turns: how often each file is timed at each batch size; the files take turns.
         threads: within a kernel; as many as torch uses if left out.
         out: JSON file of the result.
@@ -75,9 +77,11 @@ def benchmark(
         raise ClusterqError(f"--turns: {turns} is too few for an interval, expected {LEAST_TURNS} or more.")
     if out is not None and not out.parent.is_dir():
         raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it first.")
+    _refuse_unused(float_path, student, teacher, val, classes, evaluation)
     threads = threads or torch.get_num_threads()
     model = OnnxModel(path, threads=threads, name="MODEL")
     about = model.description
+    sizes_timed = _sizes_timed(about, batches)
     models = {FILE: model}
     sizes = {FILE: path.stat().st_size}
     if float_path is not None:
@@ -89,8 +93,6 @@ def benchmark(
 
         data = float_export(student, about, teacher or {})
         models[FLOAT], sizes[FLOAT] = OnnxModel(data, threads=threads, name="--student"), len(data)
-    elif teacher:
-        raise ClusterqError(f"--{next(iter(teacher))}: there is no --student, expected one whose teacher it is; leave it out.")
     result: dict[str, Any] = {
         "file": {"path": str(path), "sha256": sha256_file(path), "bits": about.bits, "target": about.target},
         "float": None if FLOAT not in models else {"from": str(float_path or student)},
@@ -99,13 +101,11 @@ def benchmark(
         "processor": _processor(),
         "versions": {**versions(), "onnxruntime": need("onnxruntime", "benchmark", "onnx").__version__},
         "turns": turns,
-        "latency": _latency(models, about, batches, turns),
+        "latency": _latency(models, about, sizes_timed, turns),
         "kernels": {name: _kernels(one, about, threads) for name, one in models.items()},
     }
     if val is not None:
         result["real_images"] = _on_real(models, about, val, classes, evaluation or EvaluationConfig())
-    elif classes is not None:
-        raise ClusterqError("--classes: there is no --val, expected images that it names the classes of; leave it out.")
     if shards is not None:
         result["synthetic_images"] = _on_synthetic(models, about, ShardSet.open(shards))
     text = json.dumps(result, indent=2) + "\n"
@@ -117,6 +117,44 @@ def benchmark(
         with only_program(student):
             atomic_write(student / BENCHMARK, text)
     return result
+
+
+def _refuse_unused(
+    float_path: Path | None,
+    student: Path | None,
+    teacher: dict[str, str] | None,
+    val: Path | None,
+    classes: Path | None,
+    evaluation: EvaluationConfig | None,
+) -> None:
+    """Raise ClusterqError for an argument that another one leaves without effect."""
+    if teacher and float_path is not None:
+        raise ClusterqError(
+            f"--{next(iter(teacher))}: --float names the float file, expected no teacher to make one from; leave it out."
+        )
+    if teacher and student is None:
+        raise ClusterqError(f"--{next(iter(teacher))}: there is no --student, expected one whose teacher it is; leave it out.")
+    if val is None and classes is not None:
+        raise ClusterqError("--classes: there is no --val, expected images that it names the classes of; leave it out.")
+    if val is None and evaluation is not None and evaluation.model_fields_set:
+        name = min(evaluation.model_fields_set).replace("_", "-")
+        raise ClusterqError(f"--{name}: there is no --val, expected real images that it is for; leave it out.")
+
+
+def _sizes_timed(about: Description, batches: Sequence[int] | None) -> list[int]:
+    """Return the batch sizes that are timed.
+
+    Raises:
+        ClusterqError: the file takes another number of images.
+    """
+    fixed = about.fixed_batch
+    if fixed is None:
+        return list(batches or BATCHES)
+    if batches and set(batches) != {fixed}:
+        raise ClusterqError(
+            f"--batch: found {', '.join(map(str, batches))}, but the file takes {fixed} images at once; leave it out."
+        )
+    return [fixed]
 
 
 def _same_images(about: Description, other: Description, path: Path) -> None:
@@ -133,10 +171,9 @@ def _noise(about: Description, count: int) -> Tensor:
     return normalise(torch.randint(256, shape, generator=stream(0, "benchmark"), dtype=torch.uint8), about.input)
 
 
-def _latency(models: Mapping[str, OnnxModel], about: Description, batches: Sequence[int], turns: int) -> list[dict[str, Any]]:
+def _latency(models: Mapping[str, OnnxModel], about: Description, sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
     """Time a call of each file at each batch size, its input at hand."""
     found: list[dict[str, Any]] = []
-    sizes = [about.fixed_batch] if about.fixed_batch is not None else list(batches)
     with progress("timing", turns * len(sizes)) as ticker:
         for size in sizes:
             images = {name: model.feed(_noise(about, size)) for name, model in models.items()}

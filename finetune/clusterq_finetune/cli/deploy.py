@@ -83,8 +83,8 @@ def benchmark(
             val=val,
             classes=classes,
             shards=shards,
-            evaluation=EvaluationConfig.validated(flags.get("evaluation", {})),
-            batches=batch or (1, 16),
+            evaluation=EvaluationConfig.validated(flags["evaluation"]) if flags.get("evaluation") else None,
+            batches=batch,
             turns=turns,
             threads=threads,
             out=out,
@@ -160,6 +160,7 @@ def quantize(
             raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_finetune.quantize.command import plan_of, quantize
+        from clusterq_finetune.quantize.plan import set_flags_of
 
         given = {section: dict(values) for section, values in flags.items()}
         bits = given.get("quant", {}).pop("bits", QuantConfig().bits)
@@ -169,11 +170,17 @@ def quantize(
             target=target,
             recipe=recipe,
             preset=preset or "auto",
-            set_flags=tuple(shlex.split(set_flags)),
+            set_flags=set_flags_of(set_flags),
             shards=None if shards is None else str(shards),
         )
         result = quantize(
-            plan, out, work=work or out.with_name(f"{out.stem}-work"), val=val, overwrite=overwrite, dry_run=dry_run
+            plan,
+            out,
+            work=work or out.with_name(f"{out.stem}-work"),
+            val=val,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            quiet=quiet,
         )
         if result:
             for line in summary_lines(result["benchmark"]):

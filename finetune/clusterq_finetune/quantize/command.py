@@ -21,12 +21,14 @@ from clusterq_common.run.extras import need
 from clusterq_common.run.run_folder import CONFIG, RESULT, SHARDS
 from clusterq_common.run.run_folder import STUDENT as STUDENT_FILE
 from clusterq_common.shards.manifest import MANIFEST
+from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.pace import said, seconds_per_image
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands
 from clusterq_finetune.benchmark.command import benchmark
 from clusterq_finetune.config import EvaluationConfig, RecipeConfig, resolve
+from clusterq_finetune.config.recipe import LEAST_STEPS
 from clusterq_finetune.export import export
 from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
 from clusterq_finetune.results import read_result
@@ -38,7 +40,14 @@ PASSES, BLOCK_PASSES = 2.5, 3.0
 
 
 def quantize(
-    plan: Plan, out: Path, *, work: Path, val: Path | None = None, overwrite: bool = False, dry_run: bool = False
+    plan: Plan,
+    out: Path,
+    *,
+    work: Path,
+    val: Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Go through the stages, those that the work folder does not hold yet. Returns what `--json` prints; nothing for a dry run.
 
@@ -49,6 +58,7 @@ def quantize(
         val: real images to evaluate on.
         overwrite: replace a file `out` that another command wrote.
         dry_run: say what would be done.
+        quiet: no progress of `clusterq-gen` either; the caller sees to this process's own.
 
     Raises:
         ClusterqError: see the stages; the work folder or `out` are another command's.
@@ -75,7 +85,7 @@ def quantize(
     if not going_on:
         work.mkdir(parents=True, exist_ok=True)
         plan.to_yaml(work / PLAN)
-    shards = _set(plan, work)
+    shards = _set(plan, work, quiet=quiet)
     _fine_tune(plan, shards, work / STUDENT, val)
     exported = _export(plan, work, out, overwrite=overwrite)
     measured = benchmark(
@@ -116,42 +126,70 @@ def _announce(
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
     print_result(TARGETS[plan.target].speed)
-    made = plan.shards is not None or (work / SET / SHARDS / MANIFEST).is_file()
-    if made:
+    samples = _training_images(plan, work)
+    if samples is not None:
         print_result(f"1. set of images: {plan.shards or work / SET}, which is there")
     else:
         print_result(f"1. set of images: {shell_command('clusterq-gen', *plan.set_command(work))}")
-        code = run_program("clusterq_gen", [*plan.set_command(work), "--dry-run"])
-        if code:
-            raise SystemExit(code)
+        _generate([*plan.set_command(work), "--dry-run"])
     if (work / STUDENT / RESULT).is_file():
         print_result(f"2. fine-tuning: {work / STUDENT}, which is there")
     else:
         recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
-        seconds = _passes(recipe) * seconds_per_image(teacher, device)
-        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}")
+        seconds = _passes(recipe, samples or 0) * seconds_per_image(teacher, device)
+        counted = LEAST_STEPS * recipe.batch_size
+        unknown = samples is None and recipe.epochs > 0 and recipe.steps_per_epoch is None
+        more = f", longer where the set has more than {counted:,} images" if unknown else ""
+        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}")
     images = "the set's held-out images" if val is None else f"the real images in {val}"
     print_result(f"3. export: {out}; 4. benchmark beside float, and on {images}; 5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
 
 
-def _passes(recipe: RecipeConfig) -> float:
-    """Return the work of a fine-tuning in passes of one image through the teacher; one pass over the set is not counted."""
-    steps = recipe.epochs * (recipe.steps(0) or 0)
+def _training_images(plan: Plan, work: Path) -> int | None:
+    """Return the number of the set's training images; None where the set is still to be made.
+
+    Raises:
+        ClusterqError: see `ShardSet.open`.
+    """
+    if plan.shards is None and not (work / SET / SHARDS / MANIFEST).is_file():
+        return None
+    # Fine-tuning verifies them.
+    return len(ShardSet.open(Path(plan.shards or work / SET), verify=False).split("train"))
+
+
+def _passes(recipe: RecipeConfig, samples: int) -> float:
+    """Return the work of a fine-tuning on so many images, in passes of one image through the teacher."""
+    steps = recipe.epochs * (recipe.steps(samples) or -(-samples // recipe.batch_size))
     rebuilt = 0 if recipe.reconstruct == "none" else recipe.reconstruct_steps * recipe.reconstruct_batch_size
     return steps * recipe.batch_size * PASSES + rebuilt * BLOCK_PASSES + 2 * recipe.calibration_images
 
 
-def _set(plan: Plan, work: Path) -> Path:
+def _generate(arguments: list[str]) -> None:
+    """Run `clusterq-gen`.
+
+    Raises:
+        SystemExit: it failed, and said why.
+        ClusterqError: a signal ended it, which said nothing.
+    """
+    code = run_program("clusterq_gen", arguments)
+    if code < 0:
+        raise ClusterqError(
+            f"clusterq-gen was ended by signal {-code}, expected it to finish; where memory ran out, give it a smaller --batch-size with "
+            "--set-flags, otherwise run the same command again."
+        )
+    if code:
+        raise SystemExit(code)
+
+
+def _set(plan: Plan, work: Path, *, quiet: bool) -> Path:
     """Make the set unless it is there; returns its folder."""
     if plan.shards is not None:
         return Path(plan.shards)
     folder = work / SET
     if not (folder / SHARDS / MANIFEST).is_file():
         more = ["--resume"] if (folder / CONFIG).is_file() else []
-        code = run_program("clusterq_gen", [*plan.set_command(work), *more])
-        if code:
-            raise SystemExit(code)
+        _generate([*plan.set_command(work), *more, *(["--quiet"] if quiet else [])])
     return folder
 
 

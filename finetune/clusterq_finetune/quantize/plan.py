@@ -1,17 +1,48 @@
 """Settings of `clusterq-finetune quantize`, where its stages lie, and the words that say what will happen. Free of torch."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.targets import TargetName
 from clusterq_common.settings import Settings
+from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import RecipeName
 
 PLAN, EXPORTED = "quantize.yaml", "exported.json"
 SET, STUDENT = "set", "student"
 # A set to calibrate on needs no generator: images optimised for a few steps (ZeroQ) will do.
 CALIBRATION_SET = ("--method", "zeroq", "--preset", "quick", "--images", "512", "--bank-steps", "100")
+
+# Flags of `clusterq-gen train` that `quantize` gives itself, or that would leave no set.
+OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--help"} | {
+    f"--{name.replace('_', '-')}" for name in TeacherConfig.model_fields
+}
+
+
+def set_flags_of(text: str) -> tuple[str, ...]:
+    """Return the words of `--set-flags`.
+
+    Raises:
+        ClusterqError: a quote does not end, or a flag is one of `OWN_FLAGS`.
+
+    Examples:
+        >>> set_flags_of("--per-class 64 --no-report")
+        ('--per-class', '64', '--no-report')
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ClusterqError(
+            f"--set-flags: {text!r} has a quote that does not end, or a backslash at its end, expected flags as a shell reads them; "
+            "close the quote."
+        ) from error
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in OWN_FLAGS:
+            raise ClusterqError(f"--set-flags: {flag} is set by quantize itself, expected other flags; leave it out of them.")
+    return words
 
 
 class Plan(Settings):

@@ -42,6 +42,8 @@ from clusterq_finetune.recipes.heldout import measure_heldout
 
 # Averages of the weights' bits that `max_drop` chooses from: 2, 2.25, ..., 8.
 AVERAGES = [2 + step / 4 for step in range(25)]
+# Students that the bisection calibrates at most: one at the largest average, then half of what is left each time.
+MOST_TRIED = 1 + len(AVERAGES).bit_length()
 
 
 def need_choice(config: FinetuneConfig, shards: ShardSet) -> None:
@@ -126,25 +128,35 @@ def choose_bits(
     choice, quant = config.choice, config.quant
     order = quantizable_layers(teacher.model, teacher.spec.example().to(device))
     layers = starting_point(quant, _measure(config, teacher, shards, device, order))
+    if choice.weights and all(layer.weight_bits == FLOAT for layer in layers):
+        raise ClusterqError(
+            "it leaves the weights of all layers in float, expected bits to choose; leave some layers out of it.",
+            setting="layer_bits",
+        )
     result: dict[str, Any] = {"aim": choice.model_dump(mode="json", exclude_none=True)}
     if choice.average_input_bits is not None:
         layers = choose_input_bits(layers, choice.average_input_bits)
     if choice.average_bits is not None:
         layers = choose_weight_bits(layers, choice.average_bits, "average_bits")
     elif choice.target_size is not None:
-        average = average_for_size(teacher.model, layers, quant, choice)
-        layers = choose_weight_bits(layers, average, "target_size")
+        allowed = average_for_size(teacher.model, layers, quant, choice)
+        layers = choose_weight_bits(layers, allowed, "target_size")
     elif choice.max_drop is not None:
         layers, result["tried"] = _smallest(layers, config, teacher, shards, device)
-    result["average_weight_bits"] = round(average_weight_bits(layers), 4)
+    average = average_weight_bits(layers)
+    result["average_weight_bits"] = None if average is None else round(average, 4)
     result["bytes"] = student_bytes(teacher.model, layers, quant)
     result["layers"] = as_result(layers)
-    chosen = sorted({layer.weight_bits for layer in layers})
-    info(
-        f"bits chosen: weights {result['average_weight_bits']:.2f} on average ({chosen[0]} to {chosen[-1]}), {result['bytes']} bytes with "
-        "scales and float parameters"
-    )
+    info(f"bits chosen: weights {_said(average, layers)}, {result['bytes']} bytes with scales and float parameters")
     return config.model_copy(update={"quant": with_choice(quant, layers)}), result
+
+
+def _said(average: float | None, layers: list[LayerChoice]) -> str:
+    """Return the weights' bits in words, with the fewest and the most of a quantized layer."""
+    if average is None:
+        return "in float"
+    chosen = sorted({layer.weight_bits for layer in layers} - {FLOAT})
+    return f"{average:.2f} on average ({chosen[0]} to {chosen[-1]})"
 
 
 def _measure(
