@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 
 PARTIAL_SUFFIX = ".partial"
 # NAME.partial is what earlier versions wrote.
@@ -86,7 +87,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write the file that `--out` names, and make the folders above it where they are missing.
+    """Write the file that the setting `out` names, and make the folders above it where they are missing.
 
     Raises:
         ClusterqError: it cannot be written.
@@ -96,8 +97,9 @@ def write_output(path: Path, data: bytes) -> None:
         atomic_write(path, data)
     except OSError as error:
         raise ClusterqError(
-            f"--out: {path} cannot be written ({error.strerror}), expected room for {len(data):,} bytes in a folder of yours; free some "
-            "space, or choose another --out."
+            f"{path} cannot be written ({error.strerror}), expected room for {len(data):,} bytes in a folder of yours; free some space, or "
+            f"choose another {setting_name('out')}.",
+            setting="out",
         ) from error
 
 

@@ -107,7 +107,7 @@ def test_of_several_in_one_dict_one_has_to_be_named(prefixes: tuple[str, str], t
         assert loaded(tmp_path, content, f"state_dict.{prefixes[0]}".rstrip("."))[0]
     assert not loaded(tmp_path, content, f"state_dict.{prefixes[1]}".rstrip("."))[0]
     with pytest.raises(
-        ClusterqError, match=r"--weights-key: .* has no weights at 'state_dict.x', expected one of 'state_dict', "
+        ClusterqError, match=r"weights_key: .* has no weights at 'state_dict.x', expected one of 'state_dict', "
     ):
         loaded(tmp_path, content, "state_dict.x")
     assert loaded(tmp_path, {"state_dict": under(prefixes[0]) | under(prefixes[1])})[0], "equal ones are no choice"

@@ -17,7 +17,7 @@ from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.networks.generator import build_generator
 from clusterq_gen.training.samples import COLUMNS, MARGIN, save_grid, write_grid
 from clusterq_report.html.gallery import size_shown
-from clusterq_report.quality.collect import _small
+from clusterq_report.quality.collect import small_pixels
 
 
 def spec_of(height: int, width: int, channels: int = 1) -> InputSpec:
@@ -64,5 +64,7 @@ def test_a_mosaic_puts_each_image_whole_in_its_place() -> None:
 def test_images_are_compared_at_32_pixels_on_the_longer_side() -> None:
     pixels = torch.randint(256, (2, 3, 16, 64), dtype=torch.uint8)
     means = pixels.double().view(2, 3, 8, 2, 32, 2).mean((3, 5))
-    assert (_small(pixels).double() - means.flatten(1)).abs().max() <= 0.5
-    assert torch.equal(_small(pixels[..., :32]), pixels[..., :32].flatten(1)), "no larger than that: as they are"
+    assert (small_pixels(pixels).flatten(1).double() - means.flatten(1)).abs().max() <= 0.5
+    assert torch.equal(small_pixels(pixels[..., :32]).flatten(1), pixels[..., :32].flatten(1)), (
+        "no larger than that: as they are"
+    )

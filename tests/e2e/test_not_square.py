@@ -240,7 +240,7 @@ def test_exported_files(job: Job, tuned: dict[str, Any], finetune: Cli) -> None:
     values = {one.key: one.value for one in graph.metadata_props}
     turned = json.dumps({**json.loads(values["input"]), "size": f"{width}x{height}"})
     onnx.helper.set_model_props(graph, {**values, "input": turned})
-    with pytest.raises(cq.ClusterqError, match=f"takes images of .* and says .1, {width}, {height}."):
+    with pytest.raises(cq.ClusterqError, match=f"takes images of .* and says .'batch', 1, {width}, {height}."):
         OnnxModel(graph.SerializeToString())
     student, spec = cq.load_student(tuned_folder(job), arch=job.flags[1])
     assert (spec.height, spec.width) == job.size

@@ -22,7 +22,7 @@ def test_verify_with_and_without_the_teacher(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     done = finetune("shards", "verify", digits_run)
-    assert (done.code, done.out) == (0, "nothing is wrong\n")
+    assert (done.code, done.out) == (0, "maker: unsigned: who made it cannot be told\nnothing is wrong\n")
     teacher = digits_teacher.flags[:4]
     with_teacher = finetune("shards", "verify", digits_run, *teacher, "--json")
     assert with_teacher.code == 0, with_teacher.out

@@ -149,7 +149,7 @@ def test_quiet(digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetu
         ),
         ("finetune", ["reproduce", student, "--out", tmp_path / "again"], r"student: .+\nidentical: .+\n"),
         ("finetune", ["report", student], r"report: .+\n"),
-        ("finetune", ["shards", "verify", digits_run], "nothing is wrong\n"),
+        ("finetune", ["shards", "verify", digits_run], "maker: unsigned: who made it cannot be told\nnothing is wrong\n"),
         ("finetune", ["shards", "subset", digits_run, "--per-class", 2, "--out", tmp_path / "cut"], r".+: train: 20.+\n"),
         ("finetune", ["shards", "merge", digits_run, run, "--out", tmp_path / "both"], r".+: train: .+\n"),
         ("finetune", ["shards", "repair", digits_run, "--out", tmp_path / "mended"], r".+: train: 120.+\n"),
@@ -170,7 +170,7 @@ def test_quiet_leaves_warnings(digits_run: Path, finetune: Cli, tmp_path: Path, 
         raise RuntimeError("no picture")
 
     monkeypatch.setattr(command, "draw_report", broken)
-    done = finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 0, "--out", tmp_path / "run", "--quiet")
+    done = finetune("--shards", digits_run, "--bits", "w4a4", "--epochs", 0, "--report", "--out", tmp_path / "run", "--quiet")
     assert done.code == 0
     assert done.err.startswith("Warning: the run is complete, but its report is not")
     assert len(done.err.splitlines()) == 1

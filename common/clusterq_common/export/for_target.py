@@ -105,7 +105,7 @@ def said_of(name: TargetName) -> str:
 
 
 def target_help() -> str:
-    """Return the targets as text for --help."""
+    """Return the targets, each with its runtime and status, as text."""
     return "; ".join(f"{name}: {target.runtime}, {target.status}" for name, target in TARGETS.items())
 
 

@@ -19,7 +19,7 @@ PredictionsCsv = Annotated[
 Classes = Annotated[Path | None, typer.Option("--classes", help="File with one class folder name a line, in index order.")]
 TARGET_HELP = (
     "The runtime; it sets what suits it and refuses what it cannot run. "
-    f"{target_help()}. What each one changes and why: docs/deploy.md."
+    f"{target_help()}. The page Deploy says what each one changes and why."
 )
 Target = Annotated[TargetName | None, typer.Option("--target", metavar="<name>", help=TARGET_HELP)]
 
