@@ -162,7 +162,7 @@ def test_quiet(digits_run: Path, digits_teacher: DigitsTeacher, gen: Cli, finetu
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.startswith("Error: --arch")
     assert "fine-tuning" not in finetune(*base, "--out", tmp_path / "next").out
-    assert "report: " in finetune(*base, "--out", tmp_path / "last").err, "the next command speaks again"
+    assert "quantized 6 layers" in finetune(*base, "--out", tmp_path / "last").err, "the next command speaks again"
 
 
 def test_quiet_leaves_warnings(digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
