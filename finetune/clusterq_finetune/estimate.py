@@ -84,6 +84,7 @@ class Timed:
         self._student, self._teacher, self._shards, self._device = student, teacher, shards, device
         self._images, self._stored_logits = images, stored_logits
         self._speed: Speed | None = None
+        self._layers = 0
 
     def phases(self, config: FinetuneConfig) -> list[Phase]:
         """Return the estimated phases under `config`, all of whose plans have the phases of the first one that was asked for.
@@ -93,9 +94,9 @@ class Timed:
         """
         if self._speed is None:
             self._speed = self._measure(config)
-        layers = len(quantizable_layers(self._teacher.model, self._teacher.spec.example().to(self._device)))
+            self._layers = len(quantizable_layers(self._teacher.model, self._teacher.spec.example().to(self._device)))
         real_images = 0 if self._images is None else len(self._images)
-        return phases(config, len(self._shards.split("train")), layers, real_images, self._speed)
+        return phases(config, len(self._shards.split("train")), self._layers, real_images, self._speed)
 
     def _measure(self, config: FinetuneConfig) -> Speed:
         teacher, shards, device = self._teacher, self._shards, self._device

@@ -14,6 +14,7 @@ import pytest
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.run.child_process import run_program
+from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_finetune.config import RecipeConfig
@@ -86,6 +87,14 @@ def test_a_set_that_fails_ends_the_command(digits_teacher: DigitsTeacher, finetu
     assert done.code == 2
     assert not out.exists()
     assert not (tmp_path / "model-work" / SET / CONFIG).exists()
+
+
+def test_two_commands_on_one_work_folder(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
+    with only_program(tmp_path / "work"):
+        done = finetune("quantize", *digits_teacher.flags, "--work", tmp_path / "work", "--out", tmp_path / "model.onnx")
+        assert done.code == 2
+        assert "--work: another program is writing to" in done.err
+        assert not list((tmp_path / "work").iterdir())
 
 
 def test_flags_of_the_set_that_are_refused(finetune: Cli, tmp_path: Path) -> None:

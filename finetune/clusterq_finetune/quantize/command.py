@@ -18,6 +18,7 @@ from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.extras import need
+from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, RESULT, SHARDS
 from clusterq_common.run.run_folder import STUDENT as STUDENT_FILE
 from clusterq_common.shards.manifest import MANIFEST
@@ -82,23 +83,23 @@ def quantize(
     _announce(plan, teacher, device, work, out, val, going_on=going_on)
     if dry_run:
         return {}
-    if not going_on:
-        work.mkdir(parents=True, exist_ok=True)
-        plan.to_yaml(work / PLAN)
-    shards = _set(plan, work, quiet=quiet)
-    _fine_tune(plan, shards, work / STUDENT, val)
-    exported = _export(plan, work, out, overwrite=overwrite)
-    measured = benchmark(
-        out,
-        student=work / STUDENT,
-        teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
-        val=val,
-        shards=shards if val is None else None,
-        evaluation=EvaluationConfig(),
-        threads=plan.runtime.get("threads"),
-    )
-    draw_report(work / STUDENT)
-    report = draw_report(work / STUDENT, out.with_suffix(".html"))
+    with only_program(work, setting="work"):
+        if not going_on:
+            plan.to_yaml(work / PLAN)
+        shards = _set(plan, work, quiet=quiet)
+        _fine_tune(plan, shards, work / STUDENT, val)
+        exported = _export(plan, work, out, overwrite=overwrite)
+        measured = benchmark(
+            out,
+            student=work / STUDENT,
+            teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
+            val=val,
+            shards=shards if val is None else None,
+            evaluation=EvaluationConfig(),
+            threads=plan.runtime.get("threads"),
+        )
+        draw_report(work / STUDENT)
+        report = draw_report(work / STUDENT, out.with_suffix(".html"))
     print_result(f"report: {report}")
     return {"out": str(out), "work": str(work), "report": str(report), "export": exported, "benchmark": measured}
 

@@ -12,6 +12,7 @@ from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.labels import class_index, imagenet_wnids, order_remark
+from clusterq_finetune.data.real.opening import open_image
 from clusterq_finetune.data.real.remarks import Remark
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
@@ -35,7 +36,7 @@ class ImageFiles(ValidationImages):
         return str(self.paths[index].relative_to(self.root))
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
+        return open_image(self.paths[index])
 
 
 def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> ImageFiles:

@@ -1,6 +1,5 @@
 """Images inside tars: ImageNet's original archive with the devkit's ground truth, and webdataset shards of anyone's."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.devkit import GROUND_TRUTH, read_devkit, wnid_of_number
 from clusterq_finetune.data.real.files import EXTENSIONS
 from clusterq_finetune.data.real.labels import imagenet_wnids
+from clusterq_finetune.data.real.opening import open_image
 from clusterq_finetune.data.real.remarks import Remark
 
 IMAGE_SUFFIXES = {extension.removeprefix(".") for extension in EXTENSIONS}
@@ -47,7 +47,7 @@ class ImagesInTars(ValidationImages):
         span = self.spans[index]
         with span.tar.open("rb") as file:
             file.seek(span.offset)
-            return Image.open(io.BytesIO(file.read(span.size)))
+            return open_image(file.read(span.size))
 
 
 def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
