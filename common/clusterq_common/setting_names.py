@@ -1,4 +1,4 @@
-"""How texts name a setting: `weights` in Python, `--weights` while a command of ours runs.
+"""Names of settings in texts: `weights` in Python, `--weights` while a command of ours runs.
 
 A text is written with `setting_name("weights")` where it speaks of a setting, and the name is spelled when the text is made. Nothing is
 replaced in a finished text, so what it quotes (a path, a stranger's name) is never taken for a setting.

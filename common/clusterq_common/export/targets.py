@@ -52,7 +52,7 @@ class Target:
 
     @property
     def status(self) -> str:
-        """Whether the target was tried, in words for help, printed results and the file's description."""
+        """Result of trying the target, in words for help, printed results and the file's description."""
         return f"checked with {self.checked}" if self.checked else "untested"
 
 

@@ -56,7 +56,7 @@ it too: `datasets.load_dataset("THIS_FOLDER")`, `webdataset`, `wids` (`wids-trai
 
 
 def set_version(manifest: Manifest) -> str:
-    """How many times the set was made or extended, and which set that is: `2+1f0c55aa`, from the manifest alone."""
+    """Version of a set, the number of its emissions and the beginning of its digest: `2+1f0c55aa`, from the manifest alone."""
     rounds = len(manifest.generation.rounds) if manifest.generation else 1
     return f"{rounds}+{manifest.digest.removeprefix('sha256:')[:8]}"
 

@@ -1,4 +1,4 @@
-"""What two sets have in common and what not: teacher, settings, counts, and the images themselves."""
+"""Comparison of two sets: teacher, settings, counts, and the images themselves."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class SetDiff:
 
     @property
     def same_images(self) -> bool:
-        """Whether no image is in one set alone."""
+        """True where no image is in one set alone."""
         return not any(one.added or one.gone for one in self.splits.values())
 
     def as_json(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def diff(first: ShardSet, second: ShardSet, *, advance: Callable[[int], None] = 
 
 
 def images_to_look_at(first: ShardSet, second: ShardSet) -> int:
-    """How many images a comparison reads."""
+    """Number of images that a comparison reads."""
     names: tuple[SplitName, ...] = ("train", "heldout")
     return sum(
         shard.samples

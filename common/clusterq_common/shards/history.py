@@ -1,4 +1,4 @@
-"""How a set came to be, step by step, as its manifest tells."""
+"""History of a set, step by step, as its manifest tells it."""
 
 from dataclasses import dataclass
 from typing import Any

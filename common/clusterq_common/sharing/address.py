@@ -19,7 +19,7 @@ LONGEST = 4096
 
 @dataclass(frozen=True)
 class Address:
-    """Where a set lies. `str()` gives it without credentials: what results, logs and reports may show.
+    """Address of a set. `str()` gives it without credentials: what results, logs and reports may show.
 
     Attributes:
         scheme: one of SCHEMES.

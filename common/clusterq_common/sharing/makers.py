@@ -1,4 +1,4 @@
-"""Who made a set: what its signature says, held against the keys that this user trusts."""
+"""Maker of a set: its signature, held against the keys that this user trusts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from clusterq_common.sharing.signature import (
 
 @dataclass(frozen=True)
 class Maker:
-    """Who signed a set.
+    """Signer of a set.
 
     Attributes:
         signature: a valid one, under this very set; None for an unsigned set.
@@ -46,7 +46,7 @@ class Maker:
         return f"signed by {self.name} ({key})" if self.name else f"signed by a key that you have not named as trusted ({key})"
 
     def facts(self) -> dict[str, str] | None:
-        """What results keep; None for an unsigned set."""
+        """Return the facts that results keep; None for an unsigned set."""
         if self.signature is None:
             return None
         return {

@@ -31,7 +31,7 @@ from clusterq_common.sharing.signature import (
 
 @dataclass(frozen=True)
 class Offer:
-    """What an address has to give.
+    """Small files of the set at an address.
 
     Attributes:
         remote: to fetch from.

@@ -1,4 +1,4 @@
-"""What this user's programs fetched from where: kept in the cache by the manifest's digest, never in a set, where anyone could write it."""
+"""Record of the addresses that this user's sets were fetched from: kept in the cache by the manifest's digest, never in a set, where anyone could write it."""
 
 import json
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ LARGEST_RECORD = 1 << 16
 
 
 class Origin(Settings):
-    """Where a set was fetched from.
+    """Address that a set was fetched from.
 
     Attributes:
         address: without credentials; of the Hub with the commit.
@@ -53,7 +53,7 @@ def remember_origin(origin: Origin) -> None:
 
 
 def origin_of(folder: Path) -> Origin | None:
-    """Where this user fetched the set in a folder from; None where they did not, or it is not known any more."""
+    """Return the address that this user fetched the set in a folder from; None where they did not, or it is not known any more."""
     path = _record(manifest_digest(folder))
     try:
         if path.stat().st_size > LARGEST_RECORD:

@@ -19,7 +19,7 @@ from clusterq_common.sharing.signature import manifest_digest
 
 @dataclass(frozen=True)
 class Place:
-    """Where a set lies now.
+    """Present place of a set.
 
     Attributes:
         folder: of the set or, if that is what was named, of the run that it lies in.
@@ -108,7 +108,7 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
 
 
 def pinned(place: Place) -> dict[str, Any]:
-    """What a result keeps of a set beside its digest: its manifest's, its maker, and the address it was fetched from, now or before."""
+    """Return the facts that a result keeps of a set beside its digest: its manifest's, its maker, and the address it was fetched from, now or before."""
     folder = shard_folder(place.folder)
     origin = origin_of(folder)
     where = {} if origin is None else {"address": origin.address, "revision": origin.revision}

@@ -21,7 +21,7 @@ from clusterq_common.sharing.remote import NotThereError, Remote, Writable, read
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was sent.
+    """Summary of a push.
 
     Attributes:
         address: where to, without credentials.

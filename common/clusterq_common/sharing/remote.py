@@ -1,4 +1,4 @@
-"""What every kind of address can do: open a file from some byte on; and, where sets can be sent to it, take files."""
+"""Interface of every kind of address: open a file from some byte on; and, where sets can be sent to it, take files."""
 
 import time
 from collections.abc import Iterator

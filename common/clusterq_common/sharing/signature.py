@@ -61,11 +61,11 @@ class Signature(Settings):
         return fingerprint(self.public_key)
 
     def signed_text(self) -> bytes:
-        """What the signature is under. Its first line keeps it apart from anything else that the key may sign."""
+        """Return the text that is signed. Its first line keeps it apart from anything else that the key may sign."""
         return f"{self.format}\nset {self.set}\nmanifest {self.manifest}\nsigned {self.signed_at}\n".encode()
 
     def age(self, now: datetime | None = None) -> str:
-        """How long ago it was signed, in words."""
+        """Time since the signature was made, in words."""
         return age_text(datetime.strptime(self.signed_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC), now)
 
 

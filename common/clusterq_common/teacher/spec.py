@@ -72,7 +72,7 @@ class InputSpec(Settings):
 
     @property
     def square(self) -> bool:
-        """Whether height and width are equal."""
+        """True where height and width are equal."""
         return self.height == self.width
 
     @property

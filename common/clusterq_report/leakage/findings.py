@@ -37,12 +37,12 @@ class BesideControl(Settings):
 
     @property
     def neutral(self) -> bool:
-        """Whether the control sees no difference between training and held-out images."""
+        """True where the control sees no difference between training and held-out images."""
         return self.control_p > CONTROL_LEVEL
 
     @property
     def found(self) -> bool:
-        """Whether the test found something that the control does not explain."""
+        """True where the test found something that the control does not explain."""
         return self.corrected < LEVEL and (self.neutral or self.interval[0] > self.control_interval[1])
 
 
@@ -76,7 +76,7 @@ class NearCopies(Settings):
 
     @property
     def found(self) -> bool:
-        """Whether there are more near-copies than false alarms explain."""
+        """True where there are more near-copies than false alarms explain."""
         return self.corrected < LEVEL and self.originals > self.held_originals
 
 

@@ -1,4 +1,4 @@
-"""Whether the means of synthetic classes lie on the side of the training images' means."""
+"""Test of the means of synthetic classes: do they lie nearer to those of the training images."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Whether training images are nearer to a set than held-out ones."""
+"""Test of nearness: are training images nearer to a set than held-out ones."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ FIRST, FACTOR = 4, 4
 
 @dataclass(frozen=True)
 class Nearness:
-    """How often the nearest real image of Q queries is a training image, ties counted half.
+    """Share of Q queries whose nearest real image is a training image, ties counted half.
 
     Attributes:
         shares: (1 + permutations,) float64, mean over queries and draws; the true assignment's first. This is the AUC of paired

@@ -1,4 +1,4 @@
-"""What each layer costs: its weights and its multiply-adds for one image."""
+"""Costs of each layer: its weights and its multiply-adds for one image."""
 
 from typing import Any
 

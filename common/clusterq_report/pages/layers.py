@@ -16,7 +16,7 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class Layers:
-    """What analysis.json says of a run's layers; empty where nothing was measured.
+    """Layers of a run, from analysis.json; empty where nothing was measured.
 
     Attributes:
         analysis: its contents, see `measure/analysis.py`.

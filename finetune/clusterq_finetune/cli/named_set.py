@@ -1,4 +1,4 @@
-"""What commands on sets share: a set by its folder or its address, and the rules for sets from elsewhere."""
+"""Parameters of commands on sets: a set by its folder or its address, and the rules for sets from elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

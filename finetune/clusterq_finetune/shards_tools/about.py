@@ -1,4 +1,4 @@
-"""What is known of a set beyond its manifest: who signed it, how old it is, where it came from."""
+"""Facts about a set beyond its manifest: who signed it, how old it is, where it came from."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ class About:
         return lines
 
     def age(self) -> str:
-        """How old the set is, and by whose clock: a manifest holds no date, so that equal settings give equal bytes."""
+        """Age of the set, and by whose clock: a manifest holds no date, so that equal settings give equal bytes."""
         if self.maker.signature is not None:
             return f"signed {self.maker.signature.age()} ({self.maker.signature.signed_at}, by its maker's clock)"
         if self.origin is not None and self.origin.changed is not None:

@@ -71,7 +71,7 @@ def sign_set(folder: Path, key_file: Path, *, overwrite: bool) -> Signature:
 
 
 def signature_problems(maker: Maker, config: SharingConfig) -> list[Problem]:
-    """What `verify` says of the maker: keys were named, and this set is of none of them."""
+    """Return the problems of the maker for `verify`: keys were named, and this set is of none of them."""
     if config.trust is None or maker.name is not None:
         return []
     return [Problem(SIGNATURE, None, f"{maker.told()}, and {config.trust} names no key that has signed it")]

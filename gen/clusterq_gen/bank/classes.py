@@ -1,4 +1,4 @@
-"""What IntraQ adds to an image's class: features apart from the others of the class, and crops."""
+"""IntraQ's additions to an image's class: features apart from the others of the class, and crops."""
 
 from typing import NamedTuple
 
