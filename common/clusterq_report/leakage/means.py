@@ -1,4 +1,4 @@
-"""Test of the means of synthetic classes: do they lie nearer to those of the training images."""
+"""Test of the means of synthetic classes: do they lie nearer to those of the training images?"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Test of nearness: are training images nearer to a set than held-out ones."""
+"""Test of nearness: are training images nearer to a set than held-out ones?"""
 
 from dataclasses import dataclass
 
