@@ -22,6 +22,9 @@ OTHERS = {
     "--requeue",
     "--no-deps",
     "--strict",
+    "--gpus",
+    "--ipc",
+    "--user",
 }
 
 
