@@ -12,6 +12,7 @@ from clusterq_common.device.config import Device
 from clusterq_common.setting_names import settings_spelled_by
 
 
+# `self` and `super()` are a command class that a type checker cannot know; hence `attr-defined` and `misc`.
 class _InFlags:
     """Mixin for commands: texts made while it runs name settings as its flags."""
 

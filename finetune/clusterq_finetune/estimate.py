@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from clusterq_common.device.setup import to_device
+from clusterq_common.device.timing import seconds_of
 from clusterq_common.progress.console import heard_by
 from clusterq_common.progress.time_budget import Phase
 from clusterq_common.quant.sensitivity import passes
@@ -105,7 +106,7 @@ class Timed:
         def timed(action: Callable[[FinetuneConfig], object], **recipe: Any) -> float:
             plain = {"compile": False, "cuda_graphs": False, **recipe}
             changed = config.model_copy(update={"recipe": config.recipe.model_copy(update=plain)})
-            return _seconds(lambda: action(changed), device)
+            return seconds_of(lambda: action(changed), device)
 
         def rebuilt(changed: FinetuneConfig) -> None:
             reconstruct(copy.deepcopy(probe), teacher, first_pixels(shards, changed, IMAGES), changed, None, device)
@@ -121,8 +122,8 @@ class Timed:
             to_device(probe, device)
             shown = next(iter(shards.images("train", IMAGES, batch_size=IMAGES))).to(device)
             with torch.no_grad():
-                forward = _seconds(lambda: teacher.model(shown), device)
-                student_forward = _seconds(lambda: probe(shown), device)
+                forward = seconds_of(lambda: teacher.model(shown), device)
+                student_forward = seconds_of(lambda: probe(shown), device)
             few = more = 0.0
             if config.recipe.reconstruct != "none":
                 few, more = (timed(rebuilt, reconstruct_steps=steps) for steps in (FEW, MORE))
@@ -191,13 +192,3 @@ def _decoding(images: ValidationImages) -> float:
     for index in range(count):
         images[index]
     return (time.perf_counter() - begin) / max(1, count)
-
-
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin

@@ -1,12 +1,11 @@
 """Prediction of a generator run's time on this machine, from timed steps."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clusterq_common.device.timing import seconds_of
 from clusterq_common.images import normalise, to_array
 from clusterq_common.progress.time_budget import Phase
 from clusterq_common.run.seeding import stream
@@ -81,7 +80,7 @@ def _generator_step(config: GenConfig, teacher: Teacher, device: torch.device) -
         stored = run.stored_statistics()
         run.step = 1  # a step whose gradient norms are not recorded
         train_step(run, taps, stored)
-        step = _seconds(lambda: train_step(run, taps, stored), device)
+        step = seconds_of(lambda: train_step(run, taps, stored), device)
     return step, STUDENT_SHARE_TWICE if run.method.needs_student else STUDENT_SHARE
 
 
@@ -97,8 +96,8 @@ def _image_step(bank: BankConfig, config: GenConfig, teacher: Teacher, device: t
     more = Optimiser(
         one_step.model_copy(update={"bank_steps": 1 + MEASURED_STEPS}), config.runtime, teacher, device, optimiser.targets
     )
-    one = _seconds(lambda: optimiser.optimise(start, labels, 0), device)
-    several = _seconds(lambda: more.optimise(start, labels, 0), device)
+    one = seconds_of(lambda: optimiser.optimise(start, labels, 0), device)
+    several = seconds_of(lambda: more.optimise(start, labels, 0), device)
     return max(several - one, 0.0) / MEASURED_STEPS / count
 
 
@@ -111,11 +110,11 @@ def _candidate(config: GenConfig, teacher: Teacher, device: torch.device) -> flo
     if not is_bank(config.method.method):
         generator = build_generator(config.generator, spec).to(device).eval()
         noise, labels = torch.zeros(count, config.generator.latent_size, device=device), torch.arange(count, device=device)
-        seconds += _seconds(lambda: generator(noise, labels % spec.num_classes), device)
+        seconds += seconds_of(lambda: generator(noise, labels % spec.num_classes), device)
     shown = normalise(pixels, spec).to(device)
-    seconds += _seconds(lambda: teacher.model(shown), device)
+    seconds += seconds_of(lambda: teacher.model(shown), device)
     arrays = [to_array(image) for image in pixels]
-    encoding = _seconds(lambda: encode_samples([0] * count, arrays), device)
+    encoding = seconds_of(lambda: encode_samples([0] * count, arrays), device)
     return (seconds + encoding / max(1, config.emit.workers)) / count
 
 
@@ -126,13 +125,3 @@ def _pixels(count: int, teacher: Teacher) -> Tensor:
 
 def _measured(teacher: Teacher) -> int:
     return max(LEAST_MEASURED, MEASURED_PIXELS // (teacher.spec.height * teacher.spec.width))
-
-
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin

@@ -44,7 +44,7 @@ def prepare_cuda(*, deterministic: bool) -> None:
     # warn_only: a warning names an operation without a deterministic kernel, instead of ending the run.
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Otherwise every new tensor is filled first, to guard against reads of uninitialised memory: a tenth of a step on an H200.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing from torch's annotations
 
 
 # The attribute of networks that fail in channels_last order.

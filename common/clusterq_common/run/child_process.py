@@ -43,7 +43,7 @@ def run_program(module: str, arguments: Sequence[str]) -> int:
         process = subprocess.Popen(command, pass_fds=[reading], env=environment)
         try:
             code = process.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C has reached the program, too: it has time to end before the interruption goes on
             process.wait()
             raise
     finally:

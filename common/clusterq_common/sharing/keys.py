@@ -110,7 +110,7 @@ def generate(path: Path, name: str, setting: str = "out") -> bytes:
     known = key.public_key().public_bytes_raw()
     try:
         _write_new(public, f"{public_line(known, name)}\n".encode(), 0o644, setting)
-    except BaseException:
+    except BaseException:  # an interruption, too, leaves no half of a pair
         path.unlink()
         raise
     return known

@@ -166,4 +166,4 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 class _StoppedError(Exception):
-    """Another file has failed, or the user has interrupted: this one's fetching ends."""
+    """Raised to end the fetching of a file after the failure of another one, or an interruption."""

@@ -1,4 +1,4 @@
-"""Another network beside the teacher."""
+"""Loading of the second network that images are compared by."""
 
 import torch
 
@@ -11,7 +11,11 @@ from clusterq_finetune.teachers import SPEC_FIELDS
 
 
 def other_network(arch: str, weights: str | None, manifest: Manifest, device: torch.device) -> Teacher:
-    """Another classifier of the same images and classes."""
+    """Load a second classifier of the same images and classes.
+
+    Raises:
+        ClusterqError: it takes other images, or has other classes.
+    """
     spec = manifest.teacher.spec
     known = {"arch": arch, "weights": weights}
     if is_factory(arch):
