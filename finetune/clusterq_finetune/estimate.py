@@ -102,11 +102,13 @@ class Timed:
     def _measure(self, config: FinetuneConfig) -> Speed:
         teacher, shards, device = self._teacher, self._shards, self._device
         probe = copy.deepcopy(self._student)
+        # On a GPU the first call of each kind takes seconds longer.
+        before = int(device.type != "cpu")
 
         def timed(action: Callable[[FinetuneConfig], object], **recipe: Any) -> float:
             plain = {"compile": False, "cuda_graphs": False, **recipe}
             changed = config.model_copy(update={"recipe": config.recipe.model_copy(update=plain)})
-            return seconds_of(lambda: action(changed), device)
+            return seconds_of(lambda: action(changed), device, before=before)
 
         def rebuilt(changed: FinetuneConfig) -> None:
             reconstruct(copy.deepcopy(probe), teacher, first_pixels(shards, changed, IMAGES), changed, None, device)
@@ -122,8 +124,8 @@ class Timed:
             to_device(probe, device)
             shown = next(iter(shards.images("train", IMAGES, batch_size=IMAGES))).to(device)
             with torch.no_grad():
-                forward = seconds_of(lambda: teacher.model(shown), device)
-                student_forward = seconds_of(lambda: probe(shown), device)
+                forward = seconds_of(lambda: teacher.model(shown), device, before=before)
+                student_forward = seconds_of(lambda: probe(shown), device, before=before)
             few = more = 0.0
             if config.recipe.reconstruct != "none":
                 few, more = (timed(rebuilt, reconstruct_steps=steps) for steps in (FEW, MORE))

@@ -7,7 +7,7 @@ import torch
 
 from clusterq_common.device.compiled import need_compiler
 from clusterq_common.device.config import RuntimeConfig
-from clusterq_common.device.cuda_graph import Recorder, can_use_cuda_graphs, cuda_recorder, need_cuda_graphs
+from clusterq_common.device.cuda_graph import need_cuda_graphs, recorder_if
 from clusterq_common.device.distributed import process_group
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
@@ -114,7 +114,9 @@ def train(
             write_events(config, out)
         source = _source(out, config, config.emit, config.runtime.seed, teacher, device)
         ranks.from_first(lambda: _hold(held, out / SHARDS))
-        source = refined(source, config.emit, config.runtime, teacher, out / SHARDS, _recorder(config, device))
+        source = refined(
+            source, config.emit, config.runtime, teacher, out / SHARDS, recorder_if(config.train.cuda_graphs, device)
+        )
         manifest = emit_shards(config, teacher, source, out / SHARDS, seed=config.runtime.seed, ranks=ranks)
     print_result(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
@@ -163,7 +165,7 @@ def emit(
     folder = out or run / SHARDS
     with process_group() as ranks, ExitStack() as held:
         ranks.from_first(lambda: _hold(held, folder))
-        source = refined(source, config.emit, drawing, loaded, folder, _recorder(config, device))
+        source = refined(source, config.emit, drawing, loaded, folder, recorder_if(config.train.cuda_graphs, device))
         manifest = emit_shards(config, loaded, source, folder, seed=drawing.seed, overwrite=overwrite, ranks=ranks)
     if ranks.first:
         counts = ", ".join(f"{name}: {split.samples}" for name, split in manifest.splits.items())
@@ -192,11 +194,6 @@ def config_of_run(run: Path, teacher: dict[str, str], emit: dict[str, object] | 
     saved = read_yaml(run / CONFIG)
     refuse_foreign_code(saved, {"teacher": teacher, "emit": emit or {}}, run / CONFIG, looks_at=(ARCH, WEIGHTS, CLASS_NAMES))
     return GenConfig.validated(merged(saved, {"teacher": teacher}), source=str(run / CONFIG))
-
-
-def _recorder(config: GenConfig, device: torch.device) -> Recorder | None:
-    """For the refinement of a run with CUDA graphs; its shards may be emitted elsewhere, and then go without: the images are the same."""
-    return cuda_recorder(device) if config.train.cuda_graphs and can_use_cuda_graphs(device) else None
 
 
 def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Teacher, device: torch.device) -> CandidateSource:

@@ -1,10 +1,12 @@
 """Prediction of a generator run's time on this machine, from timed steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clusterq_common.device.cuda_graph import STEPS_TO_FULL_SPEED, Recorder, recorder_if
 from clusterq_common.device.timing import seconds_of
 from clusterq_common.images import normalise, to_array
 from clusterq_common.progress.time_budget import Phase
@@ -18,14 +20,15 @@ from clusterq_gen.bank.optimise import Optimiser
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emission.candidates import CHUNK
 from clusterq_gen.networks.generator import build_generator
-from clusterq_gen.training.loop import train_step
+from clusterq_gen.training.loop import graphed_steps, train_step
 from clusterq_gen.training.state import Training
 
-# Pixels of the images that are optimised for a measurement, about; larger batches are taken to cost in proportion.
+# Pixels of the images that are optimised for a measurement on a CPU, about; larger batches are taken to cost in proportion. On a GPU
+# they do not, so whole batches are measured there.
 MEASURED_PIXELS = 200_000
 LEAST_MEASURED = 4
-# Steps of a measured optimisation; the first one, which sets up the optimizer, does not count.
-MEASURED_STEPS = 2
+# Timed steps on a CPU and on a GPU, where one step is short.
+TIMED_STEPS = {"cpu": 1, "cuda": 5}
 # A step with the in-loop student, in steps without it: once for training it, and once more where the generator's losses need it.
 STUDENT_SHARE, STUDENT_SHARE_TWICE = 1.4, 1.8
 
@@ -50,8 +53,9 @@ class Speed:
 def measure_speed(config: GenConfig, teacher: Teacher, device: torch.device) -> Speed:
     """Time a generator step, a step of optimising images, and the emission of a few images, all discarded."""
     bank = config.bank if is_bank(config.method.method) else config.emit.refinement
-    step, share = (0.0, STUDENT_SHARE) if is_bank(config.method.method) else _generator_step(config, teacher, device)
-    image_step = 0.0 if bank is None else _image_step(bank, config, teacher, device)
+    recorder = recorder_if(config.train.cuda_graphs, device)
+    step, share = (0.0, STUDENT_SHARE) if is_bank(config.method.method) else _generator_step(config, teacher, device, recorder)
+    image_step = 0.0 if bank is None else image_step_seconds(bank, config, teacher, device, recorder)
     return Speed(step, image_step, _candidate(config, teacher, device), share)
 
 
@@ -74,45 +78,51 @@ def phases(config: GenConfig, num_classes: int, speed: Speed) -> list[Phase]:
     return [*found, emission]
 
 
-def _generator_step(config: GenConfig, teacher: Teacher, device: torch.device) -> tuple[float, float]:
+def _generator_step(
+    config: GenConfig, teacher: Teacher, device: torch.device, recorder: Recorder | None
+) -> tuple[float, float]:
     run = Training.start(config, teacher, device)
     with batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
+        graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
         run.step = 1  # a step whose gradient norms are not recorded
-        train_step(run, taps, stored)
-        step = seconds_of(lambda: train_step(run, taps, stored), device)
+        step = _step(lambda: train_step(run, taps, stored, graphs), device, recorder)
     return step, STUDENT_SHARE_TWICE if run.method.needs_student else STUDENT_SHARE
 
 
-def _image_step(bank: BankConfig, config: GenConfig, teacher: Teacher, device: torch.device) -> float:
-    whole = config.train.batch_size if is_bank(config.method.method) else config.emit.refine_batch
-    count, spec = min(whole, _measured(teacher)), teacher.spec
-    # So small a rate that no setting of the run lets images diverge here; steps take as long with any.
-    one_step = bank.model_copy(update={"bank_steps": 1, "bank_lr": 1e-6})
-    optimiser = Optimiser.start(one_step, config.runtime, teacher, device)
+def image_step_seconds(
+    bank: BankConfig, config: GenConfig, teacher: Teacher, device: torch.device, recorder: Recorder | None
+) -> float:
+    """Time one step of optimising images, with a recorder a replayed one. Returns its seconds for one image."""
+    whole, spec = config.train.batch_size if is_bank(config.method.method) else config.emit.refine_batch, teacher.spec
+    count = min(whole, _measured(teacher)) if device.type == "cpu" else whole
+    optimiser = Optimiser.start(bank, config.runtime, teacher, device, recorder)
     start = normalise(_pixels(count, teacher), spec).to(device)
-    labels = torch.arange(count) % spec.num_classes if optimiser.bank.labelled else None
-    optimiser.optimise(start, labels, 0)
-    more = Optimiser(
-        one_step.model_copy(update={"bank_steps": 1 + MEASURED_STEPS}), config.runtime, teacher, device, optimiser.targets
-    )
-    one = seconds_of(lambda: optimiser.optimise(start, labels, 0), device)
-    several = seconds_of(lambda: more.optimise(start, labels, 0), device)
-    return max(several - one, 0.0) / MEASURED_STEPS / count
+    labels = torch.arange(count) % spec.num_classes if bank.labelled else None
+    steps = optimiser.steps_for(start.shape, labelled=bank.labelled)
+    steps.begin(start, labels)
+    # So small a rate that no setting of the run lets images diverge here; steps take as long with any.
+    return _step(lambda: steps.take_step(1e-6, *optimiser.draws(count, 0, 0)), device, recorder) / count
+
+
+def _step(step: Callable[[], object], device: torch.device, recorder: Recorder | None) -> float:
+    """Return the seconds of a step after the first ones, which set up optimizers, kernels and recordings."""
+    before = STEPS_TO_FULL_SPEED if recorder else 1
+    return seconds_of(step, device, before=before, times=TIMED_STEPS[device.type])
 
 
 @torch.no_grad()
 def _candidate(config: GenConfig, teacher: Teacher, device: torch.device) -> float:
-    spec = teacher.spec
-    count = min(CHUNK, _measured(teacher))
+    spec, before = teacher.spec, int(device.type != "cpu")
+    count = min(CHUNK, _measured(teacher)) if device.type == "cpu" else CHUNK
     pixels = _pixels(count, teacher)
     seconds = 0.0
     if not is_bank(config.method.method):
         generator = build_generator(config.generator, spec).to(device).eval()
         noise, labels = torch.zeros(count, config.generator.latent_size, device=device), torch.arange(count, device=device)
-        seconds += seconds_of(lambda: generator(noise, labels % spec.num_classes), device)
+        seconds += seconds_of(lambda: generator(noise, labels % spec.num_classes), device, before=before)
     shown = normalise(pixels, spec).to(device)
-    seconds += seconds_of(lambda: teacher.model(shown), device)
+    seconds += seconds_of(lambda: teacher.model(shown), device, before=before)
     arrays = [to_array(image) for image in pixels]
     encoding = seconds_of(lambda: encode_samples([0] * count, arrays), device)
     return (seconds + encoding / max(1, config.emit.workers)) / count

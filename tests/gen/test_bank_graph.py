@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from clusterq_common.device.cuda_graph import PLAIN_STEPS, CudaRecorder, Recorder
+from clusterq_common.device.timing import seconds_of
 from clusterq_common.run.run_folder import BANK, CONFIG, SHARDS
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -15,6 +16,7 @@ from clusterq_gen import commands
 from clusterq_gen.bank import make
 from clusterq_gen.bank.make import BankRun
 from clusterq_gen.bank.optimise import BankBatch
+from clusterq_gen.estimate import image_step_seconds
 from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.gen.bank_settings import SMALL, settings
 from tests.gen.conftest import CPU
@@ -116,8 +118,7 @@ def test_refinement_goes_by_the_run_where_it_can(
     ]
     done = gen("emit", "--run", run, *flags, "--out", tmp_path / "plain")
     assert done.code == 0, "there is no GPU, and none is needed"
-    monkeypatch.setattr(commands, "can_use_cuda_graphs", lambda _: True)
-    monkeypatch.setattr(commands, "cuda_recorder", lambda _: recorder)
+    monkeypatch.setattr(commands, "recorder_if", lambda wanted, _: recorder if wanted else None)
     # Of a run without graphs nothing is recorded.
     assert gen("emit", "--run", digits_run, *flags, "--out", tmp_path / "other").code == 0
     assert recorder.plain_steps == 0
@@ -129,6 +130,24 @@ def test_refinement_goes_by_the_run_where_it_can(
     steps = recorder.plain_steps + recorder.replays
     assert steps % 10 == 0
     assert steps >= 40, "several batches of both sizes"
+
+
+def test_an_estimate_times_replayed_steps_where_the_run_replays_them(teacher: Teacher) -> None:
+    recorder = TapeRecorder()
+    config = settings(teacher.config, "zeroq", bank={"bank_steps": STEPS})
+    assert image_step_seconds(config.bank, config, teacher, CPU, recorder) > 0
+    # The recording and its first replay come before the timed one.
+    assert (recorder.plain_steps, recorder.recorded, recorder.replays) == (PLAIN_STEPS, 1, 2)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_an_estimate_is_near_the_time_of_whole_batches(teacher: Teacher) -> None:
+    device = torch.device("cuda")
+    own = load_teacher(teacher.config, device=device)
+    config = settings(own.config, "zeroq", bank={"bank_steps": 200}, train={"batch_size": 64})
+    expected = 64 * 200 * image_step_seconds(config.bank, config, own, device, None)
+    run = BankRun.start(config, own, device)
+    assert seconds_of(lambda: run.optimise(0), device, before=1) == pytest.approx(expected, rel=0.6)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

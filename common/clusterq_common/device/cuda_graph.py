@@ -12,6 +12,8 @@ from clusterq_common.errors import ClusterqError
 Body = Callable[[], dict[str, Tensor]]
 # Number of eager steps before a recording, in which optimizers create their state, libraries their handles, and cuDNN its choices.
 PLAIN_STEPS = 3
+# Steps after which a recorded one is replayed at its full speed: the eager ones, the recording and a first replay.
+STEPS_TO_FULL_SPEED = PLAIN_STEPS + 1
 
 
 class Recorder(Protocol):
@@ -97,6 +99,11 @@ def cuda_recorder(device: torch.device) -> CudaRecorder:
 def can_use_cuda_graphs(device: torch.device) -> bool:
     """Return whether CUDA graphs can be used on the device: it is a CUDA device, and there is one process only."""
     return device.type == "cuda" and Ranks.current().world == 1
+
+
+def recorder_if(wanted: bool, device: torch.device) -> CudaRecorder | None:
+    """Return a recorder where recorded steps are wanted and the device can use them, else None."""
+    return CudaRecorder(device) if wanted and can_use_cuda_graphs(device) else None
 
 
 def need_cuda_graphs(device: torch.device) -> None:

@@ -186,7 +186,8 @@ class Emitter:
         images = self.source.images(padded).float()
         low, high = (bound.to(images.device) for bound in pixel_bounds(spec))
         tally.clipped += float(((images <= low) | (images >= high))[: len(tries)].float().mean()) * len(tries)
-        pixels = to_pixels(images, spec)
+        # In this order an image's array for the encoder needs no copy on the host.
+        pixels = to_pixels(images, spec).contiguous(memory_format=torch.channels_last)
         logits = self.teacher.model(normalise(pixels, spec).contiguous(memory_format=torch.channels_last)).float()
         confidence, top1 = (values.tolist() for values in logits.softmax(1).max(1))
         pixels, logits = pixels.cpu(), logits.cpu()
