@@ -1,6 +1,6 @@
 """A typer application with readable help, and the options that every command has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -32,14 +32,18 @@ class Group(_InFlags, Readable, TyperGroup):
 
 
 class App(typer.Typer):
-    """A typer application made of these commands."""
+    """A typer application made of these commands.
 
-    def __init__(self, **about: Any) -> None:
-        super().__init__(cls=Group, **about)
+    Args:
+        brief: parameters in the program's own short help; see `Readable`.
+    """
 
-    def command(self, name: str | None = None, **about: Any) -> Callable[[Any], Any]:
-        """Add a command, as typer does."""
-        return super().command(name, cls=Command, **about)
+    def __init__(self, brief: Mapping[str, str] | None = None, **about: Any) -> None:
+        super().__init__(cls=type("Group", (Group,), {"brief": brief or {}}), **about)
+
+    def command(self, name: str | None = None, brief: Mapping[str, str] | None = None, **about: Any) -> Callable[[Any], Any]:
+        """Add a command, as typer does; `brief` has the parameters of its short help."""
+        return super().command(name, cls=type("Command", (Command,), {"brief": brief or {}}), **about)
 
 
 def version_option(program: str) -> Any:
@@ -73,6 +77,31 @@ TimeBudget = Annotated[
         help="At most so long, as 45s, 30m or 1h30m: a new run's steps and images are planned to fit what a few timed steps take here.",
     ),
 ]
+# Descriptions in short helps, where the beginning of the long one does not say enough.
+BRIEF = {
+    "arch": "Architecture: a pytorchcv name (resnet18, ...) or your own factory, path/to/file.py:function",
+    "weights": "Weights of the classifier: safetensors or a PyTorch state dict",
+    "input_size": "Size of the input image: 224, or 64x128 for height x width",
+    "num_classes": "Number of classes",
+    "mean": "Normalisation mean per channel, pixels in [0, 1], e.g. 0.5,0.5,0.5",
+    "std": "Normalisation standard deviation per channel",
+    "bits": "Bits of weights and activations: w4a4, w8a8, w4a8, ... (default: w4a4)",
+    "device": "auto, cpu or cuda (default: auto)",
+    "threads": "CPU threads (default: all cores)",
+    "seed": "Seed of every random draw (default: 0)",
+    "target": "Runtime: ort-cpu, ort-cuda, openvino, tensorrt, qnn or executorch",
+    "config": "Start from a saved config.yaml; flags go on top",
+    "time_budget": "Plan steps and images to end within this time: 45s, 30m, 1h30m",
+    "dry_run": "Print the plan with its estimated time; write nothing",
+    "quiet": "Print warnings, errors and the result alone",
+}
+
+
+def brief_help(*names: str, **texts: str) -> dict[str, str]:
+    """Return the parameters of a short help in this order, those with texts of their own among them where `names` has them."""
+    return {name: texts.get(name) or BRIEF.get(name, "") for name in names}
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]

@@ -3,10 +3,14 @@
 It does not depend on a command-line library: the programs mix `Readable` into its classes.
 """
 
+import copy
 import platform
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
+from types import MappingProxyType
 from typing import Any
 
 from clusterq_common.errors import did_you_mean
@@ -16,6 +20,10 @@ EXIT_CODES = (
     "docs/terminal.md has the rest: progress, --quiet, environment variables, completion."
 )
 COMPLETION_WIDTH = 60
+# Longest description of an option in the short help.
+BRIEF_WIDTH = 120
+# Key in click's `meta`: whether the help lists all options.
+ALL_OPTIONS = "clusterq.all_options"
 # Wording of both pydantic and click.
 CHOICES = re.compile(r"(?:Value error, )?'(?P<found>.*)' is not one of (?P<choices>'.+')\.?", re.DOTALL)
 
@@ -44,19 +52,48 @@ def version_line(program: str) -> str:
 
 # Each `super()` below is a command class that a type checker cannot know; hence `misc`.
 class Readable:
-    """Mixin for commands: flags are shown without a value, and errors suggest the nearest name."""
+    """Mixin for commands: flags are shown without a value, and errors suggest the nearest name.
+
+    Attributes:
+        brief: parameters of the short help, in its order: name -> short description, or "" for the beginning of the long one. `--help`
+            then lists these, and `--help-all` all. Empty: `--help` lists all.
+    """
+
+    brief: Mapping[str, str] = MappingProxyType({})
+    _help_all: Any = None
+    _shortened = False
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters. No value is shown for flags, since they take none."""
+        """Return the parameters, with `--help-all` where there is a short help. No value is shown for flags, since they take none."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        if self.brief:
+            # One object for all calls: click compares parameters by identity.
+            self._help_all = self._help_all or _help_all_option(self.get_help_option(ctx))  # type: ignore[attr-defined]
+            params = [*params, self._help_all]
+        if self._shortened:
+            places = {name: place for place, name in enumerate(self.brief)}
+            params = sorted(params, key=lambda param: places.get(param.name, len(places)))
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help. A flag's opposite is named in its description, because a separate column would narrow all others."""
-        paired = [param for param in self.get_params(ctx) if getattr(param, "is_flag", False) and param.secondary_opts]
+        """Print the help: the short one where there is one, unless all options are wanted."""
+        params = self.get_params(ctx)
+        if not self.brief or ctx.meta.get(ALL_OPTIONS):
+            self._print_all(params, ctx, formatter)
+            return
+        self._shortened = True
+        try:
+            with _shortened(params, self.brief):
+                super().format_help(ctx, formatter)  # type: ignore[misc]
+        finally:
+            self._shortened = False
+
+    def _print_all(self, params: list[Any], ctx: Any, formatter: Any) -> None:
+        """Print all options. A flag's opposite is named in its description, because a separate column would narrow all others."""
+        paired = [param for param in params if getattr(param, "is_flag", False) and param.secondary_opts]
         kept = [(param.help, param.secondary_opts) for param in paired]
         for param in paired:
             text, opposite = param.help or "", param.secondary_opts[0]
@@ -82,6 +119,50 @@ class Readable:
             add_hint(error)
             raise
         return rest
+
+
+def _help_all_option(help_option: Any) -> Any:
+    """Make `--help-all` from a command's `--help`."""
+
+    def show(ctx: Any, param: Any, wanted: bool) -> None:
+        ctx.meta[ALL_OPTIONS] = wanted
+        help_option.callback(ctx, param, wanted)
+
+    made = copy.copy(help_option)
+    made.name, made.opts, made.callback = "help_all", ["--help-all"], show
+    made.help = "Show all options, with their defaults, and exit."
+    return made
+
+
+@contextmanager
+def _shortened(params: list[Any], brief: Mapping[str, str]) -> Iterator[None]:
+    """Within the context, parameters outside `brief` are hidden, and the others are in one panel with short descriptions."""
+    names = ("hidden", "help", "rich_help_panel", "secondary_opts")
+    kept = [(param, {name: getattr(param, name) for name in names if hasattr(param, name)}) for param in params]
+    try:
+        for param in params:
+            if param.name not in brief and param.name not in {"help", "help_all"}:
+                param.hidden = True
+            elif hasattr(param, "rich_help_panel"):
+                text = brief.get(param.name) or _first_clause(param.help or "")
+                param.help = text[:1].upper() + text[1:]
+                param.rich_help_panel, param.secondary_opts = None, []
+        yield
+    finally:
+        for param, values in kept:
+            for name, value in values.items():
+                setattr(param, name, value)
+
+
+def _first_clause(description: str) -> str:
+    """Return a description up to its first semicolon, colon or full stop, with the default from its end.
+
+    >>> _first_clause("number of images; more are better (default: 8)")
+    'number of images (default: 8)'
+    """
+    text, _, remarks = description.partition(" (default: ") if " (default: " in description else (description, "", "")
+    clause = shorten(re.split(r"(?<!e\.g)[;:.](?:\s|$)", text, maxsplit=1)[0], BRIEF_WIDTH, placeholder=" ...")
+    return f"{clause} (default: {remarks}" if remarks else clause
 
 
 def add_hint(error: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, named_teacher, version_option
+from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, brief_help, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
@@ -20,6 +20,41 @@ from clusterq_gen.presets import lift_limit, preset_notes, resolve
 
 PROGRAM = "clusterq-gen"
 
+OF_SHARDS = {
+    "per_class": "Training images of each class (default: 512; paper-imagenet: 200; quick: 128)",
+    "heldout_per_class": "Images of each class in the held-out split (default: a tenth of --per-class)",
+}
+TRAIN_BRIEF = brief_help(
+    *("arch", "weights", "input_size", "num_classes", "mean", "std", "preset", "method", "bits", "out", "per_class", "images"),
+    *(
+        "heldout_per_class",
+        "epochs",
+        "steps_per_epoch",
+        "batch_size",
+        "device",
+        "cuda_graphs",
+        "threads",
+        "seed",
+        "time_budget",
+    ),
+    *("config", "resume", "overwrite", "dry_run", "quiet"),
+    preset="Size of the run: quick (two CPU cores), paper-cifar, paper-imagenet or auto",
+    method="clusterq, gdfq, adadfq, qimera, zeroq, dsg, intraq, or your own file.py:function (default: clusterq)",
+    bits="Bits of the student within the training (default: w4a4)",
+    epochs="Generator epochs (default: 400; quick: 16)",
+    batch_size="Images in a batch (default: 200; paper-imagenet: 16; quick: 100)",
+    cuda_graphs="Replay recorded steps on a GPU, several times faster for small networks",
+    images="Most training images altogether (quick: 2560)",
+    **OF_SHARDS,
+)
+EMIT_BRIEF = brief_help(
+    *("run", "out", "per_class", "images", "heldout_per_class", "refine_steps", "labels", "seed", "device", "threads", "arch"),
+    *("weights", "overwrite", "quiet"),
+    labels="Labels of the images: asked (the class asked for) or teacher (the class it sees)",
+    refine_steps="Steps that optimise each image before the classifier judges it (default: 0)",
+    **OF_SHARDS,
+)
+
 app = App(
     help="Learn an image generator from a trained classifier alone, and write synthetic shards.",
     no_args_is_help=True,
@@ -33,13 +68,14 @@ def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
 
 
 @app.command(
+    brief=TRAIN_BRIEF,
     epilog=examples(
         "clusterq-gen train --arch resnet18 --out out/",
         "clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4",
         "clusterq-gen train --arch net.py:build --weights net.pth --num-classes 10",
         "clusterq-gen train --config out/config.yaml --seed 1 --out out-1/",
         "clusterq-gen train --arch resnet18 --out out/ --resume",
-    )
+    ),
 )
 @with_flags(SECTIONS, typer.Option, preset_notes())
 def train(
@@ -80,10 +116,11 @@ def train(
 
 
 @app.command(
+    brief=EMIT_BRIEF,
     epilog=examples(
         "clusterq-gen emit --run out/ --per-class 1000",
         "clusterq-gen emit --run out/ --per-class 200 --seed 7 --out shards-7/",
-    )
+    ),
 )
 @with_flags({"emit": EmitConfig, "runtime": RuntimeConfig}, typer.Option)
 def emit(

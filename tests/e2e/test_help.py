@@ -37,6 +37,29 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+def test_a_short_help_lists_what_is_used_most_and_the_long_one_everything(narrow: None, gen: Cli, finetune: Cli) -> None:
+    short = 0
+    for words in commands():
+        command: Any = typer.main.get_command(APPS[words[0]])
+        for word in words[1:]:
+            command = command.commands[word]
+        params = {param.name: param for param in command.params if not getattr(param, "hidden", False)}
+        help_of = {flag: cli_of(words[0], gen, finetune)(*words[1:], flag) for flag in ("--help", "--help-all")}
+        if not command.brief:
+            # Nothing is left out, and there is no second help.
+            assert help_of["--help-all"].code == 2, words
+            continue
+        short += 1
+        assert set(command.brief) <= set(params), words
+        flags = {name: next(flag for flag in param.opts if flag.startswith("--")) for name, param in params.items()}
+        shown = {flag: set(re.findall(r"^│ [* ]*(--[a-z-]+)", done.out, re.MULTILINE)) for flag, done in help_of.items()}
+        assert shown["--help"] == {*(flags[name] for name in command.brief), "--help", "--help-all"}, words
+        assert shown["--help-all"] >= set(flags.values()), words
+        assert len(help_of["--help"].out.splitlines()) <= 100, words
+        assert "--help-all" in help_of["--help"].out
+    assert short == 4
+
+
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
 def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, finetune: Cli) -> None:
     done = cli_of(words[0], gen, finetune)(*words[1:], "--help")
@@ -53,7 +76,7 @@ def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, fi
 
 
 def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
-    shown = gen("train", "--help").out
+    shown = gen("train", "--help-all").out
     for panel in ("Teacher", "Method", "Quant", "Generator", "Train", "Bank", "Emit", "Runtime"):
         assert f"╭─ {panel} ─" in shown
     said = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())

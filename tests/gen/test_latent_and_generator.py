@@ -15,7 +15,7 @@ from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.networks.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
 from clusterq_gen.training.latent import batch_labels, candidate_noise, classes_in_batch, noise
 
-CONDITIONINGS = ["product", "concat", "sum", "batchnorm"]
+CONDITIONINGS = ["product", "concat", "scaled", "sum", "batchnorm"]
 
 
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(1, 60), st.integers(0, 200), st.integers(0, 5))
@@ -88,6 +88,7 @@ def test_the_class_changes_the_image_and_eval_mode_keeps_images_apart(kind: str)
     [
         ("product", lambda z, e: z * e),
         ("concat", lambda z, e: torch.cat([z, e], 1)),
+        ("scaled", lambda z, e: torch.cat([0.5 * z, 2 * e], 1)),
         ("sum", lambda z, e: 0.5 * z + 2 * e),
     ],
 )

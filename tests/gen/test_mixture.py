@@ -54,7 +54,7 @@ def test_how_many_classes_are_mixed() -> None:
     assert MethodConfig(method="qimera", mix_probability=0).mixing == 0
 
 
-@pytest.mark.parametrize("kind", ["product", "concat", "sum", "batchnorm"])
+@pytest.mark.parametrize("kind", ["product", "concat", "scaled", "sum", "batchnorm"])
 def test_the_generator_superposes_the_rows_of_its_class_tables(kind: str) -> None:
     spec = InputSpec(size=8, channels=1, num_classes=4, mean=(0.5,), std=(0.5,))
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) ->
     assert sum(r["teacher/accuracy"] for r in last) / 10 > 0.5
 
 
-@pytest.mark.parametrize("conditioning", ["concat", "sum"])
+@pytest.mark.parametrize("conditioning", ["concat", "scaled", "sum"])
 def test_the_class_is_learned_within_a_few_steps(teacher: Teacher, conditioning: str) -> None:
     """As noise times embedding has it, the teacher sees the class asked for in 12 % of the images after these steps: chance."""
     train = {"steps_per_epoch": 30, "batch_size": 40}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, Weights, named_teacher
+from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, Weights, brief_help, named_teacher
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded, same_command
@@ -31,6 +31,14 @@ QUANTIZE_EXAMPLES = examples(
     "clusterq-finetune quantize --arch resnet18 --bits w8a8 --recipe calibrated --out model.onnx",
     "clusterq-finetune quantize --arch resnet20_cifar10 --bits w4a8 --preset quick --val real/ --out model.onnx",
     "clusterq-finetune quantize --arch net.py:build --weights net.pth --bits w8a8 --target tensorrt --out model.onnx",
+)
+QUANTIZE_BRIEF = brief_help(
+    *("arch", "weights", "input_size", "num_classes", "mean", "std", "bits", "target", "recipe", "preset", "out", "val"),
+    *("shards", "work", "with_preprocessing", "device", "threads", "seed", "overwrite", "dry_run", "as_json", "quiet"),
+    out="The ONNX file to write; its report is written beside it",
+    recipe="How the student is made: calibrated (minutes), fast, best or paper (default: fast)",
+    preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
+    val="Real images, only to report accuracy at the end",
 )
 # The presets of clusterq-gen, which is another program.
 Preset = Literal["auto", "quick", "paper-cifar", "paper-imagenet"]

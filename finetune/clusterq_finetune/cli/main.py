@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Debug, Json, Quiet, TimeBudget, version_option
+from clusterq_cli.app import App, Debug, Json, Quiet, TimeBudget, brief_help, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command
@@ -30,7 +30,20 @@ EXAMPLES = examples(
 
 PROGRAM = "clusterq-finetune"
 
-app = App(help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
+BRIEF = brief_help(
+    *("shards", "out", "bits", "recipe", "val", "arch", "weights", "target", "average_bits", "target_size", "max_drop"),
+    *("epochs", "batch_size", "device", "threads", "seed", "time_budget", "config", "resume", "overwrite", "dry_run"),
+    *("as_json", "quiet", "version"),
+    shards="Synthetic images: a run of clusterq-gen, a folder of shards, or an address (hf://, s3://, gs://, https://)",
+    recipe="How the student is made: calibrated (minutes), fast, best or paper (default: fast)",
+    val="Real images, only to report accuracy at the end",
+    average_bits="Choose each layer's weight bits so that their mean is at most this",
+    target_size="Choose each layer's weight bits so that the model is at most this large: 400kB",
+    max_drop="Choose each layer's weight bits for the smallest model that loses at most so many points",
+    epochs="Passes over the shards (default: 5; best: 10; paper: 200; calibrated: 0)",
+)
+
+app = App(brief=BRIEF, help="Turn a classifier into a low-bit one from synthetic shards, and evaluate it.")
 
 
 @app.callback(invoke_without_command=True, epilog=f"{EXAMPLES}\n\n{EXIT_CODES}")
@@ -120,7 +133,7 @@ def draw_report(run: Path, out: Path | None, **asked: Any) -> None:
     command.report(run, out, **asked)
 
 
-app.command("quantize", epilog=deploy.QUANTIZE_EXAMPLES)(deploy.quantize)
+app.command("quantize", brief=deploy.QUANTIZE_BRIEF, epilog=deploy.QUANTIZE_EXAMPLES)(deploy.quantize)
 app.add_typer(students.app)
 app.command("benchmark", epilog=deploy.BENCHMARK_EXAMPLES)(deploy.benchmark)
 app.add_typer(runs.app)

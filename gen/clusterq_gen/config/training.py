@@ -13,9 +13,10 @@ FORMER_GENERATORS = {"auto": "paper", "embedding": "product", "conditional-bn": 
 class GeneratorConfig(Settings):
     """Architecture of the generator."""
 
-    conditioning: Literal["paper", "product", "concat", "sum", "batchnorm"] = Field(
+    conditioning: Literal["paper", "product", "concat", "scaled", "sum", "batchnorm"] = Field(
         "paper",
-        description="how the class enters the generator; concat: noise and class embedding side by side; sum: 0.5 noise + 2 embedding; "
+        description="how the class enters the generator; concat: noise and class embedding side by side; scaled: 0.5 noise and 2 embedding "
+        "side by side; sum: 0.5 noise + 2 embedding; "
         "product: noise times embedding (GDFQ, CIFAR); batchnorm: class-conditional BatchNorm (GDFQ, ImageNet); paper: product up to 64 "
         "pixels, batchnorm above. With product and batchnorm the teacher sees the class asked for only after thousands of steps",
     )

@@ -3,7 +3,7 @@
 The shapes are those of GDFQ (Xu et al., 2020), which ClusterQ uses unchanged: two blocks of upsampling and convolution
 from a quarter of the image's height and width, then a convolution, tanh and a BatchNorm without affine parameters. The output is a
 normalised image, clamped to the range of eight-bit pixels. How the class enters is a choice. GDFQ's two ways need its
-80,000 steps before the teacher sees the class asked for; the other two need a few hundred (docs/results.md).
+80,000 steps before the teacher sees the class asked for; the others need a few hundred (docs/results.md).
 """
 
 import math
@@ -22,7 +22,7 @@ from clusterq_gen.networks.upsampled_conv import UpsampledConv2d
 
 # Longest side of an image at which GDFQ multiplies noise and embedding.
 LARGEST_PRODUCT_SIZE = 64
-# Weights for `sum`, chosen so that the class dominates the noise from the first step on.
+# Weights for `sum` and `scaled`, chosen so that the class dominates the noise from the first step on.
 NOISE_SHARE, CLASS_SHARE = 0.5, 2.0
 SLOPE = 0.2
 
@@ -83,11 +83,13 @@ class EmbeddingGenerator(Generator):
     normal. GDFQ uses `product`, z * e. As z is symmetric around 0, only the magnitudes of e then carry the class.
 
     Args:
-        conditioning: product: z * e; concat: z and e side by side; sum: 0.5 z + 2 e.
+        conditioning: product: z * e; concat: z and e side by side; scaled: 0.5 z and 2 e side by side; sum: 0.5 z + 2 e.
     """
 
-    def __init__(self, config: GeneratorConfig, spec: InputSpec, conditioning: Literal["product", "concat", "sum"]) -> None:
-        super().__init__(config, spec, inputs=config.latent_size * (2 if conditioning == "concat" else 1))
+    def __init__(
+        self, config: GeneratorConfig, spec: InputSpec, conditioning: Literal["product", "concat", "scaled", "sum"]
+    ) -> None:
+        super().__init__(config, spec, inputs=config.latent_size * (2 if conditioning in ("concat", "scaled") else 1))
         width, half = config.width, config.width // 2
         self.conditioning = conditioning
         self.embedding = nn.Embedding(spec.num_classes, config.latent_size)
@@ -102,6 +104,8 @@ class EmbeddingGenerator(Generator):
     def _conditioned(self, z: Tensor, embedded: Tensor) -> Tensor:
         if self.conditioning == "concat":
             return torch.cat([z, embedded], dim=1)
+        if self.conditioning == "scaled":
+            return torch.cat([NOISE_SHARE * z, CLASS_SHARE * embedded], dim=1)
         if self.conditioning == "sum":
             return NOISE_SHARE * z + CLASS_SHARE * embedded
         return z * embedded
