@@ -14,8 +14,8 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import sha256_file
 from clusterq_common.png import MODES
-from clusterq_common.progress.console import info, print_result, warn
-from clusterq_common.progress.time_budget import timetable
+from clusterq_common.progress.console import expecting, info, print_result, warn
+from clusterq_common.progress.time_budget import Phase, timetable
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
@@ -105,7 +105,7 @@ def train(
             config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
         resuming, trained = ranks.from_first(open_folder)
         if not trained:
-            _announce(config, teacher, device)
+            held.enter_context(expecting(_announce(config, teacher, device)))
         if is_bank(config.method.method):
             make_bank(config, teacher, out, device)
         elif not trained:
@@ -273,8 +273,8 @@ def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device,
         )
 
 
-def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None:
-    """Say what will be done, and how long all of it takes on this machine."""
+def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> list[Phase]:
+    """Print what will be done, and the estimated time of each phase on this machine. Returns the phases."""
     bank = is_bank(config.method.method)
     _warn_of_slowness(
         config, teacher, device, "--bank-steps and --per-class" if bank else "--epochs, --steps-per-epoch and --batch-size"
@@ -286,3 +286,4 @@ def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> None
         steps = f"{config.train.epochs * config.train.steps_per_epoch} steps"
     expected = phases(config, teacher.spec.num_classes, measure_speed(config, teacher, device))
     info(f"{config.method.method} on {device}: {steps}; {timetable(expected)}")
+    return expected

@@ -20,8 +20,9 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_cuda, prepare_device, training_autocast
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write
-from clusterq_common.progress.console import info, print_result, progress, quietly, warn
+from clusterq_common.progress.console import expecting, info, print_result, progress, quietly, warn
 from clusterq_common.progress.meter import Meter, memory
+from clusterq_common.progress.time_budget import Phase
 from clusterq_common.quant.bits import Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.run.checkpoint import load_checkpoint, save_checkpoint
@@ -302,3 +303,25 @@ def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+def test_progress_shows_the_time_of_the_phases_that_follow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clusterq_common.progress.console.LEAST_SECONDS_BETWEEN_LINES", 0.0)
+    phases = [Phase("generator", 10), Phase("refinement", 600), Phase("shards", 90)]
+
+    def lines(phase: str) -> list[str]:
+        with progress("working", 2, phase=phase) as ticker:
+            ticker.advance()
+            time.sleep(0.01)
+            ticker.advance()
+        return capsys.readouterr().err.splitlines()
+
+    with expecting(phases):
+        first, last = lines("generator")
+        assert "then about 11 min 30 s" in first
+        assert "then about" not in last, "the next phase says so itself"
+        assert "then about 1 min 30 s" in lines("refinement")[0]
+        assert all("then about" not in line for phase in ("shards", "another", "") for line in lines(phase))
+    assert all("then about" not in line for line in lines("generator"))

@@ -33,6 +33,7 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
     """All stages; the same command again makes nothing anew; another plan does not go on with them."""
     out, work = tmp_path / "model.onnx", tmp_path / "work"
     flags = ["--bits", "w8a8", "--recipe", "calibrated", "--set-flags", SMALL_SET, "--threads", 1, "--val", digits_teacher.val]
+    flags += ["--time-budget", "20m"]
     command = ["quantize", *digits_teacher.flags, *flags, "--out", out, "--work", work]
     done = finetune(*command, "--dry-run")
     assert done.code == 0, done.err
@@ -42,7 +43,9 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[2].startswith("1. set of images: clusterq-gen train")
-    assert any(line.startswith("2. fine-tuning: recipe calibrated, ") for line in lines)
+    assert lines[2].endswith(" --time-budget 720s --out " + str(work / SET)), lines[2]
+    (fine_tuning,) = [line for line in lines if line.startswith("2. fine-tuning: recipe calibrated, ")]
+    assert fine_tuning.endswith("planned to end within 20 min 0 s of the start")
     found = json.loads(lines[-1])
     about = OnnxModel(out).description
     assert (about.bits, about.target.split()[0], about.batchnorm_kept) == ("w8a8", "ort-cpu", ())
@@ -79,6 +82,19 @@ def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> 
     assert plan.refuse_other(tmp_path)
     with pytest.raises(ClusterqError, match="made with preset quick, this command has auto"):
         plan.model_copy(update={"preset": "auto"}).refuse_other(tmp_path)
+
+
+def test_shares_of_a_time_budget(tmp_path: Path) -> None:
+    values = {"target": "ort-cpu", "bits": "w8a8", "recipe": "fast", "preset": "quick"}
+    plan = plan_of({"teacher": {"arch": "resnet18"}}, **values, time_budget=1000.0)
+    assert plan.set_command(tmp_path)[-4:-2] == ["--time-budget", "600s"]
+    # What the set left over is the student's, who always has a fifth.
+    assert [plan.student_seconds(elapsed) for elapsed in (0, 500, 650, 850)] == [900, 400, 250, 200]
+    unlimited = plan_of({"teacher": {"arch": "resnet18"}}, **values)
+    assert unlimited.student_seconds(0) is None
+    assert "--time-budget" not in unlimited.set_command(tmp_path)
+    with pytest.raises(ClusterqError, match="--set-flags: --time-budget is set by quantize itself"):
+        set_flags_of("--time-budget 5m")
 
 
 def test_a_set_that_fails_ends_the_command(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class _Bars(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         if self.ticker is not None:
-            facts = [fact for fact in (self.ticker.note, memory()) if fact]
+            facts = [fact for fact in (self.ticker.meter.afterwards(), self.ticker.note, memory()) if fact]
             yield Text(f"  {', '.join(facts)}", style="dim")
 
 

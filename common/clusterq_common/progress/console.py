@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TextIO
 
 from clusterq_common.escape import encodable, one_line
 from clusterq_common.progress.meter import Meter, memory
+from clusterq_common.progress.time_budget import Phase, total_seconds
 
 # Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
 LEAST_SECONDS_BETWEEN_LINES = 10.0
@@ -33,6 +34,7 @@ class _Listener(NamedTuple):
 
 
 _quiet = False
+_phases: ContextVar[Sequence[Phase]] = ContextVar("phases", default=())
 _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 
@@ -44,6 +46,23 @@ def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> 
         yield
     finally:
         _listener.reset(token)
+
+
+@contextmanager
+def expecting(phases: Sequence[Phase]) -> Iterator[None]:
+    """Within the context, progress also shows the estimated time of the phases that follow."""
+    token = _phases.set(phases)
+    try:
+        yield
+    finally:
+        _phases.reset(token)
+
+
+def _seconds_after(phase: str) -> float:
+    """Return the estimated seconds of the phases after this one; 0 where it was not estimated."""
+    phases = _phases.get()
+    places = [place for place, expected in enumerate(phases) if expected.name == phase]
+    return total_seconds(phases[places[0] + 1 :]) if places else 0.0
 
 
 def _to_nobody(_: str) -> None:
@@ -179,12 +198,19 @@ class _Lines(Ticker):
         meter = self.meter
         if self._said < meter.done:
             self._said = meter.done
-            facts = [f"{meter.done}/{meter.total}", meter.time(), meter.images_per_second(), self.note, memory()]
+            facts = [
+                f"{meter.done}/{meter.total}",
+                meter.time(),
+                meter.afterwards(),
+                meter.images_per_second(),
+                self.note,
+                memory(),
+            ]
             info(f"{self.description}: {', '.join(fact for fact in facts if fact)}")
 
 
 @contextmanager
-def progress(description: str, total: int, *, done: int = 0, images: float = 0) -> Iterator[Ticker]:
+def progress(description: str, total: int, *, done: int = 0, images: float = 0, phase: str = "") -> Iterator[Ticker]:
     """Show the progress of a block of work.
 
     Args:
@@ -192,8 +218,9 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0) 
         total: units of work.
         done: units that are behind it already.
         images: images in a unit, for the speed; 0 where units are not images.
+        phase: name of this work among the phases of `expecting`.
     """
-    meter = Meter(total, done, images)
+    meter = Meter(total, done, images, _seconds_after(phase))
     listener = _listener.get()
     if listener is not None and listener.progress is not None:
         yield _Told(description, meter, listener.progress)

@@ -19,10 +19,11 @@ class Meter:
         total: total number of units.
         done: number of units done before by an earlier process; they do not count for the speed.
         images: images in a unit; 0 where units are not images.
+        later: estimated seconds of the phases that follow this work; 0 where there are none, or none was estimated.
     """
 
-    def __init__(self, total: int, done: int, images: float) -> None:
-        self.total, self.done, self.images = total, done, images
+    def __init__(self, total: int, done: int, images: float, later: float = 0.0) -> None:
+        self.total, self.done, self.images, self.later = total, done, images, later
         self.begin = time.monotonic()
         self._marks = deque([(self.begin, done)])
 
@@ -56,6 +57,10 @@ class Meter:
             return f"in {duration(self.elapsed)}"
         left = self.seconds_left
         return "" if left is None else f"{duration(left)} left"
+
+    def afterwards(self) -> str:
+        """Return the estimated time of the phases that follow; empty below a second, and at the end of the work."""
+        return f"then about {duration(self.later)}" if self.later >= 1 and self.done < self.total else ""
 
     def images_per_second(self) -> str:
         """Return the speed as text; empty where units are not images, or before anything is known."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, Weights, brief_help, named_teacher
+from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help, named_teacher
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded, same_command
@@ -15,6 +15,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.targets import TargetName
 from clusterq_common.progress.console import print_json, print_result
+from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.cli.options import TARGET_HELP, Classes
@@ -34,7 +35,8 @@ QUANTIZE_EXAMPLES = examples(
 )
 QUANTIZE_BRIEF = brief_help(
     *("arch", "weights", "input_size", "num_classes", "mean", "std", "bits", "target", "recipe", "preset", "out", "val"),
-    *("shards", "work", "with_preprocessing", "device", "threads", "seed", "overwrite", "dry_run", "as_json", "quiet"),
+    *("shards", "work", "with_preprocessing", "device", "threads", "seed", "time_budget", "overwrite", "dry_run"),
+    *("as_json", "quiet"),
     out="The ONNX file to write; its report is written beside it",
     recipe="How the student is made: calibrated (minutes), fast, best or paper (default: fast)",
     preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
@@ -140,6 +142,7 @@ def quantize(
             show_default="auto",
         ),
     ] = None,
+    time_budget: TimeBudget = None,
     set_flags: Annotated[
         str, typer.Option("--set-flags", help="More flags of clusterq-gen train, in quotes, as '--per-class 64'.")
     ] = "",
@@ -180,6 +183,7 @@ def quantize(
             preset=preset or "auto",
             set_flags=set_flags_of(set_flags),
             shards=None if shards is None else str(shards),
+            time_budget=None if time_budget is None else parse_time_budget(time_budget),
         )
         result = quantize(
             plan,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clusterq_common.export.for_target import file_for, format_for, quant_for, s
 from clusterq_common.export.targets import TARGETS
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result
+from clusterq_common.quantities import duration
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.extras import need
 from clusterq_common.run.folder_lock import only_program
@@ -65,6 +67,7 @@ def quantize(
         ClusterqError: see the stages; the work folder or `out` are another command's.
         SystemExit: `clusterq-gen` failed, and said why.
     """
+    begin = time.monotonic()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ClusterqError(
             "quantize runs as one process, but torchrun started several; run its stages as commands of their own."
@@ -87,7 +90,7 @@ def quantize(
         if not going_on:
             plan.to_yaml(work / PLAN)
         shards = _set(plan, work, quiet=quiet)
-        _fine_tune(plan, shards, work / STUDENT, val)
+        _fine_tune(plan, shards, work / STUDENT, val, plan.student_seconds(time.monotonic() - begin))
         exported = _export(plan, work, out, overwrite=overwrite)
         measured = benchmark(
             out,
@@ -141,7 +144,8 @@ def _announce(
         counted = LEAST_STEPS * recipe.batch_size
         unknown = samples is None and recipe.epochs > 0 and recipe.steps_per_epoch is None
         more = f", longer where the set has more than {counted:,} images" if unknown else ""
-        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}")
+        planned = f", planned to end within {duration(plan.time_budget)} of the start" if plan.time_budget is not None else ""
+        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}{planned}")
     images = "the set's held-out images" if val is None else f"the real images in {val}"
     print_result(f"3. export: {out}; 4. benchmark beside float, and on {images}; 5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
@@ -194,8 +198,8 @@ def _set(plan: Plan, work: Path, *, quiet: bool) -> Path:
     return folder
 
 
-def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None) -> None:
-    """Fine-tune unless the student is there, with its accuracy on real images where there are any."""
+def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None, seconds: float | None) -> None:
+    """Fine-tune within `seconds` unless the student is there, with its accuracy on real images where there are any."""
     if (folder / RESULT).is_file():
         result = read_result(folder, "student.sha256")
         if (val is None or "top1" in result["student"]) and result["student"]["sha256"] == sha256_file(folder / STUDENT_FILE):
@@ -208,7 +212,7 @@ def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None) -> None
         "runtime": plan.runtime,
     }
     resume = (folder / CONFIG).is_file()
-    commands.finetune(flags, shards, folder, val, None, resume=resume, overwrite=False, dry_run=False)
+    commands.finetune(flags, shards, folder, val, None, resume=resume, overwrite=False, dry_run=False, time_budget=seconds)
 
 
 def _export(plan: Plan, work: Path, out: Path, *, overwrite: bool) -> dict[str, Any]:

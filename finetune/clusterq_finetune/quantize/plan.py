@@ -15,8 +15,13 @@ SET, STUDENT = "set", "student"
 # A set to calibrate on needs no generator: images optimised for a few steps (ZeroQ) will do.
 CALIBRATION_SET = ("--method", "zeroq", "--preset", "quick", "--images", "512", "--bank-steps", "100")
 
+# Shares of a time budget: the set's, and the set's and student's together. Export and benchmark have the rest.
+SET_SHARE, SET_AND_STUDENT_SHARE = 0.6, 0.9
+# The student's share where the set took longer than planned.
+LEAST_STUDENT_SHARE = 0.2
+
 # Flags of `clusterq-gen train` that `quantize` gives itself, or that would leave no set.
-OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--help"} | {
+OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--help", "--help-all", "--time-budget"} | {
     f"--{name.replace('_', '-')}" for name in TeacherConfig.model_fields
 }
 
@@ -57,6 +62,7 @@ class Plan(Settings):
         preset: of the set.
         set_flags: more flags of `clusterq-gen train`.
         shards: a set that is there already; None: one is made.
+        time_budget: seconds for all stages; None: as long as their own plans take.
     """
 
     teacher: dict[str, Any]
@@ -69,13 +75,22 @@ class Plan(Settings):
     preset: str
     set_flags: tuple[str, ...] = ()
     shards: str | None = None
+    time_budget: float | None = None
 
     def set_command(self, work: Path) -> list[str]:
         """Return the arguments of `clusterq-gen` that make the set."""
         calibrated = self.recipe == "calibrated"
         chosen = list(CALIBRATION_SET) if calibrated else ["--preset", self.preset]
         flags = [*_flags(self.teacher), *_flags(self.runtime), *chosen, "--bits", self.bits, *self.set_flags]
+        if self.time_budget is not None:
+            flags += ["--time-budget", f"{SET_SHARE * self.time_budget:.0f}s"]
         return ["train", *flags, "--out", str(work / SET)]
+
+    def student_seconds(self, elapsed: float) -> float | None:
+        """Return the fine-tuning's part of the time budget, so many seconds after the command's start; None without a budget."""
+        if self.time_budget is None:
+            return None
+        return max(SET_AND_STUDENT_SHARE * self.time_budget - elapsed, LEAST_STUDENT_SHARE * self.time_budget)
 
     def refuse_other(self, work: Path) -> bool:
         """Return whether the work folder holds stages of this very plan; False where it is new.

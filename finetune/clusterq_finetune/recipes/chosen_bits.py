@@ -166,7 +166,7 @@ def _measure(
     pixels = first_pixels(shards, config, choice.sensitivity_images)
     batches = [view(part, teacher.spec, recipe.low_pass).to(device) for part in pixels.split(recipe.batch_size)]
     what = {"weights": choice.weights, "inputs": choice.average_input_bits is not None}
-    with progress("measuring layers", passes(len(order), **what), images=len(pixels)) as ticker:
+    with progress("measuring layers", passes(len(order), **what), images=len(pixels), phase="choice of bits") as ticker:
         return measure_sensitivity(
             teacher.model, order, batches, config.quant, seed=config.runtime.seed, advance=ticker.advance, **what
         )

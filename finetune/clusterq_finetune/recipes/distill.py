@@ -65,7 +65,7 @@ def distill(
         )
     if recipe.select != "last" and heldout is not None and run.step == 0 and recipe.epochs:
         run.selection.offer(student, measure_heldout(student, heldout, teacher, config, device)["heldout/kl"], START)
-    bar = progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size)
+    bar = progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size, phase="fine-tuning")
     with closing(kept), bar as ticker:
         for epoch in range(run.step // len(order), recipe.epochs):
             order.epoch, order.first_step = epoch, run.step % len(order)

@@ -81,7 +81,9 @@ def reconstruct(
             done = state["blocks"]
     ranks.wait()
     steps, images = recipe.reconstruct_steps, recipe.reconstruct_batch_size
-    with progress("reconstructing", len(blocks) * steps, done=len(done) * steps, images=images) as ticker:
+    with progress(
+        "reconstructing", len(blocks) * steps, done=len(done) * steps, images=images, phase="reconstruction"
+    ) as ticker:
         for number, block in enumerate(blocks[len(done) :], start=len(done)):
             limit = recipe.reconstruct_gigabytes * 1e9
             data = BlockData(teacher.model, student, block, pixels, spec, device, limit, low_pass=recipe.low_pass)

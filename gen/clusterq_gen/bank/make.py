@@ -71,7 +71,7 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
     if missing:
         run = BankRun.start(config, teacher, device, cuda_recorder(device) if config.train.cuda_graphs else None)
         begun = len(mine) - len(missing)
-        with progress("optimising batches", len(mine), done=begun, images=layout.batch_size) as ticker:
+        with progress("optimising batches", len(mine), done=begun, images=layout.batch_size, phase="bank") as ticker:
             for number in missing:
                 batch = run.optimise(number)
                 write_batch(batch_path(folder, number), batch, made)

@@ -70,7 +70,7 @@ def emit_shards(
             pool=pool,
         )
         mine = todo[ranks.rank :: ranks.world]
-        with progress("writing images", sum(sum(plan.wanted) for plan in mine), images=1) as ticker:
+        with progress("writing images", sum(sum(plan.wanted) for plan in mine), images=1, phase="shards") as ticker:
             for plan in mine:
                 kept = journal.finished(plan)
                 if kept is not None:

@@ -47,7 +47,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
     begun, per_epoch = run.step, config.train.steps_per_epoch
 
     recorder = cuda_recorder(device) if config.train.cuda_graphs else None
-    bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size)
+    bar = progress("training", run.total_steps, done=run.step, images=config.train.batch_size, phase="generator")
     with closing(kept), bar as ticker, batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
         graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
