@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clusterq._load import load_student as load_student
     from clusterq._load import load_teacher as load_teacher
     from clusterq._load import open_images as open_images
+    from clusterq._load import open_shards as open_shards
     from clusterq._result import evaluate as evaluate
     from clusterq._result import export_onnx as export_onnx
     from clusterq_common.errors import ClusterqError as ClusterqError
@@ -57,6 +58,7 @@ __all__ = [
     "load_teacher",
     "normalise",
     "open_images",
+    "open_shards",
     "reconstruct",
 ]
 
@@ -84,6 +86,7 @@ _PLACES = {
     "load_teacher": "clusterq._load",
     "normalise": "clusterq_common.images",
     "open_images": "clusterq._load",
+    "open_shards": "clusterq._load",
     "reconstruct": "clusterq._learn",
 }
 

@@ -7,7 +7,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from clusterq._called import called
+from clusterq._called import Log, called
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.sharing.config import SharingConfig
+from clusterq_common.sharing.place import locate
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.load import load_teacher as load
@@ -119,3 +122,36 @@ def open_images(
         return open_validation(
             Path(path), spec, classes=names, geometry=geometry, pixel_range=evaluation.black_and_white, own=True
         )
+
+
+def open_shards(
+    place: Path | str,
+    *,
+    trust: Path | str | None = None,
+    require_signed: bool = False,
+    max_bytes: str = "50GB",
+    log: Log | None = None,
+) -> ShardSet:
+    """Open a set of shards from a folder or an address, verified.
+
+    A set at an address is fetched into the user's cache first; what is there already is not fetched again.
+
+    Args:
+        place: a folder of shards, a run folder, or `hf://datasets/TEAM/NAME[@revision]`, `s3://`, `gs://`, `https://`.
+        trust: file of the public keys of makers whose signatures are accepted.
+        require_signed: refuse a set that none of them has signed.
+        max_bytes: largest set that is fetched.
+        log: function that gets a line on who made the set; None: nothing is printed.
+
+    Raises:
+        ClusterqError: there is no usable set, it cannot be fetched, a file does not have the digest that the manifest states, or the
+            set's signature does not meet the requirements.
+
+    Examples:
+        >>> import clusterq as cq
+        >>> shards = cq.open_shards("out/")                                  # doctest: +SKIP
+        >>> shards = cq.open_shards("hf://datasets/team/set", trust="keys")  # doctest: +SKIP
+    """
+    with called(log):
+        rules = SharingConfig.validated({"trust": trust, "require_signed": require_signed, "max_bytes": max_bytes})
+        return ShardSet.open(locate(place, rules).folder)

@@ -140,6 +140,8 @@ def test_mistakes_are_told_in_a_sentence(student: Path, digits_run: Path, finetu
         (("--turns", 5), "--turns: 5 is too few"),
         (("--classes", "x"), "--classes: there is no --val"),
         (("--arch", FACTORY), "--arch: there is no --student"),
+        (("--trust", tmp_path / "keys"), "--trust: there are no --shards"),
+        (("--shards", digits_run, "--require-signed"), "--require-signed: there is no --trust"),
         (("--arch", FACTORY, "--student", student, "--float", model), "--arch: --float names the float file"),
         (("--crop-pct", 0.9), "--crop-pct: there is no --val"),
         (("--interpolation", "bicubic", "--shards", digits_run), "--interpolation: there is no --val"),

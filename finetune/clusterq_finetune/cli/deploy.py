@@ -18,6 +18,7 @@ from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
 from clusterq_finetune.cli.options import TARGET_HELP, Classes
 from clusterq_finetune.config import EvaluationConfig, RecipeName
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
@@ -46,7 +47,7 @@ QUANTIZE_BRIEF = brief_help(
 Preset = Literal["auto", "quick", "paper-cifar", "paper-imagenet"]
 
 
-@with_flags({"evaluation": EvaluationConfig}, typer.Option)
+@with_flags({"evaluation": EvaluationConfig, **SHARING}, typer.Option)
 def benchmark(
     flags: dict[str, dict[str, Any]],
     model: Annotated[Path, typer.Argument(help="An ONNX file that clusterq exported.", show_default=False)],
@@ -64,7 +65,10 @@ def benchmark(
     val: Annotated[Path | None, typer.Option("--val", help=f"Real images to evaluate on: {LAYOUTS_OR_OWN}.")] = None,
     classes: Classes = None,
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="Synthetic images to compare on: a run of clusterq-gen, or shards.")
+        str | None,
+        typer.Option(
+            "--shards", help=f"Synthetic images to compare on: a run of clusterq-gen, shards, or an address: {PLACES}"
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Images in a call; may be repeated.", show_default="1, 16")
@@ -81,6 +85,11 @@ def benchmark(
     """Measure an exported ONNX file in ONNX Runtime: bytes, latency, integer kernels, accuracy, beside its float export."""
 
     def run() -> None:
+        if shards is None and flags.get("sharing"):
+            raise ClusterqError(
+                "there are no --shards that it is about, expected a set; name one, or leave it out.",
+                setting=next(iter(flags["sharing"])),
+            )
         from clusterq_finetune.benchmark.command import benchmark
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_report.command import report_at_end
@@ -92,7 +101,7 @@ def benchmark(
             teacher=named_teacher(arch, weights),
             val=val,
             classes=classes,
-            shards=shards,
+            shards=None if shards is None else brought(shards, flags),
             evaluation=EvaluationConfig.validated(flags["evaluation"]) if flags.get("evaluation") else None,
             batches=batch,
             turns=turns,

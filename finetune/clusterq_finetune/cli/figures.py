@@ -12,6 +12,7 @@ from clusterq_cli.main import run_guarded
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 from clusterq_finetune.figures.config import (
@@ -25,7 +26,11 @@ from clusterq_finetune.figures.config import (
 app = App(help="Draw the papers' figures of any run: features, diversity, images, sensitivity.", no_args_is_help=True)
 
 Runs = Annotated[
-    list[Path], typer.Argument(help="Run folders of clusterq-gen, or folders of shards, of one teacher.", show_default=False)
+    list[str],
+    typer.Argument(
+        help=f"Run folders of clusterq-gen, folders of shards, or addresses of sets ({PLACES}), of one teacher.",
+        show_default=False,
+    ),
 ]
 ValOption = Annotated[Path | None, typer.Option("--val", help=f"Real images to show beside them: {LAYOUTS_OR_OWN}.")]
 ValClasses = Annotated[
@@ -34,7 +39,7 @@ ValClasses = Annotated[
 OUT_HELP = "File to write: a path without ending for one file of each --format, or a file with one."
 
 TEACHER: dict[str, Any] = {"teacher": TeacherConfig}
-SHARED: dict[str, Any] = {"evaluation": EvaluationConfig, "file": FileConfig}
+SHARED: dict[str, Any] = {"evaluation": EvaluationConfig, "file": FileConfig, **SHARING}
 NOTES = {"file": {"format": "png,svg"}}
 
 
@@ -58,7 +63,7 @@ def features(
         from clusterq_finetune.figures import command
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        _print(command.features(flags, runs, command.Val(val, val_classes), out, runtime), as_json=as_json)
+        _print(command.features(flags, _folders(runs, flags), command.Val(val, val_classes), out, runtime), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -83,7 +88,7 @@ def diversity(
         from clusterq_finetune.figures import command
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        _print(command.diversity(flags, runs, command.Val(val, val_classes), out, runtime), as_json=as_json)
+        _print(command.diversity(flags, _folders(runs, flags), command.Val(val, val_classes), out, runtime), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -105,7 +110,7 @@ def grid(
     def run() -> None:
         from clusterq_finetune.figures import command
 
-        _print(command.grid(flags, runs, command.Val(val, val_classes), out), as_json=as_json)
+        _print(command.grid(flags, _folders(runs, flags), command.Val(val, val_classes), out), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -131,6 +136,11 @@ def sensitivity(
         _print(command.sensitivity(flags, tables, out), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
+
+
+def _folders(runs: list[str], flags: dict[str, dict[str, Any]]) -> list[Path]:
+    """Return the folders of the sets: as they were named, or in the cache once they were fetched."""
+    return [brought(run, flags) for run in runs]
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:
