@@ -14,7 +14,7 @@ from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 
 # These act while they are parsed, and the second changes the shell's own files.
-ACT_AT_ONCE = {"--help", "--version", "--install-completion", "--show-completion"}
+ACT_AT_ONCE = {"--help", "--help-all", "--version", "--install-completion", "--show-completion"}
 APPS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 MODELS: dict[str, list[type[Settings]]] = {
     "clusterq-gen": list(gen_config.SECTIONS.values()),

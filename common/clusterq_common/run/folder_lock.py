@@ -1,11 +1,12 @@
 """One program at a time on a folder: a lock of the operating system, which ends with the process, however it ends."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info
 
 try:
     import fcntl
@@ -33,40 +34,80 @@ def only_program(folder: Path, setting: str = "out") -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise ClusterqError(f"{folder} is a file, expected a folder; choose another name.", setting=setting)
+
+    def refuse(_: int) -> None:
+        raise ClusterqError(
+            f"another program is writing to {folder}, expected a folder that no other one uses; wait for it to end, or choose another "
+            "folder.",
+            setting=setting,
+        )
+
     made = not folder.is_dir()
-    descriptor = _locked(folder, setting)
+    with _locked(folder, refuse):
+        try:
+            yield
+        finally:
+            # Before the lock is released: after it the folder could be another program's.
+            if made:
+                with suppress(OSError):  # something is in it, as it should be
+                    folder.rmdir()
+
+
+@contextmanager
+def after_other_programs(folder: Path, remark: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is made, once no other program has it; see `only_program`.
+
+    Args:
+        folder: what is written to.
+        remark: printed before waiting.
+    """
+
+    def wait(descriptor: int) -> None:
+        info(remark)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    with _locked(folder, wait, mode=0o700):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, when_taken: Callable[[int], None], mode: int = 0o777) -> Iterator[None]:
+    """Hold a folder's lock where there are locks.
+
+    Args:
+        folder: made if it is missing, with this mode.
+        when_taken: called with the folder's descriptor if another program has the lock: takes it or raises an error.
+    """
+    descriptor = _take(folder, when_taken, mode)
     if descriptor is not None:
         _held.add(descriptor)
     try:
         yield
     finally:
-        if made:
-            with suppress(OSError):  # something is in it, as it should be
-                folder.rmdir()
-        if descriptor is not None:
+        # In a process that was forked off meanwhile it is closed already.
+        if descriptor is not None and descriptor in _held:
             _held.discard(descriptor)
             os.close(descriptor)
 
 
-def _locked(folder: Path, setting: str) -> int | None:
-    """An open descriptor that holds the lock; None where there are none."""
+def _take(folder: Path, when_taken: Callable[[int], None], mode: int) -> int | None:
+    """Return an open descriptor that holds the lock; None where there are none."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         if fcntl is None:
             return None
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise ClusterqError(
-                f"another program is writing to {folder}, expected a folder that no other one uses; wait for it to end, or "
-                "choose another folder.",
-                setting=setting,
-            ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                when_taken(descriptor)
         except OSError:  # a file system without locks
             os.close(descriptor)
             return None
+        except BaseException:
+            os.close(descriptor)
+            raise
         # It may have been removed, and made anew by another program, since it was opened.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), folder.stat()):
