@@ -1,6 +1,7 @@
 """Command lines read by the real parsers, without running what they ask for."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import typer
@@ -22,6 +23,12 @@ MODELS: dict[str, list[type[Settings]]] = {
 }
 
 
+@cache
+def root_of(program: str) -> Any:
+    """The command that holds all of a program's: it is made from all settings, which takes a while."""
+    return typer.main.get_command(APPS[program])
+
+
 def parse(program: str, arguments: list[str]) -> Any:
     """The context of the command that the arguments call; options that act at once are left out, once they are known to exist.
 
@@ -32,7 +39,7 @@ def parse(program: str, arguments: list[str]) -> Any:
     acting = set(arguments) & ACT_AT_ONCE
     assert acting <= every_flag()
     arguments = [word for word in arguments if word not in acting]
-    root = typer.main.get_command(APPS[program])
+    root = root_of(program)
     if acting and not arguments:
         return root.context_class(root, info_name=program)
     context = root.make_context(program, arguments)
@@ -57,8 +64,8 @@ def parse(program: str, arguments: list[str]) -> Any:
 
 def every_command() -> Iterator[tuple[str, Any]]:
     """Each command of both programs, as it is typed, with its context."""
-    for program, app in APPS.items():
-        root = typer.main.get_command(app)
+    for program in APPS:
+        root = root_of(program)
         waiting = [root.context_class(root, info_name=program)]
         while waiting:
             context = waiting.pop()
@@ -67,10 +74,11 @@ def every_command() -> Iterator[tuple[str, Any]]:
             waiting += [one.context_class(one, info_name=name, parent=context) for name, one in inner.items()]
 
 
-def every_flag() -> set[str]:
+@cache
+def every_flag() -> frozenset[str]:
     """All long options of both programs."""
     found = set()
     for _, context in every_command():
         for parameter in context.command.get_params(context):
             found |= {word for word in (*parameter.opts, *parameter.secondary_opts) if word.startswith("--")}
-    return found
+    return frozenset(found)

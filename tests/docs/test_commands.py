@@ -29,7 +29,7 @@ OTHERS = {
 
 
 @cache
-def known_flags() -> set[str]:
+def known_flags() -> frozenset[str]:
     """What a page may name."""
     return every_flag() | OTHERS | tool_flags()
 

@@ -50,7 +50,7 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     flags += ["--methods", "clusterq,noise", "--bits", "w3a3", "--recipes", "calibrate,fast", "--seeds", "0", "--images", 12]
     flags += [
         "--finetune-flags",
-        "--batch-size 32 --steps-per-epoch 0 --calibration-images 64 --reconstruct-steps 50",
+        "--batch-size 32 --steps-per-epoch 0 --calibration-images 64 --reconstruct-steps 10",
         "--train-flags",
         " ".join(TINY),
     ]

@@ -13,10 +13,12 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.run.folder_lock import only_program
 from tests.conftest import TINY, Cli, DigitsTeacher
 
+# A process that a shell starts in the background ignores Ctrl-C, and so do its children: the holder of a folder does not.
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from clusterq_common.run.folder_lock import only_program
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with only_program(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

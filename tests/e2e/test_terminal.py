@@ -20,7 +20,7 @@ import typer
 from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 from clusterq_report import command
-from tests.conftest import TINY, Cli, DigitsTeacher
+from tests.conftest import DISTILLATION, TINY, Cli, DigitsTeacher
 from tests.e2e.conftest import SHORT_BEST
 
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -68,6 +68,7 @@ def in_terminal(app: typer.Typer, *words: object) -> None:
 
 def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 2, "--steps-per-epoch", 0, "--batch-size", 32, "--no-report")
+    flags += tuple(DISTILLATION)
     with terminal(monkeypatch) as shown:
         in_terminal(finetune_app, *flags, "--out", tmp_path / "bar")
     assert "\x1b[?25l" in shown[0], "the cursor is hidden while a bar is drawn"
@@ -84,6 +85,7 @@ def test_a_bar_on_a_terminal(digits_run: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_no_color_and_dumb_terminals(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--shards", digits_run, "--bits", "w4a4", "--epochs", 1, "--steps-per-epoch", 0, "--batch-size", 32, "--no-report")
+    flags += tuple(DISTILLATION)
     coloured = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|48|9[0-7])[;m]")
     with terminal(monkeypatch) as shown:
         in_terminal(gen_app, "--help")
@@ -191,6 +193,7 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
         "0",
         "--checkpoint-seconds",
         "0",
+        *DISTILLATION,
     ]
     words = [*base, "--overwrite", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -40,8 +40,9 @@ from clusterq_gen.config import EmitConfig
 CASES = (Setup("resnet20_cifar10", 200, "auto"), Setup("resnet18", 16, "auto"), Setup("mobilenetv2_w1", 16, "auto"))
 LARGE_BATCH = Setup("resnet18", 128, "auto")
 REFINED = Setup("mobilenet_wd4", 100, "auto")
-# A rehearsal keeps the networks but reduces the batch, and in place of 224x224 the images, the generator and the number of classes.
-SMALL_SIZES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "input_size": 64}
+# A rehearsal reduces the batch, and in place of 224x224 the images, the generator, the number of classes and the network's width.
+SMALL_SIZES: dict[str, object] = {"num_classes": 8, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "input_size": 32}
+NARROW = {"mobilenetv2_w1": "mobilenetv2_wd4"}
 METHODS = ("clusterq", "gdfq")
 SHOWN_OPERATORS = 12
 
@@ -67,7 +68,9 @@ def run(record: Record, pack: Pack, work: Path) -> None:
 
 
 def _small(setup: Setup) -> Setup:
-    return replace(setup, batch_size=8) if setup == CASES[0] else replace(setup, batch_size=2, sizes=SMALL_SIZES, width=8)
+    if setup == CASES[0]:
+        return replace(setup, batch_size=8)
+    return replace(setup, arch=NARROW[setup.arch], batch_size=2, sizes=SMALL_SIZES, width=8)
 
 
 def _name(setup: Setup) -> str:
