@@ -69,11 +69,11 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
     assert done.code == 0, done.err
     assert re.search(r"^time: about .* \(calibration .*, reconstruction .*, fine-tuning .*\)$", done.out, re.MULTILINE)
     assert not (tmp_path / "out").exists()
-    done = finetune(*words, "--time-budget", "12s", "--out", tmp_path / "out")
+    done = finetune(*words, "--time-budget", "20s", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     recipe = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["recipe"]
     assert 25 <= recipe["reconstruct_steps"] < 2000
     # The same command with --resume goes on with that plan, whatever the machine does now.
-    done = finetune(*words, "--time-budget", "12s", "--resume", "--out", tmp_path / "out")
+    done = finetune(*words, "--time-budget", "20s", "--resume", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "keeps the plan that it was started with" in done.err
