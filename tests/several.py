@@ -31,6 +31,11 @@ def _one(
     rank: int, world: int, port: int, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     os.environ.clear()
-    os.environ |= environment | {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= environment | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     function(*arguments)
