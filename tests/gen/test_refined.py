@@ -41,6 +41,8 @@ def test_every_candidate_has_one_batch(classes: int, batch_size: int, data: st.D
     assert [batches.find(*one) for one in tries] == [((group, turn), place) for place in range(len(tries))]
     assert {batches.find(one, 0)[0][0] for one in range(classes)} == set(range(batches.groups))
     assert len(tries) > batch_size // 2, "no batch has statistics of a few images alone"
+    # All classes where they fit, else each group has as many as fit.
+    assert batches.groups == -(-classes // batch_size)
 
 
 class Pictures:

@@ -23,7 +23,6 @@ from clusterq_gen.config import EmitConfig
 from clusterq_gen.emission.candidate_source import CandidateSource
 from clusterq_gen.emission.journal import scratch
 from clusterq_gen.emission.shard_plan import ShardPlan
-from clusterq_gen.training.latent import classes_in_batch
 
 
 class RefinedCandidates:
@@ -51,6 +50,7 @@ class RefinedCandidates:
         self.digest = source.digest
         self._batches = Batches(optimiser.teacher.spec.num_classes, batch_size)
         values = {**identity, "refine": optimiser.bank.model_dump(mode="json"), "batch": batch_size}
+        values["classes"] = self._batches.classes
         self._made = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def plan(self, split: SplitName, number: int, slots: range, num_classes: int) -> ShardPlan:
@@ -101,8 +101,11 @@ class Batches:
 
     @property
     def classes(self) -> int:
-        """Number of classes in a batch, which form a group; the last group may have fewer."""
-        return classes_in_batch(self.num_classes, self.batch_size, None)
+        """Number of classes in a batch, which form a group; the last group may have fewer.
+
+        As many as fit: the stored statistics are those of all classes, and no image is made of a class that wants few.
+        """
+        return -(-self.num_classes // -(-self.num_classes // self.batch_size))
 
     @property
     def groups(self) -> int:
