@@ -52,7 +52,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
             student = partial(_student, record, images, out, preset, bits, budget, graphs=graphs)
             record.part(f"{preset}: student {bits}", student, needs=15)
 
-    few = {"per_class": 4, "refine_steps": 1}
+    few = {"per_class": 2, "refine_steps": 1}
     made("quick", "the preset's", {"epochs": 4, "steps_per_epoch": 1} if small else {}, few if small else {})
     if small:
         return  # the paper's path is the same, with other numbers
@@ -81,6 +81,7 @@ def _student(record: Record, images: Path, shards: Path, preset: str, bits: str,
     recipe: dict[str, Any] = {"cuda_graphs": graphs}
     if record.rehearsal:
         recipe |= {"reconstruct_steps": 2, "epochs": 1, "steps_per_epoch": 1, "batch_size": 8, "calibration_images": 16}
+        recipe |= {"reconstruct_batch_size": 8}
     begin = time.monotonic()
     quant = {"bits": bits} | ({"range": "minmax"} if record.rehearsal else {})
     flags = {"quant": quant, "recipe": recipe, "output": {"report": False}}

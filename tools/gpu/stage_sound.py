@@ -144,7 +144,7 @@ def _same_bytes(record: Record, pack: Pack, config: TeacherConfig, device: torch
             "teacher": config.model_dump(),
             "train": {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 2 if small else 20, "cuda_graphs": graphs},
             "generator": {"width": 16 if small else 64, "conditioning": "concat"},
-            "emit": {"per_class": 4, "refine_steps": 2, "keep_misclassified": True, "refine_class_weight": 1.0},
+            "emit": {"per_class": 2 if small else 4, "refine_steps": 2, "keep_misclassified": True, "refine_class_weight": 1.0},
             "quant": {"range": "minmax"} if small else {},
             "output": {"report": False},
         }
@@ -156,6 +156,7 @@ def _same_bytes(record: Record, pack: Pack, config: TeacherConfig, device: torch
             "reconstruct": "block",
             "reconstruct_steps": 2 if small else 20,
         }
+        recipe |= {"reconstruct_batch_size": 8} if small else {}
         asked = {"recipe": {**recipe, "cuda_graphs": graphs, "batch_size": 16}, "output": {"report": False}}
         finetune_commands.finetune(
             {**asked, "quant": {"bits": "w4a4", **flags["quant"]}},
