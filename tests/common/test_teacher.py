@@ -19,7 +19,7 @@ from torch import nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.families import known_geometry
-from clusterq_common.teacher.load import build_architecture, load_teacher
+from clusterq_common.teacher.load import Teacher, build_architecture, load_teacher
 from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
@@ -146,7 +146,7 @@ def test_a_teacher_is_frozen_and_its_config_resolved(factory: str, monkeypatch: 
 def test_weights_in_every_form_have_one_digest(factory: str, tmp_path: Path) -> None:
     model, _ = build_architecture(own(factory))
     torch.manual_seed(3)
-    state = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     save_file(state, tmp_path / "w.safetensors")
     torch.save(state, tmp_path / "plain.pth")
@@ -176,6 +176,11 @@ def test_weights_that_do_not_fit(factory: str, tmp_path: Path) -> None:
     refused({**state, "extra": torch.zeros(1)}, "unexpected extra")
     refused({**state, "4.bias": torch.zeros(9)}, r"4.bias is \(9,\) instead of \(3,\)")
     refused({**state, "0.bias": torch.full((4,), torch.nan)}, "not finite, in 0.bias")
+    refused({**state, "1.running_mean": torch.full((4,), torch.inf)}, r"not finite, in 1\.running_mean")
+    refused({**state, "1.running_var": torch.tensor([1, 1, torch.nan, 1])}, r"not finite, in 1\.running_var")
+    refused(
+        {**state, "1.running_var": torch.tensor([1, -0.25, -0.5, 1])}, r"a running variance of -0\.5 in the BatchNorm layer 1,"
+    )
     refused([1, 2], "no state dict of tensors")
     refused(
         torch.nn.Linear(1, 1), "holds an object of the class torch.nn.modules.linear.Linear"
@@ -189,6 +194,23 @@ def test_weights_that_do_not_fit(factory: str, tmp_path: Path) -> None:
         load_teacher(own(factory, weights=str(broken)))
     with pytest.raises(ClusterqError, match="does not exist"):
         load_teacher(own(factory, weights=str(tmp_path / "absent.pth")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("1.running_var", -1.0, "a running variance of -1 in the BatchNorm layer 1"),
+        ("1.running_var", torch.inf, r"not finite, in 1\.running_var"),
+        ("1.running_mean", torch.nan, r"not finite, in 1\.running_mean"),
+        ("4.weight", torch.nan, r"not finite, in 4\.weight"),
+    ],
+)
+def test_a_network_with_values_of_no_training_is_refused(factory: str, name: str, value: float, sentence: str) -> None:
+    """Also one that is made in Python, whose weights are in no file."""
+    model, spec = build_architecture(own(factory))
+    model.state_dict()[name].view(-1)[0] = value
+    with pytest.raises(ClusterqError, match=sentence):
+        Teacher.of(model, spec)
 
 
 @pytest.fixture

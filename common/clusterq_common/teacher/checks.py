@@ -5,13 +5,38 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.taps import batchnorm_layers
+from clusterq_common.taps import batchnorm_layers, negative_variance
 from clusterq_common.teacher.spec import InputSpec
 
 IMAGES = 6
 # Far above what kernels for other batch sizes round otherwise.
 TOLERANCE = 1e-2
 LOUD = 1000.0
+
+
+@torch.no_grad()
+def check_values(model: nn.Module, arch: str) -> None:
+    """Refuse a classifier with values that no training leaves behind.
+
+    Raises:
+        ClusterqError: a parameter or a BatchNorm layer's statistics are not finite, or a running variance is negative.
+    """
+    values: dict[str, Tensor] = dict(model.named_parameters())
+    for name, layer in batchnorm_layers(model).items():
+        values |= {f"{name}.{key}": value for key, value in layer.named_buffers(recurse=False) if value.is_floating_point()}
+    bad = next((name for name, value in values.items() if not bool(torch.isfinite(value).all())), None)
+    if bad is not None:
+        raise ClusterqError(
+            f"{arch} has values that are not finite, in {bad}; take weights from before the training went astray.",
+            setting="weights",
+        )
+    if (negative := negative_variance(model)) is not None:
+        name, value = negative
+        raise ClusterqError(
+            f"{arch} has a running variance of {value:g} in the BatchNorm layer {name}, expected none below 0: clusterq learns from these "
+            "statistics; check how the weights were made.",
+            setting="weights",
+        )
 
 
 @torch.no_grad()
