@@ -25,6 +25,7 @@ from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
 
 FACTORY = """
+import torch
 from torch import nn
 def net():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -43,6 +44,26 @@ def mute():
     raise Mute
 def number():
     return 7
+def scripted():
+    return torch.jit.trace(net().eval(), torch.zeros(1, 1, 8, 8))
+def without_values():
+    return net().to("meta")
+class Odd(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.body, self.answer = net(), answer
+    def forward(self, x):
+        return self.answer(self.body, x)
+def complex_numbers():
+    return Odd(lambda body, x: body(x).to(torch.complex64))
+def integers():
+    return Odd(lambda body, x: body(x).long())
+def in_place():
+    return Odd(lambda body, x: body(x.mul_(2)))
+def with_dropout():
+    return Odd(lambda body, x: nn.functional.dropout(body(x) + 1, 0.5, training=True))
+def mixing():
+    return Odd(lambda body, x: body(x) + x.mean())
 """
 SIZES = {"input_size": 8, "in_channels": 1, "num_classes": 3, "mean": "0.5", "std": "0.25"}
 
@@ -115,6 +136,13 @@ def test_names_that_cannot_be_used(arch: str, sentence: str) -> None:
         ("mute", r"failed with Mute \(mine.py, line"),
         ("number", "returned int"),
         ("without_norm", "no BatchNorm layer"),
+        ("scripted", "returned a TorchScript module"),
+        ("without_values", "meta device, which holds no values"),
+        ("complex_numbers", "gives complex64 numbers, expected logits in floating point"),
+        ("integers", "gives int64 numbers, expected logits in floating point"),
+        ("in_place", "changes the images that it is given"),
+        ("with_dropout", "for the same images differ from call to call"),
+        ("mixing", "depend on the other images of its batch"),
     ],
 )
 def test_factories_that_cannot_be_used(factory: str, function: str, sentence: str) -> None:

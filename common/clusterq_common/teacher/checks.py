@@ -44,13 +44,26 @@ def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
     """Refuse a classifier whose answers are no logits of each image alone.
 
     Raises:
-        ClusterqError: an image's answer depends on the other images of its batch; answers are probabilities; answers are not finite.
+        ClusterqError: images are changed in place; answers differ from call to call, depend on the other images of a batch, or are probabilities.
     """
     device = next(model.parameters()).device
     images = torch.randn(IMAGES, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    together: Tensor = model(images)
+    given = images.clone()
+    together: Tensor = model(given)
+    if not torch.equal(given, images):
+        raise ClusterqError(
+            f"{arch} changes the images that it is given, expected an answer alone; copy them first (x = x * 2 in place of x.mul_(2)).",
+            setting="arch",
+        )
     if not bool(torch.isfinite(together).all()):
         return  # fresh weights may overflow; weights from a file are checked value by value
+    again: Tensor = model(images)
+    if float((together - again).abs().max()) > TOLERANCE * (float(together.abs().max()) or 1.0):
+        raise ClusterqError(
+            f"the answers of {arch} for the same images differ from call to call (dropout that is always on, noise, or layers that go on "
+            "learning), expected a classifier as it is in evaluation; make these depend on self.training.",
+            setting="arch",
+        )
     alone: Tensor = torch.cat([model(image[None]) for image in images])
     spread = float(together.abs().max()) or 1.0
     if float((together - alone).abs().max()) > TOLERANCE * spread:
