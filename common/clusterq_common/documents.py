@@ -10,8 +10,10 @@ from clusterq_common.errors import ClusterqError
 
 # config.yaml has some kilobytes; reading YAML takes seconds a megabyte.
 LARGEST_YAML = 1 << 18
-# Far above what any run writes: a file beyond it was made to fill the memory.
-LARGEST_JSON = 64 << 20
+# Far above what any run writes: a file beyond it was made to fill the memory, in which a list of nothing takes thirty times its two characters.
+LARGEST_JSON = 32 << 20
+MOST_VALUES = 1 << 22
+MOST_LISTS = 1 << 18
 DEEPEST = 32
 
 
@@ -25,13 +27,18 @@ def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON, deepest: in
         deepest: how deep lists and dictionaries may lie in each other; None for callers that never walk through all of a value.
 
     Raises:
-        ClusterqError: it cannot be read, is too large, no JSON, or nested too deeply.
+        ClusterqError: it cannot be read, is too large, holds too many values, is no JSON, or nested too deeply.
     """
     try:
         size = path.stat().st_size
         if size > largest:
             raise ClusterqError(f"{path} has {size} bytes, expected at most {largest}; do not use it.")
-        values = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if holds_too_many(data):
+            raise ClusterqError(
+                f"{path} has more than {MOST_VALUES} commas or {MOST_LISTS} opening brackets, expected {what}; do not use it."
+            )
+        values = json.loads(data)
     except OSError as error:
         raise ClusterqError(f"{path} cannot be read ({error.strerror}), expected {what}; check the path.") from error
     except (ValueError, RecursionError) as error:
@@ -39,6 +46,11 @@ def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON, deepest: in
     if deepest is not None and is_nested_deeper(values, deepest):
         raise ClusterqError(f"{path} is nested more than {deepest} deep, expected {what}; get it again.")
     return values
+
+
+def holds_too_many(data: bytes) -> bool:
+    """Return whether JSON has more values, lists or mappings than any that clusterq writes."""
+    return data.count(b",") > MOST_VALUES or data.count(b"[") + data.count(b"{") > MOST_LISTS
 
 
 def parse_yaml(text: str, *, aliases: bool = False) -> Any:

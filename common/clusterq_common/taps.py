@@ -191,6 +191,14 @@ def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+def negative_variance(model: nn.Module) -> tuple[str, float] | None:
+    """Return the first BatchNorm layer that keeps a negative running variance, which no data have, and the smallest value in it."""
+    for name, layer in batchnorm_layers(model).items():
+        if layer.running_var is not None and layer.running_var.numel() and (least := float(layer.running_var.min())) < 0:
+            return name, least
+    return None
+
+
 def stored_statistics(model: nn.Module) -> dict[str, StoredStatistics]:
     """Return the running statistics of each BatchNorm layer, float32."""
     statistics = {}

@@ -1,16 +1,11 @@
 """Data of a run folder, read with care: it may be unfinished, old, broken or a stranger's. Free of torch."""
 
-import io
 import math
-import sys
-import zipfile
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
@@ -18,13 +13,11 @@ from clusterq_common.run.records import read_metrics
 from clusterq_common.run.run_folder import ANALYSIS, BENCHMARK, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
+from clusterq_report.run_predictions import Ints, PredictionsFile
 
 # Far above what any run writes: a file beyond it was made to fill the memory.
 LARGEST_FILE = 1 << 28
-# Arrays of predictions.npz with several values an image.
-PROBABILITIES = ("_top5_classes", "_probabilities")
 Kind = Literal["generator", "fine-tuning", "comparison"]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 # (x, y), y None where it was not finite.
 Points = list[tuple[float, float | None]]
 
@@ -149,63 +142,17 @@ class Source:
         Raises:
             ClusterqError: predictions.npz is not what an evaluation writes.
         """
-        return {name: array for name, array in self._arrays.items() if array.dtype.kind == "i"}
+        file = PredictionsFile(self.folder / PREDICTIONS)
+        return file.classes() if file.path.is_file() else {}
 
-    @cached_property
-    def image_names(self) -> list[str]:
-        """Names of the images that `predictions` is about."""
-        names = self._arrays.get("name")
-        return [] if names is None else [str(name) for name in names]
-
-    @cached_property
-    def _arrays(self) -> dict[str, Any]:
-        path = self.folder / PREDICTIONS
-        if not path.is_file():
-            return {}
-        try:
-            with zipfile.ZipFile(path) as packed:
-                sizes = {member.filename.removesuffix(".npy"): member.file_size for member in packed.infolist()}
-                # Probabilities are many, and no page shows them: they are left where they lie.
-                wanted = [name for name in sizes if not name.endswith(PROBABILITIES)]
-                if sum(sizes[name] for name in wanted) > LARGEST_FILE:
-                    raise ValueError("it unpacks to more than any evaluation writes")
-                arrays = {name: _array(packed.read(f"{name}.npy")) for name in wanted}
-            lengths = {array.shape for array in arrays.values()}
-            kinds = {name: array.dtype.kind for name, array in arrays.items()}
-            if len(lengths) != 1 or len(next(iter(lengths))) != 1 or kinds.get("label") != "i" or kinds.get("name") != "U":
-                raise ValueError("expected arrays of one length, name and label among them")
-            arrays["name"] = np.array([str(name) for name in arrays["name"]])
-        # zipfile raises NotImplementedError or RuntimeError for an archive packed in a way that it does not know.
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-            raise ClusterqError(
-                f"{path} is not what an evaluation writes ({error}), expected arrays name and label and one a model; evaluate again."
-            ) from error
-        return {name: array.astype(np.int64) if kinds[name] == "i" else array for name, array in arrays.items()}
+    def image_names(self) -> Iterator[str]:
+        """Names of the images that `predictions` is about, one after the other."""
+        file = PredictionsFile(self.folder / PREDICTIONS)
+        return file.names() if file.path.is_file() else iter(())
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
         return read_json(path, what="what a run writes", deepest=None) if path.is_file() else None
-
-
-def _array(data: bytes) -> np.ndarray[Any, Any]:
-    """An array of numbers or text from the bytes of an .npy file, whose header must be about just these bytes.
-
-    Raises:
-        ValueError: it is none.
-    """
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = header(stream)
-    except Exception as error:  # numpy's header parser lets tokenizer and recursion errors through
-        raise ValueError(f"an array's header is broken ({type(error).__name__})") from error
-    values = data[stream.tell() :]
-    if len(shape) != 1 or kind.kind not in "iU" or shape[0] * kind.itemsize != len(values):
-        raise ValueError(f"an array is {kind.kind}{shape} in {len(values)} bytes")
-    if kind.kind == "U" and values and np.frombuffer(values, kind.byteorder + "u4").max() > sys.maxunicode:
-        raise ValueError("an array of text holds what is no character")
-    return np.frombuffer(values, kind).copy() if values else np.zeros(shape, kind)
 
 
 def section(value: Any, *keys: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoints as training programs leave them."""
 
 import argparse
+import datetime
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,6 +49,7 @@ def loaded(tmp_path: Path, content: Any, key: str | None = None) -> tuple[bool, 
         ({"model_ema": STATE, "epoch": 3}, "'model_ema'"),
         ({"ema": {"model": {"net": STATE}}}, "'ema.model.net'"),
         ({"state_dict": STATE, "args": argparse.Namespace(lr=0.1, out=PurePosixPath("x"))}, "'state_dict'"),
+        ({"model": STATE, "saved": datetime.datetime(2026, 1, 2), "took": datetime.timedelta(hours=3)}, "'model'"),
         ({"model": STATE, "best": np.float64(93.1), "seen": np.int64(3)}, "'model'"),
         ({**STATE, "total_ops": torch.zeros(1), "1.total_params": torch.zeros(1)}, "2 entries are left out"),
         ({name: value.numpy() for name, value in STATE.items()}, ""),

@@ -19,12 +19,13 @@ from torch import nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.families import known_geometry
-from clusterq_common.teacher.load import build_architecture, load_teacher
+from clusterq_common.teacher.load import Teacher, build_architecture, load_teacher
 from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
 
 FACTORY = """
+import torch
 from torch import nn
 def net():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -43,6 +44,26 @@ def mute():
     raise Mute
 def number():
     return 7
+def scripted():
+    return torch.jit.trace(net().eval(), torch.zeros(1, 1, 8, 8))
+def without_values():
+    return net().to("meta")
+class Odd(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.body, self.answer = net(), answer
+    def forward(self, x):
+        return self.answer(self.body, x)
+def complex_numbers():
+    return Odd(lambda body, x: body(x).to(torch.complex64))
+def integers():
+    return Odd(lambda body, x: body(x).long())
+def in_place():
+    return Odd(lambda body, x: body(x.mul_(2)))
+def with_dropout():
+    return Odd(lambda body, x: nn.functional.dropout(body(x) + 1, 0.5, training=True))
+def mixing():
+    return Odd(lambda body, x: body(x) + x.mean())
 """
 SIZES = {"input_size": 8, "in_channels": 1, "num_classes": 3, "mean": "0.5", "std": "0.25"}
 
@@ -115,6 +136,13 @@ def test_names_that_cannot_be_used(arch: str, sentence: str) -> None:
         ("mute", r"failed with Mute \(mine.py, line"),
         ("number", "returned int"),
         ("without_norm", "no BatchNorm layer"),
+        ("scripted", "returned a TorchScript module"),
+        ("without_values", "meta device, which holds no values"),
+        ("complex_numbers", "gives complex64 numbers, expected logits in floating point"),
+        ("integers", "gives int64 numbers, expected logits in floating point"),
+        ("in_place", "changes the images that it is given"),
+        ("with_dropout", "for the same images differ from call to call"),
+        ("mixing", "depend on the other images of its batch"),
     ],
 )
 def test_factories_that_cannot_be_used(factory: str, function: str, sentence: str) -> None:
@@ -146,7 +174,7 @@ def test_a_teacher_is_frozen_and_its_config_resolved(factory: str, monkeypatch: 
 def test_weights_in_every_form_have_one_digest(factory: str, tmp_path: Path) -> None:
     model, _ = build_architecture(own(factory))
     torch.manual_seed(3)
-    state = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     save_file(state, tmp_path / "w.safetensors")
     torch.save(state, tmp_path / "plain.pth")
@@ -176,6 +204,11 @@ def test_weights_that_do_not_fit(factory: str, tmp_path: Path) -> None:
     refused({**state, "extra": torch.zeros(1)}, "unexpected extra")
     refused({**state, "4.bias": torch.zeros(9)}, r"4.bias is \(9,\) instead of \(3,\)")
     refused({**state, "0.bias": torch.full((4,), torch.nan)}, "not finite, in 0.bias")
+    refused({**state, "1.running_mean": torch.full((4,), torch.inf)}, r"not finite, in 1\.running_mean")
+    refused({**state, "1.running_var": torch.tensor([1, 1, torch.nan, 1])}, r"not finite, in 1\.running_var")
+    refused(
+        {**state, "1.running_var": torch.tensor([1, -0.25, -0.5, 1])}, r"a running variance of -0\.5 in the BatchNorm layer 1,"
+    )
     refused([1, 2], "no state dict of tensors")
     refused(
         torch.nn.Linear(1, 1), "holds an object of the class torch.nn.modules.linear.Linear"
@@ -189,6 +222,23 @@ def test_weights_that_do_not_fit(factory: str, tmp_path: Path) -> None:
         load_teacher(own(factory, weights=str(broken)))
     with pytest.raises(ClusterqError, match="does not exist"):
         load_teacher(own(factory, weights=str(tmp_path / "absent.pth")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("1.running_var", -1.0, "a running variance of -1 in the BatchNorm layer 1"),
+        ("1.running_var", torch.inf, r"not finite, in 1\.running_var"),
+        ("1.running_mean", torch.nan, r"not finite, in 1\.running_mean"),
+        ("4.weight", torch.nan, r"not finite, in 4\.weight"),
+    ],
+)
+def test_a_network_with_values_of_no_training_is_refused(factory: str, name: str, value: float, sentence: str) -> None:
+    """Also one that is made in Python, whose weights are in no file."""
+    model, spec = build_architecture(own(factory))
+    model.state_dict()[name].view(-1)[0] = value
+    with pytest.raises(ClusterqError, match=sentence):
+        Teacher.of(model, spec)
 
 
 @pytest.fixture

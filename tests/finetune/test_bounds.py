@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clusterq_common.documents import DEEPEST, LARGEST_JSON, LARGEST_YAML, is_nested_deeper, read_json
+from clusterq_common.archives import directory_size
+from clusterq_common.documents import DEEPEST, LARGEST_JSON, LARGEST_YAML, MOST_LISTS, is_nested_deeper, read_json
+from clusterq_common.documents import MOST_VALUES as MOST_JSON_VALUES
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import describe
@@ -26,7 +28,7 @@ from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.quant.load import load_quantized
-from clusterq_common.run.checkpoint import save_weights
+from clusterq_common.run.checkpoint import load_checkpoint, save_weights
 from clusterq_common.run.metrics import MetricsLog
 from clusterq_common.settings import read_yaml
 from clusterq_common.teacher.spec import Geometry, InputSpec
@@ -35,6 +37,7 @@ from clusterq_finetune.data.preprocess import preprocess
 from clusterq_finetune.data.real.cifar import open_cifar
 from clusterq_finetune.results import compare, read_result
 from clusterq_report.run_data import Source
+from clusterq_report.run_predictions import AT_ONCE, LONGEST_NAME, MOST_IMAGES, MOST_VALUES
 from tests.finetune.export_nets import SPEC, Plain, student_of
 from tests.finetune.small_student import prepared, settings, small_net
 
@@ -97,6 +100,7 @@ def test_a_packed_weights_file_is_not_unpacked(tmp_path: Path) -> None:
             "integers in .* that its . bits do not hold",
         ),
         ("weight", lambda value: value.fill_(torch.nan), "values that are not finite"),
+        ("running_var", lambda value: value.fill_(-2), "a running variance of -2 in"),
     ],
 )
 def test_a_student_with_odd_values_is_refused(
@@ -233,6 +237,10 @@ def test_json_that_is_more_than_it_looks(tmp_path: Path) -> None:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with pytest.raises(ClusterqError, match=r"result\.json is"):
             read_json(path, what="a result")
+    for many in ("0," * (MOST_JSON_VALUES + 1), "[]," * (MOST_LISTS + 1), "{}," * (MOST_LISTS + 1)):
+        path.write_text(f"[{many}0]")
+        with pytest.raises(ClusterqError, match=r"commas or .* opening brackets"):
+            read_json(path, what="a result")
     with path.open("wb") as file:
         file.truncate(LARGEST_JSON + 1)
     with pytest.raises(ClusterqError, match="expected at most"):
@@ -301,7 +309,7 @@ def claims(shape: str, kind: str = "<i4") -> bytes:
 def test_predictions_that_are_more_than_they_look(tmp_path: Path) -> None:
     names, label = npy(np.array(["a", "b"])), npy(np.array([0, 1], np.int32))
     found = run_with(tmp_path, {"name": names, "label": label, "student": label})
-    assert (found.image_names, found.predictions["student"].tolist()) == (["a", "b"], [0, 1])
+    assert (list(found.image_names()), found.predictions["student"].tolist()) == (["a", "b"], [0, 1])
     for arrays in (
         {"name": names, "label": claims("(1000000000000,)")},
         {"name": names, "label": claims("(2, 1000000000)")},
@@ -311,9 +319,72 @@ def test_predictions_that_are_more_than_they_look(tmp_path: Path) -> None:
         {"name": names, "label": b"\x93NUMPY\x01\x00\x08\x00" + b"(((((((\n"},
         {"name": names, "label": b""},
         {"name": names},
+        {"name": names, "label": npy(np.array([0, 1 << 40]))},
+        {"name": names, "label": npy(np.array([0, -1]))},
+        {"name": names, "label": npy(np.array([0, 1], np.int8)), "student": names},
+        {"name": npy(np.array(["a" * (LONGEST_NAME + 1), "b"])), "label": label},
+        {"name": names, "label": label, **{f"m{number}": label for number in range(2000)}},
     ):
         with pytest.raises(ClusterqError, match="is not what an evaluation writes"):
-            _ = run_with(tmp_path, arrays).predictions
+            _ = run_with(tmp_path, arrays).predictions, list(run_with(tmp_path, arrays).image_names())
+
+
+@pytest.mark.parametrize(
+    ("images", "models"), [(MOST_IMAGES + 1, 1), (MOST_IMAGES, MOST_VALUES // MOST_IMAGES), (1 << 40, 1)], ids=str
+)
+def test_predictions_of_too_many_images_are_refused_by_their_headers(tmp_path: Path, images: int, models: int) -> None:
+    """Zeros take a thousandth of their size in the file."""
+    heads = {name: claims(f"({images},)", "<i1") for name in ("label", *map(str, range(models - 1)))}
+    heads["name"] = claims(f"({images},)", "<U1")
+    source = run_with(tmp_path, {})
+    with zipfile.ZipFile(tmp_path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, head in heads.items():
+            size = images * (4 if name == "name" else 1)
+            with packed.open(f"{name}.npy", "w") as member:
+                member.write(head)
+                for _ in range(size >> 20 if size < 1 << 28 else 0):
+                    member.write(bytes(1 << 20))
+                member.write(bytes(size % (1 << 20)))
+    with pytest.raises(ClusterqError, match=r"more than any evaluation writes|in 0 bytes"):
+        _ = source.predictions
+
+
+def test_many_predictions_are_read_a_piece_at_a_time(tmp_path: Path) -> None:
+    count = AT_ONCE // 8 + 3
+    names = np.array([f"{number:060}" for number in range(count)])
+    label = (np.arange(count) % 7).astype(np.int16)
+    source = run_with(
+        tmp_path, {"name": npy(names), "label": npy(label), "m": npy(label.astype(">i4")), "m_probabilities": b"?"}
+    )
+    assert list(source.image_names()) == names.tolist()
+    assert {name: array.tolist() for name, array in source.predictions.items()} == dict.fromkeys(("label", "m"), label.tolist())
+    assert source.predictions["m"].dtype == np.int64
+
+
+def test_an_archive_of_a_million_members_is_not_listed(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    assert 0 < directory_size(path) < 4096
+    large = bytearray(path.read_bytes())
+    # torch writes the record of large archives always: its field of the size, before the record's place and the end.
+    size = len(large) - 22 - 20 - 56 + 40
+    large[size : size + 8] = struct.pack("<Q", 1 << 26)
+    path.write_bytes(large)
+    assert directory_size(path) == 1 << 26
+    with pytest.raises(ClusterqError, match="tens of thousands of members"):
+        read_checkpoint(path)
+    with pytest.raises(ClusterqError, match="tens of thousands of members"):
+        load_checkpoint(path, torch.device("cpu"))
+    path.write_bytes(b"PK\5\6")
+    assert directory_size(path) == 0
+
+
+def test_the_directory_of_an_archive_above_four_gigabytes(tmp_path: Path) -> None:
+    """Its size stands in a record of its own."""
+    path = tmp_path / "large.zip"
+    record = struct.pack("<LQHHLLQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 3, 3, 5 << 32, 0)
+    path.write_bytes(bytes(100) + record + struct.pack("<LLQL", 0x07064B50, 0, 100, 1) + b"PK\5\6" + b"\xff" * 16 + bytes(2))
+    assert directory_size(path) == 5 << 32
 
 
 def test_a_batch_of_cifar_that_reserves_all_memory(tmp_path: Path) -> None:

@@ -153,6 +153,21 @@ def test_floats_and_32_bits_need_a_range(tmp_path: Path, values: np.ndarray, mod
     assert found.remarks == []
 
 
+def test_signed_bytes_need_a_range(tmp_path: Path) -> None:
+    """Pillow gives -1 as 255: black and white would change places at zero."""
+    folders(tmp_path)
+    levels = RAMP.astype(int) - 128
+    data = bytearray(tiff(RAMP, 8))
+    place = 8 + 2 * RAMP.size
+    data[8:place] = levels.astype(np.int8).tobytes() + bytes(RAMP.size)
+    data[place : place + 2] = struct.pack("<H", 10)
+    data[-4:] = struct.pack("<HHIII", 339, 4, 1, 2, 0)
+    (tmp_path / "b" / "1.tif").write_bytes(data)
+    with pytest.raises(ClusterqError, match=r"mode L \(signed 8 bits\) from -128 to .*; pass pixel_range"):
+        open_validation(tmp_path, GREY)
+    np.testing.assert_array_equal(read(tmp_path, pixel_range=(-128, 127))[0], RAMP)
+
+
 def test_one_float_among_many_is_refused_while_reading(tmp_path: Path) -> None:
     """Opening looks at a few images alone; a worker's refusal arrives as the sentence that it is."""
     folders(tmp_path)

@@ -10,6 +10,7 @@ from torch import nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, quantizers
+from clusterq_common.taps import negative_variance
 
 
 def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: torch.Tensor) -> nn.Module:
@@ -41,7 +42,7 @@ def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: t
 
 
 def _refuse_odd_values(student: nn.Module, path: Path) -> None:
-    """Scales must be positive and everything finite; limits and zero-points those of the quantizers' own grids."""
+    """Scales and variances must be positive and everything finite; limits and zero-points those of the quantizers' own grids."""
     for name, quantizer in quantizers(student).items():
         scale, zero, grid = quantizer.scale, quantizer.zero_point, quantizer.grid
         if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
@@ -57,3 +58,8 @@ def _refuse_odd_values(student: nn.Module, path: Path) -> None:
     for name, value in student.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ClusterqError(f"{path} holds values that are not finite, in {name}; fine-tune again.", setting="student")
+    if (negative := negative_variance(student)) is not None:
+        name, value = negative
+        raise ClusterqError(
+            f"{path} has a running variance of {value:g} in {name}, expected none below 0; fine-tune again.", setting="student"
+        )

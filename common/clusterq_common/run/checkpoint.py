@@ -10,10 +10,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from clusterq_common.archives import directory_size
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, make_folder
 from clusterq_common.setting_names import setting_name
+
+# Bytes of an archive's directory, which zipfile makes objects of: 80,000 tensors.
+LARGEST_DIRECTORY = 1 << 23
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -24,10 +28,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def archive_members(path: Path) -> list[zipfile.ZipInfo]:
-    """List the members of a PyTorch file; empty where it is no archive that zipfile knows, of which torch says what is wrong."""
+    """List the members of a PyTorch file; empty where it is no archive that zipfile knows, of which torch says what is wrong.
+
+    Raises:
+        ClusterqError: it has far more than any network has tensors.
+    """
     if not zipfile.is_zipfile(path):
         return []
     try:
+        if directory_size(path) > LARGEST_DIRECTORY:
+            raise ClusterqError(
+                f"{path} is an archive of tens of thousands of members, expected one a tensor; save the weights again."
+            )
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
@@ -50,6 +62,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         if is_packed(archive_members(path)):
             raise ValueError("a packed archive")
         state = torch.load(path, map_location=device, weights_only=True)
+    except ClusterqError:
+        raise
     except FileNotFoundError as error:
         raise ClusterqError(
             f"{path} does not exist, so the run cannot be resumed; use {setting_name('overwrite')} to start anew."

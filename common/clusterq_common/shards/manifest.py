@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from clusterq_common.documents import read_json
+from clusterq_common.documents import LARGEST_JSON, read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
 from clusterq_common.settings import Settings
@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 MEANING: Final = "meaning"
 # The method of images that clusterq did not make.
 GIVEN: Final = "given"
-LARGEST_MANIFEST = 64 * 1024 * 1024
+LARGEST_MANIFEST = LARGEST_JSON
 # Manifests without a digest of their own of which this process has said so.
 _said_of: set[str] = set()
 SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")

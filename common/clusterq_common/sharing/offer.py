@@ -6,7 +6,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from clusterq_common.documents import DEEPEST, is_nested_deeper
+from clusterq_common.documents import DEEPEST, holds_too_many, is_nested_deeper
 from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, meaning_of, parse_manifest
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE
@@ -143,8 +143,10 @@ def parse_json(data: bytes, where: str, setting: str | None) -> Any:
     """The values in the bytes of a manifest from an address.
 
     Raises:
-        ClusterqError: they are no JSON, or nested too deeply.
+        ClusterqError: they are no JSON, nested too deeply, or too many.
     """
+    if holds_too_many(data):
+        raise ClusterqError(f"{where} holds millions of values, expected a set's {MANIFEST}; do not use it.", setting=setting)
     try:
         values: Any = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -159,12 +159,18 @@ def _logits_of(output: Any, spec: InputSpec, arch: str) -> tuple[Callable[[Any],
     """Find the logits in a model's output for one image. Returns how to take them (None: the output is the logits), and a sentence.
 
     Raises:
-        ClusterqError: there are none of the right shape, or several.
+        ClusterqError: there are none of the right shape, several, or integers.
     """
     fields = {name: value for name, value in _fields(output).items() if isinstance(value, Tensor)}
     fitting = [name for name, value in fields.items() if _shape_of(value, spec)]
     if "logits" in fitting:
         fitting = ["logits"]
+    if len(fitting) == 1 and not fields[fitting[0]].is_floating_point():
+        kind = str(fields[fitting[0]].dtype).removeprefix("torch.")
+        raise ClusterqError(
+            f"{arch} gives {kind} numbers, expected logits in floating point, which gradients pass; return what these are made from.",
+            setting="arch",
+        )
     if len(fitting) != 1:
         found = ", ".join(f"{name or 'output'} {tuple(value.shape)}" for name, value in fields.items()) or type(output).__name__
         several = f", {len(fitting)} of them of that shape" if fitting else ""

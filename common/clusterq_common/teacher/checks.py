@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.taps import batchnorm_layers
+from clusterq_common.taps import batchnorm_layers, negative_variance
 from clusterq_common.teacher.spec import InputSpec
 
 IMAGES = 6
@@ -15,17 +15,55 @@ LOUD = 1000.0
 
 
 @torch.no_grad()
+def check_values(model: nn.Module, arch: str) -> None:
+    """Refuse a classifier with values that no training leaves behind.
+
+    Raises:
+        ClusterqError: a parameter or a BatchNorm layer's statistics are not finite, or a running variance is negative.
+    """
+    values: dict[str, Tensor] = dict(model.named_parameters())
+    for name, layer in batchnorm_layers(model).items():
+        values |= {f"{name}.{key}": value for key, value in layer.named_buffers(recurse=False) if value.is_floating_point()}
+    bad = next((name for name, value in values.items() if not bool(torch.isfinite(value).all())), None)
+    if bad is not None:
+        raise ClusterqError(
+            f"{arch} has values that are not finite, in {bad}; take weights from before the training went astray.",
+            setting="weights",
+        )
+    if (negative := negative_variance(model)) is not None:
+        name, value = negative
+        raise ClusterqError(
+            f"{arch} has a running variance of {value:g} in the BatchNorm layer {name}, expected none below 0: clusterq learns from these "
+            "statistics; check how the weights were made.",
+            setting="weights",
+        )
+
+
+@torch.no_grad()
 def check_answers(model: nn.Module, spec: InputSpec, arch: str) -> None:
     """Refuse a classifier whose answers are no logits of each image alone.
 
     Raises:
-        ClusterqError: an image's answer depends on the other images of its batch; answers are probabilities; answers are not finite.
+        ClusterqError: images are changed in place; answers differ from call to call, depend on the other images of a batch, or are probabilities.
     """
     device = next(model.parameters()).device
     images = torch.randn(IMAGES, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    together: Tensor = model(images)
+    given = images.clone()
+    together: Tensor = model(given)
+    if not torch.equal(given, images):
+        raise ClusterqError(
+            f"{arch} changes the images that it is given, expected an answer alone; copy them first (x = x * 2 in place of x.mul_(2)).",
+            setting="arch",
+        )
     if not bool(torch.isfinite(together).all()):
         return  # fresh weights may overflow; weights from a file are checked value by value
+    again: Tensor = model(images)
+    if float((together - again).abs().max()) > TOLERANCE * (float(together.abs().max()) or 1.0):
+        raise ClusterqError(
+            f"the answers of {arch} for the same images differ from call to call (dropout that is always on, noise, or layers that go on "
+            "learning), expected a classifier as it is in evaluation; make these depend on self.training.",
+            setting="arch",
+        )
     alone: Tensor = torch.cat([model(image[None]) for image in images])
     spread = float(together.abs().max()) or 1.0
     if float((together - alone).abs().max()) > TOLERANCE * spread:

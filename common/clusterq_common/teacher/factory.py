@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from clusterq_common.errors import ClusterqError, told
@@ -27,6 +28,15 @@ def build_factory(arch: str) -> nn.Module:
     model = call_function(arch, setting="arch", expected=EXPECTED)
     if not isinstance(model, nn.Module):
         raise ClusterqError(f"{arch} returned {type(model).__name__}; {EXPECTED}.", setting="arch")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ClusterqError(
+            f"{arch} returned a TorchScript module, whose layers cannot be replaced; return the module that it was made from.",
+            setting="arch",
+        )
+    if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
+        raise ClusterqError(
+            f"{arch} returned a module on torch's meta device, which holds no values; build it on the CPU.", setting="arch"
+        )
     return model
 
 

@@ -16,7 +16,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.setting_names import setting_name
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.adapt import Remark, adapt
-from clusterq_common.teacher.checks import check_answers, untrained_statistics
+from clusterq_common.teacher.checks import check_answers, check_values, untrained_statistics
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.families import build_pytorchcv
@@ -196,6 +196,7 @@ def _prepare(model: nn.Module, spec: InputSpec, arch: str) -> list[Remark]:
             "knows of the training data; choose a classifier with BatchNorm.",
             setting="arch",
         )
+    check_values(model, arch)
     remarks = adapt(model, spec, arch)
     check_answers(model, spec, arch)
     return remarks

@@ -3,6 +3,7 @@
 import _codecs
 import argparse
 import contextlib
+import datetime
 import os
 import re
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def download_weights(arch: str) -> Path:
 def read_checkpoint(path: Path) -> object:
     """Read a safetensors or PyTorch file without running any code in it.
 
-    Beside tensors and plain containers, arrays and numbers of numpy, `argparse.Namespace` and paths are read: training programs leave them
+    Beside tensors and plain containers, arrays and numbers of numpy, `argparse.Namespace`, paths and dates are read: training programs leave them
     beside the weights, and making them runs nothing.
 
     Raises:
@@ -137,7 +138,8 @@ def _harmless() -> list[Any]:
     ]
     dtypes = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType") and name != "ObjectDType"]
     plain = [argparse.Namespace, SimpleNamespace, PurePosixPath, PosixPath, PureWindowsPath]
-    return [*plain, np.dtype, np.ndarray, _codecs.encode, *made_by, *dtypes]
+    times = [datetime.datetime, datetime.date, datetime.timedelta]
+    return [*plain, *times, np.dtype, np.ndarray, _codecs.encode, *made_by, *dtypes]
 
 
 def _tensors_of_arrays(value: object) -> object:

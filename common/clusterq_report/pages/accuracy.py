@@ -11,7 +11,8 @@ from clusterq_report.charts.bars import Bars, bar_chart, interval_chart
 from clusterq_report.charts.confusion_matrix import heat_map
 from clusterq_report.html.blocks import Block, Figure, Folded, Heading, Paragraph, Table
 from clusterq_report.html.text import class_label
-from clusterq_report.run_data import Ints, Source, pair, real, reals, section
+from clusterq_report.run_data import Source, pair, real, reals, section
+from clusterq_report.run_predictions import Ints
 
 MODELS = ("teacher", "calibrated", "student")
 # With more classes, only the extreme ones are shown.
@@ -74,7 +75,7 @@ def class_names(source: Source, count: int) -> list[str]:
     if names and len(names) == count:
         return [class_label(label, name) for label, name in enumerate(names)]
     folders: dict[int, set[str]] = {}
-    for name, label in zip(source.image_names, source.predictions.get("label", []), strict=False):
+    for name, label in zip(source.image_names(), source.predictions.get("label", []), strict=False):
         folders.setdefault(int(label), set()).add(name.rpartition("/")[0].rpartition("/")[2])
     return [
         class_label(label, next(iter(own)) if len(own := folders.get(label, set())) == 1 and "" not in own else None)

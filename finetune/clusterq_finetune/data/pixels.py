@@ -18,7 +18,7 @@ SIXTEEN_BITS = 2**16 - 1
 SIXTEEN_IN_MODE_I = {"PNG", "PPM"}
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO = 0
-UNSIGNED = 1
+UNSIGNED, SIGNED = 1, 2
 # Scanners and cameras write 10 or 12 bits into 16: the picture is then nearly black.
 TWELVE_BITS = 2**12 - 1
 # Values that are computed with in float64 at once.
@@ -40,12 +40,17 @@ class EightBits(NamedTuple):
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether a pixel is one channel of more than eight bits: 16 or 32, or a float."""
-    return image.mode in {"I", "F"} or image.mode.startswith("I;16")
+    """Return whether a pixel is one channel that eight unsigned bits do not hold: 16 or 32 bits, a float, or a signed number."""
+    return image.mode in {"I", "F"} or image.mode.startswith("I;16") or is_signed(image)
+
+
+def is_signed(image: Image.Image) -> bool:
+    """Return whether a pixel is a signed number of eight bits, which Pillow gives as an unsigned one."""
+    return image.mode == "L" and getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT) == (SIGNED,)
 
 
 def largest_value(image: Image.Image) -> int | None:
-    """The value that is white by the file's own depth: None for 32 bits and for floats, where a file does not say."""
+    """The value that is white by the file's own depth: None for 32 bits, floats and signed numbers, where a file does not say."""
     if image.mode.startswith("I;16"):
         tags = getattr(image, "tag_v2", {})
         return 2 ** int(tags[BITS_PER_SAMPLE][0]) - 1 if BITS_PER_SAMPLE in tags else SIXTEEN_BITS
@@ -61,7 +66,7 @@ def eight_bits(image: Image.Image, pixel_range: PixelRange | None, name: str) ->
         name: of the image, for errors.
 
     Raises:
-        ClusterqError: an image of 32 bits or floats without a range.
+        ClusterqError: an image of 32 bits, floats or signed numbers without a range.
         OSError, ValueError: the pixels cannot be decoded, or are no numbers.
     """
     if not is_deep(image):
@@ -73,12 +78,15 @@ def eight_bits(image: Image.Image, pixel_range: PixelRange | None, name: str) ->
     stored: Values = np.asarray(image)
     if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (UNSIGNED,)) == (UNSIGNED,):
         stored = stored.view(np.uint32)  # Pillow gives unsigned values as signed ones
+    if is_signed(image):
+        stored = stored.view(np.int8)
     least, most = float(stored.min()), float(stored.max())
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError("some pixels are no finite numbers")
     if pixel_range is None and largest is None:
+        kind = {"F": "floats", "L": "signed 8 bits"}.get(image.mode, "32 bits")
         raise ClusterqError(
-            f"{setting_name('pixel_range')} is missing: {name} has pixels of mode {image.mode} ({'floats' if image.mode == 'F' else '32 bits'}) from "
+            f"{setting_name('pixel_range')} is missing: {name} has pixels of mode {image.mode} ({kind}) from "
             f"{least:g} to {most:g}, expected 8 or 16 bits; pass {setting_name('pixel_range', 'LOW,HIGH')}, the values that are black and white."
         )
     low, high = pixel_range or (0.0, float(largest or 0))

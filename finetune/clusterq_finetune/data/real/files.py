@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from PIL import Image
@@ -35,7 +36,7 @@ class ImageFiles(ValidationImages):
     def name(self, index: int) -> str:
         return str(self.paths[index].relative_to(self.root))
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
         return open_image(self.paths[index])
 
 

@@ -1,5 +1,6 @@
 """Images inside tars: ImageNet's original archive with the devkit's ground truth, and webdataset shards of anyone's."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class ImagesInTars(ValidationImages):
         span = self.spans[index]
         return f"{span.tar.name}/{span.name}"
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
         span = self.spans[index]
         with span.tar.open("rb") as file:
             file.seek(span.offset)
