@@ -13,7 +13,7 @@ from clusterq_common.settings import Settings
 
 GROUPS = {
     "Teachers": ["load_teacher", "Teacher", "InputSpec", "batchnorm_taps", "ClassGroups"],
-    "Shards": ["ShardSet", "ShardWriter", "normalise"],
+    "Shards": ["open_shards", "ShardSet", "ShardWriter", "normalise"],
     "Students": [
         "QuantConfig",
         "choose_bits",
