@@ -83,6 +83,19 @@ def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
     return values
 
 
+def need_sections(model: type[Settings], values: dict[str, Any], source: Path) -> None:
+    """Make sure that what a file gives for a section of a configuration is one, so that flags can be laid on top.
+
+    Raises:
+        ClusterqError: a list, a word or nothing in the place of a section.
+    """
+    for section in sections_of(model):
+        if section in values and not isinstance(values[section], dict):
+            raise ClusterqError(
+                f"{source}: {section} is {type(values[section]).__name__}, expected a section of settings; use a run's config.yaml."
+            )
+
+
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over` laid on top, section by section; neither is changed."""
     result = dict(base)

@@ -196,12 +196,13 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    from clusterq_common.settings import merged, read_yaml
+    from clusterq_common.settings import merged, need_sections, read_yaml
     from clusterq_common.teacher.trust import refuse_foreign_code
 
     values = read_yaml(config)
     if "teacher" not in values:
         raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
+    need_sections(GenConfig, values, config)
     refuse_foreign_code(values, flags, config)
     whole = merged(with_method(values, flags), flags)
     lift_limit(whole, flags.get("emit", {}))

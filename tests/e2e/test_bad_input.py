@@ -61,6 +61,19 @@ def test_generator_flags(flags: list[str], words: list[str], gen: Cli, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", ["[]", "null", "text", "3"])
+@pytest.mark.parametrize("section", ["teacher", "output", "quant"])
+def test_a_config_whose_sections_are_none(section: str, value: str, gen: Cli, finetune: Cli, tmp_path: Path) -> None:
+    """A received file may hold anything there."""
+    config = tmp_path / "config.yaml"
+    sections = {"teacher": "{arch: resnet20_cifar10}", "recipe": "{}", "output": "{}", section: value}
+    config.write_text("".join(f"{name}: {given}\n" for name, given in sections.items()))
+    refused(gen("train", "--config", config, "--out", tmp_path / "out"), f"{section} is", "expected a section of settings")
+    refused(
+        finetune("--shards", tmp_path, "--config", config, "--out", tmp_path / "out"), f"{section} is", "expected a section"
+    )
+
+
 def test_class_names_are_read_before_any_training(gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path) -> None:
     train = (
         "train",

@@ -13,7 +13,7 @@ from clusterq_cli.report import add_report
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.for_target import quant_for
 from clusterq_common.progress.time_budget import parse_time_budget
-from clusterq_common.settings import merged, read_yaml, under_present_names
+from clusterq_common.settings import merged, need_sections, read_yaml, under_present_names
 from clusterq_finetune.cli import deploy, figures, runs, students
 from clusterq_finetune.cli import sharing as sharing_cli
 from clusterq_finetune.cli.named_set import PLACES, SHARING, rules
@@ -122,6 +122,7 @@ def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
     from clusterq_common.teacher.trust import refuse_foreign_code
 
     values = read_yaml(config)
+    need_sections(FinetuneConfig, values, config)
     refuse_foreign_code(values, flags, config)
     return merged(under_present_names(FinetuneConfig, values), flags)
 
