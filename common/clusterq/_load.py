@@ -106,7 +106,7 @@ def open_images(
             network's size; as known for the architecture if left out.
         interpolation: of that resizing, likewise.
         pixel_range: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if left
-            out, 32 bits and floats need it.
+            out, 32 bits, signed bytes and floats need it.
 
     Returns:
         A torch data set of (pixels (C, H, W) uint8 or None, label, name).

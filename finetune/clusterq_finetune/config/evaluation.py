@@ -42,7 +42,7 @@ class EvaluationConfig(Settings):
     pixel_range: PerChannel | None = Field(
         None,
         description="LOW,HIGH: the values that are black and white in images of more than eight bits; 16 bits are scaled by their depth if "
-        "left out, 32 bits and floats need it",
+        "left out, 32 bits, signed bytes and floats need it",
     )
 
     @field_validator("pixel_range")
