@@ -67,7 +67,9 @@ def test_a_hostile_folder_harms_nobody(tuned: Path, finetune: Cli, tmp_path: Pat
     with np.load(run / "predictions.npz") as found:
         arrays = dict(found)
     arrays["name"] = np.array([f"{evil.replace('/', '')}/{name}" for name in arrays["name"]])
-    arrays["student"] = arrays["student"] - 5
+    np.savez(run / "predictions.npz", **{**arrays, "student": arrays["student"] - 5})
+    done = finetune("report", run)
+    assert (done.code, "'student.npy' holds numbers that are no classes" in " ".join(done.err.split())) == (2, True), done.err
     np.savez(run / "predictions.npz", **arrays)
     assert finetune("report", run).code == 0
     page = Page(run / "report.html")

@@ -226,8 +226,8 @@ def test_a_set_of_another_format_or_a_huge_manifest_moves_nothing(server: Server
     edit_manifest(site / "set", lambda values: values.update(format="clusterq-shards/99"))
     with pytest.raises(ClusterqError, match="update clusterq"):
         look(address, PLAIN)
-    told.declared = {"manifest.json": 65 << 20}
-    with pytest.raises(ClusterqError, match="more than 67108864 bytes"):
+    told.declared = {"manifest.json": 33 << 20}
+    with pytest.raises(ClusterqError, match="more than 33554432 bytes"):
         look(address, PLAIN)
     told.declared.clear()
     told.replaced = {"manifest.json": b"<html>"}
