@@ -1,4 +1,4 @@
-"""How much a zip archive's directory holds, before anything reads it whole."""
+"""Size of a zip archive's directory, known before anything reads it whole."""
 
 import os
 import struct
@@ -11,7 +11,7 @@ LONGEST_COMMENT = 2**16 - 1
 
 
 def directory_size(path: Path) -> int:
-    """Bytes of an archive's directory, as its end says; 0 where it is no archive. A member takes 46 and its name.
+    """Return the number of bytes of an archive's directory, as its end states; 0 where it is no archive. A member takes 46 and its name.
 
     Raises:
         OSError: the file cannot be read.

@@ -59,11 +59,11 @@ def open_image(source: Path | bytes) -> Iterator[Image.Image]:
 
 
 class _Meter:
-    """What was read of an image file, against what may be.
+    """Meter of what is read of an image file, with limits.
 
     Args:
         start: the first bytes of the file.
-        length: how many it has.
+        length: number of its bytes.
     """
 
     def __init__(self, start: bytes, length: int) -> None:
@@ -74,17 +74,17 @@ class _Meter:
         self.opened(0)
 
     def opened(self, pixels: int) -> None:
-        """Begin to count anew: some decoders begin with the headers again."""
+        """Start the counts again, with limits for an image of so many pixels. Some decoders read the headers a second time."""
         self._allowed = MOST_BESIDE + MOST_A_PIXEL * pixels
         self._allowed_reads = MOST_READS + pixels
         self._reads = 0
         self._bytes = 0
 
     def size(self, asked: int | None) -> int:
-        """How many bytes to read; None and negative numbers ask for all that is left.
+        """Return the number of bytes to read. None and negative numbers ask for all that is left.
 
         Raises:
-            ValueError: the file gives no more.
+            ValueError: a limit is reached.
         """
         if asked is None or asked < 0:
             if self.length > LARGEST_WHOLE:
@@ -100,10 +100,10 @@ class _Meter:
         return size
 
     def seen(self, data: bytes) -> bytes:
-        """Take note of what was read, and return it.
+        """Count costly marks in bytes that were read. Returns the bytes.
 
         Raises:
-            ValueError: too much of it is costly.
+            ValueError: there are too many.
         """
         if self._mark:
             self._found += (self._last + data).count(self._mark)
