@@ -98,7 +98,14 @@ BRIEF = {
 
 
 def brief_help(*names: str, **texts: str) -> dict[str, str]:
-    """Return the parameters of a short help in this order, those with texts of their own among them where `names` has them."""
+    """Return the parameters of a short help, in this order.
+
+    Args:
+        names: of the parameters.
+        texts: descriptions by name, in place of those of `BRIEF`; other parameters have the beginning of their long description.
+    """
+    if unknown := texts.keys() - set(names):
+        raise ValueError(f"texts for parameters that are not listed: {sorted(unknown)}")
     return {name: texts.get(name) or BRIEF.get(name, "") for name in names}
 
 

@@ -50,7 +50,7 @@ def version_line(program: str) -> str:
     return f"{program} {versions['clusterq']} (torch {versions['torch']}, Python {platform.python_version()})"
 
 
-# Each `super()` below is a command class that a type checker cannot know; hence `misc`.
+# Each `super()`, and what is taken from it, is a command class that a type checker cannot know; hence `misc` and `attr-defined`.
 class Readable:
     """Mixin for commands: flags are shown without a value, and errors suggest the nearest name.
 
@@ -61,7 +61,7 @@ class Readable:
 
     brief: Mapping[str, str] = MappingProxyType({})
     _help_all: Any = None
-    _shortened = False
+    _brief_now = False
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, with `--help-all` where there is a short help. No value is shown for flags, since they take none."""
@@ -70,7 +70,7 @@ class Readable:
             # One object for all calls: click compares parameters by identity.
             self._help_all = self._help_all or _help_all_option(self.get_help_option(ctx))  # type: ignore[attr-defined]
             params = [*params, self._help_all]
-        if self._shortened:
+        if self._brief_now:
             places = {name: place for place, name in enumerate(self.brief)}
             params = sorted(params, key=lambda param: places.get(param.name, len(places)))
         for param in params:
@@ -84,12 +84,12 @@ class Readable:
         if not self.brief or ctx.meta.get(ALL_OPTIONS):
             self._print_all(params, ctx, formatter)
             return
-        self._shortened = True
+        self._brief_now = True
         try:
             with _shortened(params, self.brief):
                 super().format_help(ctx, formatter)  # type: ignore[misc]
         finally:
-            self._shortened = False
+            self._brief_now = False
 
     def _print_all(self, params: list[Any], ctx: Any, formatter: Any) -> None:
         """Print all options. A flag's opposite is named in its description, because a separate column would narrow all others."""
@@ -160,7 +160,7 @@ def _first_clause(description: str) -> str:
     >>> _first_clause("number of images; more are better (default: 8)")
     'number of images (default: 8)'
     """
-    text, _, remarks = description.partition(" (default: ") if " (default: " in description else (description, "", "")
+    text, _, remarks = description.partition(" (default: ")
     clause = shorten(re.split(r"(?<!e\.g)[;:.](?:\s|$)", text, maxsplit=1)[0], BRIEF_WIDTH, placeholder=" ...")
     return f"{clause} (default: {remarks}" if remarks else clause
 

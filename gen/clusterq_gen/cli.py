@@ -26,18 +26,8 @@ OF_SHARDS = {
 }
 TRAIN_BRIEF = brief_help(
     *("arch", "weights", "input_size", "num_classes", "mean", "std", "preset", "method", "bits", "out", "per_class", "images"),
-    *(
-        "heldout_per_class",
-        "epochs",
-        "steps_per_epoch",
-        "batch_size",
-        "device",
-        "cuda_graphs",
-        "threads",
-        "seed",
-        "time_budget",
-    ),
-    *("config", "resume", "overwrite", "dry_run", "quiet"),
+    *("heldout_per_class", "epochs", "steps_per_epoch", "batch_size", "device", "cuda_graphs", "threads", "seed"),
+    *("time_budget", "config", "resume", "overwrite", "dry_run", "quiet"),
     preset="Size of the run: quick (two CPU cores), paper-cifar, paper-imagenet or auto",
     method="clusterq, gdfq, adadfq, qimera, zeroq, dsg, intraq, or your own file.py:function (default: clusterq)",
     bits="Bits of the student within the training (default: w4a4)",

@@ -105,7 +105,7 @@ def _take(folder: Path, when_taken: Callable[[int], None], mode: int) -> int | N
         except OSError:  # a file system without locks
             os.close(descriptor)
             return None
-        except BaseException:
+        except BaseException:  # a refusal, or Ctrl-C while waiting: the lock must not stay with an open descriptor
             os.close(descriptor)
             raise
         # It may have been removed, and made anew by another program, since it was opened.
