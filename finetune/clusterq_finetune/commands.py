@@ -17,9 +17,9 @@ from clusterq_common.device.distributed import process_group
 from clusterq_common.device.setup import to_device
 from clusterq_common.escape import shell_command
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.progress.console import expecting, info, print_result, progress
+from clusterq_common.progress.console import expecting, info, print_result, progress, warn
 from clusterq_common.progress.time_budget import timetable
-from clusterq_common.quant.convert import convert
+from clusterq_common.quant.convert import convert, settle_scales
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions
 from clusterq_common.run.kept import InFolder
@@ -151,6 +151,7 @@ def _make_student(job: Job, *, resuming: bool) -> Made:
     seconds_apart = config.recipe.checkpoint_seconds
     kept = InFolder(job.folder, resume=resuming, tensorboard=config.output.tensorboard, checkpoint_seconds=seconds_apart)
     training = distill(student, teacher, shards, config, device, kept, stored_logits=job.logits.stored)
+    settle_scales(student, warn)
     if job.ranks.first:
         save_weights(job.folder / STUDENT, student)
     return Made(calibrated, chosen, blocks, training)

@@ -181,6 +181,28 @@ def test_dead_channels_give_no_nan(scheme: Scheme, value: float) -> None:
     assert torch.isfinite(made(torch.ones(2, 4))).all()
 
 
+def test_a_scale_that_passes_zero_comes_back() -> None:
+    """SGD may step over zero; below the bound only gradients that raise the scale pass, and a saved scale is the one in use."""
+    made = quantizer(torch.tensor([[-1.0, 1.0]]), 4, "symmetric", learned=True)
+    target = torch.tensor([[-1.0, 1.0]])
+    with torch.no_grad():
+        made.scale.fill_(-0.3)
+    assert made.step().item() == pytest.approx(MIN_SCALE)
+    descent = torch.optim.SGD(made.parameters(), lr=0.05)
+    for _ in range(200):
+        descent.zero_grad()
+        (made(target) - target).square().sum().backward()
+        descent.step()
+    assert torch.allclose(made(target), target, atol=0.1)
+    with torch.no_grad():
+        made.scale.fill_(-0.3)
+    before = made(target)
+    assert made.settle() == 1
+    assert made.scale.item() == pytest.approx(MIN_SCALE)
+    assert torch.equal(made(target), before)
+    assert made.settle() == 0
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_range_survives_saving(learned: bool) -> None:
     x = torch.rand(50)

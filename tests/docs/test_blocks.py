@@ -1,6 +1,5 @@
 """Every page's blocks of code, run from top to bottom as a reader would; blocks that cannot run say why and are only parsed."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.settings import read_yaml
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_common.teacher.trust import remember_code
+from tests import preloaded
 from tests.conftest import DEMO, FACTORY, Cli, DigitsTeacher
 from tests.docs.blocks import PAGES, PRINTS, PROGRAMS, Block, blocks, calls, command_lines
 
@@ -104,9 +104,8 @@ class Reader:
 
     def shell(self, line: str, block: Block) -> str:
         programs = "".join(f'{name}() {{ "{sys.executable}" -m {name.replace("-", "_")} "$@"; }}\n' for name in PROGRAMS)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         words = ["bash", "-euo", "pipefail", "-c", programs + line]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, env=preloaded.environment(), check=False)
         assert done.returncode == 0, f"{block.place}: {line}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

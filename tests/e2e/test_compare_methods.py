@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from tools.compare.paired import Repeats, paired
 
+from tests import preloaded
 from tests.conftest import ROOT, TINY, Cli, DigitsTeacher
 
 
@@ -56,11 +56,10 @@ def test_the_tool_runs_and_goes_on(digits_run: Path, digits_teacher: DigitsTeach
     ]
     flags += ["--real-upper-bound", digits_teacher.val, "--val", digits_teacher.val]
     command = [sys.executable, ROOT / "tools" / "compare_methods.py", *flags]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def run(*more: object, code: int = 0) -> str:
         words = [str(word) for word in (*command, *more)]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, env=preloaded.environment(), check=False)
         assert done.returncode == code, done.stderr
         return done.stderr
 
@@ -97,7 +96,8 @@ def test_sets_that_differ_in_what_is_emitted_share_a_generator(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     runs = importlib.import_module("compare.runs")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    for name, value in preloaded.environment().items():
+        monkeypatch.setenv(name, value)
     shutil.copytree(digits_run, tmp_path / "sets" / "first-0")
     few = ["--per-class", "3", "--heldout-per-class", "0"]
     comparison = runs.Comparison(

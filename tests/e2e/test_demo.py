@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import preloaded
+
 pytest.importorskip("sklearn", reason="the demo's digits come with scikit-learn, the extra `demo`")
 
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
@@ -32,7 +34,8 @@ def demo() -> Any:
 
 def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    environment = preloaded.environment()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
 
 def test_held_out_digits_are_a_fixed_stratified_share_never_trained_on(demo: ModuleType) -> None:
@@ -91,6 +94,8 @@ def test_whole_demo_goes_through_both_programs(tmp_path: Path) -> None:
     small = ["--teacher-epochs", "6", "--epochs", "2", "--steps-per-epoch", "8", "--per-class", "4", "--finetune-epochs", "1"]
     done = run_demo("--out", out, *small, "--bits", "w8a8")
     assert done.returncode == 0, done.stderr
+    assert "its report is not" not in done.stdout + done.stderr
+    assert (out / "run" / "report.html").is_file()
     summary = json.loads((out / "demo.json").read_text())
     result = summary["result"]
     # Both programs' own reading of the PNG files must agree with the demo's on its arrays.

@@ -11,6 +11,7 @@ import pytest
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.folder_lock import only_program
+from tests import preloaded
 from tests.conftest import TINY, Cli, DigitsTeacher
 
 # A process that a shell starts in the background ignores Ctrl-C, and so do its children: the holder of a folder does not.
@@ -18,6 +19,7 @@ HOLDER = """
 import signal, sys, time
 from pathlib import Path
 from clusterq_common.run.folder_lock import only_program
+from tests import preloaded
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with only_program(Path(sys.argv[1])):
     print("held", flush=True)
@@ -25,14 +27,10 @@ with only_program(Path(sys.argv[1])):
 """
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
 def holder(folder: Path) -> subprocess.Popen[str]:
     """A process of its own that has the folder."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(folder)], env=preloaded.plain_environment(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -72,7 +70,9 @@ with only_program(Path(sys.argv[1])):
     time.sleep(0.2)
     os._exit(0)
 """
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], env=environment(), start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "out")], env=preloaded.plain_environment(), start_new_session=True
+    )
     try:
         process.wait(60)
         with only_program(tmp_path / "out"):
@@ -115,7 +115,7 @@ def test_encoders_end_with_the_program(end: signal.Signals, digits_run: Path, tm
     words = ["emit", "--run", digits_run, "--per-class", 3000, "--workers", 1, "--out", tmp_path / "out", "--no-report"]
     program = [sys.executable, "-m", "clusterq_gen", *(str(word) for word in words)]
     with (tmp_path / "messages").open("w") as messages:
-        process = subprocess.Popen(program, env=environment(), stdout=messages, stderr=messages)
+        process = subprocess.Popen(program, env=preloaded.plain_environment(), stdout=messages, stderr=messages)
         deadline = time.monotonic() + 120
         while not (encoders := children(process.pid)) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)

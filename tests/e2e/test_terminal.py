@@ -20,6 +20,7 @@ import typer
 from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
 from clusterq_report import command
+from tests import preloaded
 from tests.conftest import DISTILLATION, TINY, Cli, DigitsTeacher
 from tests.e2e.conftest import SHORT_BEST
 
@@ -196,10 +197,9 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
         *DISTILLATION,
     ]
     words = [*base, "--overwrite", "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "clusterq_finetune", *words],
-        env=environment,
+        env=preloaded.plain_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from clusterq_common.shards.manifest import read_manifest
+from tests import preloaded
 from tests.conftest import TINY, Cli, DigitsTeacher
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a job through /proc")
@@ -18,13 +20,16 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 # Long enough to be interrupted, and for images that the classifier tells apart.
 SHORT = [*TINY, "--steps-per-epoch", "20"]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+# Names the job in the environment of its processes.
+JOB = "CLUSTERQ_TEST_JOB"
 
 
-def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+def start(program: str, *arguments: object, job: str = "") -> subprocess.Popen[str]:
     # Without -- torchrun takes some options for its own.
     command = [*LAUNCHER, program, "--", *(str(argument) for argument in arguments), "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env={**preloaded.environment(), JOB: job}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(job: subprocess.Popen[str]) -> str:
@@ -33,21 +38,26 @@ def finish(job: subprocess.Popen[str]) -> str:
     return out
 
 
-def process_of(job: subprocess.Popen[str], rank: int) -> int:
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    found = [pid for pid in children if f"\0RANK={rank}\0" in f"\0{Path(f'/proc/{pid}/environ').read_text()}"]
+def process_of(job: str, rank: int) -> int:
+    """The process that torchrun started with this rank: its environment names job and rank."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # ended, or somebody else's
+            names = environ.read_bytes().split(b"\0")
+            if {f"{JOB}={job}".encode(), f"RANK={rank}".encode()} <= set(names):
+                found.append(int(environ.parent.name))
     assert len(found) == 1
-    return int(found[0])
+    return found[0]
 
 
 def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["train", *digits_teacher.flags, *SHORT, "--out", out]
-    job = start("clusterq_gen", *arguments)
+    job = start("clusterq_gen", *arguments, job=str(out))
     deadline = time.monotonic() + 120
     while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process_of(job, 1), signal.SIGKILL)
+    os.kill(process_of(str(out), 1), signal.SIGKILL)
     _, err = job.communicate(timeout=180)
     assert job.returncode != 0
     assert "another process of this job has ended" in err or "Signal 9" in err

@@ -1,7 +1,6 @@
 """Emission: shards are a function of (seed, class, attempt), whoever makes them and however often it is interrupted."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from clusterq_gen.emission.candidates import CHUNK, CandidateScheduler
 from clusterq_gen.emission.journal import JOURNAL, Journal
 from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, ShardPlan, plan_shards
 from clusterq_gen.networks.generator import build_generator
+from tests import preloaded
 from tests.conftest import FACTORY, Cli
 
 # Ten classes, seven images of each, sixteen slots in a shard: five training shards and one of held-out images.
@@ -148,14 +148,12 @@ def test_several_processes_under_torchrun_give_the_same_bytes(digits_run: Path, 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clusterq_gen"]
     # Without -- torchrun takes --run for one of its own options.
     command = [*launcher, "--", "emit", "--run", digits_run, *WANTED, "--threads", 1, "--out", tmp_path / "two"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment(), check=False)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env=preloaded.environment(), check=False
+    )
     assert done.returncode == 0, done.stderr
     assert tars(tmp_path / "two") == tars(whole)
     assert read_manifest(tmp_path / "two").digest == read_manifest(whole).digest
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_after_an_interruption_finished_shards_are_kept_and_the_rest_is_the_same(

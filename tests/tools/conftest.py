@@ -1,7 +1,5 @@
 """A data folder in the layout that packs are made from, with made-up images."""
 
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +41,3 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mobilenet_v1.py", "mobilenet_v1_x075.py"):
         (models / name).write_text("# a factory\n")
     return folder
-
-
-def environment_of_tools() -> dict[str, str]:
-    """The environment in which a tool runs as a program: this process's packages, one thread."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.tools.conftest import GPU, environment_of_tools
+from tests import preloaded
+from tests.tools.conftest import GPU
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_the_table_shows_figures_and_failures(prove: ModuleType) -> None:
 )
 def test_mistakes_are_sentences(flags: list[str], said: str, tmp_path: Path) -> None:
     command = [sys.executable, GPU / "prove.py", "--pack", tmp_path / "none", "--out", tmp_path / "out", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_tools(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=preloaded.environment(), check=False)
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.conftest import GPU, environment_of_tools
+from tests import preloaded
+from tests.tools.conftest import GPU
 
 
 @pytest.mark.long
@@ -18,7 +19,7 @@ def test_a_rehearsal_runs_every_stage(data: Path, real_data: Path, tmp_path: Pat
     folder = tmp_path / "data"
     shutil.copytree(data / "data", folder / "data")
     shutil.copytree(real_data / "models", folder / "models")
-    environment = environment_of_tools() | {"CLUSTERQ_DATA": str(folder), "CLUSTERQ_UNPACKED": str(tmp_path / "unpacked")}
+    environment = preloaded.environment() | {"CLUSTERQ_DATA": str(folder), "CLUSTERQ_UNPACKED": str(tmp_path / "unpacked")}
     packed = [sys.executable, GPU / "pack.py", "--out", tmp_path / "pack", "--no-wheels", "--no-reference"]
     done = subprocess.run(packed, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

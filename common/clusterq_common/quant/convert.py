@@ -98,6 +98,12 @@ def activation_sites(student: nn.Module) -> dict[str, FakeQuantizer]:
     return {name: q for name, q in quantizers(student).items() if not name.endswith("weight_quantizer")}
 
 
+def settle_scales(student: nn.Module, log: Callable[[str], None]) -> None:
+    """Set scales that training has left below the lower bound to it, and log their number. Results stay the same."""
+    if below := sum(quantizer.settle() for quantizer in quantizers(student).values()):
+        log(f"{below} scales of the student fell to 0 in training; what they quantize has become constant.")
+
+
 def recompute_values(student: nn.Module) -> None:
     """Make quantizers recompute their values for gradients instead of keeping them: the same numbers, less memory, more time."""
     for quantizer in quantizers(student).values():

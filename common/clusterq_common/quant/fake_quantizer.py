@@ -96,8 +96,19 @@ class FakeQuantizer(nn.Module):
             return fake_quantize(x, self.step(), self.zero_point, self.axis, grid, recompute=self.recompute)
 
     def step(self) -> Tensor:
-        """Return the scale in use, float32, (1,) or (channels,), with a lower bound, because training may make it too small."""
-        return self.scale.clamp_min(MIN_SCALE)
+        """Return the scale in use, float32, (1,) or (channels,), with a lower bound, because a step of training may pass zero.
+
+        A scale below the bound still learns: gradients that would raise it pass.
+        """
+        bounded: Tensor = _LowerBound.apply(self.scale, MIN_SCALE)
+        return bounded
+
+    @torch.no_grad()
+    def settle(self) -> int:
+        """Set scales below the lower bound to it, as `forward` uses them, and return how many there were."""
+        below = self.scale < MIN_SCALE
+        self.scale.clamp_(min=MIN_SCALE)
+        return int(below.sum())
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> Quantized:
@@ -118,3 +129,18 @@ class FakeQuantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         low, high = (int(limit) for limit in self.limits)
         self._grid = Grid(self.bits, self.scheme, signed=low < 0, narrow=low == -high) if high > low else None
+
+
+class _LowerBound(torch.autograd.Function):
+    """`x.clamp_min(bound)` whose gradient also passes below the bound where descent would raise `x`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient * ((x >= ctx.bound) | (gradient < 0)), None

@@ -9,7 +9,7 @@ from torch import nn
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.convert import convert, quantizers
+from clusterq_common.quant.convert import convert, quantizers, settle_scales
 from clusterq_common.taps import negative_variance
 
 
@@ -38,17 +38,16 @@ def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: t
             f"{path} has no range for {missing[0]}, expected a calibrated student; fine-tune again.", setting="student"
         )
     _refuse_odd_values(student, path)
+    settle_scales(student, lambda _: None)  # those of older versions
     return student.eval()
 
 
 def _refuse_odd_values(student: nn.Module, path: Path) -> None:
-    """Scales and variances must be positive and everything finite; limits and zero-points those of the quantizers' own grids."""
+    """Variances must be positive and everything finite; limits and zero-points those of the quantizers' own grids."""
     for name, quantizer in quantizers(student).items():
         scale, zero, grid = quantizer.scale, quantizer.zero_point, quantizer.grid
-        if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
-            raise ClusterqError(
-                f"{path} has a scale that is negative or not finite in {name}; fine-tune again.", setting="student"
-            )
+        if not bool(torch.isfinite(scale).all()):
+            raise ClusterqError(f"{path} has a scale that is not finite in {name}; fine-tune again.", setting="student")
         if quantizer.limits.tolist() != [grid.low, grid.high] or bool(((zero < grid.low) | (zero > grid.high)).any()):
             raise ClusterqError(
                 f"{path} has integers in {name} that its {grid.bits} bits do not hold, expected {grid.low} to {grid.high}; "

@@ -11,7 +11,8 @@ from clusterq_common.device.cuda_graph import GraphedStep, Recorder, cuda_record
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import average_gradients, broadcast, sum_across
 from clusterq_common.files import make_folder
-from clusterq_common.progress.console import progress
+from clusterq_common.progress.console import progress, warn
+from clusterq_common.quant.convert import settle_scales
 from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.kept import InFolder
 from clusterq_common.run.metrics import MetricsLog
@@ -70,6 +71,7 @@ def train_generator(config: GenConfig, teacher: Teacher, folder: Path, device: t
 
     if first:
         if run.student is not None:
+            settle_scales(run.student, warn)
             save_weights(folder / STUDENT, run.student)
         # Written last, since its presence marks the training as finished.
         save_weights(folder / GENERATOR, run.generator)
