@@ -51,61 +51,14 @@ class OnnxModel(nn.Module):
         """
         super().__init__()
         name = name or setting_name("onnx")
-        ort = need("onnxruntime", name, "onnx")
         if isinstance(source, Path) and not source.is_file():
             raise ClusterqError(f"{name}: {source} does not exist, expected a file written by clusterq-finetune export.")
-        options = ort.SessionOptions()
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-        # What it logs quotes names of the file as they are; its exceptions say the same.
-        options.log_severity_level = SILENT
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        described = source if isinstance(source, Path) else "the exported model"
-        try:
-            model = str(source) if isinstance(source, Path) else source
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base but Exception
-            raise ClusterqError(
-                f"{name}: ONNX Runtime {ort.__version__} cannot load {described} ({str(error).strip().splitlines()[0]}), expected an ONNX "
-                f"file whose types it knows; use a newer onnxruntime, or export with {setting_name('integers', 'int8')}."
-            ) from error
         self._source, self._like, self._named = source, like, name
-        properties = self._session.get_modelmeta().custom_metadata_map
-        if "clusterq" not in properties and like is None:
-            raise ClusterqError(
-                f"{name}: {described} does not say which images it takes, expected the metadata that clusterq-finetune export writes; "
-                "export the student again."
-            )
-        try:
-            values = {key: json.loads(value) for key, value in properties.items()} if "clusterq" in properties else {}
-        except (ValueError, RecursionError) as error:
-            raise ClusterqError(
-                f"{name}: {described} has metadata that are no JSON ({type(error).__name__}), expected what clusterq-finetune export "
-                "writes; export the student again."
-            ) from error
-        taken = self._session.get_inputs()[0]
-        if values or like is None:
-            self.description = Description.validated(values, source=str(described))
-        else:
-            batch = taken.shape[0] if taken.shape and isinstance(taken.shape[0], int) else None
-            plain = {"bits": "w32a32", "integers": "", "opset": None, "with_preprocessing": False, "fixed_batch": batch}
-            self.description = like.model_copy(update=plain)
-        spec = self.description.input
-        # Its own images are made by what it says: they must be those that its graph takes.
-        says, kind = list(spec.shape), "tensor(float)"
-        if self.description.with_preprocessing:
-            says, kind = [*spec.shape[1:], spec.channels], "tensor(uint8)"
-        fixed = self.description.fixed_batch
-        one_input = len(self._session.get_inputs()) == 1 and taken.type == kind and len(taken.shape) == 4
-        if not one_input or taken.shape[1:] != says or isinstance(taken.shape[0], int) != (fixed is not None):
-            raise ClusterqError(
-                f"{name}: {described} takes images of {taken.shape} as {taken.type} and says {[fixed or 'batch', *says]} as {kind}, expected the same; "
-                "export the student again."
-            )
-        self._name, self._input = f"{name}: {described}", taken.name
+        self._name = f"{name}: {source if isinstance(source, Path) else 'the exported model'}"
+        self._session = _session(source, self._name, name, optimise=optimise, threads=threads, profile=profile)
+        self.description = _description(self._session, self._name, like)
+        _refuse_other_images(self._session, self.description, self._name)
+        self._input = self._session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (N, C, H, W) float32 to logits (N, classes) float32, on the device of `x`.
@@ -157,3 +110,65 @@ class OnnxModel(nn.Module):
                 "the student again."
             )
         return torch.from_numpy(logits[: len(x)])
+
+
+def _session(
+    source: Path | bytes, described: str, name: str, *, optimise: bool, threads: int | None, profile: Path | None
+) -> Any:
+    """Return ONNX Runtime's session of a file."""
+    ort = need("onnxruntime", name, "onnx")
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    # What it logs quotes names of the file as they are; its exceptions say the same.
+    options.log_severity_level = SILENT
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    try:
+        model = str(source) if isinstance(source, Path) else source
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base but Exception
+        raise ClusterqError(
+            f"{described}: ONNX Runtime {ort.__version__} cannot load it ({str(error).strip().splitlines()[0]}), expected an ONNX file "
+            f"whose types it knows; use a newer onnxruntime, or export with {setting_name('integers', 'int8')}."
+        ) from error
+
+
+def _description(session: Any, described: str, like: Description | None) -> Description:
+    """Return what the file's metadata say; of a file without them what `like` says of its images, as float."""
+    properties = session.get_modelmeta().custom_metadata_map
+    if "clusterq" in properties:
+        try:
+            values = {key: json.loads(value) for key, value in properties.items()}
+        except (ValueError, RecursionError) as error:
+            raise ClusterqError(
+                f"{described} has metadata that are no JSON ({type(error).__name__}), expected what clusterq-finetune export writes; "
+                "export the student again."
+            ) from error
+        return Description.validated(values, source=described.partition(": ")[2])
+    if like is None:
+        raise ClusterqError(
+            f"{described} does not say which images it takes, expected the metadata that clusterq-finetune export writes; "
+            "export the student again."
+        )
+    shape = session.get_inputs()[0].shape
+    batch = shape[0] if shape and isinstance(shape[0], int) else None
+    plain = {"bits": "w32a32", "integers": "", "opset": None, "with_preprocessing": False, "fixed_batch": batch}
+    return like.model_copy(update=plain)
+
+
+def _refuse_other_images(session: Any, description: Description, described: str) -> None:
+    """The graph must take the images that its description names, because these are made for it."""
+    spec, fixed = description.input, description.fixed_batch
+    says, kind = list(spec.shape), "tensor(float)"
+    if description.with_preprocessing:
+        says, kind = [*spec.shape[1:], spec.channels], "tensor(uint8)"
+    taken = session.get_inputs()[0]
+    one_input = len(session.get_inputs()) == 1 and taken.type == kind and len(taken.shape) == 4
+    if not one_input or taken.shape[1:] != says or isinstance(taken.shape[0], int) != (fixed is not None):
+        raise ClusterqError(
+            f"{described} takes images of {taken.shape} as {taken.type} and says {[fixed or 'batch', *says]} as {kind}, expected the same; "
+            "export the student again."
+        )

@@ -1,5 +1,6 @@
 """`clusterq-finetune evaluate`: a saved student, a file it was exported to, or both, on real images."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clusterq_common.progress.console import progress
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.run.run_folder import STUDENT
 from clusterq_common.teacher.families import known_geometry
+from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import evaluate_models
@@ -62,49 +64,22 @@ def evaluate_saved(
         raise ClusterqError(
             "--probabilities: there is no --predictions, expected a file that they go to; pass --predictions FILE."
         )
-    wanted = keep.npz is not None or keep.csv is not None
     _refuse_flags(student_folder, onnx, runtime, arch, integer=integer, optimise=optimise)
-    device = prepare_device(runtime)
-    models: dict[str, nn.Module] = {}
-    result: dict[str, Any] = {}
-    saved_range = None
     if student_folder is not None:
-        student, spec, config = load_student(student_folder, device, arch)
-        geometry = config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch))
-        saved_range = config.evaluation.black_and_white
-        models["student"] = student
-        result["student"] = {"bits": config.quant.bits, "sha256": sha256_file(student_folder / STUDENT)}
-        if integer:
-            if not quantizers(student):
-                raise ClusterqError(
-                    f"--integer: the student in {student_folder} is at {config.quant.bits}, expected quantized layers; leave --integer out."
-                )
-            models["integer"] = integer_twin(student)
-    if onnx is not None:
-        exported = OnnxModel(onnx, optimise=optimise, threads=runtime.threads)
-        about = exported.description
-        result["onnx"] = {"bits": about.bits, "sha256": sha256_file(onnx)}
-        if student_folder is None:
-            device = torch.device("cpu")
-            spec, geometry = about.input, about.geometry
-            models["onnx"] = exported
-        else:
-            if about.student != result["student"]["sha256"]:
-                raise ClusterqError(
-                    f"--onnx: {onnx} was exported from a student with SHA-256 {about.student[:16]}, but that in {student_folder} has "
-                    f"{result['student']['sha256'][:16]}, expected the same; export again, or leave --student out."
-                )
-            models["onnx"] = Twin(student, exported)
-    geometry = evaluation.override_with(geometry)
-    images = open_validation(
-        val, spec, classes=classes, geometry=geometry, pixel_range=evaluation.black_and_white or saved_range, own=True
-    )
+        made = _of_student(student_folder, prepare_device(runtime), evaluation, arch, integer=integer)
+        if onnx is not None:
+            _add_exported(made, onnx, OnnxModel(onnx, optimise=optimise, threads=runtime.threads), student_folder)
+    else:
+        assert onnx is not None
+        made = _of_file(onnx, OnnxModel(onnx, optimise=optimise, threads=runtime.threads), evaluation)
+    black_and_white = evaluation.black_and_white or made.pixel_range
+    images = open_validation(val, made.spec, classes=classes, geometry=made.geometry, pixel_range=black_and_white, own=True)
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
-        predictions = keep.collector() if wanted else None
+        predictions = keep.collector() if keep.npz is not None or keep.csv is not None else None
         found = evaluate_models(
-            models,
+            made.models,
             images,
-            device=device,
+            device=made.device,
             batch_size=batch_size,
             workers=workers,
             predictions=predictions,
@@ -112,11 +87,65 @@ def evaluate_saved(
         )
         if predictions is not None:
             keep.save(predictions, keep.npz)
-        for name, model in models.items():
+        for name, model in made.models.items():
             if isinstance(model, Twin):
-                result[name] = result.get(name, {}) | model.comparison()
-    add_evaluation(result, found, images, spec)
-    return result
+                made.result[name] = made.result.get(name, {}) | model.comparison()
+    add_evaluation(made.result, found, images, made.spec)
+    return made.result
+
+
+@dataclass
+class _Evaluated:
+    """Networks to evaluate by name, what is already known of each, and the images that they take.
+
+    Attributes:
+        geometry: how images are resized and cropped.
+        pixel_range: black and white of deep images, as the student was tuned with.
+    """
+
+    models: dict[str, nn.Module]
+    result: dict[str, Any]
+    device: torch.device
+    spec: InputSpec
+    geometry: Geometry
+    pixel_range: tuple[float, float] | None = None
+
+
+def _of_student(
+    folder: Path, device: torch.device, evaluation: EvaluationConfig, arch: str | None, *, integer: bool
+) -> _Evaluated:
+    """Load a saved student, and with `integer` also its twin in integer arithmetic."""
+    student, spec, config = load_student(folder, device, arch)
+    models: dict[str, nn.Module] = {"student": student}
+    if integer:
+        if not quantizers(student):
+            raise ClusterqError(
+                f"--integer: the student in {folder} is at {config.quant.bits}, expected quantized layers; leave --integer out."
+            )
+        models["integer"] = integer_twin(student)
+    result = {"student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT)}}
+    geometry = evaluation.override_with(config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch)))
+    return _Evaluated(models, result, device, spec, geometry, config.evaluation.black_and_white)
+
+
+def _of_file(path: Path, exported: OnnxModel, evaluation: EvaluationConfig) -> _Evaluated:
+    """Take an exported file alone, which runs on the CPU."""
+    about = exported.description
+    result = {"onnx": {"bits": about.bits, "sha256": sha256_file(path)}}
+    geometry = evaluation.override_with(about.geometry)
+    return _Evaluated({"onnx": exported}, result, torch.device("cpu"), about.input, geometry)
+
+
+def _add_exported(made: _Evaluated, path: Path, exported: OnnxModel, folder: Path) -> None:
+    """Add the exported file of the student that is evaluated, compared with it image by image."""
+    about, own = exported.description, made.result["student"]["sha256"]
+    if about.student != own:
+        raise ClusterqError(
+            f"--onnx: {path} was exported from a student with SHA-256 {about.student[:16]}, but that in {folder} has "
+            f"{own[:16]}, expected the same; export again, or leave --student out."
+        )
+    made.models["onnx"] = Twin(made.models["student"], exported)
+    made.result["onnx"] = {"bits": about.bits, "sha256": sha256_file(path)}
 
 
 def _refuse_flags(
