@@ -65,23 +65,10 @@ def train(
     device = prepare_device(config.runtime)
     teacher = load_teacher(config.teacher, device=device)
     config = config.model_copy(update={"teacher": teacher.config})
-    if not is_bank(config.method.method):
-        build_method(config.method, config.runtime.seed)  # what is wrong with it is said before a folder is made
-    read_class_names(config.emit, teacher.spec.num_classes)  # likewise
-    if teacher.spec.channels not in MODES:
-        raise ClusterqError(
-            f"--in-channels: {shown_arch(config.teacher.arch)} takes images of {teacher.spec.channels} channels, expected 1 or 3: shards hold PNG images, grey or "
-            "in colour; choose another classifier."
-        )
+    _refuse_before_a_folder(config, teacher)
     planned = time_budget if not (resume and (out / CONFIG).is_file()) else None
     if dry_run:
-        speed = measure_speed(config, teacher, device)
-        config = config if planned is None else fit_into(config, planned, teacher.spec.num_classes, speed)
-        for line in [
-            *describe_plan(config, teacher, device),
-            f"time: {timetable(phases(config, teacher.spec.num_classes, speed))}",
-        ]:
-            print_result(line)
+        _print_plan(config, teacher, device, planned)
         return
     if time_budget is not None and planned is None:
         info(f"--time-budget: the run in {out} keeps the plan that it was started with")
@@ -123,6 +110,27 @@ def train(
         report_at_end(out, shell_command("clusterq-gen", "report", out, "--analyse"), teacher, device)
     command = shell_command("clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES")
     info(f"next: {command}")
+
+
+def _refuse_before_a_folder(config: GenConfig, teacher: Teacher) -> None:
+    """Find what is wrong with the settings before a folder is made."""
+    if not is_bank(config.method.method):
+        build_method(config.method, config.runtime.seed)
+    read_class_names(config.emit, teacher.spec.num_classes)
+    if teacher.spec.channels not in MODES:
+        raise ClusterqError(
+            f"--in-channels: {shown_arch(config.teacher.arch)} takes images of {teacher.spec.channels} channels, expected 1 or 3: shards hold PNG images, grey or "
+            "in colour; choose another classifier."
+        )
+
+
+def _print_plan(config: GenConfig, teacher: Teacher, device: torch.device, time_budget: float | None) -> None:
+    """Print what a run would do, with the time of each phase from a few timed steps."""
+    speed, classes = measure_speed(config, teacher, device), teacher.spec.num_classes
+    if time_budget is not None:
+        config = fit_into(config, time_budget, classes, speed)
+    for line in [*describe_plan(config, teacher, device), f"time: {timetable(phases(config, classes, speed))}"]:
+        print_result(line)
 
 
 def emit(

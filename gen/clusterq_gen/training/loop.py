@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusterq_common.device.cuda_graph import GraphedStep, Recorder, cuda_recorder
 from clusterq_common.device.distributed import Ranks
@@ -21,6 +21,7 @@ from clusterq_common.taps import BatchNormTaps, StoredStatistics, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.config import GenConfig
 from clusterq_gen.losses.batch import StepBatch
+from clusterq_gen.training.centroids import Centroids, ClassFeatures
 from clusterq_gen.training.samples import save_grid
 from clusterq_gen.training.state import Training
 
@@ -109,10 +110,7 @@ def device_step(
     run: Training, taps: BatchNormTaps, stored: dict[str, StoredStatistics], *, in_detail: bool = False
 ) -> dict[str, Tensor]:
     """Take the step from prepared draws, without synchronising or reading a value, as a CUDA graph requires."""
-    config, student = run.config, run.student
     latent = run.inputs()
-
-    # ---- generator
     with run.autocast():
         images = run.network("generator", plain=in_detail)(latent.z, latent.classes)
         teacher_logits = run.network("teacher", plain=in_detail)(images)
@@ -134,49 +132,58 @@ def device_step(
         opponent_logits,
         latent.mixture,
     )
-    terms = run.method.generator_terms(batch, warmup=student is None)
+    values = _update_generator(run, batch, in_detail=in_detail)
+    if run.centroids is not None and features is not None:
+        values |= _update_centroids(run, run.centroids, features, stored, in_detail=in_detail)
+    values["teacher/accuracy"] = correct.float().mean()
+    if run.student is not None:
+        values |= _update_student(run, run.student, images.detach(), teacher_logits.detach(), latent.classes)
+    # The moments keep the step's whole autograd graph, and so its memory, alive.
+    taps.moments.clear()
+    return values
+
+
+def _update_generator(run: Training, batch: StepBatch, *, in_detail: bool) -> dict[str, Tensor]:
+    """Take the generator's optimizer step. Returns its losses; in detail also each one's gradient norm at the images."""
+    terms = run.method.generator_terms(batch, warmup=run.student is None)
     run.optimizer.zero_grad(set_to_none=True)
     norms = {}
     if in_detail:
-        norms = _backward_by_term(terms, images)
+        norms = _backward_by_term(terms, batch.images)
     else:
         torch.stack(list(terms.values())).sum().backward()
     average_gradients(run.generator.parameters())
     run.optimizer.step()
+    losses = {f"loss/{name}": term.detach() for name, term in terms.items()}
+    return losses | {f"gradient/{name}": norm for name, norm in norms.items()}
 
-    # ---- centroids
+
+def _update_centroids(
+    run: Training, centroids: Centroids, features: ClassFeatures, stored: dict[str, StoredStatistics], *, in_detail: bool
+) -> dict[str, Tensor]:
+    """Move the EMA centroids towards the batch's statistics. Returns how far they were apart; in detail also for each layer."""
     drift: dict[str, Tensor] = {}
-    if run.centroids is not None and features is not None:
-        if in_detail:  # recorded for each step, they would be most of the metrics
-            by_layer = run.centroids.drift(features, stored).unbind()
-            names = run.centroids.layers.names
-            drift = {f"drift/{name}": apart for name, apart in zip(names, by_layer, strict=True)}
-        drift["centroids/drift"] = run.centroids.update(features, config.method.ema_rate)
+    if in_detail:  # recorded for each step, they would be most of the metrics
+        by_layer = centroids.drift(features, stored).unbind()
+        drift = {f"drift/{name}": apart for name, apart in zip(centroids.layers.names, by_layer, strict=True)}
+    drift["centroids/drift"] = centroids.update(features, run.config.method.ema_rate)
+    return drift
 
-    # ---- student
-    student_metrics: dict[str, Tensor] = {}
-    if student is not None:
-        assert run.student_optimizer is not None
-        with run.autocast():
-            student_logits = run.network("student")(images.detach())
-        student_terms = run.method.student(student_logits, teacher_logits.detach(), latent.classes)
-        run.student_optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(student_terms.values())).sum().backward()
-        average_gradients(student.parameters())
-        run.student_optimizer.step()
-        agreement = (student_logits.detach().argmax(1) == teacher_logits.detach().argmax(1)).float().mean()
-        student_metrics = {f"student/{name}": term.detach() for name, term in student_terms.items()}
-        student_metrics |= {"student/agreement": agreement}
 
-    # The moments keep the step's whole autograd graph, and so its memory, alive.
-    taps.moments.clear()
-    return {
-        **{f"loss/{name}": term.detach() for name, term in terms.items()},
-        **{f"gradient/{name}": norm for name, norm in norms.items()},
-        **drift,
-        "teacher/accuracy": correct.float().mean(),
-        **student_metrics,
-    }
+def _update_student(
+    run: Training, student: nn.Module, images: Tensor, teacher_logits: Tensor, classes: Tensor
+) -> dict[str, Tensor]:
+    """Take the in-loop student's optimizer step on the generator's images. Returns its losses and its agreement with the teacher."""
+    assert run.student_optimizer is not None
+    with run.autocast():
+        student_logits = run.network("student")(images)
+    terms = run.method.student(student_logits, teacher_logits, classes)
+    run.student_optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(terms.values())).sum().backward()
+    average_gradients(student.parameters())
+    run.student_optimizer.step()
+    agreement = (student_logits.detach().argmax(1) == teacher_logits.argmax(1)).float().mean()
+    return {**{f"student/{name}": term.detach() for name, term in terms.items()}, "student/agreement": agreement}
 
 
 def _backward_by_term(terms: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
