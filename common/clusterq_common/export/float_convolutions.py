@@ -1,0 +1,56 @@
+"""Convolutions of an ONNX file that a runtime with integer kernels still has to compute in float."""
+
+from typing import NamedTuple
+
+from onnx import GraphProto, NodeProto
+
+from clusterq_common.setting_names import setting_name
+
+# Between a convolution and a quantizer, integer kernels take these along; between it and the logits, they change nothing.
+FUSED = {"Relu", "Clip"}
+SHAPES = {"Reshape", "Flatten", "Squeeze", "Identity"}
+
+
+class FloatConvolutions(NamedTuple):
+    """Convolutions between quantizers whose output no quantizer reads.
+
+    Attributes:
+        names: of their weights.
+        convolutions: how many the file has in all.
+    """
+
+    names: list[str]
+    convolutions: int
+
+
+def float_convolutions(graph: GraphProto) -> FloatConvolutions:
+    """Find the convolutions with a quantized weight whose output something reads in float; those that give the logits do not count."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    weights = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    logits = {value.name for value in graph.output}
+
+    def in_integers(name: str) -> bool:
+        reading = readers.get(name, [])
+        if len(reading) == 1 and reading[0].op_type in FUSED | SHAPES:
+            return in_integers(reading[0].output[0])
+        return name in logits or all(node.op_type == "QuantizeLinear" for node in reading)
+
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    found = [
+        weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])
+    ]
+    return FloatConvolutions(found, len(convolutions))
+
+
+def remark_on(found: FloatConvolutions) -> list[str]:
+    """Return a sentence on convolutions in float and what to do about them; none where there are none."""
+    if not found.names:
+        return []
+    return [
+        f"{len(found.names)} of {found.convolutions} convolutions will run in float, the first one {found.names[0]}: something reads their output "
+        f"unquantized, so the file may be slower than float; fine-tune with {setting_name('around_activations')} (for activation functions "
+        f"that are modules) and {setting_name('branch_outputs')}, or deploy float."
+    ]
