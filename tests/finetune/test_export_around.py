@@ -38,9 +38,8 @@ class Mobile(nn.Module):
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        inner = self.depthwise(x)
-        x = self.project(inner * self.squeeze(inner)) + x
+        x = self.depthwise(self.stem(x))
+        x = self.project(x * self.squeeze(x))
         return self.head(self.pool(self.final(x)).flatten(1))
 
 
@@ -79,14 +78,14 @@ def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> 
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.8
 
 
-@pytest.mark.parametrize(("net", "count"), [(Mobile, 5), (Hard, 5), (Rectified, 3)])
+@pytest.mark.parametrize(("net", "count"), [(Mobile, 4), (Rectified, 3)])
 def test_what_stays_in_float_is_counted(net: type[Mobile], count: int, tmp_path: Path) -> None:
     student, _ = student_of(net, **quant_for("ort-cpu", {"bits": "w8a8", "around_activations": False}))
     model = onnx_model(student, SPEC, FILE).model
     found = float_convolutions(model.graph)
     assert (len(found.names), found.convolutions) == (count, 6)
     kernels = optimised(model, tmp_path)
-    assert count <= kernels["Conv"] + kernels["FusedConv"] <= count + 1
+    assert kernels["Conv"] + kernels["FusedConv"] == count
     (remark,) = remark_on(found)
     assert remark.startswith(f"{count} of 6 convolutions will run in float, the first one ")
     assert "around_activations" in remark
