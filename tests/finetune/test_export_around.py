@@ -95,7 +95,14 @@ def test_what_stays_in_float_is_counted(net: type[Mobile], count: int, tmp_path:
 
 @pytest.mark.parametrize(
     ("axes", "keepdims", "rank", "turned"),
-    [([2, 3], 1, 4, True), ([-1, -2], 1, 4, True), ([2, 3], 0, 4, False), ([2, 3], 1, 5, False), ([1, 2], 1, 4, False), ([3], 1, 4, False)],
+    [
+        ([2, 3], 1, 4, True),
+        ([-1, -2], 1, 4, True),
+        ([2, 3], 0, 4, False),
+        ([2, 3], 1, 5, False),
+        ([1, 2], 1, 4, False),
+        ([3], 1, 4, False),
+    ],
 )
 def test_only_means_over_images_become_pooling(axes: list[int], keepdims: int, rank: int, turned: bool) -> None:
     shape = [2, 3, 4, 5, 6][:rank]

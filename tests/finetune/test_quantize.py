@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,12 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
     assert done.code == 0, done.err
     assert "to w8a8 for ort-cpu (checked with" in done.out
     assert not work.exists()
+    images = (
+        re.escape(f"{len(list(digits_teacher.val.rglob('*.png'))):,} real images in {digits_teacher.val}")
+        + r", (a few|\d+ to \d+) \w+"
+    )
+    assert re.search(rf"^   then teacher and student on {images}$", done.out, re.MULTILINE), done.out
+    assert re.search(rf"^4. benchmark: .* both files on {images}$", done.out, re.MULTILINE), done.out
     done = finetune(*command, "--json")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
@@ -61,6 +68,7 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
         (["--work", tmp_path / "other"], "exists, expected a new file"),
         (["--preset", "quick"], "--preset: --recipe calibrated"),
         (["--target", "executorch"], "takes no ONNX file"),
+        (["--val", tmp_path / "nowhere"], "--val"),
         (["--out", tmp_path / "model.bin"], "ends in '.bin'"),
     ):
         done = finetune(*command, *changed)

@@ -39,9 +39,7 @@ def float_convolutions(graph: GraphProto) -> FloatConvolutions:
         return name in logits or all(node.op_type == "QuantizeLinear" for node in reading)
 
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    found = [
-        weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])
-    ]
+    found = [weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])]
     return FloatConvolutions(found, len(convolutions))
 
 

@@ -50,7 +50,11 @@ class QuantSmooth(QuantActivation):
     """
 
     def __init__(
-        self, kind: Smooth, input_quantizer: FakeQuantizer, sigmoid_quantizer: FakeQuantizer | None, output_quantizer: FakeQuantizer | None
+        self,
+        kind: Smooth,
+        input_quantizer: FakeQuantizer,
+        sigmoid_quantizer: FakeQuantizer | None,
+        output_quantizer: FakeQuantizer | None,
     ) -> None:
         super().__init__(nn.Identity(), output_quantizer)
         self.kind = kind

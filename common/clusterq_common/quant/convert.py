@@ -68,7 +68,9 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     branches = residual_branches(model, example) if config.branch_outputs else []
     around = activations_around(model, example) if config.around_activations else {}
     refuse_unused_patterns(config, [*order, *activations, *branches, *around])
-    around = {name: one for name, one in around.items() if name not in activations and bits_of(name, config).activations != FLOAT}
+    around = {
+        name: one for name, one in around.items() if name not in activations and bits_of(name, config).activations != FLOAT
+    }
     for name in order:
         _quantize_layer(student, name, config, bits_of(name, config, end=name in ends), is_first=name == order[0])
     _quantize_activations(student, activations, config)
@@ -224,7 +226,9 @@ def _summary(
         lines.append("  no residual-branch outputs: no BatchNorm or convolution feeds an addition directly")
     if around:
         kinds = Counter(one.kind for one in around.values())
-        lines.append(f"  around activations at {AROUND_BITS} bits: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+        lines.append(
+            f"  around activations at {AROUND_BITS} bits: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+        )
     elif config.around_activations:
         lines.append("  around activations: no SiLU, hard swish or sigmoid module, and no ReLU that a product or mean reads")
     # QuantConv2d and QuantLinear have a forward of their own, so they are listed here too.
