@@ -88,14 +88,14 @@ def test_options_stay_in_one_piece_and_code_is_code(tmp_path: Path) -> None:
     """Also where a text is a stranger's: what it holds is still escaped. A command keeps its own backticks."""
     page = page_of(tmp_path, [], result={"student": {}})
     html = page.html()
-    assert 'clusterq-finetune</span> evaluate --student' not in html
+    assert "clusterq-finetune</span> evaluate --student" not in html
     assert '<span class="whole">--student</span> .' in html
     (said,) = [remark.sentence for remark in page.remarks if remark.sentence.startswith("No real image")]
     assert "`" in said
     assert "`" not in html.split("<body>")[1].split("<script>")[0]
     shown = show(Paragraph("`--lr` <b>"), Code("`x` --lr '<b>'"))
     assert '<p><code><span class="whole">--lr</span></code> &lt;b&gt;</p>' in shown
-    assert "<code>`x` <span class=\"whole\">--lr</span> &#39;&lt;b&gt;&#39;</code>" in shown
+    assert '<code>`x` <span class="whole">--lr</span> &#39;&lt;b&gt;&#39;</code>' in shown
 
 
 def show(*blocks: Block) -> str:
