@@ -23,6 +23,13 @@ class HSwish(nn.Module):
         return x * F.relu6(x + 3.0) / 6.0
 
 
+class Times(nn.Module):
+    """A product as a module; it takes two tensors, so nothing is asked of it alone."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+
 class Gated(nn.Module):
     """Convolution, activation, squeeze-and-excitation, convolution."""
 
@@ -31,11 +38,11 @@ class Gated(nn.Module):
         self.first, self.norm, self.activation = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation
         self.squeeze, self.between, self.excite = nn.Conv2d(8, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 8, 1)
         self.gate, self.last, self.end = gate, nn.Conv2d(8, 8, 1), nn.Tanh()
-        self.head, self.softmax = nn.Linear(8, 5), nn.Softmax(1)
+        self.times, self.head, self.softmax = Times(), nn.Linear(8, 5), nn.Softmax(1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm(self.first(x)))
-        x = x * self.gate(self.excite(self.between(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        x = self.times(x, self.gate(self.excite(self.between(self.squeeze(F.adaptive_avg_pool2d(x, 1))))))
         return self.softmax(self.head(self.end(self.last(x)).mean((2, 3))))
 
 

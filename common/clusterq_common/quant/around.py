@@ -98,7 +98,7 @@ def activations_around(model: nn.Module, example: Tensor) -> dict[str, Around]:
             return func(*args, **(kwargs or {}))
 
     def note(call: Call, output: Any) -> None:
-        given = call.args[0] if call.args else None
+        given = call.args[0] if len(call.args) == 1 and not call.kwargs else None
         if isinstance(output, Tensor) and isinstance(given, Tensor) and output.shape == given.shape:
             shapes[call.name] = output.shape
             made[id(output)] = (output, call.name, output._version)
