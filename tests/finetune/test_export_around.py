@@ -63,7 +63,9 @@ def optimised(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> None:
     student, images = student_of(net, **quant_for("ort-cpu", {"bits": "w8a8"}))
     model = onnx_model(student, SPEC, FILE).model
-    assert not float_convolutions(model.graph).names
+    found = float_convolutions(model.graph)
+    assert (found.names, found.hard_swishes) == ([], 3 if net is Hard else 0)
+    assert [remark.split()[0] for remark in remark_on(found)] == (["3"] if net is Hard else [])
     kernels = optimised(model, tmp_path)
     assert kernels["QLinearConv"] == 6
     assert not [name for name in kernels if "Conv" in name and name != "QLinearConv"]

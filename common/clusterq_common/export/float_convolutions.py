@@ -1,4 +1,4 @@
-"""Convolutions of an ONNX file that a runtime with integer kernels still has to compute in float."""
+"""What of an ONNX file ONNX Runtime's CPU kernels still compute in float: some convolutions, and hard swish."""
 
 from typing import NamedTuple
 
@@ -17,10 +17,12 @@ class FloatConvolutions(NamedTuple):
     Attributes:
         names: of their weights.
         convolutions: how many the file has in all.
+        hard_swishes: functions between quantizers for which ONNX Runtime has no integer kernel.
     """
 
     names: list[str]
     convolutions: int
+    hard_swishes: int = 0
 
 
 def float_convolutions(graph: GraphProto) -> FloatConvolutions:
@@ -40,15 +42,22 @@ def float_convolutions(graph: GraphProto) -> FloatConvolutions:
 
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     found = [weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])]
-    return FloatConvolutions(found, len(convolutions))
+    hard_swishes = sum(node.op_type == "HardSwish" for node in graph.node)
+    return FloatConvolutions(found, len(convolutions), hard_swishes)
 
 
 def remark_on(found: FloatConvolutions) -> list[str]:
-    """Return a sentence on convolutions in float and what to do about them; none where there are none."""
-    if not found.names:
-        return []
-    return [
-        f"{len(found.names)} of {found.convolutions} convolutions will run in float, the first one {found.names[0]}: something reads their output "
-        f"unquantized, so the file may be slower than float; fine-tune with {setting_name('around_activations')} (for activation functions "
-        f"that are modules) and {setting_name('branch_outputs')}, or deploy float."
-    ]
+    """Return a sentence on convolutions in float and what to do about them, and one on hard swish; none where there are none."""
+    remarks = []
+    if found.names:
+        remarks.append(
+            f"{len(found.names)} of {found.convolutions} convolutions will run in float, the first one {found.names[0]}: something reads their output "
+            f"unquantized, so the file may be slower than float; fine-tune with {setting_name('around_activations')} (for activation functions "
+            f"that are modules) and {setting_name('branch_outputs')}, or deploy float."
+        )
+    if found.hard_swishes:
+        remarks.append(
+            f"{found.hard_swishes} hard swish functions will run in float between integer convolutions, since ONNX Runtime has no integer kernel for "
+            "them, so the file is smaller but may be slower than float; measure it with `benchmark`, or use another runtime."
+        )
+    return remarks
