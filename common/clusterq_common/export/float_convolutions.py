@@ -58,6 +58,6 @@ def remark_on(found: FloatConvolutions) -> list[str]:
     if found.hard_swishes:
         remarks.append(
             f"{found.hard_swishes} hard swish functions will run in float between integer convolutions, since ONNX Runtime has no integer kernel for "
-            "them, so the file is smaller but may be slower than float; measure it with `benchmark`, or use another runtime."
+            f"them, so the file is smaller but may be slower than float; measure it with `benchmark`, or use OpenVINO ({setting_name('target', 'openvino')})."
         )
     return remarks
