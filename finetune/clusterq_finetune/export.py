@@ -108,7 +108,7 @@ def _remarks(target: TargetName, saved: FinetuneConfig, data: bytes) -> list[str
 
         from clusterq_common.export.float_convolutions import float_convolutions, remark_on
 
-        remarks += remark_on(float_convolutions(onnx.load_from_string(data).graph))
+        remarks += remark_on(float_convolutions(onnx.load_from_string(data).graph), saved.quant)
     return remarks
 
 

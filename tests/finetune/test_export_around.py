@@ -12,11 +12,12 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from clusterq_common.export.config import OnnxConfig
-from clusterq_common.export.float_convolutions import float_convolutions, remark_on
+from clusterq_common.export.float_convolutions import FloatConvolutions, float_convolutions, remark_on
 from clusterq_common.export.for_target import counts_float_convolutions, file_for, quant_for
 from clusterq_common.export.onnx_file import onnx_model
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.pooling import name_global_pooling
+from clusterq_common.quant.config import QuantConfig
 from tests.finetune.export_nets import SPEC, student_of
 
 FILE = OnnxConfig.validated(file_for("ort-cpu", {}))
@@ -65,7 +66,8 @@ def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> 
     model = onnx_model(student, SPEC, FILE).model
     found = float_convolutions(model.graph)
     assert (found.names, found.hard_swishes) == ([], 3 if net is Hard else 0)
-    assert [remark.split()[0] for remark in remark_on(found)] == (["3"] if net is Hard else [])
+    quant = QuantConfig(branch_outputs=True, around_activations=True)
+    assert [remark.split()[0] for remark in remark_on(found, quant)] == (["3"] if net is Hard else [])
     kernels = optimised(model, tmp_path)
     assert kernels["QLinearConv"] == 6
     assert not [name for name in kernels if "Conv" in name and name != "QLinearConv"]
@@ -88,11 +90,20 @@ def test_what_stays_in_float_is_counted(net: type[Mobile], count: int, tmp_path:
     assert (len(found.names), found.convolutions) == (count, 6)
     kernels = optimised(model, tmp_path)
     assert kernels["Conv"] + kernels["FusedConv"] == count
-    (remark,) = remark_on(found)
+    (remark,) = remark_on(found, QuantConfig(branch_outputs=True))
     assert remark.startswith(f"{count} of 6 convolutions will run in float, the first one ")
-    assert "around_activations" in remark
+    assert remark.endswith("unquantized, so the file may be slower than float; fine-tune with around_activations.")
     assert counts_float_convolutions("ort-cpu")
     assert not counts_float_convolutions("tensorrt")
+
+
+def test_few_convolutions_in_float_are_no_remark_where_nothing_can_be_done() -> None:
+    made_for_it = QuantConfig(branch_outputs=True, around_activations=True)
+    assert not remark_on(FloatConvolutions(["stem"], 21), made_for_it)
+    (remark,) = remark_on(FloatConvolutions(["stem"], 21), QuantConfig())
+    assert remark.endswith("unquantized; fine-tune with around_activations and branch_outputs.")
+    (remark,) = remark_on(FloatConvolutions(["a", "b"], 4), made_for_it)
+    assert remark.endswith("so the file may be slower than float; activation functions have to be modules.")
 
 
 @pytest.mark.parametrize(

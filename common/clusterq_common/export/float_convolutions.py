@@ -4,11 +4,14 @@ from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto
 
+from clusterq_common.quant.config import QuantConfig
 from clusterq_common.setting_names import setting_name
 
 # Between a convolution and a quantizer, integer kernels take these along; between it and the logits, they change nothing.
 FUSED = {"Relu", "Clip"}
 SHAPES = {"Reshape", "Flatten", "Squeeze", "Identity"}
+# From this share of the convolutions on, those in float may cost more than the others gain.
+MANY = 0.25
 
 
 class FloatConvolutions(NamedTuple):
@@ -46,14 +49,22 @@ def float_convolutions(graph: GraphProto) -> FloatConvolutions:
     return FloatConvolutions(found, len(convolutions), hard_swishes)
 
 
-def remark_on(found: FloatConvolutions) -> list[str]:
-    """Return a sentence on convolutions in float and what to do about them, and one on hard swish; none where there are none."""
+def remark_on(found: FloatConvolutions, quant: QuantConfig) -> list[str]:
+    """Return a sentence on convolutions in float, and one on hard swish; none where there are few and nothing can be done.
+
+    Args:
+        found: what the file has.
+        quant: settings of the student.
+    """
     remarks = []
-    if found.names:
+    left_off = [setting_name(name) for name in ("around_activations", "branch_outputs") if not getattr(quant, name)]
+    many = len(found.names) > MANY * found.convolutions
+    if found.names and (left_off or many):
+        advice = f"fine-tune with {' and '.join(left_off)}" if left_off else "activation functions have to be modules"
+        slow = ", so the file may be slower than float" if many else ""
         remarks.append(
-            f"{len(found.names)} of {found.convolutions} convolutions will run in float, the first one {found.names[0]}: something reads their output "
-            f"unquantized, so the file may be slower than float; fine-tune with {setting_name('around_activations')} (for activation functions "
-            f"that are modules) and {setting_name('branch_outputs')}, or deploy float."
+            f"{len(found.names)} of {found.convolutions} convolutions will run in float, the first one {found.names[0]}: something reads "
+            f"their output unquantized{slow}; {advice}."
         )
     if found.hard_swishes:
         remarks.append(
