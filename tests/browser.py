@@ -21,9 +21,9 @@ class Browser:
         self.words = [found[0], *(f"--{word}" for word in QUIET.split()), *own]
         self.log = folder / "network.json"
 
-    def open(self, page: Path, *flags: str) -> str:
+    def open(self, page: Path, *flags: str, query: str = "") -> str:
         """Show a page from disk; what the browser prints. A message on its console is a failure."""
-        words = [*self.words, f"--log-net-log={self.log}", *flags, page.as_uri()]
+        words = [*self.words, f"--log-net-log={self.log}", *flags, page.as_uri() + query]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert "CONSOLE" not in done.stderr, done.stderr

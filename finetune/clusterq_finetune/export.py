@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.export.description import Description, describe
-from clusterq_common.export.for_target import differs, file_for, format_for, refuse_student, said_of
+from clusterq_common.export.for_target import (
+    counts_float_convolutions,
+    differs,
+    file_for,
+    format_for,
+    refuse_student,
+    said_of,
+)
 from clusterq_common.export.qdq import WEIGHT_SUFFIX, size_of
 from clusterq_common.export.targets import TargetName
 from clusterq_common.files import sha256_file, write_output
@@ -88,9 +95,21 @@ def export(
         "weights": size_of(student),
         "quantizers": len(quantizers(student)),
         **compared,
-        "remarks": [] if target is None else differs(target, saved.quant),
+        "remarks": [] if target is None else _remarks(target, saved, data),
         "description": description.model_dump(mode="json"),
     }
+
+
+def _remarks(target: TargetName, saved: FinetuneConfig, data: bytes) -> list[str]:
+    """Say what makes a file slower on its target than it could be."""
+    remarks = differs(target, saved.quant)
+    if counts_float_convolutions(target):
+        import onnx
+
+        from clusterq_common.export.float_convolutions import float_convolutions, remark_on
+
+        remarks += remark_on(float_convolutions(onnx.load_from_string(data).graph), saved.quant)
+    return remarks
 
 
 def describe_student(saved: FinetuneConfig, spec: InputSpec, *, teacher: str, student: str) -> Description:

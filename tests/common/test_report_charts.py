@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -325,3 +326,14 @@ def test_figures_of_two_classes_stand_below_those_of_all(tmp_path: Path) -> None
     (tmp_path / "result.json").write_text(json.dumps({"student": student | {"binary": None}}))
     blocks = overall(Source(tmp_path, "fine-tuning"))
     assert not [block for block in blocks if isinstance(block, Heading)]
+
+
+def test_steps_and_epochs_are_whole_numbers() -> None:
+    def ticks(*xs: float, **settings: Any) -> list[str]:
+        drawn = line_chart([Line("a", [(x, x) for x in xs])], title="t", x_label="x", y_label="y", **settings)
+        return re.findall(r'class="tick middle"[^>]*>([^<]*)<', str(drawn))
+
+    assert ticks(0, 1, 2, 3) == ["0", "1", "2", "3"]
+    assert ticks(0, 10, 39) == ["0", "10", "20", "30"]
+    assert ticks(0, 0.5, 2) == ["0", "0.5", "1.0", "1.5", "2.0"]
+    assert len(ticks(0, 1, x_range=(0, 1))) > 2

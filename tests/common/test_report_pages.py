@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from clusterq_report.html.blocks import Code, Figure, Folded, Table
-from clusterq_report.html.page import Report
+from clusterq_report.html.blocks import Block, Code, Figure, Folded, Paragraph, Table
+from clusterq_report.html.page import Report, Section
 from clusterq_report.pages.finetuned_run import finetuning_report
 from clusterq_report.pages.generator_run import generator_report
 from clusterq_report.run_data import Source
@@ -82,3 +82,21 @@ def test_size_and_speed_of_an_exported_file(tmp_path: Path) -> None:
     assert tiles["Exported file"] == "123 kB"
     assert tiles["Time of a batch of 1"] == "1.50 ms, 0.50 of float's"
     assert not {"Exported file", "Time of a batch of 1"} & page_of(tmp_path / "other", []).tiles.keys()
+
+
+def test_options_stay_in_one_piece_and_code_is_code(tmp_path: Path) -> None:
+    """Also where a text is a stranger's: what it holds is still escaped. A command keeps its own backticks."""
+    page = page_of(tmp_path, [], result={"student": {}})
+    html = page.html()
+    assert "clusterq-finetune</span> evaluate --student" not in html
+    assert '<span class="whole">--student</span> .' in html
+    (said,) = [remark.sentence for remark in page.remarks if remark.sentence.startswith("No real image")]
+    assert "`" in said
+    assert "`" not in html.split("<body>")[1].split("<script>")[0]
+    shown = show(Paragraph("`--lr` <b>"), Code("`x` --lr '<b>'"))
+    assert '<p><code><span class="whole">--lr</span></code> &lt;b&gt;</p>' in shown
+    assert '<code>`x` <span class="whole">--lr</span> &#39;&lt;b&gt;&#39;</code>' in shown
+
+
+def show(*blocks: Block) -> str:
+    return Report("title", "lead", {}, [], [Section("a", "A", blocks)]).html()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
@@ -123,6 +124,25 @@ def test_in_a_browser(site: Path, tmp_path: Path) -> None:
         shown = browser.open(site / f"{name}.html", "--dump-dom", "--virtual-time-budget=3000")
         assert not browser.asked()
         assert 'class="js"' in shown or " js" in shown.split("<head", 1)[0], "the theme's script has run"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("--layer-bits", ["bits.html", "commands/clusterq-finetune.html#clusterq-finetune-panel-quant"]),
+        ("--alpha-fda", ["commands/clusterq-gen.html#"]),
+        ("absentword", []),
+    ],
+)
+def test_the_search_works_from_disk_and_finds_options(site: Path, tmp_path: Path, words: str, found: list[str]) -> None:
+    browser = Browser(tmp_path)
+    shown = browser.open(site / "faq.html", "--dump-dom", "--virtual-time-budget=8000", query=f"?q={words}")
+    assert not browser.asked()
+    links = re.findall(r'<a href="([^"]*)"[^>]*class="md-search-result__link"', shown)
+    results = [re.sub(r"\?h=[^#]*", "", unescape(link)).removeprefix(f"{site.as_uri()}/") for link in links]
+    assert bool(results) == bool(found)
+    for page in found:
+        assert [link for link in results if link.startswith(page)], results
 
 
 def test_marks_for_the_tests_are_not_shown(site: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -10,6 +11,8 @@ from pathlib import Path
 # Elements that a browser would fetch or run something for, and the attributes that name it.
 FETCHING = {"iframe", "object", "embed", "link", "base", "form", "audio", "video", "source"}
 LARGEST = 2_000_000
+# Options within a text, which are no words of their own.
+UNBROKEN = re.compile(r'<span class="whole">([^<]*)</span>')
 # The only script: it sorts tables.
 SORTING = (files("clusterq_report.html") / "templates" / "sort.js").read_text()
 
@@ -27,7 +30,7 @@ class Page(HTMLParser):
         assert path.stat().st_size < LARGEST
         # Well-formed twice over: as XML, which forgives nothing, and as browsers read it.
         ET.fromstring(raw.partition("\n")[2])
-        self.feed(raw)
+        self.feed(UNBROKEN.sub(r"\1", raw))
         self.text = " ".join(self.text.split())
         assert self.links <= self.ids, "contents lead somewhere"
         assert self.scripts == [SORTING], "one script, and it is ours"

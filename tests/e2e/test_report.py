@@ -18,7 +18,7 @@ from clusterq_common.run.own_runs import remember_run
 from tests.browser import Browser
 from tests.conftest import FACTORY, Cli, DigitsTeacher
 from tests.docs.commands import parse
-from tests.e2e.page import Page
+from tests.e2e.page import UNBROKEN, Page
 
 
 def test_a_generators_run(digits_run: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_page_says_where_nothing_lies(tuned: Path, digits_run: Path, finetune:
 
 def commands_on(page: Path) -> list[list[str]]:
     """The commands that a page gives to type, as a shell reads them."""
-    blocks = re.findall(r"<pre><code>(.*?)</code></pre>", page.read_text(), re.DOTALL)
+    blocks = re.findall(r"<pre><code>(.*?)</code></pre>", UNBROKEN.sub(r"\1", page.read_text()), re.DOTALL)
     return [shlex.split(html.unescape(block)) for block in blocks]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,12 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
     assert done.code == 0, done.err
     assert "to w8a8 for ort-cpu (checked with" in done.out
     assert not work.exists()
+    images = (
+        re.escape(f"{len(list(digits_teacher.val.rglob('*.png'))):,} real images in {digits_teacher.val}")
+        + r", (a few|\d+ to \d+) \w+"
+    )
+    assert re.search(rf"^   then teacher and student on {images}$", done.out, re.MULTILINE), done.out
+    assert re.search(rf"^4. benchmark: .* both files on {images}$", done.out, re.MULTILINE), done.out
     done = finetune(*command, "--json")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
@@ -46,6 +53,8 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
     assert lines[2].endswith(" --time-budget 720s --out " + str(work / SET)), lines[2]
     (fine_tuning,) = [line for line in lines if line.startswith("2. fine-tuning: recipe calibrated, ")]
     assert fine_tuning.endswith("planned to end within 20 min 0 s of the start")
+    assert "made for ort-cpu (checked with onnxruntime 1.31.1 on AVX512-VNNI)" in lines, "what the export did is said, too"
+    assert [line for line in lines if line.startswith("against the student on 16 images of random pixels: same class on ")]
     found = json.loads(lines[-1])
     about = OnnxModel(out).description
     assert (about.bits, about.target.split()[0], about.batchnorm_kept) == ("w8a8", "ort-cpu", ())
@@ -61,6 +70,7 @@ def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cl
         (["--work", tmp_path / "other"], "exists, expected a new file"),
         (["--preset", "quick"], "--preset: --recipe calibrated"),
         (["--target", "executorch"], "takes no ONNX file"),
+        (["--val", tmp_path / "nowhere"], "--val"),
         (["--out", tmp_path / "model.bin"], "ends in '.bin'"),
     ):
         done = finetune(*command, *changed)

@@ -67,7 +67,12 @@ def test_the_table_names_settings_with_values_reasons_and_sources() -> None:
 
 
 def test_flags_stand_above_a_target_unless_it_cannot_run_them() -> None:
-    assert quant_for("ort-cpu", {"bits": "w8a8"}) == {"branch_outputs": True, "narrow_weights": True, "bits": "w8a8"}
+    assert quant_for("ort-cpu", {"bits": "w8a8"}) == {
+        "branch_outputs": True,
+        "around_activations": True,
+        "narrow_weights": True,
+        "bits": "w8a8",
+    }
     assert quant_for("ort-cpu", {"branch_outputs": False})["branch_outputs"] is False
     assert file_for("qnn", {"fixed_batch": 4})["fixed_batch"] == 4
     assert format_for(None, None) == "onnx"

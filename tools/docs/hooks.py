@@ -27,8 +27,8 @@ PROGRAMS = {"clusterq-gen": gen_app, "clusterq-finetune": finetune_app}
 
 
 def on_config(config: Any) -> Any:
-    """The theme's plugin `offline`, without which pages opened from disk end in a script error, would fetch its search's helper."""
-    config.extra["polyfills"] = []
+    """The theme's plugin `offline` would fetch a helper for the search on pages opened from disk; docs/search.js has a part that does this."""
+    config.extra["polyfills"] = ["search.js"]
     return config
 
 

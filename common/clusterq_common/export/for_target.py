@@ -95,8 +95,13 @@ def differs(name: TargetName, quant: QuantConfig) -> list[str]:
     return [
         f"{setting} is {_said(getattr(quant, setting))}, for {setting_name('target', name)} better {_said(choice.value)}: {choice.why}"
         for setting, choice in TARGETS[name].quant.items()
-        if not choice.only and getattr(quant, setting) != choice.value
+        if not choice.only and not choice.counted and getattr(quant, setting) != choice.value
     ]
+
+
+def counts_float_convolutions(name: TargetName) -> bool:
+    """Return whether the export for a target says which convolutions are left in float."""
+    return any(choice.counted for choice in TARGETS[name].quant.values())
 
 
 def said_of(name: TargetName) -> str:

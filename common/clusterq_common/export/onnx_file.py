@@ -16,6 +16,7 @@ from clusterq_common.export.how_to_run import how_to_run
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.onnx_types import choose_opset
 from clusterq_common.export.pixel_input import name_batch, take_pixels
+from clusterq_common.export.pooling import name_global_pooling
 from clusterq_common.export.qdq import integer_weights, quantizer_sites, spell_out
 from clusterq_common.export.trace import DOMAIN, trace
 from clusterq_common.quant.convert import quantizers
@@ -57,6 +58,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
     settle_biases(graph, weights, sites, steps, config.integers)
     drop_needless_clips(graph, activations, sites)
     settle_limits(graph)
+    name_global_pooling(graph, {value.name: len(value.type.tensor_type.shape.dim) for value in traced.graph.value_info})
     spell_out(graph, weights, activations, config, opset)
     if config.with_preprocessing:
         take_pixels(graph, spec)

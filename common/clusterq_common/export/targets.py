@@ -18,12 +18,14 @@ class Choice:
         why: reason, one sentence.
         source: where the reason is from.
         only: the values that the target runs, where it does not run all of them; empty: any value runs.
+        counted: the export counts in the file what another value costs, and says so only where it costs something.
     """
 
     value: Any
     why: str
     source: str
     only: tuple[Any, ...] = ()
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ _BRANCHES = Choice(
     "A convolution whose output stays in float is computed in float, so what feeds a residual addition is quantized too.",
     MEASURED,
 )
+_AROUND = Choice(
+    True,
+    "A convolution before a SiLU, hard swish or sigmoid, or before a ReLU that squeeze-and-excitation reads, is computed in float unless "
+    "that is quantized, too.",
+    MEASURED,
+    counted=True,
+)
 _NARROW = Choice(
     True,
     "Weights from -127 to 127 let BatchNorm with a negative gamma be folded without a zero-point among the weights, which slows "
@@ -86,7 +95,7 @@ TARGETS: dict[TargetName, Target] = {
         runtime="ONNX Runtime on a CPU",
         checked="onnxruntime 1.31.1 on AVX512-VNNI",
         speed="8-bit files run in integers; narrower types make files smaller and slower.",
-        quant={"branch_outputs": _BRANCHES, "narrow_weights": _NARROW},
+        quant={"branch_outputs": _BRANCHES, "around_activations": _AROUND, "narrow_weights": _NARROW},
         file={
             "batchnorm": _FOLD,
             "integers": _INT8,

@@ -67,6 +67,11 @@ class QuantConfig(Settings):
     branch_outputs: bool = Field(
         False, description="also quantize what feeds a residual addition, for runtimes that fuse the addition"
     )
+    around_activations: bool = Field(
+        False,
+        description="also quantize, to 8 bits, what goes into a SiLU, hard swish, sigmoid or hard sigmoid, a SiLU's sigmoid, and what a product "
+        "or mean reads of these and of ReLU (squeeze-and-excitation), for runtimes that compute all of it in integers",
+    )
 
     @field_validator("bits")
     @classmethod

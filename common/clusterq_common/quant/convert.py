@@ -1,12 +1,14 @@
 """Conversion of a float model to a quantized student with the same module names."""
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.quant.around import Around, QuantSmooth, activations_around
 from clusterq_common.quant.bits import FLOAT, Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
@@ -20,6 +22,8 @@ from clusterq_common.setting_names import setting_name
 
 # Pixels have 8 bits; fewer would lose information.
 IMAGE_BITS = 8
+# No product of weights reads what stands around an activation, so fewer bits would save nothing.
+AROUND_BITS = 8
 # The attribute of a student that holds its settings.
 _CONFIG = "clusterq_quant"
 
@@ -62,13 +66,18 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     ends = {order[0], order[-1]}
     activations = _activations(student) if config.activation_sites == "relu" else []
     branches = residual_branches(model, example) if config.branch_outputs else []
-    refuse_unused_patterns(config, [*order, *activations, *branches])
+    around = activations_around(model, example) if config.around_activations else {}
+    refuse_unused_patterns(config, [*order, *activations, *branches, *around])
+    around = {
+        name: one for name, one in around.items() if name not in activations and bits_of(name, config).activations != FLOAT
+    }
     for name in order:
         _quantize_layer(student, name, config, bits_of(name, config, end=name in ends), is_first=name == order[0])
     _quantize_activations(student, activations, config)
     _quantize_branches(student, branches, config)
+    _quantize_around(student, around, config)
     if log is not None:
-        for line in _summary(student, config, order, activations, branches):
+        for line in _summary(student, config, order, activations, branches, around):
             log(line)
         log(_share(model, order, example))
     return student.to(example.device)
@@ -168,6 +177,18 @@ def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig
             layer.register_module("output_quantizer", quantizer)
 
 
+def _quantize_around(student: nn.Module, around: Mapping[str, Around], config: QuantConfig) -> None:
+    def quantizer() -> FakeQuantizer:
+        return _activation_quantizer(AROUND_BITS, config)
+
+    for name, (kind, read) in around.items():
+        output = quantizer() if read else None
+        if kind == "relu":
+            _replace(student, name, QuantActivation(student.get_submodule(name), output))
+        else:
+            _replace(student, name, QuantSmooth(kind, quantizer(), quantizer() if kind == "silu" else None, output))
+
+
 def _activation_quantizer(bits: int, config: QuantConfig) -> FakeQuantizer:
     # Calibration chooses the sign; until then the widest grid is used.
     return FakeQuantizer(Grid.choose(bits, config.quantizer, minimum=-1.0), learned=config.range == "lsq")
@@ -180,7 +201,12 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _summary(
-    student: nn.Module, config: QuantConfig, order: list[str], activations: list[str], branches: list[str]
+    student: nn.Module,
+    config: QuantConfig,
+    order: list[str],
+    activations: list[str],
+    branches: list[str],
+    around: Mapping[str, Around],
 ) -> list[str]:
     def width(layer: nn.Module, kind: str) -> str:
         quantizer = getattr(layer, kind)
@@ -204,6 +230,13 @@ def _summary(
         lines.append(f"  {len(branches)} residual-branch outputs at {config.widths.activations} bits")
     elif config.branch_outputs:
         lines.append("  no residual-branch outputs: no BatchNorm or convolution feeds an addition directly")
+    if around:
+        kinds = Counter(one.kind for one in around.values())
+        lines.append(
+            f"  around activations at {AROUND_BITS} bits: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+        )
+    elif config.around_activations:
+        lines.append("  around activations: no SiLU, hard swish or sigmoid module, and no ReLU that a product or mean reads")
     # QuantConv2d and QuantLinear have a forward of their own, so they are listed here too.
     left = [entry for entry in float_layers(student) if "(Quant" not in entry]
     if left:

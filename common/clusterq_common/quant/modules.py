@@ -69,15 +69,16 @@ def quantized_output(kind: type[nn.Module]) -> type[nn.Module]:
 class QuantActivation(nn.Module):
     """An activation function followed by a fake-quantizer on its output."""
 
-    def __init__(self, activation: nn.Module, output_quantizer: FakeQuantizer) -> None:
+    output_quantizer: FakeQuantizer | None
+
+    def __init__(self, activation: nn.Module, output_quantizer: FakeQuantizer | None) -> None:
         super().__init__()
         self.activation = activation
         self.output_quantizer = output_quantizer
 
     def forward(self, x: Tensor) -> Tensor:
         # The quantizer may read its input again for the gradient. An in-place ReLU is safe, because it runs before.
-        result: Tensor = self.output_quantizer(self.activation(x))
-        return result
+        return _quantized(self.output_quantizer, self.activation(x))
 
 
 def _quantized(quantizer: FakeQuantizer | None, x: Tensor) -> Tensor:

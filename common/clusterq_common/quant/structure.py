@@ -25,7 +25,7 @@ def quantizable_layers(model: nn.Module, example: Tensor) -> list[str]:
     """
     order: list[str] = []
     layers = {name: module for name, module in model.named_modules() if _is_quantizable(module)}
-    with _evaluating(model), torch.no_grad(), capture(layers, before=lambda call: order.append(call.name)):
+    with evaluating(model), torch.no_grad(), capture(layers, before=lambda call: order.append(call.name)):
         model(example)
     if not order:
         raise ClusterqError(
@@ -81,13 +81,13 @@ def residual_branches(model: nn.Module, example: Tensor) -> list[str]:
             made[id(output)] = (output, call.name, output._version)
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d | nn.Conv2d)}
-    with _evaluating(model), capture(layers, after=note), Additions():
+    with evaluating(model), capture(layers, after=note), Additions():
         model(example)
     return list(dict.fromkeys(branches))
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode within the block."""
     training = model.training
     try:

@@ -106,7 +106,8 @@ def line_chart(
     ys = [y for line in lines for _, y in line.points] + [end for line in lines for _, *ends in line.band for end in ends]
     if not usable(ys) or (log and max(usable(ys)) <= 0):
         return note(f"{title}: no value to show.")
-    x_scale = _tight(x_range or xs, whole=places is not None)
+    whole = places is not None or (x_range is None and all(float(x).is_integer() for x in xs))
+    x_scale = _tight(x_range or xs, whole=whole)
     low, high = HEIGHT - BOTTOM, TOP
     y_scale = logarithmic(ys, low, high) if log else linear(ys, low, high, fixed=y_range)
     marks = [axes(x_scale, y_scale, x_label, y_label + (" (log scale)" if log else ""))]
@@ -124,7 +125,7 @@ def line_chart(
 
 
 def _tight(xs: Sequence[float], *, whole: bool) -> Scale:
-    """Return a horizontal scale that ends exactly at the data; only the ticks are round, and integers if `whole`."""
+    """Return a horizontal scale that ends exactly at the data; only the ticks are round, and integers if `whole`, as epochs are."""
     low, high = min(xs), max(xs)
     scale = linear([low, high], 0, 1)
     if high - low <= CLOSEST * max(abs(low), abs(high)):

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clusterq_report.html.blocks import Block
-from clusterq_report.html.text import clean
+from clusterq_report.html.text import clean, prose, unbroken
 
 Level = Literal["good", "plain", "warning"]
 
@@ -79,7 +79,7 @@ def _file(name: str) -> Markup:
 @cache
 def _environment() -> Environment:
     """Return the templates. Every value is cleaned and escaped on its way in, without being asked to."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("clusterq_report.html"),
         autoescape=True,
         finalize=clean,
@@ -87,3 +87,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"prose": prose, "unbroken": unbroken}
+    return environment

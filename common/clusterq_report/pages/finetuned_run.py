@@ -148,7 +148,7 @@ def _learning(source: Source) -> list[Block]:
         {"learning rate": series(source.steps, "lr").get("", [])},
         title="Learning rate",
         y_label="learning rate",
-        caption="Learning rate.",
+        caption="Of the student's weights.",
     )
     return [*blocks, *loss_terms.legend(losses, loss_terms.STUDENT)]
 

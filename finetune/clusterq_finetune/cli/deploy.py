@@ -179,6 +179,7 @@ def quantize(
             )
             raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
         from clusterq_finetune.benchmark.summary import summary_lines
+        from clusterq_finetune.export import summary_lines as export_lines
         from clusterq_finetune.quantize.command import plan_of, quantize
         from clusterq_finetune.quantize.plan import set_flags_of
 
@@ -204,7 +205,8 @@ def quantize(
             quiet=quiet,
         )
         if result:
-            for line in summary_lines(result["benchmark"]):
+            # The first line of each says how large the file is; the benchmark's says it beside float.
+            for line in (*export_lines(result["export"])[1:], *summary_lines(result["benchmark"])):
                 print_result(line)
             if as_json:
                 print_json(result)

@@ -17,7 +17,7 @@ from clusterq_common.export.for_target import file_for, format_for, quant_for, s
 from clusterq_common.export.targets import TARGETS
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result
-from clusterq_common.quantities import duration
+from clusterq_common.quantities import count, duration
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.extras import need
 from clusterq_common.run.folder_lock import only_program
@@ -32,6 +32,7 @@ from clusterq_finetune import commands
 from clusterq_finetune.benchmark.command import benchmark
 from clusterq_finetune.config import EvaluationConfig, RecipeConfig, resolve
 from clusterq_finetune.config.recipe import LEAST_STEPS
+from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.export import export
 from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
 from clusterq_finetune.results import read_result
@@ -40,6 +41,8 @@ from clusterq_report.pages.draw import draw_report
 # Passes of an image through the teacher, forward and back, that an image of a training step stands for; those of a step of
 # reconstruction, which is of one block at a time, add up to one network.
 PASSES, BLOCK_PASSES = 2.5, 3.0
+# The same for a real image, which a teacher and a student look at in one stage and two files in another: forward alone.
+EVALUATION_PASSES = 0.8
 
 
 def quantize(
@@ -126,7 +129,15 @@ def _is_own(out: Path, work: Path) -> bool:
 def _announce(
     plan: Plan, teacher: Teacher, device: torch.device, work: Path, out: Path, val: Path | None, *, going_on: bool
 ) -> None:
-    """Print what will happen and how long it takes."""
+    """Print what will happen and how long it takes.
+
+    Raises:
+        ClusterqError: see `open_validation`, before any stage has begun.
+    """
+    pace, evaluation = seconds_per_image(teacher, device), ""
+    if val is not None:
+        images = len(open_validation(val, teacher.spec, own=True))
+        evaluation = f"{count(images, 'real image')} in {val}, {said(EVALUATION_PASSES * images * pace)}"
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
     print_result(TARGETS[plan.target].speed)
@@ -140,14 +151,17 @@ def _announce(
         print_result(f"2. fine-tuning: {work / STUDENT}, which is there")
     else:
         recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
-        seconds = _passes(recipe, samples or 0) * seconds_per_image(teacher, device)
+        seconds = _passes(recipe, samples or 0) * pace
         counted = LEAST_STEPS * recipe.batch_size
         unknown = samples is None and recipe.epochs > 0 and recipe.steps_per_epoch is None
         more = f", longer where the set has more than {counted:,} images" if unknown else ""
         planned = f", planned to end within {duration(plan.time_budget)} of the start" if plan.time_budget is not None else ""
         print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}{planned}")
-    images = "the set's held-out images" if val is None else f"the real images in {val}"
-    print_result(f"3. export: {out}; 4. benchmark beside float, and on {images}; 5. report: {out.with_suffix('.html')}")
+        if evaluation:
+            print_result(f"   then teacher and student on {evaluation}")
+    print_result(f"3. export: {out}")
+    print_result(f"4. benchmark: speed beside float, and both files on {evaluation or 'held-out images of the set'}")
+    print_result(f"5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
 
 
