@@ -11,14 +11,14 @@ from clusterq_gen.config import SECTIONS, GenConfig, Preset, TrainConfig
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper-cifar": {},
     "paper-imagenet": {"train": {"batch_size": 16, "student_lr": 1e-6}, "emit": {"per_class": 200}},
-    # On a short run, the paper's weights are too small for BatchNorm statistics and alignment: see docs/results.md. In the paper's
+    # On a short run, the paper's weights are too small for BatchNorm statistics and alignment: see docs/history.md. In the paper's
     # units the weight that suits one network is a hundred times too large for another.
     "quick": {
         "method": {"bns_units": "std", "alpha_bns": 10.0, "alpha_fda": 9.0, "alpha_de": 6.0, "alpha_spread": 5.0},
         # The paper's generator needs thousands of steps before the teacher sees the class asked for.
         "generator": {"conditioning": "scaled", "width": 64},
         "train": {"epochs": 16, "steps_per_epoch": 50, "warmup_epochs": 4, "batch_size": 100, "schedule": "cosine"},
-        # Refinement makes up for the short training. Few images suffice, and each costs more than a generator's: docs/results.md.
+        # Refinement makes up for the short training. Few images suffice, and each costs more than a generator's: docs/history.md.
         "emit": {"per_class": 128, "images": 2560, "refine_steps": 50},
     },
 }

@@ -86,7 +86,7 @@ def training_autocast(config: RuntimeConfig, device: torch.device, *, images: bo
         config: `auto` is bf16 on GPUs that have it.
         device: device of the networks.
         images: whether images or a generator of them are trained. `auto` is then bf16 also on CPUs with instructions for it. There
-            it takes 0.6 of the time, and one student from such images was as good as others (docs/results.md). A student's own grid
+            it takes 0.6 of the time, and one student from such images was as good as others (docs/history.md). A student's own grid
             is finer than bf16.
     """
     has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else images and _cpu_computes_bf16()

@@ -6,7 +6,7 @@ RecipeName = Literal["fast", "paper", "best", "calibrated"]
 
 # What each recipe changes in the defaults of `RecipeConfig`.
 RECIPES: dict[RecipeName, dict[str, Any]] = {
-    # docs/results.md: reconstruction first is worth two points at W3A3 and forty at W2A2; what half its steps lose is within the noise but for W2A2.
+    # docs/history.md: reconstruction first is worth two points at W3A3 and forty at W2A2; what half its steps lose is within the noise but for W2A2.
     "fast": {"batchnorm": "corrected", "reconstruct": "block", "epochs": 5, "select": "guarded"},
     "paper": {
         "epochs": 200,
