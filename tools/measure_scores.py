@@ -22,6 +22,7 @@ import numpy as np
 
 from clusterq_common.intervals import holm
 from clusterq_report.quality.findings import ImageFigures, Quality
+from clusterq_report.quality.score import balance, batchnorm_distance, score
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 RESAMPLES = 10_000
@@ -38,25 +39,6 @@ class Correlation:
     low: float
     high: float
     p: float
-
-
-def batchnorm_distance(figures: ImageFigures) -> float:
-    """Return the mean over layers of the distance in mean and std together, sqrt(mean^2 + std^2), in running stds."""
-    return sum(math.hypot(layer.mean, layer.std) for layer in figures.batchnorm) / len(figures.batchnorm)
-
-
-def balance(found: Quality) -> float:
-    """Return exp(entropy of the labels' shares) over the number of classes: 1 if all classes have equally many images."""
-    counts = [one.images for one in found.per_class]
-    shares = [count / sum(counts) for count in counts if count]
-    return math.exp(-sum(share * math.log(share) for share in shares)) / (len(counts) + len(found.missing))
-
-
-def combined(found: Quality) -> float:
-    """Return balance x agreement x (1 - BatchNorm distance over that of noise)."""
-    own, noise = found.sources["set"], found.sources["noise"]
-    near = max(0.0, 1 - batchnorm_distance(own) / batchnorm_distance(noise))
-    return balance(found) * own.agreement * near
 
 
 def _of(figure: Callable[[ImageFigures], float | None]) -> Callable[[Quality], float]:
@@ -97,7 +79,7 @@ FIGURES: dict[str, tuple[int, Callable[[Quality], float]]] = {
     "number of images": (1, _of(lambda one: one.images)),
     "balance of the classes": (1, balance),
     "score: BatchNorm distance, mean and std": (-1, _of(batchnorm_distance)),
-    "score: balance x agreement x nearness to BatchNorm": (1, combined),
+    "score: balance x agreement x nearness to BatchNorm": (1, score),
 }
 SCORES = tuple(name for name in FIGURES if name.startswith("score: "))
 
