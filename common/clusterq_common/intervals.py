@@ -1,6 +1,7 @@
-"""Confidence intervals of an accuracy and of a difference of two accuracies. Free of torch."""
+"""Confidence intervals of an accuracy and of a difference of two, and p-values of many tests. Free of torch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,3 +44,12 @@ def paired(first: Bools, second: Bools) -> Interval:
     half = Z * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else float("nan")
     middle = float(apart.mean())
     return Interval(middle, middle - half, middle + half)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for the number of tests (Holm, 1979), in the order given."""
+    largest, corrected = 0.0, [0.0] * len(p_values)
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        corrected[at] = largest
+    return corrected

@@ -141,6 +141,18 @@ def test_the_teacher_s_own_memory_is_named() -> None:
     assert "the teacher places its training images apart" in said(report(space("teacher", nearness=apart)))
 
 
+def test_where_the_teacher_places_its_training_images_apart_nothing_is_concluded() -> None:
+    """The figures of images that knew nothing of the training images, in the features of a teacher overfitted on 20 of each class."""
+    means = beside(1.92, **FOUND, control=-2.6, control_interval=(-2.75, -2.46), control_p=0.002)
+    near = beside(0.64, **FOUND, control=0.02, control_interval=(0.01, 0.07), control_p=0.002)
+    found = report(space(), space("teacher", means=means, nearness=near))
+    assert leaks(found) == []
+    assert said(found).count("the teacher places its training images apart, so this says little about the set") == 2
+    # Another network's features do not depend on which images the teacher saw, so the test holds there.
+    other = report(space(), space("other", means=means, nearness=near))
+    assert leaks(other) == ["nearness in other", "class means in other"]
+
+
 def test_what_was_left_out_is_said() -> None:
     real = RealImages(
         name="real", layout="class folders", images=9000, compared=995, unreadable=5, remarks=["odd, skipped: 2 (a, b)"]

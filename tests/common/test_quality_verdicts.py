@@ -1,5 +1,6 @@
 """What the sentences of a quality report warn of, and what they leave unjudged."""
 
+import math
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from clusterq_report.quality.findings import (
     Quality,
     RealImages,
 )
+from clusterq_report.quality.score import balance, score
 from clusterq_report.quality.summary import summary_lines, summary_rows
 from clusterq_report.quality.verdicts import verdicts
 
@@ -163,6 +165,25 @@ def test_figures_stand_beside_their_references() -> None:
         "0.100 of their variance" in line and "two halves of the real images: 0.0100" in line for line in summary_lines(found)
     )
     assert not [row for row in summary_rows(quality())[1] if "Frechet" in row[0]], "a row that nobody has is left out"
+
+
+def test_the_score_falls_with_batchnorm_distance_missing_classes_and_contradicted_labels() -> None:
+    noise = source(off=1.0)
+    good = with_source("set", source(off=0.1), noise=noise)
+    rows = {row[0]: row[1:] for row in summary_rows(quality(**good))[1]}
+    name = "score among sets of this teacher, 0 to 1"
+    assert rows[name][0] == f"{score(quality(**good)):.3g}"
+    assert set(rows[name][1:]) == {"–"}
+    two = {"per_class": [of_class(0, images=30), of_class(1, images=10)]}
+    shares = (0.75, 0.25)
+    evenness = math.exp(-sum(share * math.log(share) for share in shares)) / 2
+    assert balance(quality(**two)) == pytest.approx(evenness)
+    assert balance(quality(**two, missing=[2, 3])) == pytest.approx(evenness / 2)
+    far = with_source("set", source(off=0.5), noise=noise)
+    denied = with_source("set", source(off=0.1, agreement=0.5), noise=noise)
+    assert score(quality(**denied)) == pytest.approx(0.5 * score(quality(**good)))
+    assert 0 < score(quality(**far)) < score(quality(**good))
+    assert score(quality(**with_source("set", source(off=1.2), noise=noise))) == 0
 
 
 def test_many_classes_are_shown_by_the_worst() -> None:

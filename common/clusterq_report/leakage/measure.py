@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.intervals import Z, wilson_interval
+from clusterq_common.intervals import Z, holm, wilson_interval
 from clusterq_common.run.seeding import stream
 from clusterq_report.leakage.arrangements import Arrangements, corrected_for_many, p_value
 from clusterq_report.leakage.config import LeakageConfig
@@ -320,11 +320,7 @@ def _two_sided(statistics: Tensor) -> float:
 def _corrected(found: list[SpaceFigures]) -> list[SpaceFigures]:
     """Return the figures with p-values corrected for the number of tests (Holm, 1979)."""
     tests = [(one, key) for one in found for key in ("nearness", "copies", "means") if getattr(one, key) is not None]
-    chances = [getattr(one, key).p for one, key in tests]
-    largest, corrected = 0.0, [0.0] * len(tests)
-    for rank, at in enumerate(sorted(range(len(tests)), key=chances.__getitem__)):
-        largest = max(largest, min(1.0, (len(tests) - rank) * chances[at]))
-        corrected[at] = largest
+    corrected = holm([getattr(one, key).p for one, key in tests])
     changes: dict[str, dict[str, BesideControl | NearCopies]] = {one.name: {} for one in found}
     for (one, key), value in zip(tests, corrected, strict=True):
         changes[one.name][key] = getattr(one, key).model_copy(update={"corrected": value})

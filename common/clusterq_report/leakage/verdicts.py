@@ -31,8 +31,8 @@ def leaks(found: Leakage) -> list[str]:
     for space in found.spaces:
         named += [f"exact copies in {space.shown}"] if space.copies.exact else []
         named += [f"near-copies in {space.shown}"] if space.copies.found else []
-        named += [f"nearness in {space.shown}"] if space.nearness.found else []
-        named += [f"class means in {space.shown}"] if space.means is not None and space.means.found else []
+        named += [f"nearness in {space.shown}"] if space.nearness_found else []
+        named += [f"class means in {space.shown}"] if space.means_found else []
     return named
 
 
@@ -110,7 +110,7 @@ def _nearness(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
         f"In {space.shown}, the nearest real image is a training image for {_shares(one)} of the set, and for {_shares(one, control=True)} of "
         f"held-out images in the set's place; 50 % would be chance (p = {number(one.corrected, 2)}, corrected)"
     )
-    if one.found:
+    if space.nearness_found:
         yield Remark("warning", f"{sentence}: the set lies nearer to the training images than chance explains.")
     elif one.corrected < LEVEL or not one.neutral:
         yield Remark("plain", f"{sentence}: {_not_the_set(space)}")
@@ -137,7 +137,7 @@ def _means(space: SpaceFigures) -> Iterator[Remark]:
         f"[{number(low, 2)}, {number(high, 2)}] standard deviations on average; of held-out images {number(one.control, 2)} (p = {number(one.corrected, 2)}, "
         "corrected)"
     )
-    if one.found:
+    if space.means_found:
         yield Remark("warning", f"{sentence}: class averages of the training images show.")
     elif one.corrected < LEVEL or not one.neutral:
         yield Remark("plain", f"{sentence}: {_not_the_set(space)}")

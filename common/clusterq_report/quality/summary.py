@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from clusterq_common.quantities import number, percent
 from clusterq_report.quality.findings import Diversity, ImageFigures, Quality
+from clusterq_report.quality.score import score
 from clusterq_report.quality.verdicts import verdicts
 
 COLUMNS = {"set": "this set", "noise": "pure noise", "real": "real images"}
@@ -66,4 +67,5 @@ def _figures(found: Quality) -> dict[str, Callable[[ImageFigures], str]]:
         "images with a near-duplicate": lambda one: share(one.near, 2),
         "Frechet distance to real (of real: halves)": lambda one: number(one.frechet.squared if one.frechet else None),
         "the same, of the real variance": lambda one: number(one.frechet.relative if one.frechet else None),
+        "score among sets of this teacher, 0 to 1": lambda one: number(score(found) if one is found.sources["set"] else None),
     }

@@ -124,6 +124,7 @@ def quality(
     def go() -> None:
         from clusterq_finetune.shards_tools.quality import Where
         from clusterq_finetune.shards_tools.quality import quality as measure
+        from clusterq_report.quality.score import score
         from clusterq_report.quality.summary import summary_lines
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
@@ -135,7 +136,7 @@ def quality(
             print_result(line)
         print_result(f"page: {out}")
         if as_json:
-            print_json(found.model_dump(mode="json"))
+            print_json({**found.model_dump(mode="json"), "score": score(found)})
 
     run_guarded(go, debug=debug, quiet=quiet)
 
