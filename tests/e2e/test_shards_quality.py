@@ -138,6 +138,7 @@ def test_in_a_run_folder_the_teacher_is_found_and_a_part_is_drawn(digits_run: Pa
     done = finetune("shards", "quality", digits_run, "--images", 40, "--seed", 3, "--out", tmp_path / "q.html", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out.splitlines()[-1])
+    assert 0 <= found["score"] <= 1
     assert [row["images"] for row in found["per_class"]] == [4] * 10
     assert "40 of 120 images were measured" in done.out
     assert "11.11 % would show" in done.out
