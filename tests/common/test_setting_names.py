@@ -149,6 +149,7 @@ HAVE_FLAGS = {
     "run/environment.py": "git's own flags",
     "clusterq_common/errors.py": "its docstring shows both spellings",
     "clusterq_common/setting_names.py": "its docstring shows both spellings",
+    "html/text.py": "it keeps options in one piece, and its docstring shows one",
 }
 # A flag, or the dashes before one that is put together.
 FLAG = re.compile(r"(?<![\w-])--(?:[a-z]|$)")
