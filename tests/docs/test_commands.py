@@ -69,6 +69,11 @@ def problem_of(line: str, *, may_be_part: bool = False) -> str:
     return ""
 
 
+def test_no_page_holds_the_marks_of_a_merge() -> None:
+    marks = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    assert [page for page in (*PAGES, ROOT / "CHANGELOG.md") if marks.search(page.read_text(encoding="utf-8"))] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_blocks_exist(page: Path) -> None:
     found = blocks(page)
