@@ -125,7 +125,9 @@ def read_sets(quality: Path, students: Path, without: list[str]) -> dict[str, tu
                 f"{student} is missing, expected the accuracy of the student of {file.stem}; evaluate it, or pass --without."
             )
         top1 = json.loads(student.read_text())["student"]["top1"]
-        found[file.stem] = Quality.model_validate_json(file.read_text()), float(top1)
+        figures = json.loads(file.read_text())
+        figures.pop("score", None)  # it follows from the others
+        found[file.stem] = Quality.model_validate(figures), float(top1)
     unknown = [name for name in without if not (quality / f"{name}.json").is_file()]
     if unknown:
         sys.exit(f"--without: there is no set {unknown[0]} in {quality}, expected some of its names.")

@@ -125,7 +125,7 @@ def test_a_planted_order_is_found_and_what_is_missing_is_named(
         (tmp_path / folder).mkdir()
     for number in range(8):
         found = quality(0.1 * (number + 1), draw.random())
-        (tmp_path / "quality" / f"set{number}.json").write_text(found.model_dump_json())
+        (tmp_path / "quality" / f"set{number}.json").write_text(json.dumps({**found.model_dump(mode="json"), "score": 0.5}))
         (tmp_path / "students" / f"set{number}.json").write_text(json.dumps({"student": {"top1": 90.0 - number}}))
     flags = ["--quality", str(tmp_path / "quality"), "--students", str(tmp_path / "students")]
     main(flags)
