@@ -80,10 +80,10 @@ def test_the_sum_of_it_is_what_the_quantizers_say() -> None:
     silu = student.get_submodule("activation")
     assert isinstance(silu, QuantSmooth)
     x = torch.linspace(-6, 6, 1001)
-    sites = [silu.input_quantizer, silu.sigmoid_quantizer, silu.output_quantizer]
+    sites = [silu.input_quantizer, silu.gate_quantizer, silu.output_quantizer]
     assert [site.bits for site in sites if site is not None] == [8, 8, 8], "whatever the bits of the layers"
     given = silu.input_quantizer.to_int(x).dequantize()
-    gate = silu.sigmoid_quantizer.to_int(1 / (1 + torch.exp(-given))).dequantize()
+    gate = silu.gate_quantizer.to_int(1 / (1 + torch.exp(-given))).dequantize()
     expected = silu.output_quantizer.to_int(given * gate).dequantize()
     assert torch.allclose(silu(x), expected, atol=1.001 * silu.output_quantizer.step().item())
     assert (silu(x) == expected).float().mean() > 0.99
@@ -108,7 +108,7 @@ def test_it_is_an_option_and_patterns_reach_it(capsys: pytest.CaptureFixture[str
     assert not around()
     assert around(around_activations=True) == {
         f"{name}.{kind}_quantizer" for name, kind in
-        [("activation", "input"), ("activation", "sigmoid"), ("activation", "output"), ("gate", "input"), ("gate", "output")]
+        [("activation", "input"), ("activation", "gate"), ("activation", "output"), ("gate", "input"), ("gate", "output")]
     }  # fmt: skip
     assert "around activations at 8 bits: 1 silu, 1 sigmoid" in capsys.readouterr().out
     assert around(around_activations=True, layer_bits="activation=w32a32") == {"gate.input_quantizer", "gate.output_quantizer"}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.float_convolutions import FloatConvolutions, float_convolutions, remark_on
 from clusterq_common.export.for_target import counts_float_convolutions, file_for, quant_for
+from clusterq_common.export.hard_gates import saturate_hard_sigmoids
 from clusterq_common.export.onnx_file import onnx_model
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.pooling import name_global_pooling
@@ -65,21 +66,72 @@ def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> 
     student, images = student_of(net, **quant_for("ort-cpu", {"bits": "w8a8"}))
     model = onnx_model(student, SPEC, FILE).model
     found = float_convolutions(model.graph)
-    assert (found.names, found.hard_swishes) == ([], 3 if net is Hard else 0)
-    quant = QuantConfig(branch_outputs=True, around_activations=True)
-    assert [remark.split()[0] for remark in remark_on(found, quant)] == (["3"] if net is Hard else [])
+    assert (found.names, found.hard_swishes) == ([], 0)
+    assert not remark_on(found, QuantConfig(branch_outputs=True, around_activations=True))
     kernels = optimised(model, tmp_path)
     assert kernels["QLinearConv"] == 6
     assert not [name for name in kernels if "Conv" in name and name != "QLinearConv"]
     assert kernels["QLinearGlobalAveragePool"] == 2
-    if net is Mobile:
-        assert kernels["QLinearSigmoid"] == 4
-        assert kernels["QLinearMul"] == 4
+    assert kernels["QLinearMul"] == (1 if net is Rectified else 4)
+    assert kernels["QLinearSigmoid"] == (4 if net is Mobile else 0)
+    assert kernels["QLinearAdd"] == {Mobile: 0, Hard: 4, Rectified: 1}[net], "hard sigmoids"
+    assert not kernels["HardSigmoid"]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     logits = session.run(None, {"image": images.numpy()})[0]
     expected = student(images).detach().numpy()
     assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.8
+
+
+def test_hard_swishes_in_float_are_told() -> None:
+    found = FloatConvolutions([], 6, 3)
+    (remark,) = remark_on(found, QuantConfig(branch_outputs=True, around_activations=True))
+    assert remark.startswith("3 hard swish functions will run in float between integer convolutions")
+
+
+def test_a_gate_in_integers_is_the_functions_own() -> None:
+    """The whole range of a byte, in a graph of one hard swish: the sum that saturates against torch's hard sigmoid."""
+    x = torch.arange(-128, 128) * 0.0625
+    for scale, saturates in ((1 / 255, True), (1 / 300, True), (1.01 / 255, False)):
+        graph = hard_gate(scale)
+        saturate_hard_sigmoids(graph)
+        assert ([node.op_type for node in graph.nodes].count("Add") == 1) == saturates
+        expected = (nn.functional.hardsigmoid(x) / np.float32(scale)).round().clamp(0, 255) * np.float32(scale)
+        found = torch.from_numpy(run(graph, x))
+        assert (found - expected).abs().max() < 1.001 * scale
+        assert (found == expected).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("change", ["point", "type", "slope", "readers"])
+def test_other_hard_sigmoids_stay(change: str) -> None:
+    graph = hard_gate(1 / 255, change)
+    saturate_hard_sigmoids(graph)
+    assert "HardSigmoid" in [node.op_type for node in graph.nodes]
+    assert "Add" not in [node.op_type for node in graph.nodes]
+
+
+def hard_gate(scale: float, change: str = "") -> Graph:
+    """x in a byte, a hard sigmoid, and its value in a byte of this scale; `change` makes it another function or other types."""
+    signed = change == "type"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "middle"], ["given"]),
+        helper.make_node("DequantizeLinear", ["given", "step", "middle"], ["z"]),
+        helper.make_node("HardSigmoid", ["z"], ["gate"], alpha=0.2 if change == "slope" else 1 / 6, beta=0.5),
+        helper.make_node("QuantizeLinear", ["gate", "scale", "point"], ["made"]),
+        helper.make_node("DequantizeLinear", ["made", "scale", "point"], ["y"]),
+    ]
+    if change == "readers":
+        nodes[-1:] = [
+            helper.make_node("DequantizeLinear", ["made", "scale", "point"], ["w"]),
+            helper.make_node("Mul", ["w", "gate"], ["y"]),
+        ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [256]) for name in ("x", "y")]
+    graph = Graph(helper.make_graph(nodes, "gate", ends[:1], ends[1:]))
+    graph.put("step", np.array(0.0625, dtype=np.float32))
+    graph.put("scale", np.array(scale, dtype=np.float32))
+    graph.put_integers("middle", np.array(0 if signed else 128), 8, signed=signed)
+    graph.put_integers("point", np.array(1 if change == "point" else 0), 8, signed=False)
+    return graph
 
 
 @pytest.mark.parametrize(("net", "count"), [(Mobile, 4), (Rectified, 3)])

@@ -12,6 +12,7 @@ from clusterq_common.export.bias import settle_biases
 from clusterq_common.export.clips import drop_needless_clips, settle_limits
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import Description
+from clusterq_common.export.hard_gates import saturate_hard_sigmoids
 from clusterq_common.export.how_to_run import how_to_run
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.onnx_types import choose_opset
@@ -60,6 +61,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
     settle_limits(graph)
     name_global_pooling(graph, {value.name: len(value.type.tensor_type.shape.dim) for value in traced.graph.value_info})
     spell_out(graph, weights, activations, config, opset)
+    saturate_hard_sigmoids(graph)
     if config.with_preprocessing:
         take_pixels(graph, spec)
     name_batch(graph, config.fixed_batch)

@@ -23,6 +23,8 @@ FUNCTIONS: dict[Smooth, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
 }
+# What a function multiplies its input by.
+GATES: dict[Smooth, Callable[[Tensor], Tensor]] = {"silu": torch.sigmoid, "hardswish": F.hardsigmoid}
 # Operations between which and a convolution nothing else would quantize the activation.
 PRODUCTS_AND_MEANS = {"mul", "mul_", "__mul__", "__imul__", "__rmul__", "mean", "avg_pool2d", "adaptive_avg_pool2d"}
 # All four functions differ from each other and bend within these values.
@@ -45,25 +47,25 @@ class Around(NamedTuple):
 class QuantSmooth(QuantActivation):
     """An activation function on a fake-quantized input.
 
-    A SiLU is `x * q(sigmoid(x))`, so that runtimes can look the sigmoid up and multiply integers. `output_quantizer` is None where the
-    input of the next layer is quantized anyway.
+    A SiLU is `x * q(sigmoid(x))`, so that runtimes can look the sigmoid up and multiply integers, and a hard swish likewise with a hard
+    sigmoid. `output_quantizer` is None where the input of the next layer is quantized anyway.
     """
 
     def __init__(
         self,
         kind: Smooth,
         input_quantizer: FakeQuantizer,
-        sigmoid_quantizer: FakeQuantizer | None,
+        gate_quantizer: FakeQuantizer | None,
         output_quantizer: FakeQuantizer | None,
     ) -> None:
         super().__init__(nn.Identity(), output_quantizer)
         self.kind = kind
         self.input_quantizer = input_quantizer
-        self.sigmoid_quantizer = sigmoid_quantizer
+        self.gate_quantizer = gate_quantizer
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input_quantizer(x)
-        y = FUNCTIONS[self.kind](x) if self.sigmoid_quantizer is None else x * self.sigmoid_quantizer(torch.sigmoid(x))
+        y = FUNCTIONS[self.kind](x) if self.gate_quantizer is None else x * self.gate_quantizer(GATES[self.kind](x))
         return y if self.output_quantizer is None else self.output_quantizer(y)
 
     def extra_repr(self) -> str:

@@ -69,7 +69,7 @@ class QuantConfig(Settings):
     )
     around_activations: bool = Field(
         False,
-        description="also quantize, to 8 bits, what goes into a SiLU, hard swish, sigmoid or hard sigmoid, a SiLU's sigmoid, and what a product "
+        description="also quantize, to 8 bits, what goes into a SiLU, hard swish, sigmoid or hard sigmoid, the gate of a SiLU or hard swish, and what a product "
         "or mean reads of these and of ReLU (squeeze-and-excitation), for runtimes that compute all of it in integers",
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.quant.around import Around, QuantSmooth, activations_around
+from clusterq_common.quant.around import GATES, Around, QuantSmooth, activations_around
 from clusterq_common.quant.bits import FLOAT, Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
@@ -178,20 +178,22 @@ def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig
 
 
 def _quantize_around(student: nn.Module, around: Mapping[str, Around], config: QuantConfig) -> None:
-    def quantizer() -> FakeQuantizer:
-        return _activation_quantizer(AROUND_BITS, config)
+    def quantizer(*, learned: bool = True) -> FakeQuantizer:
+        return _activation_quantizer(AROUND_BITS, config, learned=learned)
 
     for name, (kind, read) in around.items():
         output = quantizer() if read else None
         if kind == "relu":
             _replace(student, name, QuantActivation(student.get_submodule(name), output))
-        else:
-            _replace(student, name, QuantSmooth(kind, quantizer(), quantizer() if kind == "silu" else None, output))
+            continue
+        # A hard sigmoid ends at exactly 1. A learned scale might reach beyond.
+        gate = quantizer(learned=kind != "hardswish") if kind in GATES else None
+        _replace(student, name, QuantSmooth(kind, quantizer(), gate, output))
 
 
-def _activation_quantizer(bits: int, config: QuantConfig) -> FakeQuantizer:
+def _activation_quantizer(bits: int, config: QuantConfig, *, learned: bool = True) -> FakeQuantizer:
     # Calibration chooses the sign; until then the widest grid is used.
-    return FakeQuantizer(Grid.choose(bits, config.quantizer, minimum=-1.0), learned=config.range == "lsq")
+    return FakeQuantizer(Grid.choose(bits, config.quantizer, minimum=-1.0), learned=learned and config.range == "lsq")
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
