@@ -1,7 +1,7 @@
 """Quantize a classifier without data by Sony's Model Compression Toolkit, for a comparison with clusterq.
 
     python tools/compare_mct.py --arch resnet20_cifar10 --weights resnet20.safetensors --val cifar10/test --out mct/ \\
-        --bits w8a8,w4a8 --images 1280 --iterations 250
+        --images 1280 --iterations 250
 
 It needs an environment of its own with `model-compression-toolkit` 2.6, torch, torchvision and clusterq. The toolkit generates images from the
 classifier (`data_generation`), then quantizes it with them: `ptq` without gradients, and `gptq` with learned rounding. The classifier, the number of images,
@@ -41,7 +41,8 @@ def main(
     val: Annotated[Path, typer.Option(help="Real images to evaluate on.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     teacher_json: Annotated[str, typer.Option(help="More fields of the classifier's settings, as JSON.")] = "{}",
-    bits: Annotated[str, typer.Option(help="With commas between; activations at 8 bits.")] = "w8a8,w4a8",
+    bits: Annotated[str, typer.Option(help="Of ptq, with commas between; activations at 8 bits.")] = "w8a8,w4a8",
+    learned_bits: Annotated[str, typer.Option(help="Of gptq, which takes minutes for each, likewise.")] = "w4a8",
     images: Annotated[int, typer.Option(help="Generated images.")] = 1280,
     iterations: Annotated[int, typer.Option(help="Steps of each batch of images; the toolkit's default is 500.")] = 500,
     epochs: Annotated[int, typer.Option(help="Passes over the images in gptq.")] = 5,
@@ -60,8 +61,8 @@ def main(
         minutes = (time.process_time() - begin) / 60
         torch.save(generated, out / "images.pt")
         rows = []
-        for name in bits.split(","):
-            for how in ("ptq", "gptq"):
+        for how, names in (("ptq", bits), ("gptq", learned_bits)):
+            for name in names.split(","):
                 begin = time.process_time()
                 student = quantize(teacher, generated, Bits.parse(name), epochs if how == "gptq" else 0)
                 own = (time.process_time() - begin) / 60
