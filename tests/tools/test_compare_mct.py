@@ -1,6 +1,6 @@
 """tools/compare_mct.py without the toolkit: what it hands over, and what it refuses."""
 
-import importlib.util
+import importlib
 import sys
 from types import ModuleType
 
@@ -14,18 +14,12 @@ from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from tests.conftest import ROOT, DigitsTeacher
 
-PATH = ROOT / "tools" / "compare_mct.py"
-
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "model_compression_toolkit", ModuleType("model_compression_toolkit"))
-    spec = importlib.util.spec_from_file_location("compare_mct", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module("compare_mct")
 
 
 @pytest.fixture

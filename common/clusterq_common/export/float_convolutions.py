@@ -1,9 +1,10 @@
-"""What of an ONNX file ONNX Runtime's CPU kernels still compute in float: some convolutions, and hard swish."""
+"""Parts of an ONNX file that ONNX Runtime's CPU kernels compute in float: some convolutions, and hard swish."""
 
 from typing import NamedTuple
 
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto
 
+from clusterq_common.export.onnx_graph import readers_of
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.setting_names import setting_name
 
@@ -30,10 +31,7 @@ class FloatConvolutions(NamedTuple):
 
 def float_convolutions(graph: GraphProto) -> FloatConvolutions:
     """Find the convolutions with a quantized weight whose output something reads in float; those that give the logits do not count."""
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(graph.node)
     weights = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     logits = {value.name for value in graph.output}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from clusterq_common.export.onnx_graph import Graph
+from clusterq_common.export.onnx_graph import Graph, readers_of
 
 # hard_sigmoid(x) = clip((x + OFFSET) / WIDTH, 0, 1)
 OFFSET, WIDTH = 3.0, 6.0
@@ -19,11 +19,7 @@ def saturate_hard_sigmoids(graph: Graph) -> None:
     gets `x + 3` with six times its scale, and gives the same integers, up to a rounding of values in the middle of two.
     Others stay as they are.
     """
-    producers, nodes = graph.producers(), []
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    producers, readers, nodes = graph.producers(), readers_of(graph.nodes), []
     ends = {value.name for value in graph.outputs}
     for node in graph.nodes:
         quantizer = _quantizer(graph, node, producers, readers, ends)

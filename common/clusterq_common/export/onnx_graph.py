@@ -1,6 +1,7 @@
 """An editable ONNX graph: producers and readers of tensors, and removal of everything unneeded."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,15 @@ class Graph:
         return [
             node.input[1].rpartition(".")[0] or node.output[0] for node in self.nodes if node.op_type == "BatchNormalization"
         ]
+
+
+def readers_of(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
+    """Return the nodes that read each tensor, by tensor name."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def _is_default(node: NodeProto, attribute: AttributeProto) -> bool:

@@ -27,6 +27,6 @@ def last_pooling_over_all(model: nn.Module) -> Iterator[str]:
     model.set_submodule(name, nn.AdaptiveAvgPool2d(1))
     try:
         yield f"{name} averages all places, since its window of {window.kernel_size} does not fit images of this size"
-    except BaseException:
+    except BaseException:  # also where the block is interrupted
         model.set_submodule(name, window)
         raise
