@@ -19,7 +19,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 OLDEST = (3, 11)
 COVERAGE_FLOOR = 90
-# Set by .ci/run: the whole suite measures its coverage, which takes a third more time.
+# Set by .ci/run: the whole suite measures its coverage.
 COVERAGE = "CLUSTERQ_COVERAGE"
 WORKERS = 4  # largest number of processes for the whole suite
 
@@ -69,10 +69,15 @@ def test(arguments: list[str]) -> None:
     # Files keep the order of collection, which begins with the longest tests.
     whole = ["--numprocesses", str(min(os.cpu_count() or 1, WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
     whole += ["--durations=15"]
-    if os.environ.get(COVERAGE):
-        whole += ["--cov", "--cov-report=term", f"--cov-fail-under={COVERAGE_FLOOR}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    measured = bool(os.environ.get(COVERAGE)) and not arguments
+    if measured:
+        os.environ["PYTEST_PLUGINS"] = "tests.statements"
+        run("removing earlier coverage", BIN / "python", "-m", "coverage", "erase")
     run("running the tests", BIN / "python", "-m", "pytest", *(arguments or whole))
+    if measured:
+        run("combining the coverage of all processes", BIN / "python", "-m", "coverage", "combine", "--quiet")
+        run("checking the coverage", BIN / "python", "-m", "coverage", "report", f"--fail-under={COVERAGE_FLOOR}")
 
 
 def lint(_: list[str]) -> None:

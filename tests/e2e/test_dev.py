@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import tomllib
@@ -94,13 +95,21 @@ def test_an_interrupted_install_is_done_again(dev: ModuleType, monkeypatch: pyte
 
 def test_only_the_whole_suite_in_ci_has_a_coverage_floor(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)
+    monkeypatch.setenv("PYTEST_PLUGINS", "")
     dev.main(["test"])
-    assert "--cov" not in dev.ran[-1]
+    assert "-m pytest" in dev.ran[-1]
+    assert not os.environ["PYTEST_PLUGINS"]
     monkeypatch.setenv("CLUSTERQ_COVERAGE", "1")
-    dev.main(["test"])
-    assert dev.ran[-1].endswith("--cov-fail-under=90")
     dev.main(["test", "-x"])
-    assert "--cov" not in dev.ran[-1]
+    assert dev.ran[-1].endswith("-m pytest -x")
+    assert not os.environ["PYTEST_PLUGINS"]
+    dev.main(["test"])
+    assert os.environ["PYTEST_PLUGINS"] == "tests.statements"
+    erased, tested, combined, reported = dev.ran[-4:]
+    assert erased.endswith("coverage erase")
+    assert "-m pytest" in tested
+    assert combined.endswith("coverage combine --quiet")
+    assert reported.endswith("coverage report --fail-under=90")
 
 
 def test_lint_runs_every_check_and_hands_back_the_first_failure(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
