@@ -199,7 +199,7 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
     words = [*base, "--overwrite", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "clusterq_finetune", *words],
-        env=preloaded.plain_environment(),
+        env=preloaded.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
+from tests import preloaded
 from tests.conftest import Cli, DigitsTeacher
 
 SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
@@ -29,9 +30,17 @@ SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
 WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
 
 
+def run_preloaded(module: str, arguments: Sequence[str]) -> int:
+    """`run_program` in a fork of a process that has imported torch."""
+    return subprocess.run([sys.executable, "-m", module, *arguments], env=preloaded.environment(), check=False).returncode
+
+
 @pytest.mark.long
-def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
+def test_from_a_classifier_to_a_file(
+    digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All stages; the same command again makes nothing anew; another plan does not go on with them."""
+    monkeypatch.setattr(stages, "run_program", run_preloaded)
     out, work = tmp_path / "model.onnx", tmp_path / "work"
     flags = ["--bits", "w8a8", "--recipe", "calibrated", "--set-flags", SMALL_SET, "--threads", 1, "--val", digits_teacher.val]
     flags += ["--time-budget", "20m"]
