@@ -30,6 +30,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(module, "BIN", tmp_path / ".venv" / "bin")
     module.ran = []
+    monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)  # .ci/run sets it
 
     def run(what: str, *command: str | Path) -> None:
         module.ran.append(" ".join(map(str, command)))
@@ -94,7 +95,6 @@ def test_an_interrupted_install_is_done_again(dev: ModuleType, monkeypatch: pyte
 
 
 def test_only_the_whole_suite_in_ci_has_a_coverage_floor(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)
     monkeypatch.setenv("PYTEST_PLUGINS", "")
     dev.main(["test"])
     assert "-m pytest" in dev.ran[-1]
