@@ -1,8 +1,9 @@
 """Statement coverage without tracing: a plugin of pytest, which `tools/dev.py` names in PYTEST_PLUGINS.
 
-When a module of the project's packages is imported, each of its statements is preceded by one that marks it as reached. Their time
-cannot be measured, while Python's tracing slows down every line of every package by a third. Each process of the session leaves its marks in a
-data file for `coverage combine` and `coverage report`. Processes that tests start themselves are not measured.
+When a module of the project's packages is imported, each of its statements is preceded by one that marks it as reached. The marks take
+no time that could be measured; Python's tracing, which sees every line of every package, adds a third to the suite's. Each process of
+the session leaves its marks in a data file for `coverage combine` and `coverage report`. Processes that tests start themselves are not
+measured. torch.compile breaks its graphs at marks, so tests of compiled networks use such processes.
 """
 
 import ast
