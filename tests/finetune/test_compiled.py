@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 # Code without vectors and optimisation: the C++ compiler takes a fraction of the time for it.
 PLAIN_CODE = {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_DEBUG_COMPILE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-# Each layer is compiled for two sizes of batches.
+# Of two layers, since each is compiled for two sizes of batches.
 NET = """
 from torch import nn
 
