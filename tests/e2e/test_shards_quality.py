@@ -186,6 +186,7 @@ def test_the_same_network_as_the_other_one_agrees(
         ),
         (["--other-arch", "resnet2_cifar10"], "--other-arch: 'resnet2_cifar10' is no pytorchcv model"),
         (["--real-classes", "x.txt"], "--real-classes: there is no --real"),
+        (["--crop-pct", "0.9"], "--crop-pct, --interpolation or --pixel-range: there is no --real"),
         (["--real", "nowhere"], "--real: nowhere is no folder"),
         (["--out", "nowhere/q.html"], "--out: nowhere is no folder"),
         (["--images", "1"], "--images"),

@@ -64,7 +64,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     if where.other_weights is not None and where.other_arch is None:
         raise ClusterqError("--other-arch is missing: --other-weights alone do not make a model; pass --other-arch NAME too.")
     if where.real is None and (where.real_classes is not None or where.reading != EvaluationConfig()):
-        flag = "--real-classes" if where.real_classes is not None else "--crop-share, --interpolation or --pixel-range"
+        flag = "--real-classes" if where.real_classes is not None else "--crop-pct, --interpolation or --pixel-range"
         raise ClusterqError(f"{flag}: there is no --real, expected images that it belongs to; pass --real, or leave it out.")
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
