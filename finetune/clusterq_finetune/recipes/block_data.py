@@ -1,6 +1,6 @@
 """Inputs and targets of a block for its reconstruction."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -23,6 +23,10 @@ class BlockBatch(NamedTuple):
     float_input: Tensor
     student_input: Tensor
     target: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "BlockBatch":
+        """Return a batch with `change` applied to each tensor."""
+        return BlockBatch(*map(change, self))
 
 
 class BlockData:
