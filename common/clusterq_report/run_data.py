@@ -23,7 +23,7 @@ Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
-class Source:
+class RunData:
     """A folder, and what is found in it; each part is read when it is asked for.
 
     Attributes:
@@ -37,7 +37,7 @@ class Source:
     config: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path) -> "Source":
+    def open(cls, folder: Path) -> "RunData":
         """Find out what a folder is.
 
         Raises:

@@ -100,7 +100,7 @@ def info(line: str) -> None:
     if (listener := _listener.get()) is not None:
         listener.log(one_line(line))
     elif is_main_process() and not _quiet:
-        say(line)
+        write_line(line)
 
 
 def warn(sentence: str) -> None:
@@ -108,7 +108,7 @@ def warn(sentence: str) -> None:
     if (listener := _listener.get()) is not None:
         listener.log(one_line(f"Warning: {sentence}"))
     elif is_main_process():
-        say(f"Warning: {sentence}")
+        write_line(f"Warning: {sentence}")
 
 
 def print_result(line: str) -> None:
@@ -124,7 +124,7 @@ def print_json(value: Any) -> None:
         _write(sys.stdout, json.dumps(value).replace("\x7f", "\\u007f"))
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
     """Put one line on stderr, whoever this process is."""
     try:
         _write(sys.stderr, one_line(line))

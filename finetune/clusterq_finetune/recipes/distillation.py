@@ -18,7 +18,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.augment import augment
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardBatch
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
@@ -126,7 +126,7 @@ class Distillation:
     @torch.no_grad()
     def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
         """Return a batch's images as network input, and the teacher's logits for them."""
-        images = view(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
+        images = to_network_input(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
         return images, (self.teacher.model(images) if batch.logits is None else batch.logits).float()
 
     def state_dict(self) -> dict[str, Any]:
