@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from clusterq_common.escape import encodable, one_line
 from clusterq_common.progress.meter import Meter, memory
+from clusterq_common.progress.ticker import Ticker
 from clusterq_common.progress.time_budget import Phase, total_seconds
 
 # Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
@@ -137,32 +137,6 @@ def write_line(line: str) -> None:
 def _write(stream: TextIO | None, line: str) -> None:
     if stream is not None and not stream.closed:  # neither has a process that was started without
         print(encodable(line, stream.encoding), file=stream, flush=True)
-
-
-class Ticker(ABC):
-    """Counts finished units of work and shows the count, how fast it grows, and the latest note."""
-
-    def __init__(self, description: str, meter: Meter) -> None:
-        self.description, self.meter, self.note = description, meter, ""
-
-    @property
-    def done(self) -> int:
-        """Units done so far."""
-        return self.meter.done
-
-    def finish(self) -> None:
-        """The work is over, whether or not every unit of it was needed."""
-        self.show()
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; a note stays until the next one."""
-        self.meter.advance(count)
-        self.note = one_line(note) or self.note
-        self.show()
-
-    @abstractmethod
-    def show(self) -> None:
-        """Bring what is shown up to date."""
 
 
 class _Silence(Ticker):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import SplitName
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.html.blocks import Block, Paragraph, Picture, Strips
 from clusterq_report.html.redact_paths import without_places

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.images import normalise
 from clusterq_common.run.run_folder import ANALYSIS, STUDENT
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec

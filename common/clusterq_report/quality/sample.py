@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clusterq_common.images import to_pixels
 from clusterq_common.run.seeding import stream
-from clusterq_common.shards.read import SplitReader
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 
 # (pixels (N, C, H, W) uint8, labels (N,) int64)
