@@ -54,7 +54,7 @@ app = App(
 
 @app.callback()
 def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
-    """Only `--version` is said before a command."""
+    """Handle options that stand before a command."""
 
 
 @app.command(
