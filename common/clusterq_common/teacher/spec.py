@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from clusterq_common.settings import Settings
-from clusterq_common.teacher.size import Size, sides
+from clusterq_common.teacher.size import SMALL_SIDE, Size, sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +79,11 @@ class InputSpec(Settings):
     def longer_side(self) -> int:
         """The larger one of height and width: what limits on sizes are about."""
         return max(self.height, self.width)
+
+    @property
+    def small(self) -> bool:
+        """True for images like CIFAR's rather than ImageNet's: the longer side is at most 64 pixels."""
+        return self.longer_side <= SMALL_SIDE
 
     @property
     def shape(self) -> tuple[int, int, int]:
