@@ -20,12 +20,13 @@ from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.networks import other_network
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
+from clusterq_report.measure.measuring_batch import measuring_batch
 from clusterq_report.quality.collect import Networks
 from clusterq_report.quality.config import QualityConfig
 from clusterq_report.quality.findings import Quality
 from clusterq_report.quality.measure import Real, choose, measure
 from clusterq_report.quality.page import quality_page
-from clusterq_report.quality.sample import Batch, Ints, batch_size, sampled
+from clusterq_report.quality.sample import Batch, Ints, sampled
 
 # Settings of shared code, and what they are called here.
 REAL_SETTINGS = {"val": "real", "classes": "real_classes"}
@@ -104,7 +105,7 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
     samples = images.chosen(lambda number, _: number in wanted)
     while True:
         with settings_renamed(REAL_SETTINGS):
-            batch = images.collate(list(islice(samples, batch_size(images.spec))))
+            batch = images.collate(list(islice(samples, measuring_batch(images.spec))))
         if not batch.names and not batch.unreadable:
             break
         seen += len(batch.labels)
