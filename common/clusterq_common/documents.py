@@ -84,7 +84,7 @@ def is_nested_deeper(value: Any, deepest: int) -> bool:
 
 
 class _UnusualError(ValueError):
-    """Said as it is."""
+    """Parse error whose message is shown unchanged."""
 
 
 class _PlainLoader(yaml.SafeLoader):

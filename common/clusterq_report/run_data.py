@@ -23,13 +23,13 @@ Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder, and what is found in it; each part is read when it is asked for.
+class RunData:
+    """Files of a run or of a comparison. Each is read on first use.
 
     Attributes:
-        folder: the run's.
-        kind: what wrote it.
-        config: its config.yaml; empty for a comparison.
+        folder: folder of the run.
+        kind: program that wrote it.
+        config: content of config.yaml; empty for a comparison.
     """
 
     folder: Path
@@ -37,11 +37,11 @@ class Source:
     config: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path) -> "Source":
-        """Find out what a folder is.
+    def open(cls, folder: Path) -> "RunData":
+        """Open a folder of any kind.
 
         Raises:
-            ClusterqError: it is none of the three.
+            ClusterqError: the folder is of none of the three kinds.
         """
         if not folder.is_dir():
             raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
@@ -101,10 +101,10 @@ class Source:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """Of the run's own shards, or of those that it learned from, where they still are what they were.
+        """Manifest of the shards that the run made or learned from; None where they are absent or have changed.
 
         Raises:
-            ClusterqError: a manifest that is none.
+            ClusterqError: the manifest cannot be read.
         """
         if not (self.shards / MANIFEST).is_file():
             return None
@@ -114,12 +114,12 @@ class Source:
 
     @cached_property
     def steps(self) -> dict[str, Points]:
-        """Values that metrics.jsonl records of each step, by name."""
+        """Values recorded at each step, by name."""
         return columns([record for record in self.metrics if "epoch" not in record], "step")
 
     @cached_property
     def epochs(self) -> dict[str, Points]:
-        """And of each epoch."""
+        """Values recorded once per epoch, by name."""
         return columns([record for record in self.metrics if "epoch" in record], "epoch")
 
     @cached_property

@@ -31,9 +31,6 @@ from clusterq_finetune.recipes.chosen_bits import need_choice
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 
-# GDFQ's line has one set of values for CIFAR and one for ImageNet.
-LARGEST_SMALL_IMAGE = 64
-
 
 @dataclass(frozen=True)
 class Request:
@@ -117,7 +114,8 @@ def prepare(request: Request, ranks: Ranks) -> Job:
     shards = ShardSet.open(place.folder)
     run = run_folder_of(shards)
     teacher_config = find_teacher(request.flags.get("teacher", {}), run, shards.manifest)
-    large = shards.manifest.teacher.spec.longer_side > LARGEST_SMALL_IMAGE
+    # GDFQ's line has one set of values for CIFAR and one for ImageNet.
+    large = not shards.manifest.teacher.spec.small
     where = place.address or str(shards.folder.resolve())
     config = resolve(request.flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)

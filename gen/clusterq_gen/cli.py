@@ -54,7 +54,7 @@ app = App(
 
 @app.callback()
 def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
-    """Only `--version` is said before a command."""
+    """Handle options that stand before a command."""
 
 
 @app.command(
@@ -179,10 +179,9 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
         return resolve(flags, preset, imagenet_sized=False)
     config = resolve(flags, "paper-cifar", imagenet_sized=False)
     from clusterq_common.teacher.load import build_architecture
-    from clusterq_gen.networks.generator import LARGEST_PRODUCT_SIZE
 
     _, spec = build_architecture(config.teacher)
-    return resolve(flags, "auto", imagenet_sized=spec.longer_side > LARGEST_PRODUCT_SIZE)
+    return resolve(flags, "auto", imagenet_sized=not spec.small)
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from clusterq_report.html.blocks import Block, Code, Figure, Folded, Paragraph, 
 from clusterq_report.html.page import Report, Section
 from clusterq_report.pages.finetuned_run import finetuning_report
 from clusterq_report.pages.generator_run import generator_report
-from clusterq_report.run_data import Source
+from clusterq_report.run_data import RunData
 
 RECIPE = {"recipe": "fast", "epochs": 1, "temperature": 20.0, "kl_weight": 20.0}
 MODEL = {"top1": 90.0, "images": 1, "unreadable": ["a.png"]}
@@ -23,7 +23,7 @@ def page_of(folder: Path, records: list[dict[str, Any]], **files: Any) -> Report
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    return finetuning_report(Source.open(folder))
+    return finetuning_report(RunData.open(folder))
 
 
 def command(page: Report) -> str:
@@ -37,7 +37,7 @@ def test_the_next_command_is_the_one_that_is_missing(tmp_path: Path) -> None:
     evaluated = page_of(tmp_path, [], result={"teacher": MODEL, "student": MODEL})
     assert command(evaluated) == "clusterq-finetune export --student . --out model.onnx"
     (tmp_path / "config.yaml").write_text("generator: {}\n")
-    assert command(generator_report(Source.open(tmp_path))) == "clusterq-gen train --out . --resume"
+    assert command(generator_report(RunData.open(tmp_path))) == "clusterq-gen train --out . --resume"
 
 
 def test_one_is_singular(tmp_path: Path) -> None:

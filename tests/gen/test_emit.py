@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from clusterq_common.images import decode_png, to_pixels
+from clusterq_common.images import to_pixels
 from clusterq_common.shards.manifest import Split, SplitName, meaning_of, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
@@ -26,6 +26,7 @@ from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, ShardPlan, pl
 from clusterq_gen.networks.generator import build_generator
 from tests import preloaded
 from tests.conftest import FACTORY, Cli
+from tests.png_tensors import decode_png
 
 # Ten classes, seven images of each, sixteen slots in a shard: five training shards and one of held-out images.
 WANTED = ("--per-class", 7, "--heldout-per-class", 1, "--samples-per-shard", 16)

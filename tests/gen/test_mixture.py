@@ -14,7 +14,8 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig, MethodConfig
 from clusterq_gen.networks.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
-from clusterq_gen.training.latent import LatentBatch
+from clusterq_gen.training import state
+from clusterq_gen.training.latent import LatentBatch, batch_labels
 from clusterq_gen.training.loop import train_step
 from clusterq_gen.training.mixture import classes_in_mixture, mixtures
 from clusterq_gen.training.state import Training
@@ -110,6 +111,24 @@ def test_mixed_images_are_no_samples_of_a_class(teacher: Teacher) -> None:
         assert (float(metrics["loss/fda"]) == 0) == zero
         assert torch.equal(run.centroids.mean, before) == zero
         assert float(metrics["loss/class"]) > 0
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["drawn when asked for", "kept for a graph"])
+def test_the_labels_of_a_step_are_dealt_once(teacher: Teacher, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt: list[int] = []
+
+    def counted(seed: int, step: int, **sizes: int) -> tuple[torch.Tensor, ClassGroups]:
+        dealt.append(step)
+        return batch_labels(seed, step, **sizes)
+
+    monkeypatch.setattr(state, "batch_labels", counted)
+    run = Training.start(small(teacher, method={"method": "qimera"}, train={"cuda_graphs": kept}), teacher, CPU)
+    for step in (5, 6, 7):
+        run.draws.begin(step)
+        batch = run.inputs()
+        assert batch.mixture is not None
+        assert torch.equal(batch.groups.classes[batch.groups.row], batch.labels)
+    assert dealt == [5, 6, 7]
 
 
 def test_nothing_is_drawn_where_nothing_is_mixed(teacher: Teacher) -> None:

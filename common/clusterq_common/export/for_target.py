@@ -48,7 +48,7 @@ def format_for(name: TargetName | None, given: Format | None) -> Format:
 def refuse_bits(name: TargetName, quant: QuantConfig) -> None:
     """Raise ClusterqError where a target has no type for activations of these bits; float stays float."""
     types = TARGETS[name].activation_types
-    widths = [("bits", quant.widths.activations), *(("layer_bits", bits.activations) for _, bits in quant.layer_rules)]
+    widths = [("bits", quant.parsed_bits.activations), *(("layer_bits", bits.activations) for _, bits in quant.layer_rules)]
     if quant.first_last_bits is not None:
         widths.append(("first_last_bits", quant.first_last_bits))
     for setting, bits in widths:

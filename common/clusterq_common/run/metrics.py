@@ -68,7 +68,7 @@ class MetricsLog:
             self.events.add(records)
 
     def close(self) -> None:
-        """Nothing more is recorded."""
+        """Close the file."""
         if self.events is not None:
             self.events.close()
 

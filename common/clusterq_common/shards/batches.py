@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clusterq_common.images import normalise
 from clusterq_common.run.seeding import stream
-from clusterq_common.shards.read import SplitReader
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 
 # Of the pass that calibration goes through; those of training start at 0.

@@ -188,7 +188,7 @@ def _list(values: tuple[float, ...]) -> str:
 
 
 def _size_category(samples: int) -> str:
-    """The Hub's bins."""
+    """Return the Hub's size category for a number of images."""
     bins = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
     return next((name for limit, name in bins.items() if samples < limit), "10M<n<100M")
 

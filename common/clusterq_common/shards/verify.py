@@ -12,8 +12,9 @@ from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
-from clusterq_common.shards.read import SplitReader, check_size
+from clusterq_common.shards.read import check_size
 from clusterq_common.shards.sample import Sample
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.tar import BLOCK, TarHeaders
 
 

@@ -154,7 +154,7 @@ def _remove_signature_of_another(folder: Path, text: str) -> None:
 
 
 class _NothingToWriteError(Exception):
-    """Takes the empty file away again."""
+    """Raised to remove a shard file without samples."""
 
 
 def _members(sample: Sample) -> dict[str, bytes]:

@@ -116,7 +116,7 @@ def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
     return judge(signature, manifest, digest, where, config)
 
 
-def say_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
+def report_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
     """Tell the user whose set this is: loudly where they have named keys, and this is none of them."""
     line = f"{shown} is {maker.told()}"
     if maker.name is None and config.trust is not None:

@@ -10,7 +10,7 @@ from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 from clusterq_common.shards.read import shard_folder
 from clusterq_common.sharing.address import is_address
 from clusterq_common.sharing.config import SharingConfig
-from clusterq_common.sharing.makers import Maker, maker_of, say_maker
+from clusterq_common.sharing.makers import Maker, maker_of, report_maker
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.origin import origin_of
 from clusterq_common.sharing.pull import pull
@@ -49,11 +49,11 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
     """
     if is_address(str(named)):
         offer = look(str(named), config, setting)
-        say_maker(offer.remote.shown, offer.maker, config)
+        report_maker(offer.remote.shown, offer.maker, config)
         return Place(pull(offer, config), offer.manifest.digest, offer.digest, offer.maker, offer.remote.shown)
     folder = Path(named)
     manifest, maker = describe_folder(folder, config)
-    say_maker(str(folder), maker, config)
+    report_maker(str(folder), maker, config)
     return Place(folder, manifest.digest, manifest_digest(shard_folder(folder)), maker)
 
 

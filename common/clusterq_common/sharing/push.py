@@ -13,7 +13,7 @@ from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE, index_fil
 from clusterq_common.sharing.address import Address, parse_address
 from clusterq_common.sharing.config import SharingConfig, size_text
 from clusterq_common.sharing.hub import HubFolder
-from clusterq_common.sharing.makers import maker_of, say_maker
+from clusterq_common.sharing.makers import maker_of, report_maker
 from clusterq_common.sharing.objects import ObjectRemote
 from clusterq_common.sharing.offer import open_remote, parse_json
 from clusterq_common.sharing.remote import NotThereError, Remote, Writable, read_small
@@ -56,7 +56,7 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     """
     address = parse_address(text, allow_http=config.allow_http, setting=None)
     folder, manifest = shards.folder, shards.manifest
-    say_maker(str(folder), maker_of(folder, manifest, config), config)
+    report_maker(str(folder), maker_of(folder, manifest, config), config)
     _refuse_place(address, public=public)
     remote: Remote | None = None
     before, commit = None, None

@@ -8,6 +8,9 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 # Far above what classifiers take: images beyond it were asked for to fill the memory.
 LARGEST_SIDE = 4096
+# Longer side up to which images are small, as those of CIFAR and of digits are. The papers' settings and the customary preprocessing
+# differ between them and larger images, as ImageNet's.
+SMALL_SIDE = 64
 _TEXT = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
 EXPECTED = "expected one side of a square in pixels, as 224, or height and width, as 64x128"
 

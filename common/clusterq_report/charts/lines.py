@@ -168,7 +168,7 @@ def _path(points: Points, x_scale: Scale, y_scale: Scale) -> Markup:
     return Markup("".join(path))
 
 
-def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[float] = ()) -> tuple[Markup, str]:
+def small_multiples_of_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[float] = ()) -> tuple[Markup, str]:
     """Return a grid of charts, and a sentence on its axes. Of more than 48 series, 48 are shown, evenly spread.
 
     All charts have the same axes, for comparison. The vertical one starts at zero, or is logarithmic where values are far apart and
@@ -194,13 +194,15 @@ def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[floa
     drawn = [(line.name, _small(line, x_scale, y_scale, inside, title)) for line in lines]
     axes_text = "One axis for all" + (", logarithmic." if log else ", from zero.")
     axes_text += f" {len(names)} of {len(found)}." if len(names) < len(found) else ""
-    return small_charts(drawn), axes_text
+    return small_multiples(drawn), axes_text
 
 
-def small_charts(drawn: Sequence[tuple[str, Markup]]) -> Markup:
+def small_multiples(drawn: Sequence[tuple[str, Markup]]) -> Markup:
     """Return small charts side by side, each below its name."""
     return tag(
-        "div", *(tag("div", tag("div", name, class_="tick"), svg, class_="small") for name, svg in drawn), class_="smalls"
+        "div",
+        *(tag("div", tag("div", name, class_="tick"), svg, class_="small") for name, svg in drawn),
+        class_="small-multiples",
     )
 
 

@@ -10,7 +10,7 @@ from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Figure, Table
 from clusterq_report.html.page import Remark, Report, Section
 from clusterq_report.pages import provenance
-from clusterq_report.run_data import Source, real, word
+from clusterq_report.run_data import RunData, real, word
 
 FIGURE = r"-?\d{1,9}(?:\.\d{1,9})?"
 # Format of tools/compare/paired.py: `91.17 ± 0.01` over seeds, `0.85 [0.60, 1.10]` over images.
@@ -27,7 +27,7 @@ FEW_SEEDS = 3
 Value = tuple[float, tuple[float, float] | None]
 
 
-def comparison_report(source: Source) -> Report:
+def comparison_report(source: RunData) -> Report:
     """Return the page of a comparison by compare_methods.py, from its table.json."""
     tail = [
         Section("again", "Run it again", provenance.again(source) if source.environment else []),

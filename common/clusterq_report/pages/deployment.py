@@ -4,13 +4,13 @@ from typing import Any
 
 from clusterq_common.quantities import number, percent, size
 from clusterq_report.html.blocks import Block, Folded, Paragraph, Table
-from clusterq_report.run_data import Source, real, reals, rows, section, word
+from clusterq_report.run_data import RunData, real, reals, rows, section, word
 
 LATENCY_HEADS = ["batch", "ms", "images/s", "float, ms", "float, images/s", "of float's time", "95 % interval"]
 KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
 
 
-def exported_file(source: Source) -> list[Block]:
+def exported_file(source: RunData) -> list[Block]:
     """Return the section: what was measured and on what, the latencies, and the kernels; empty without a benchmark."""
     found = source.benchmark
     if not found:

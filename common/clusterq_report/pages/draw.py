@@ -9,7 +9,7 @@ from clusterq_report.pages.comparison import comparison_report
 from clusterq_report.pages.finetuned_run import finetuning_report
 from clusterq_report.pages.generator_run import generator_report
 from clusterq_report.pages.layers import Layers, costs_csv
-from clusterq_report.run_data import Source
+from clusterq_report.run_data import RunData
 
 PAGES = {"generator": generator_report, "fine-tuning": finetuning_report, "comparison": comparison_report}
 
@@ -26,7 +26,7 @@ def draw_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         ClusterqError: the folder is neither, or a file in it was not written by a run.
     """
-    source = Source.open(folder)
+    source = RunData.open(folder)
     path = out or folder / REPORT
     try:
         page, layers = PAGES[source.kind](source).html(), Layers.of(source)

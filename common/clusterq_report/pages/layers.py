@@ -9,7 +9,7 @@ from clusterq_common.escape import csv_table
 from clusterq_common.quantities import number, percent, size
 from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Block, Paragraph, Table
-from clusterq_report.run_data import Source, real, rows, section, word
+from clusterq_report.run_data import RunData, real, rows, section, word
 
 FLOAT_BITS = 32
 
@@ -25,7 +25,7 @@ class Layers:
     analysis: Mapping[str, Any]
 
     @classmethod
-    def of(cls, source: Source) -> "Layers":
+    def of(cls, source: RunData) -> "Layers":
         """Return the measurements of the present student and shards; those of other ones are ignored."""
         analysis, result = source.analysis, source.result
         student = section(result.get("student")).get("sha256")

@@ -10,7 +10,7 @@ from clusterq_common.run.run_folder import CONFIG, RESULT
 from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Block, Code, Folded, Paragraph, Table
 from clusterq_report.html.redact_paths import ELSEWHERE, SAID, shown_path
-from clusterq_report.run_data import Source, real, section, word
+from clusterq_report.run_data import RunData, real, section, word
 
 # What a command line may start with, by the name of the program's file or of its package. A received folder could name any other
 # program for its reader to copy and run.
@@ -28,7 +28,7 @@ LONGEST_LIST = 24
 DEEPEST = 3
 
 
-def again(source: Source) -> list[Block]:
+def again(source: RunData) -> list[Block]:
     """Return the commands that repeat the run, to be typed in its folder, and a record of the one that started it."""
     started = _started(source)
     if source.kind == "comparison":
@@ -55,7 +55,7 @@ def again(source: Source) -> list[Block]:
     return [*blocks, *_record(started), Paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")]
 
 
-def next_step(source: Source) -> list[Block]:
+def next_step(source: RunData) -> list[Block]:
     """Return the command that goes on from here, to be typed in the run's folder."""
     if source.kind == "generator":
         said, command = _after_generator(source)
@@ -69,7 +69,7 @@ def next_step(source: Source) -> list[Block]:
     return [Paragraph(f"{said}; in the run's folder:"), Code(command)]
 
 
-def _after_generator(source: Source) -> tuple[str, str]:
+def _after_generator(source: RunData) -> tuple[str, str]:
     if source.manifest is None:
         return "The run is not finished. To go on", "clusterq-gen train --out . --resume"
     bits = word(section(source.config.get("quant")).get("bits"), "w4a4")
@@ -88,12 +88,12 @@ def _record(started: str) -> list[Block]:
     return [Paragraph(f"As it was started{cut}:"), Code(started)]
 
 
-def _command(source: Source) -> list[str]:
+def _command(source: RunData) -> list[str]:
     found = source.environment.get("command")
     return [word(one) for one in found] if isinstance(found, list) else []
 
 
-def _started(source: Source) -> str:
+def _started(source: RunData) -> str:
     """The command line as a person types it: the program's name instead of where it was installed; empty for an unknown program."""
     words = _command(source)
     if not words:
@@ -105,7 +105,7 @@ def _started(source: Source) -> str:
     return f"{name} {shell_command(*(shown_path(one, source.folder) for one in words[1:] if one not in ABOUT_FOLDER))}"
 
 
-def _value_of(flag: str, source: Source) -> str | None:
+def _value_of(flag: str, source: RunData) -> str | None:
     words = _command(source)
     for place, one in enumerate(words):
         if one == flag and place + 1 < len(words):
@@ -115,7 +115,7 @@ def _value_of(flag: str, source: Source) -> str | None:
     return None
 
 
-def settings(source: Source) -> list[Block]:
+def settings(source: RunData) -> list[Block]:
     """Everything in config.yaml, a table for each section."""
     found: list[Block] = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
@@ -129,7 +129,7 @@ def settings(source: Source) -> list[Block]:
     return found
 
 
-def origins(source: Source) -> list[Block]:
+def origins(source: RunData) -> list[Block]:
     """Digests, versions and machine: what must agree for two runs to be the same."""
     manifest, result, environment = source.manifest, source.result, source.environment
     facts: list[tuple[str, Any]] = [
@@ -155,7 +155,7 @@ def origins(source: Source) -> list[Block]:
     return [Table(["what", "value"], listed, words=2)] if listed else []
 
 
-def seed(source: Source) -> str:
+def seed(source: RunData) -> str:
     """The run's seed."""
     return number(real(section(source.config.get("runtime")).get("seed")))
 

@@ -47,7 +47,7 @@ def quality_page(found: Quality, shards: ShardSet) -> Report:
         Section(
             "teacher", "What the teacher makes of them", [*_certainty(found), *_agreement(found), *contradicted(found, shards)]
         ),
-        Section("inside", "Inside the teacher", _batchnorm(found)),
+        Section("network", "Inside the teacher", _batchnorm(found)),
         Section("diversity", "Diversity", _diversity(found)),
         Section("duplicates", "Duplicates", [*_near(found), *closest_pairs(found, shards)]),
         Section("classes", "Every class", _classes(found)),

@@ -26,7 +26,7 @@ from clusterq_finetune.figures.config import (
     ImagesConfig,
     LayersConfig,
 )
-from clusterq_finetune.figures.sources import MOST_CLASSES, Source, chosen_classes, open_sets, real, stored
+from clusterq_finetune.figures.sources import MOST_CLASSES, ImageGroup, chosen_classes, open_sets, real, stored
 from clusterq_finetune.figures.spread import Array
 from clusterq_finetune.figures.table import read_curves
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
@@ -149,7 +149,7 @@ def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, An
 class _Measured:
     """Images, and what they are inside the teacher."""
 
-    sources: list[Source]
+    sources: list[ImageGroup]
     values: list[dict[str, Array]]
     layers: list[str]
     order: list[str]
@@ -178,7 +178,7 @@ def _measured(
 
 def _sources(
     flags: Flags, sets: dict[str, ShardSet], val: Val, classes: Sequence[int], per_class: int, arch: str
-) -> list[Source]:
+) -> list[ImageGroup]:
     """Real images first, if any are asked for, then the sets in their order."""
     evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):

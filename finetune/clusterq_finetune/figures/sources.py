@@ -27,7 +27,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageGroup:
     """Images of one run, or real images.
 
     Attributes:
@@ -107,7 +107,7 @@ def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, mo
     return list(wanted)
 
 
-def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) -> Source:
+def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) -> ImageGroup:
     """Read the first images of each class in a set's training split.
 
     Raises:
@@ -118,10 +118,10 @@ def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) 
     images = [reader.read(number)[0] for own in numbers.values() for number in own]
     labels = np.array([label for label, own in numbers.items() for _ in own], dtype=np.int64)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return Source(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
+    return ImageGroup(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
 
 
-def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> Source:
+def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> ImageGroup:
     """Read the first real images of each class in the order of their names, preprocessed for the teacher. Skips unreadable ones.
 
     Raises:
@@ -144,7 +144,7 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> So
         )
     read = [pixels for label in classes for pixels in own[label]]
     labels = np.array([label for label in classes for _ in own[label]], dtype=np.int64)
-    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), labels)
+    return ImageGroup(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), labels)
 
 
 def _name_of(path: Path) -> str:

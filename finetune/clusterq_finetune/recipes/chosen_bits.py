@@ -35,7 +35,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.trust import remember_code
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.calibration import first_pixels
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardDataset
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.heldout import measure_heldout
@@ -53,11 +53,11 @@ def need_choice(config: FinetuneConfig, shards: ShardSet) -> None:
         ClusterqError: the bits to choose are switched off, activations have no site at layers, or there are no held-out images.
     """
     choice, quant = config.choice, config.quant
-    if choice.weights and quant.widths.weights == FLOAT:
+    if choice.weights and quant.parsed_bits.weights == FLOAT:
         raise ClusterqError(
             f"{quant.bits} leaves weights in float, expected bits to choose; give for example w4a8.", setting="bits"
         )
-    if choice.average_input_bits is not None and (quant.widths.activations == FLOAT or quant.activation_sites != "all"):
+    if choice.average_input_bits is not None and (quant.parsed_bits.activations == FLOAT or quant.activation_sites != "all"):
         raise ClusterqError(
             f"it needs quantized inputs of layers, found {quant.bits} with {setting_name('activation_sites', quant.activation_sites)}; use "
             f"w4a4 and {setting_name('activation_sites', 'all')}.",
@@ -164,7 +164,7 @@ def _measure(
 ) -> list[LayerSensitivity]:
     choice, recipe = config.choice, config.recipe
     pixels = first_pixels(shards, config, choice.sensitivity_images)
-    batches = [view(part, teacher.spec, recipe.low_pass).to(device) for part in pixels.split(recipe.batch_size)]
+    batches = [to_network_input(part, teacher.spec, recipe.low_pass).to(device) for part in pixels.split(recipe.batch_size)]
     what = {"weights": choice.weights, "inputs": choice.average_input_bits is not None}
     with progress("measuring layers", passes(len(order), **what), images=len(pixels), phase="choice of bits") as ticker:
         return measure_sensitivity(
@@ -221,5 +221,5 @@ def _reachable(layers: list[LayerChoice]) -> list[float]:
 
 
 def _more_inputs(config: FinetuneConfig) -> str:
-    widths = config.quant.widths
+    widths = config.quant.parsed_bits
     return "they have 8 at most" if widths.activations >= 8 else setting_name("bits", f"w{widths.weights}a8")

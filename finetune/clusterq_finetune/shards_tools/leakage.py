@@ -16,7 +16,8 @@ from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
 from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.facts import teacher_facts
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch

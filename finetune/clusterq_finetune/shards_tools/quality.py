@@ -20,12 +20,13 @@ from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.networks import other_network
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
+from clusterq_report.measure.measuring_batch import measuring_batch
 from clusterq_report.quality.collect import Networks
 from clusterq_report.quality.config import QualityConfig
 from clusterq_report.quality.findings import Quality
 from clusterq_report.quality.measure import Real, choose, measure
 from clusterq_report.quality.page import quality_page
-from clusterq_report.quality.sample import Batch, Ints, batch_size, sampled
+from clusterq_report.quality.sample import Batch, Ints, sampled
 
 # Settings of shared code, and what they are called here.
 REAL_SETTINGS = {"val": "real", "classes": "real_classes"}
@@ -64,7 +65,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     if where.other_weights is not None and where.other_arch is None:
         raise ClusterqError("--other-arch is missing: --other-weights alone do not make a model; pass --other-arch NAME too.")
     if where.real is None and (where.real_classes is not None or where.reading != EvaluationConfig()):
-        flag = "--real-classes" if where.real_classes is not None else "--crop-share, --interpolation or --pixel-range"
+        flag = "--real-classes" if where.real_classes is not None else "--crop-pct, --interpolation or --pixel-range"
         raise ClusterqError(f"{flag}: there is no --real, expected images that it belongs to; pass --real, or leave it out.")
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
@@ -104,7 +105,7 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
     samples = images.chosen(lambda number, _: number in wanted)
     while True:
         with settings_renamed(REAL_SETTINGS):
-            batch = images.collate(list(islice(samples, batch_size(images.spec))))
+            batch = images.collate(list(islice(samples, measuring_batch(images.spec))))
         if not batch.names and not batch.unreadable:
             break
         seen += len(batch.labels)

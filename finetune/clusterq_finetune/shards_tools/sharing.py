@@ -15,7 +15,7 @@ from clusterq_common.shards.write import SIGNATURE
 from clusterq_common.sharing.address import is_address
 from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.keys import PASSPHRASE, load_private
-from clusterq_common.sharing.makers import Maker, say_maker
+from clusterq_common.sharing.makers import Maker, report_maker
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.pull import pull
 from clusterq_common.sharing.push import Pushed, push
@@ -35,7 +35,7 @@ def fetch(address: str, out: Path | None, config: SharingConfig) -> dict[str, An
             f"shards pull: {address} is no address, expected hf://, s3://, gs:// or https://; a folder needs no pull."
         )
     offer = look(address, config, None)
-    say_maker(offer.remote.shown, offer.maker, config)
+    report_maker(offer.remote.shown, offer.maker, config)
     folder = pull(offer, config, out)
     return {**offer.origin().model_dump(mode="json"), "folder": str(folder), "maker": offer.maker.facts()}
 

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.progress.console import Ticker, info, progress
+from clusterq_common.progress.console import info, progress
+from clusterq_common.progress.ticker import Ticker
 from clusterq_common.run.child_process import end_with_parent
 from clusterq_common.run.environment import versions
 from clusterq_common.shards.manifest import Manifest, read_manifest

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -120,6 +121,8 @@ class Training:
         own = Ranks.current().share(train.batch_size)
         dtype = self.generator.to_map.weight.dtype
 
+        # Several draws of a step need the labels, which are dealt once for all of them; kept draws go on using these functions.
+        @lru_cache(maxsize=1)
         def whole(step: int) -> tuple[Tensor, ClassGroups]:
             return batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
 

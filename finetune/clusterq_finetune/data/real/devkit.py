@@ -61,7 +61,7 @@ def wnid_of_number(meta: bytes) -> dict[int, str]:
 
 
 class _UnusualError(ValueError):
-    """Said as it is."""
+    """Parse error whose message is shown unchanged."""
 
 
 def _unpacked(meta: bytes) -> bytes:
