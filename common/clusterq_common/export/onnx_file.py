@@ -17,7 +17,7 @@ from clusterq_common.export.how_to_run import how_to_run
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.onnx_types import choose_opset
 from clusterq_common.export.pixel_input import name_batch, take_pixels
-from clusterq_common.export.pooling import name_global_pooling
+from clusterq_common.export.pooling import name_global_pooling, quantize_max_pooling
 from clusterq_common.export.qdq import integer_weights, quantizer_sites, spell_out
 from clusterq_common.export.trace import DOMAIN, trace
 from clusterq_common.quant.convert import quantizers
@@ -62,6 +62,7 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
     name_global_pooling(graph, {value.name: len(value.type.tensor_type.shape.dim) for value in traced.graph.value_info})
     spell_out(graph, weights, activations, config, opset)
     saturate_hard_sigmoids(graph)
+    quantize_max_pooling(graph)
     if config.with_preprocessing:
         take_pixels(graph, spec)
     name_batch(graph, config.fixed_batch)

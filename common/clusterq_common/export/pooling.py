@@ -1,4 +1,4 @@
-"""Means over whole images in an ONNX graph, in the form that runtimes have integer kernels for."""
+"""Poolings in an ONNX graph, in the form that runtimes have integer kernels for: means over whole images, and max poolings."""
 
 from collections.abc import Mapping
 
@@ -31,6 +31,29 @@ def name_global_pooling(graph: Graph, ranks: Mapping[str, int]) -> None:
             node.op_type = "GlobalAveragePool"
             del node.input[1:]
             del node.attribute[:]
+
+
+def quantize_max_pooling(graph: Graph) -> None:
+    """Repeat the quantizer before a max pooling behind it, in place. No value changes, since a maximum is one of the integers.
+
+    A runtime computes an operator in integers where quantizers stand on both sides of it. Types of fewer than 8 bits have no such
+    kernel and stay.
+    """
+    producers, nodes = graph.producers(), []
+    for node in graph.nodes:
+        nodes.append(node)
+        before = producers.get(node.input[0]) if node.op_type == "MaxPool" and len(node.output) == 1 else None
+        if before is None or before.op_type != "DequantizeLinear" or not _is_byte(graph, before.input[2]):
+            continue
+        output, step = node.output[0], list(before.input[1:])
+        node.output[0], quantized = f"{output}.pooled", f"{output}.quantized"
+        nodes.append(helper.make_node("QuantizeLinear", [node.output[0], *step], [quantized]))
+        nodes.append(helper.make_node("DequantizeLinear", [quantized, *step], [output]))
+    graph.nodes = nodes
+
+
+def _is_byte(graph: Graph, name: str) -> bool:
+    return name in graph.initializers and graph.initializers[name].data_type in {TensorProto.UINT8, TensorProto.INT8}
 
 
 def _axes(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> list[int]:
