@@ -1,4 +1,4 @@
-"""Poolings in an ONNX graph, in the form that runtimes have integer kernels for: means over whole images, and max poolings."""
+"""Poolings in an ONNX graph, in the form that runtimes have integer kernels for."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from clusterq_common.export.onnx_graph import Graph
 
+# Operators whose results are among their inputs' values.
+KEEPING = {"MaxPool", "Flatten"}
 # (N, C, H, W)
 IMAGE_RANK = 4
 
@@ -33,8 +35,8 @@ def name_global_pooling(graph: Graph, ranks: Mapping[str, int]) -> None:
             del node.attribute[:]
 
 
-def quantize_max_pooling(graph: Graph) -> None:
-    """Repeat the quantizer before a max pooling behind it, in place. No value changes, since a maximum is one of the integers.
+def repeat_quantizers(graph: Graph) -> None:
+    """Repeat the quantizer before a max pooling or Flatten behind it, in place. No value changes, since the integers stay the same.
 
     A runtime computes an operator in integers where quantizers stand on both sides of it. Types of fewer than 8 bits have no such
     kernel and stay.
@@ -42,8 +44,8 @@ def quantize_max_pooling(graph: Graph) -> None:
     producers, nodes = graph.producers(), []
     for node in graph.nodes:
         nodes.append(node)
-        before = producers.get(node.input[0]) if node.op_type == "MaxPool" and len(node.output) == 1 else None
-        if before is None or before.op_type != "DequantizeLinear" or not _is_byte(graph, before.input[2]):
+        before = producers.get(node.input[0]) if node.op_type in KEEPING and len(node.output) == 1 else None
+        if before is None or before.op_type != "DequantizeLinear" or not has_byte_type(graph, before):
             continue
         output, step = node.output[0], list(before.input[1:])
         node.output[0], quantized = f"{output}.pooled", f"{output}.quantized"
@@ -52,8 +54,10 @@ def quantize_max_pooling(graph: Graph) -> None:
     graph.nodes = nodes
 
 
-def _is_byte(graph: Graph, name: str) -> bool:
-    return name in graph.initializers and graph.initializers[name].data_type in {TensorProto.UINT8, TensorProto.INT8}
+def has_byte_type(graph: Graph, quantizer: NodeProto) -> bool:
+    """Return whether the zero-point of a QuantizeLinear or DequantizeLinear is given, and of 8 bits."""
+    point = graph.initializers.get(quantizer.input[2]) if len(quantizer.input) > 2 else None
+    return point is not None and point.data_type in {TensorProto.UINT8, TensorProto.INT8}
 
 
 def _axes(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> list[int]:
