@@ -110,7 +110,9 @@ def train(
     if ranks.first and config.output.report:
         report_at_end(out, shell_command("clusterq-gen", "report", out, "--analyse"), teacher, device)
     if not is_part():
-        command = shell_command("clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES")
+        command = shell_command(
+            "clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES"
+        )
         info(f"next: {command}")
 
 

@@ -1,7 +1,7 @@
 """Quantization of residual sums: where it stands, what the student computes, and what is told."""
 
-from collections.abc import Callable
 import operator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -110,7 +110,11 @@ def test_every_layer_reads_one_quantizer(capsys: pytest.CaptureFixture[str]) -> 
     student, images = made(Net())
     assert set(activation_sites(student)) == {
         *("stem.0.input_quantizer", "stem.2.output_quantizer", "head.input_quantizer"),
-        *(f"blocks.{block}.{name}" for block in (0, 1) for name in ("conv2.input_quantizer", "bn2.output_quantizer", "output_quantizer")),
+        *(
+            f"blocks.{block}.{name}"
+            for block in (0, 1)
+            for name in ("conv2.input_quantizer", "bn2.output_quantizer", "output_quantizer")
+        ),
         *("blocks.2.bn.output_quantizer", "blocks.2.output_quantizer"),
     }
     assert student.get_submodule("last").reads == "blocks.2.output_quantizer"
@@ -142,14 +146,22 @@ def test_float_by_a_pattern() -> None:
 
 def test_sums_that_no_module_returns_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     student, _ = made(Functional())
-    assert set(activation_sites(student)) == {"second.output_quantizer", *(f"{name}.input_quantizer" for name in ("first", "second", "head"))}
-    assert "left in float: 2 of these that no module returns which runs once, the first in the network itself" in capsys.readouterr().out
+    assert set(activation_sites(student)) == {
+        "second.output_quantizer",
+        *(f"{name}.input_quantizer" for name in ("first", "second", "head")),
+    }
+    assert (
+        "left in float: 2 of these that no module returns which runs once, the first in the network itself"
+        in capsys.readouterr().out
+    )
     made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5)))
     assert "no residual sums: no addition of two activations" in capsys.readouterr().out
 
 
 def test_a_container_is_no_place_for_a_quantizer() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), nn.Conv2d(8, 5, 16), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), Residual(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), nn.Conv2d(8, 5, 16), nn.Flatten()
+    )
     student, images = made(model)
     assert not [name for name in quantizers(student) if name.startswith("1.output")]
     assert torch.allclose(student(images), model(images), atol=0.1)

@@ -54,7 +54,12 @@ def test_sums_poolings_and_the_classifier_run_in_integers(tmp_path: Path) -> Non
     model = onnx_model(student, SPEC, FILE).model
     assert not float_convolutions(model.graph).names
     kernels = optimised(model, tmp_path)
-    assert (kernels["QLinearConv"], kernels["QLinearAdd"], kernels["NhwcMaxPool"], kernels["MatMulIntegerToFloat"]) == (5, 3, 1, 1)
+    assert (kernels["QLinearConv"], kernels["QLinearAdd"], kernels["NhwcMaxPool"], kernels["MatMulIntegerToFloat"]) == (
+        5,
+        3,
+        1,
+        1,
+    )
     assert (kernels["QuantizeLinear"], kernels["DequantizeLinear"], kernels["Add"]) == (1, 0, 0), "the image's alone"
     expected = student(images).detach()
     # Without optimisations the file computes what the student does, but for values in the middle of two integers.
@@ -97,7 +102,9 @@ def test_other_bits_compute_what_the_student_does(bits: str) -> None:
         (1, 4, ("bias", "quantized"), False),
     ],
 )
-def test_only_a_convolution_of_one_quantized_pixel_becomes_a_product(size: int, bits: int, has: tuple[str, ...], turned: bool) -> None:
+def test_only_a_convolution_of_one_quantized_pixel_becomes_a_product(
+    size: int, bits: int, has: tuple[str, ...], turned: bool
+) -> None:
     graph, x = last_convolution(size, bits, has)
     before = run(graph, x)
     classes = 4 * size * size

@@ -196,7 +196,9 @@ def _quantize_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> None:
         layer = student.get_submodule(name)
         assert isinstance(layer, QuantConv2d | QuantLinear)
         own = layer.input_quantizer
-        given = [giver for giver in givers if (quantizer := _output_quantizer(student, giver)) and own and quantizer.bits == own.bits]
+        given = [
+            giver for giver in givers if (quantizer := _output_quantizer(student, giver)) and own and quantizer.bits == own.bits
+        ]
         if given:
             # Two roundings to as many bits lose more than one, and cost runtimes a conversion.
             layer.input_quantizer, layer.reads = None, f"{given[0]}.output_quantizer"
@@ -283,7 +285,9 @@ def _summary_of_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> lis
         return ["  no residual sums: no addition of two activations, and no max pooling"]
     outputs = sum(_output_quantizer(student, name) is not None for name in sums.outputs)
     shared = sum(bool(student.get_submodule(name).reads) for name in sums.inputs)
-    lines = [f"  residual sums and what they and max poolings read: {outputs} outputs at {SUM_BITS} bits, which {shared} layers share"]
+    lines = [
+        f"  residual sums and what they and max poolings read: {outputs} outputs at {SUM_BITS} bits, which {shared} layers share"
+    ]
     if sums.left:
         lines.append(
             f"  left in float: {len(sums.left)} of these that no module returns which runs once, the first in {sums.left[0] or 'the network itself'}"
