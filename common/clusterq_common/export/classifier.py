@@ -15,8 +15,8 @@ def multiply_last(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
 
     ONNX Runtime computes a convolution without a quantizer behind it in float, and unpacks its weights at each call. It does the same
     with Gemm, and with a MatMul and an Add, of which it makes a Gemm. So the bias is subtracted with its sign turned, which gives the
-    same numbers. The weights become (channels, classes). An input without a quantizer of
-    8 bits right before it would not do: ONNX Runtime would round it to integers itself. So `repeat_quantizers` follows.
+    same numbers. The weights become (channels, classes). The product's input needs a quantizer of 8 bits right before it, or ONNX
+    Runtime would round the input to integers of its own, so `repeat_quantizers` has to follow.
 
     Args:
         graph: the graph, after `spell_out`.
@@ -51,7 +51,7 @@ def multiply_last(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
             turned = graph.put(f"{node.input[2]}.turned", np.negative(bias))
             made.append(helper.make_node("Sub", [product, turned], [logits]))
         graph.nodes.remove(end)
-        place = next((place for place, other in enumerate(graph.nodes) if other is node), len(graph.nodes))
+        place = graph.nodes.index(node)
         graph.nodes[place : place + 1] = made
         return
 

@@ -58,9 +58,8 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
     """Return `outputs`, `activations` and `weights`, each a list in order of execution.
 
     `outputs`: SQNR in dB of a layer's output against the teacher's, including the errors of all layers before it.
-    `activations`: for each quantizer, and for each layer that reads one that is not its own, the bits, the range of the grid, the observed
-    range, the share beyond the grid, and the SQNR
-    of rounding and clipping at this place alone.
+    `activations`: for each quantizer, and for each layer that reads one that is not its own, the bits, the range of the grid, the
+    observed range, the share beyond the grid, and the SQNR of rounding and clipping at this place alone.
     `weights`: for each layer its bits, the SQNR of rounding the student's own float weights (None where they lie on the grid), the
     SQNR of its integers against the teacher's weights, the share beyond the grid, and histograms over [low - 1, high + 1] in steps.
 
