@@ -106,7 +106,7 @@ class _Flow(TorchFunctionMode):
 
     def wanted(self) -> list[tuple[Key, str]]:
         """Return the tensors to quantize, each once, with the module in whose forward it was summed or read."""
-        found = {}
+        found: dict[Key, str] = {}
         for key, where in self._used.items():
             only_rectified = key in self._sums and self._reads[key] == 1
             found.setdefault(self.before_pooling(self._rectified.get(key, key) if only_rectified else key), where)
