@@ -58,19 +58,31 @@ def finetune(
     keep: KeptPredictions = NOTHING_MORE,
     sharing: SharingConfig = ANY_MAKER,
     time_budget: float | None = None,
+    own_set: bool = False,
 ) -> dict[str, Any]:
     """Shards and teacher in, quantized student out. Returns what result.json holds.
 
     Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
     first one writes, and has the result. `keep` says what is kept of each image beyond the usual. `time_budget` is in seconds: a new
     run's steps are planned to fit. `shards_path` may be an address, and `sharing`
-    says what is asked of a set.
+    says what is asked of a set; `own_set`: the caller has made it.
 
     Raises:
         ClusterqError: see `prepare`, `open_folder` and `distill`.
     """
     request = Request(
-        flags, shards_path, out, val, classes, resume, overwrite, dry_run, keep=keep, sharing=sharing, time_budget=time_budget
+        flags,
+        shards_path,
+        out,
+        val,
+        classes,
+        resume,
+        overwrite,
+        dry_run,
+        keep=keep,
+        sharing=sharing,
+        time_budget=time_budget,
+        own_set=own_set,
     )
     begin = time.monotonic()
     with process_group() as ranks, ExitStack() as held:

@@ -45,6 +45,7 @@ class Request:
         keep: which predictions are kept beyond the usual.
         sharing: requirements on the set.
         time_budget: seconds; a new run's steps are planned to fit.
+        own_set: whether the same command has made the set, so that its maker is not told.
     """
 
     flags: dict[str, dict[str, Any]]
@@ -58,6 +59,7 @@ class Request:
     keep: KeptPredictions = NOTHING_MORE
     sharing: SharingConfig = field(default_factory=SharingConfig)
     time_budget: float | None = None
+    own_set: bool = False
 
 
 @dataclass
@@ -109,7 +111,7 @@ def prepare(request: Request, ranks: Ranks) -> Job:
     request.keep.need(request.val)
     if request.flags.get("output", {}).get("tensorboard"):
         need_tensorboard()
-    found = ranks.from_first(lambda: locate(request.shards, request.sharing))
+    found = ranks.from_first(lambda: locate(request.shards, request.sharing, own=request.own_set))
     place = also_here(found, request.shards, request.sharing)
     shards = ShardSet.open(place.folder)
     run = run_folder_of(shards)

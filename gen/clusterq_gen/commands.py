@@ -16,6 +16,7 @@ from clusterq_common.files import sha256_file
 from clusterq_common.png import MODES
 from clusterq_common.progress.console import expecting, info, print_result, warn
 from clusterq_common.progress.time_budget import Phase, timetable
+from clusterq_common.run.child_process import is_part
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
@@ -108,8 +109,11 @@ def train(
     print_result(f"shards: {out / SHARDS} ({manifest.splits['train'].samples} training images)")
     if ranks.first and config.output.report:
         report_at_end(out, shell_command("clusterq-gen", "report", out, "--analyse"), teacher, device)
-    command = shell_command("clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES")
-    info(f"next: {command}")
+    if not is_part():
+        command = shell_command(
+            "clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES"
+        )
+        info(f"next: {command}")
 
 
 def _refuse_before_a_folder(config: GenConfig, teacher: Teacher) -> None:

@@ -67,7 +67,7 @@ def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> 
     model = onnx_model(student, SPEC, FILE).model
     found = float_convolutions(model.graph)
     assert (found.names, found.hard_swishes) == ([], 0)
-    assert not remark_on(found, QuantConfig(branch_outputs=True, around_activations=True))
+    assert not remark_on(found, QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True))
     kernels = optimised(model, tmp_path)
     assert kernels["QLinearConv"] == 6
     assert not [name for name in kernels if "Conv" in name and name != "QLinearConv"]
@@ -85,7 +85,7 @@ def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> 
 
 def test_hard_swishes_in_float_are_told() -> None:
     found = FloatConvolutions([], 6, 3)
-    (remark,) = remark_on(found, QuantConfig(branch_outputs=True, around_activations=True))
+    (remark,) = remark_on(found, QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True))
     assert remark.startswith("3 hard swish functions will run in float between integer convolutions")
 
 
@@ -142,7 +142,7 @@ def test_what_stays_in_float_is_counted(net: type[Mobile], count: int, tmp_path:
     assert (len(found.names), found.convolutions) == (count, 6)
     kernels = optimised(model, tmp_path)
     assert kernels["Conv"] + kernels["FusedConv"] == count
-    (remark,) = remark_on(found, QuantConfig(branch_outputs=True))
+    (remark,) = remark_on(found, QuantConfig(branch_outputs=True, residual_sums=True))
     assert remark.startswith(f"{count} of 6 convolutions will run in float, the first one ")
     assert remark.endswith("unquantized, so the file may be slower than float; fine-tune with around_activations.")
     assert counts_float_convolutions("ort-cpu")
@@ -150,10 +150,10 @@ def test_what_stays_in_float_is_counted(net: type[Mobile], count: int, tmp_path:
 
 
 def test_few_convolutions_in_float_are_no_remark_where_nothing_can_be_done() -> None:
-    made_for_it = QuantConfig(branch_outputs=True, around_activations=True)
+    made_for_it = QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True)
     assert not remark_on(FloatConvolutions(["stem"], 21), made_for_it)
     (remark,) = remark_on(FloatConvolutions(["stem"], 21), QuantConfig())
-    assert remark.endswith("unquantized; fine-tune with around_activations and branch_outputs.")
+    assert remark.endswith("unquantized; fine-tune with around_activations and branch_outputs and residual_sums.")
     (remark,) = remark_on(FloatConvolutions(["a", "b"], 4), made_for_it)
     assert remark.endswith("so the file may be slower than float; activation functions have to be modules.")
 

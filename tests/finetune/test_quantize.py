@@ -65,6 +65,9 @@ def test_from_a_classifier_to_a_file(
     assert fine_tuning.endswith("planned to end within 20 min 0 s of the start")
     assert "made for ort-cpu (checked with onnxruntime 1.31.1 on AVX512-VNNI)" in lines, "what the export did is said, too"
     assert [line for line in lines if line.startswith("against the student on 16 images of random pixels: same class on ")]
+    assert "fine-tun" in done.err or "calibrat" in done.err
+    # The next step is the command's own, and so is the set.
+    assert not [line for line in done.err.splitlines() if line.startswith(("next:", "Set:"))], done.err
     found = json.loads(lines[-1])
     about = OnnxModel(out).description
     assert (about.bits, about.target.split()[0], about.batchnorm_kept) == ("w8a8", "ort-cpu", ())

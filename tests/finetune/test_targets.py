@@ -70,6 +70,7 @@ def test_flags_stand_above_a_target_unless_it_cannot_run_them() -> None:
     assert quant_for("ort-cpu", {"bits": "w8a8"}) == {
         "branch_outputs": True,
         "around_activations": True,
+        "residual_sums": True,
         "narrow_weights": True,
         "bits": "w8a8",
     }
@@ -98,8 +99,9 @@ def test_students_that_a_target_cannot_run() -> None:
     with pytest.raises(ClusterqError, match=r"packed stores weights of 2 bits in a type of 2 bits, .*expected int4 or int8"):
         refuse_student("openvino", QuantConfig(bits="w2a8"), [8, 2], OnnxConfig())
     refuse_student("openvino", QuantConfig(bits="w2a8"), [8, 2], OnnxConfig(integers="int4"))
-    (sentence,) = differs("ort-cpu", QuantConfig(bits="w8a8", narrow_weights=True))
-    assert sentence.startswith("branch_outputs is off, for target=ort-cpu better on")
+    sentences = differs("ort-cpu", QuantConfig(bits="w8a8", narrow_weights=True))
+    for sentence, name in zip(sentences, ("branch_outputs", "residual_sums"), strict=True):
+        assert sentence.startswith(f"{name} is off, for target=ort-cpu better on")
 
 
 @pytest.mark.parametrize("name", ONNX_TARGETS)

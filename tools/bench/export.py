@@ -123,12 +123,14 @@ def speed(
     batchnorm: Annotated[str | None, typer.Option(help="As for export; the target's if left out.")] = None,
     turns: Annotated[int, typer.Option(min=6)] = 15,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    residual_sums: Annotated[bool | None, typer.Option(help="The target's choice if left out.")] = None,
 ) -> None:
     """Latency of families with random weights, made for a target, beside float."""
 
     def run() -> None:
         torch.set_num_threads(1)
-        quant = QuantConfig.validated(quant_for(target, {"bits": bits}))
+        given = {} if residual_sums is None else {"residual_sums": residual_sums}
+        quant = QuantConfig.validated(quant_for(target, {"bits": bits, **given}))
         for name in names:
             student, spec, _ = _random_student(name, quant, 4)
             saved = FinetuneConfig(shards="", teacher=TeacherConfig(arch=name), quant=quant)

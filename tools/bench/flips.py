@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.capture import capture
+from clusterq_common.export.pooling import KEEPING
 from clusterq_common.quant.convert import activation_sites
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
@@ -39,7 +40,15 @@ def first_flips(student: nn.Module, model: onnx.ModelProto, images: Tensor) -> t
         images: (N, C, H, W) float32, normalised.
     """
     sites, expected = _observe(student, images)
-    starts = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    producers = {name: node for node in model.graph.node for name in node.output}
+
+    def repeats(node: onnx.NodeProto) -> bool:
+        """Return whether a quantizer rounds what the same one has rounded before (`repeat_quantizers`)."""
+        before = producers.get(node.input[0])
+        source = producers.get(before.input[0]) if before is not None and before.op_type in KEEPING else None
+        return source is not None and source.op_type == "DequantizeLinear" and source.input[1:] == node.input[1:]
+
+    starts = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and not repeats(node)]
     assert len(starts) == len(sites), f"{len(starts)} QuantizeLinear nodes for {len(sites)} quantizers"
     logits, dequantized = _run(model, starts, images)
     flips: list[Flip | None] = [None] * len(images)

@@ -55,7 +55,9 @@ def remark_on(found: FloatConvolutions, quant: QuantConfig) -> list[str]:
         quant: settings of the student.
     """
     remarks = []
-    left_off = [setting_name(name) for name in ("around_activations", "branch_outputs") if not getattr(quant, name)]
+    left_off = [
+        setting_name(name) for name in ("around_activations", "branch_outputs", "residual_sums") if not getattr(quant, name)
+    ]
     many = len(found.names) > MANY * found.convolutions
     if found.names and (left_off or many):
         advice = f"fine-tune with {' and '.join(left_off)}" if left_off else "activation functions have to be modules"

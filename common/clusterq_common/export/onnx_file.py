@@ -9,6 +9,7 @@ from torch import nn
 
 from clusterq_common.export.batchnorm import fold_batchnorm
 from clusterq_common.export.bias import settle_biases
+from clusterq_common.export.classifier import multiply_last
 from clusterq_common.export.clips import drop_needless_clips, settle_limits
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import Description
@@ -17,7 +18,7 @@ from clusterq_common.export.how_to_run import how_to_run
 from clusterq_common.export.onnx_graph import Graph
 from clusterq_common.export.onnx_types import choose_opset
 from clusterq_common.export.pixel_input import name_batch, take_pixels
-from clusterq_common.export.pooling import name_global_pooling
+from clusterq_common.export.pooling import name_global_pooling, repeat_quantizers
 from clusterq_common.export.qdq import integer_weights, quantizer_sites, spell_out
 from clusterq_common.export.trace import DOMAIN, trace
 from clusterq_common.quant.convert import quantizers
@@ -54,14 +55,20 @@ def onnx_model(student: nn.Module, spec: InputSpec, config: OnnxConfig) -> Made:
     graph = Graph(traced.graph)
     sites = quantizer_sites(graph)
     clipped = fold_batchnorm(graph, weights, sites, config) if config.batchnorm != "keep" else {}
+    shapes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in [*traced.graph.value_info, *traced.graph.output]
+    }
     activations = {name: quantizer for name, quantizer in quantizers(student).items() if name not in weights}
     steps = {name: float(quantizer.step().detach()) for name, quantizer in activations.items()}
     settle_biases(graph, weights, sites, steps, config.integers)
     drop_needless_clips(graph, activations, sites)
     settle_limits(graph)
-    name_global_pooling(graph, {value.name: len(value.type.tensor_type.shape.dim) for value in traced.graph.value_info})
+    name_global_pooling(graph, {name: len(shape) for name, shape in shapes.items()})
     spell_out(graph, weights, activations, config, opset)
     saturate_hard_sigmoids(graph)
+    multiply_last(graph, shapes)
+    repeat_quantizers(graph)
     if config.with_preprocessing:
         take_pixels(graph, spec)
     name_batch(graph, config.fixed_batch)

@@ -1,4 +1,4 @@
-"""Means over whole images in an ONNX graph, in the form that runtimes have integer kernels for."""
+"""Poolings in an ONNX graph, in the form that runtimes have integer kernels for."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from clusterq_common.export.onnx_graph import Graph
 
+# Operators whose results are among their inputs' values.
+KEEPING = {"MaxPool", "Flatten"}
 # (N, C, H, W)
 IMAGE_RANK = 4
 
@@ -31,6 +33,31 @@ def name_global_pooling(graph: Graph, ranks: Mapping[str, int]) -> None:
             node.op_type = "GlobalAveragePool"
             del node.input[1:]
             del node.attribute[:]
+
+
+def repeat_quantizers(graph: Graph) -> None:
+    """Repeat the quantizer before a max pooling or Flatten behind it, in place. No value changes, since the integers stay the same.
+
+    A runtime computes an operator in integers where quantizers stand on both sides of it. Types of fewer than 8 bits have no such
+    kernel and stay.
+    """
+    producers, nodes = graph.producers(), []
+    for node in graph.nodes:
+        nodes.append(node)
+        before = producers.get(node.input[0]) if node.op_type in KEEPING and len(node.output) == 1 else None
+        if before is None or before.op_type != "DequantizeLinear" or not has_byte_type(graph, before):
+            continue
+        output, step = node.output[0], list(before.input[1:])
+        node.output[0], quantized = f"{output}.pooled", f"{output}.quantized"
+        nodes.append(helper.make_node("QuantizeLinear", [node.output[0], *step], [quantized]))
+        nodes.append(helper.make_node("DequantizeLinear", [quantized, *step], [output]))
+    graph.nodes = nodes
+
+
+def has_byte_type(graph: Graph, quantizer: NodeProto) -> bool:
+    """Return whether the zero-point of a QuantizeLinear or DequantizeLinear is given, and of 8 bits."""
+    point = graph.initializers.get(quantizer.input[2]) if len(quantizer.input) > 2 else None
+    return point is not None and point.data_type in {TensorProto.UINT8, TensorProto.INT8}
 
 
 def _axes(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> list[int]:

@@ -77,6 +77,11 @@ _AROUND = Choice(
     MEASURED,
     counted=True,
 )
+_SUMS = Choice(
+    True,
+    "An addition or a max pooling is computed in float, between conversions, unless all that it reads and what comes of it is quantized.",
+    MEASURED,
+)
 _NARROW = Choice(
     True,
     "Weights from -127 to 127 let BatchNorm with a negative gamma be folded without a zero-point among the weights, which slows "
@@ -95,7 +100,7 @@ TARGETS: dict[TargetName, Target] = {
         runtime="ONNX Runtime on a CPU",
         checked="onnxruntime 1.31.1 on AVX512-VNNI",
         speed="8-bit files run in integers; narrower types make files smaller and slower.",
-        quant={"branch_outputs": _BRANCHES, "around_activations": _AROUND, "narrow_weights": _NARROW},
+        quant={"branch_outputs": _BRANCHES, "around_activations": _AROUND, "residual_sums": _SUMS, "narrow_weights": _NARROW},
         file={
             "batchnorm": _FOLD,
             "integers": _INT8,

@@ -72,6 +72,11 @@ class QuantConfig(Settings):
         description="also quantize, to 8 bits, what goes into a SiLU, hard swish, sigmoid or hard sigmoid, the gate of a SiLU or hard swish, and what a product "
         "or mean reads of these and of ReLU (squeeze-and-excitation), for runtimes that compute all of it in integers",
     )
+    residual_sums: bool = Field(
+        False,
+        description="also quantize, to 8 bits, what residual additions give and what else they and max poolings read, for runtimes that add and "
+        "pool in integers; a layer that reads it has no quantizer of its own at 8 bits",
+    )
 
     @field_validator("bits")
     @classmethod

@@ -18,12 +18,15 @@ from clusterq_common.quant.modules import QuantActivation, QuantConv2d, QuantLin
 from clusterq_common.quant.ranges import weight_range
 from clusterq_common.quant.share import LEAST_SHARE, NAMES_SHOWN, quantized_share
 from clusterq_common.quant.structure import ACTIVATIONS, float_layers, quantizable_layers, residual_branches
+from clusterq_common.quant.sums import Sums, sums_and_poolings
 from clusterq_common.setting_names import setting_name
 
 # Pixels have 8 bits; fewer would lose information.
 IMAGE_BITS = 8
 # No product of weights reads what stands around an activation, so fewer bits would save nothing.
 AROUND_BITS = 8
+# Errors of a sum stay in all sums after it.
+SUM_BITS = 8
 # The attribute of a student that holds its settings.
 _CONFIG = "clusterq_quant"
 
@@ -67,7 +70,8 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     activations = _activations(student) if config.activation_sites == "relu" else []
     branches = residual_branches(model, example) if config.branch_outputs else []
     around = activations_around(model, example) if config.around_activations else {}
-    refuse_unused_patterns(config, [*order, *activations, *branches, *around])
+    sums = sums_and_poolings(model, order, example) if config.residual_sums else Sums([], {}, [])
+    refuse_unused_patterns(config, [*order, *activations, *branches, *around, *sums.outputs])
     around = {
         name: one for name, one in around.items() if name not in activations and bits_of(name, config).activations != FLOAT
     }
@@ -76,8 +80,11 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     _quantize_activations(student, activations, config)
     _quantize_branches(student, branches, config)
     _quantize_around(student, around, config)
+    _quantize_sums(student, sums, config)
     if log is not None:
         for line in _summary(student, config, order, activations, branches, around):
+            log(line)
+        for line in _summary_of_sums(student, sums, config):
             log(line)
         log(_share(model, order, example))
     return student.to(example.device)
@@ -167,14 +174,39 @@ def _quantize_activations(student: nn.Module, names: list[str], config: QuantCon
 
 def _quantize_branches(student: nn.Module, names: list[str], config: QuantConfig) -> None:
     for name in names:
-        layer, bits = student.get_submodule(name), bits_of(name, config).activations
-        if bits == FLOAT:
-            continue
-        quantizer = _activation_quantizer(bits, config)
-        if isinstance(layer, nn.BatchNorm2d):
-            _replace(student, name, from_float(layer, quantized_output(type(layer)), output_quantizer=quantizer))
-        else:
-            layer.register_module("output_quantizer", quantizer)
+        bits = bits_of(name, config).activations
+        if bits != FLOAT:
+            _quantize_output(student, name, _activation_quantizer(bits, config))
+
+
+def _quantize_output(student: nn.Module, name: str, quantizer: FakeQuantizer) -> None:
+    module = student.get_submodule(name)
+    if isinstance(module, QuantConv2d | QuantLinear | QuantActivation):
+        module.output_quantizer = quantizer
+    else:
+        _replace(student, name, from_float(module, quantized_output(type(module)), output_quantizer=quantizer))
+
+
+def _quantize_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> None:
+    for name in sums.outputs:
+        # Branches and activation functions may have theirs.
+        if bits_of(name, config).activations != FLOAT and _output_quantizer(student, name) is None:
+            _quantize_output(student, name, _activation_quantizer(SUM_BITS, config))
+    for name, givers in sums.inputs.items():
+        layer = student.get_submodule(name)
+        assert isinstance(layer, QuantConv2d | QuantLinear)
+        own = layer.input_quantizer
+        given = [
+            giver for giver in givers if (quantizer := _output_quantizer(student, giver)) and own and quantizer.bits == own.bits
+        ]
+        if given:
+            # Two roundings to as many bits lose more than one, and cost runtimes a conversion.
+            layer.input_quantizer, layer.reads = None, f"{given[0]}.output_quantizer"
+
+
+def _output_quantizer(student: nn.Module, name: str) -> FakeQuantizer | None:
+    quantizer = getattr(student.get_submodule(name), "output_quantizer", None)
+    return quantizer if isinstance(quantizer, FakeQuantizer) else None
 
 
 def _quantize_around(student: nn.Module, around: Mapping[str, Around], config: QuantConfig) -> None:
@@ -243,6 +275,23 @@ def _summary(
     left = [entry for entry in float_layers(student) if "(Quant" not in entry]
     if left:
         lines.append(f"  left in float: {', '.join(left)}")
+    return lines
+
+
+def _summary_of_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> list[str]:
+    if not config.residual_sums:
+        return []
+    if not sums.outputs and not sums.left:
+        return ["  no residual sums: no addition of two activations, and no max pooling"]
+    outputs = sum(_output_quantizer(student, name) is not None for name in sums.outputs)
+    shared = sum(bool(student.get_submodule(name).reads) for name in sums.inputs)
+    lines = [
+        f"  residual sums and what they and max poolings read: {outputs} outputs at {SUM_BITS} bits, which {shared} layers share"
+    ]
+    if sums.left:
+        lines.append(
+            f"  left in float: {len(sums.left)} of these that no module returns which runs once, the first in {sums.left[0] or 'the network itself'}"
+        )
     return lines
 
 

@@ -1,6 +1,7 @@
 """Layers of a quantized student. Each keeps the name, parameters and state-dict keys of the layer that it replaces."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,10 +11,15 @@ from clusterq_common.quant.fake_quantizer import FakeQuantizer
 
 
 class _Quantized(nn.Module):
-    """A layer on fake-quantized weights and input. A quantizer that is None leaves its tensor in float.
+    """A layer on fake-quantized weights and input. A quantizer that is None leaves its tensor as it is.
 
     Stands before the layer's own class.
+
+    Attributes:
+        reads: the quantizer that the input comes from, by its name in the student, where that is not the layer's own; else empty.
     """
+
+    reads: str = ""
 
     weight: Tensor
     weight_quantizer: FakeQuantizer | None
@@ -46,12 +52,12 @@ class QuantLinear(_Quantized, nn.Linear):
 
 
 class _QuantOutput(nn.Module):
-    """A layer whose output, a branch of a residual addition, is fake-quantized. Stands before the layer's own class."""
+    """A module whose output, as a residual addition reads or returns it, is fake-quantized. Stands before the module's own class."""
 
     output_quantizer: FakeQuantizer | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = super().forward(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = super().forward(*args, **kwargs)
         return _quantized(self.output_quantizer, result)
 
 

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Sequence
 
 INTERRUPTED = 130
+# Set for programs that `run_program` starts.
+PART = "CLUSTERQ_PART"
 
 
 def end_with_parent() -> None:
@@ -38,7 +40,7 @@ def run_program(module: str, arguments: Sequence[str]) -> int:
     try:
         command = [sys.executable, "-m", __name__, str(reading), module, *arguments]
         # What this process can import, its program can, too.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), PART: "1"}
         sys.stdout.flush()
         process = subprocess.Popen(command, pass_fds=[reading], env=environment)
         try:
@@ -52,6 +54,11 @@ def run_program(module: str, arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code
+
+
+def is_part() -> bool:
+    """Return whether another command runs this program as a part of its work, so that what to do next is not for it to say."""
+    return os.environ.get(PART) == "1"
 
 
 def _end_at_end_of(descriptor: int) -> None:

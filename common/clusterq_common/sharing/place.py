@@ -36,13 +36,14 @@ class Place:
     address: str | None = None
 
 
-def locate(named: str | Path, config: SharingConfig, setting: str | None = "shards") -> Place:
+def locate(named: str | Path, config: SharingConfig, setting: str | None = "shards", *, own: bool = False) -> Place:
     """Bring a set here where it lies at an address, and say who made it.
 
     Args:
         named: a folder of shards, a run folder, or an address.
         config: limits, and whose sets are taken.
         setting: what named it, for errors.
+        own: whether the caller has just made it in this folder, so that nobody asks who did.
 
     Raises:
         ClusterqError: there is no usable set, it cannot be fetched, its signature does not hold, or the rules refuse it.
@@ -53,7 +54,8 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
         return Place(pull(offer, config), offer.manifest.digest, offer.digest, offer.maker, offer.remote.shown)
     folder = Path(named)
     manifest, maker = describe_folder(folder, config)
-    report_maker(str(folder), maker, config)
+    if not own:
+        report_maker(str(folder), maker, config)
     return Place(folder, manifest.digest, manifest_digest(shard_folder(folder)), maker)
 
 

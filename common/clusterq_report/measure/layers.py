@@ -58,8 +58,8 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
     """Return `outputs`, `activations` and `weights`, each a list in order of execution.
 
     `outputs`: SQNR in dB of a layer's output against the teacher's, including the errors of all layers before it.
-    `activations`: for each quantizer its bits, the range of its grid, the observed range, the share beyond the grid, and the SQNR
-    of rounding and clipping at this place alone.
+    `activations`: for each quantizer, and for each layer that reads one that is not its own, the bits, the range of the grid, the
+    observed range, the share beyond the grid, and the SQNR of rounding and clipping at this place alone.
     `weights`: for each layer its bits, the SQNR of rounding the student's own float weights (None where they lie on the grid), the
     SQNR of its integers against the teacher's weights, the share beyond the grid, and histograms over [low - 1, high + 1] in steps.
 
@@ -95,9 +95,12 @@ def quantized_layers(teacher: nn.Module, student: nn.Module, batches: Iterator[T
             teacher(batch)
             student(batch)
     modules = dict(student.named_modules())
+    # The quantizer that a layer's input comes from, where it is not its own: it describes both.
+    shared = [(name, getattr(modules[name], "reads", "")) for name in order]
+    rows = {name: _site(name, site, modules[name]) for name, site in sites.items()}
     return {
         "outputs": [{"layer": name, "sqnr": ratio.decibel} for name, ratio in outputs.items()],
-        "activations": [_site(name, site, modules[name]) for name, site in sites.items()],
+        "activations": [*rows.values(), *({**rows[source], "site": name} for name, source in shared if source in rows)],
         "weights": [
             _weights(name, modules[name], teacher.get_submodule(name)) for name in order if _has_weights(modules[name])
         ],

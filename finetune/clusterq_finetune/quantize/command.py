@@ -226,7 +226,18 @@ def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None, seconds
         "runtime": plan.runtime,
     }
     resume = (folder / CONFIG).is_file()
-    commands.finetune(flags, shards, folder, val, None, resume=resume, overwrite=False, dry_run=False, time_budget=seconds)
+    commands.finetune(
+        flags,
+        shards,
+        folder,
+        val,
+        None,
+        resume=resume,
+        overwrite=False,
+        dry_run=False,
+        time_budget=seconds,
+        own_set=plan.shards is None,
+    )
 
 
 def _export(plan: Plan, work: Path, out: Path, *, overwrite: bool) -> dict[str, Any]:
