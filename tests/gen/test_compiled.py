@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_compiled_networks_train_alike(digits_teacher: DigitsTeacher) -> None:
-    # In a process whose modules are as they are written: the marks of tests/statements.py would break graphs.
+    # In a process whose modules are as they are written: slipcover's marks would break graphs.
     in_processes(1, train_alike, teacher_config(digits_teacher))
 
 

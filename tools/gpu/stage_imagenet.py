@@ -33,8 +33,8 @@ STUDENTS: dict[str, dict[str, Any]] = {"w8a8": CALIBRATED, "w4a4": {}, "w4a8": {
 DECODED = 512
 # Time of one teacher at full size on an H200, and the total time below which only the first teacher is used.
 WHOLE_SECONDS, LEAST_FOR_TWO = 150.0, 130.0
-# Number of photographs for evaluation in a rehearsal, and side of its images: it makes some of each of 1000 classes.
-FEW, SMALL_SIDE = 8, 64
+# Number of photographs for evaluation in a rehearsal, and side of its images: more than 64, as networks differ there, and it makes some of each of 1000 classes.
+FEW, SMALL_SIDE = 8, 96
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
