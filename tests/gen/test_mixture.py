@@ -143,7 +143,5 @@ def test_nothing_is_drawn_where_nothing_is_mixed(teacher: Teacher) -> None:
 
 def test_more_classes_in_an_image_than_there_are_is_refused(teacher: Teacher) -> None:
     settings = small(teacher, method={"method": "qimera", "mix_classes": 11})
-    with pytest.raises(
-        ClusterqError, match="--mix-classes: 11 classes in an image, but the teacher knows 10; choose a smaller"
-    ):
+    with pytest.raises(ClusterqError, match="mix_classes: 11 classes in an image, but the teacher knows 10; choose a smaller"):
         Training.start(settings, teacher, CPU)

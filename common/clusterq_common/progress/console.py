@@ -104,7 +104,7 @@ def info(line: str) -> None:
 
 
 def warn(sentence: str) -> None:
-    """Print a warning, even with `--quiet`."""
+    """Print a warning, even within `quietly`."""
     if (listener := _listener.get()) is not None:
         listener.log(one_line(f"Warning: {sentence}"))
     elif is_main_process():
@@ -112,7 +112,7 @@ def warn(sentence: str) -> None:
 
 
 def print_result(line: str) -> None:
-    """Print one line of a command's result on stdout, even with `--quiet`."""
+    """Print one line of a command's result on stdout, even within `quietly`."""
     if is_main_process():
         _write(sys.stdout, one_line(line))
 
@@ -208,7 +208,7 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0, 
         yield lines
         lines.finish()
         return
-    from clusterq_common.progress.bars import bar  # imported late, since rich takes long to import and `--help` is fast
+    from clusterq_common.progress.bars import bar  # imported late, since rich takes long to import and help must be fast
 
     with bar(description, meter) as ticker:
         yield ticker

@@ -64,14 +64,15 @@ class Training:
         world = Ranks.current().world
         if config.train.batch_size % world:
             raise ClusterqError(
-                f"--batch-size: {config.train.batch_size} images cannot be shared evenly by {world} processes, expected a multiple of "
-                f"{world}; the batch is that of all processes together."
+                f"{config.train.batch_size} images cannot be shared evenly by {world} processes, expected a multiple of "
+                f"{world}; the batch is that of all processes together.",
+                setting="batch_size",
             )
         if config.method.mixing:
             try:
                 classes_in_mixture(teacher.spec.num_classes, config.method.mix_classes)
             except ValueError as error:
-                raise ClusterqError(f"--mix-classes: {error}; choose a smaller number.") from error
+                raise ClusterqError(f"{error}; choose a smaller number.", setting="mix_classes") from error
         # Layers draw their initial weights from the global generator, which is seeded here and restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
@@ -217,7 +218,7 @@ class Training:
             try:
                 layers = SemanticLayers.choose(taps.moments, self.stored_statistics(), method.start_layer, method.fda_units)
             except ValueError as error:
-                raise ClusterqError(f"--start-layer: {error}; choose a smaller number.") from error
+                raise ClusterqError(f"{error}; choose a smaller number.", setting="start_layer") from error
             self.centroids = Centroids(self.teacher.spec.num_classes, layers)
 
     def state_dict(self) -> dict[str, Any]:
