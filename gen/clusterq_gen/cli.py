@@ -25,8 +25,8 @@ OF_SHARDS = {
     "heldout_per_class": "Images of each class in the held-out split (default: a tenth of --per-class)",
 }
 TRAIN_BRIEF = brief_help(
-    *("arch", "weights", "input_size", "num_classes", "mean", "std", "preset", "method", "bits", "out", "per_class", "images"),
-    *("heldout_per_class", "epochs", "steps_per_epoch", "batch_size", "device", "cuda_graphs", "threads", "seed"),
+    *("arch", "weights", "input_size", "in_channels", "num_classes", "mean", "std", "preset", "method", "bits", "out"),
+    *("per_class", "images", "heldout_per_class", "epochs", "steps_per_epoch", "batch_size", "device", "cuda_graphs", "threads", "seed"),
     *("time_budget", "config", "resume", "overwrite", "dry_run", "quiet"),
     preset="Size of the run: quick (two CPU cores), paper-cifar, paper-imagenet or auto",
     method="clusterq, gdfq, adadfq, qimera, zeroq, dsg, intraq, or your own file.py:function (default: clusterq)",
@@ -62,7 +62,8 @@ def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
     epilog=examples(
         "clusterq-gen train --arch resnet18 --out out/",
         "clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4",
-        "clusterq-gen train --arch net.py:build --weights net.pth --num-classes 10",
+        "clusterq-gen train --arch net.py:build --weights net.pth --input-size 32 --in-channels 3 --num-classes 10 --mean 0.5,0.5,0.5 "
+        "--std 0.5,0.5,0.5",
         "clusterq-gen train --config out/config.yaml --seed 1 --out out-1/",
         "clusterq-gen train --arch resnet18 --out out/ --resume",
     ),

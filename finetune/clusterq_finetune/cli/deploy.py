@@ -32,11 +32,12 @@ BENCHMARK_EXAMPLES = examples(
 QUANTIZE_EXAMPLES = examples(
     "clusterq-finetune quantize --arch resnet18 --bits w8a8 --recipe calibrated --out model.onnx",
     "clusterq-finetune quantize --arch resnet20_cifar10 --bits w4a8 --preset quick --val real/ --out model.onnx",
-    "clusterq-finetune quantize --arch net.py:build --weights net.pth --bits w8a8 --target tensorrt --out model.onnx",
+    "clusterq-finetune quantize --arch net.py:build --weights net.pth --input-size 32 --in-channels 3 --num-classes 10 "
+    "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --bits w8a8 --target tensorrt --out model.onnx",
 )
 QUANTIZE_BRIEF = brief_help(
-    *("arch", "weights", "input_size", "num_classes", "mean", "std", "bits", "target", "recipe", "preset", "out", "val"),
-    *("shards", "work", "with_preprocessing", "device", "threads", "seed", "time_budget", "overwrite", "dry_run"),
+    *("arch", "weights", "input_size", "in_channels", "num_classes", "mean", "std", "bits", "target", "recipe", "preset"),
+    *("out", "val", "shards", "work", "with_preprocessing", "device", "threads", "seed", "time_budget", "overwrite", "dry_run"),
     *("as_json", "quiet"),
     out="The ONNX file to write; its report is written beside it",
     recipe="How the student is made: calibrated (minutes), fast, best or paper (default: fast)",
