@@ -1,10 +1,10 @@
 """A typer application with readable help, and the options that every command has."""
 
 import io
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from itertools import takewhile
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -52,7 +52,7 @@ class Group(_InFlags, Readable, TyperGroup):
             return
         commands = self._help_without("options", ctx, formatter)
         options = self._help_without("commands", ctx, formatter)
-        both = os.path.commonprefix([commands, options])
+        both = list(takewhile(lambda pair: pair[0] == pair[1], zip(commands, options, strict=False)))
         typer.echo("".join([*commands, *options[len(both) :]]), nl=False)
 
     def _help_without(self, part: str, ctx: Any, formatter: Any) -> list[str]:

@@ -26,7 +26,18 @@ OF_SHARDS = {
 }
 TRAIN_BRIEF = brief_help(
     *("arch", "weights", "input_size", "in_channels", "num_classes", "mean", "std", "preset", "method", "bits", "out"),
-    *("per_class", "images", "heldout_per_class", "epochs", "steps_per_epoch", "batch_size", "device", "cuda_graphs", "threads", "seed"),
+    *(
+        "per_class",
+        "images",
+        "heldout_per_class",
+        "epochs",
+        "steps_per_epoch",
+        "batch_size",
+        "device",
+        "cuda_graphs",
+        "threads",
+        "seed",
+    ),
     *("time_budget", "config", "resume", "overwrite", "dry_run", "quiet"),
     preset="Size of the run: quick (two CPU cores), paper-cifar, paper-imagenet or auto",
     method="clusterq, gdfq, adadfq, qimera, zeroq, dsg, intraq, or your own file.py:function (default: clusterq)",
