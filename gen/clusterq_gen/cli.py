@@ -8,7 +8,7 @@ import typer
 from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, brief_help, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
-from clusterq_cli.main import run_guarded, run_to_end, same_command
+from clusterq_cli.main import run_guarded, run_to_end, same_command, say_begin
 from clusterq_cli.report import add_report
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
@@ -103,6 +103,7 @@ def train(
     """Train a generator for a classifier, or optimise images without one, then write class-labelled shards."""
 
     def run() -> None:
+        say_begin(f"{flags.get('teacher', {}).get('arch') or config or 'the run'} to {out}")
         from clusterq_gen import commands
 
         seconds = None if time_budget is None else parse_time_budget(time_budget)

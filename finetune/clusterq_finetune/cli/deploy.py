@@ -9,7 +9,7 @@ import typer
 from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help, named_teacher
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
-from clusterq_cli.main import run_guarded, same_command
+from clusterq_cli.main import run_guarded, same_command, say_begin
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
@@ -179,6 +179,7 @@ def quantize(
                 else "--recipe calibrated makes a set of its own kind"
             )
             raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
+        say_begin(f"{flags['teacher']['arch']}, recipe {recipe}, for {target}, to {out}")
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_finetune.export import summary_lines as export_lines
         from clusterq_finetune.quantize.command import plan_of, quantize
