@@ -13,10 +13,11 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
-from clusterq_common.export.for_target import file_for, format_for, quant_for, said_of
+from clusterq_common.export.for_target import file_for, format_for, quant_for, said_of, stored_wider
 from clusterq_common.export.targets import TARGETS
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.progress.console import info, print_result
+from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quantities import count, duration
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.extras import need
@@ -36,6 +37,7 @@ from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.export import export
 from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
 from clusterq_finetune.results import read_result
+from clusterq_report.pages.deployment import timed_in
 from clusterq_report.pages.draw import draw_report
 
 # Passes of an image through the teacher, forward and back, that an image of a training step stands for; those of a step of
@@ -141,6 +143,9 @@ def _announce(
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
     print_result(TARGETS[plan.target].speed)
+    wider = stored_wider(plan.target, QuantConfig(bits=plan.bits).widths.weights, plan.file)
+    if wider is not None:
+        print_result(wider)
     samples = _training_images(plan, work)
     if samples is not None:
         print_result(f"1. set of images: {plan.shards or work / SET}, which is there")
@@ -160,7 +165,9 @@ def _announce(
         if evaluation:
             print_result(f"   then teacher and student on {evaluation}")
     print_result(f"3. export: {out}")
-    print_result(f"4. benchmark: speed beside float, and both files on {evaluation or 'held-out images of the set'}")
+    print_result(
+        f"4. benchmark: speed beside float {timed_in({'file': {'target': plan.target}})}, and both files on {evaluation or 'held-out images of the set'}"
+    )
     print_result(f"5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
 
