@@ -88,13 +88,12 @@ def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
     assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in said
 
 
-def test_commands_come_before_options(gen: Cli, finetune: Cli) -> None:
-    for words in commands():
-        for flag in ("--help", "--help-all"):
-            said = cli_of(words[0], gen, finetune)(*words[1:], flag).out
-            if "╭─ Commands ─" in said:
-                assert said.count("Usage: ") == 1
-                assert said.index("╭─ Commands ─") < said.index("╭─ Options ─"), (words, flag)
+@pytest.mark.parametrize("words", [["clusterq-gen"], ["clusterq-finetune"], ["clusterq-finetune", "shards"]], ids=" ".join)
+def test_commands_come_before_options(words: list[str], gen: Cli, finetune: Cli) -> None:
+    for flag in ("--help", "--help-all"):
+        said = cli_of(words[0], gen, finetune)(*words[1:], flag).out
+        assert said.count("Usage: ") == 1
+        assert said.index("╭─ Commands ─") < said.index("╭─ Options ─"), flag
 
 
 def test_brackets_in_descriptions_are_shown(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,19 +103,18 @@ def test_brackets_in_descriptions_are_shown(gen: Cli, finetune: Cli, monkeypatch
     assert "[tensorboard]" in finetune("--help-all").out
 
 
-def printed_examples(gen: Cli, finetune: Cli) -> Iterator[tuple[str, list[str]]]:
-    """Each example of a help: its program, its words."""
-    for words in commands():
-        said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
-        for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
-            program, *rest = shlex.split(line)
-            yield program, rest
+def printed_examples(words: list[str], gen: Cli, finetune: Cli) -> Iterator[tuple[str, list[str]]]:
+    """Each example of a command's help: its program, its words."""
+    said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
+    for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
+        program, *rest = shlex.split(line)
+        yield program, rest
 
 
 def test_examples_are_command_lines_that_parse(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     count = 0
-    for program, rest in printed_examples(gen, finetune):
+    for program, rest in (one for words in commands() for one in printed_examples(words, gen, finetune)):
         found: Any = typer.main.get_command(APPS[program])
         while rest and rest[0] in getattr(found, "commands", {}):
             found = found.commands[rest.pop(0)]
@@ -144,12 +142,10 @@ def test_examples_with_a_factory_are_accepted(gen: Cli, finetune: Cli, monkeypat
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clusterq_finetune.quantize.command.run_program", lambda _, words: gen(*words).code)
-    found = [(program, rest) for program, rest in printed_examples(gen, finetune) if "net.py:build" in rest]
-    planned = [(program, rest) for program, rest in found if rest[0] in {"train", "quantize"}]
-    assert {rest[0] for _, rest in planned} == {"train", "quantize"}
-    for program, rest in planned:
-        done = cli_of(program, gen, finetune)(*rest, "--dry-run")
-        assert done.code == 0, (rest, done.err)
+    for words in (["clusterq-gen", "train"], ["clusterq-finetune", "quantize"]):
+        (example,) = [rest for _, rest in printed_examples(words, gen, finetune) if "net.py:build" in rest]
+        done = cli_of(words[0], gen, finetune)(*example, "--dry-run")
+        assert done.code == 0, (example, done.err)
 
 
 def test_version(gen: Cli, finetune: Cli) -> None:

@@ -16,6 +16,7 @@ from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.targets import TargetName
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
@@ -40,10 +41,18 @@ QUANTIZE_BRIEF = brief_help(
     *("out", "val", "shards", "work", "with_preprocessing", "device", "threads", "seed", "time_budget", "overwrite", "dry_run"),
     *("as_json", "quiet"),
     out="The ONNX file to write; its report is written beside it",
-    recipe="How the student is made: calibrated (minutes), fast, best or paper (default: fast)",
+    recipe="How the student is made: calibrated (minutes), fast, best or paper",
     preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
     val="Real images, only to report accuracy at the end",
 )
+QUANTIZE_SECTIONS = {
+    "teacher": TeacherConfig,
+    "quant": QuantConfig,
+    "choice": BitChoice,
+    "onnx": OnnxConfig,
+    "evaluation": EvaluationConfig,
+    "runtime": RuntimeConfig,
+}
 # The presets of clusterq-gen, which is another program.
 Preset = Literal["auto", "quick", "paper-cifar", "paper-imagenet"]
 
@@ -119,7 +128,7 @@ def benchmark(
     run_guarded(run, debug=debug, quiet=quiet)
 
 
-@with_flags({"teacher": TeacherConfig, "quant": QuantConfig, "onnx": OnnxConfig, "runtime": RuntimeConfig}, typer.Option)
+@with_flags(QUANTIZE_SECTIONS, typer.Option)
 def quantize(
     flags: dict[str, dict[str, Any]],
     out: Annotated[Path, typer.Option("--out", help="The ONNX file to write; its report is written beside it.")],
@@ -127,6 +136,7 @@ def quantize(
     val: Annotated[
         Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
     ] = None,
+    classes: Classes = None,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -195,6 +205,7 @@ def quantize(
             preset=preset or "auto",
             set_flags=set_flags_of(set_flags),
             shards=None if shards is None else str(shards),
+            classes=None if classes is None else str(classes),
             time_budget=None if time_budget is None else parse_time_budget(time_budget),
         )
         result = quantize(
