@@ -66,7 +66,7 @@ def export_onnx(
     integers: Integers = "packed",
     opset: int | None = None,
 ) -> None:
-    """Write a student as an ONNX file with its integers in it; a file that is there is replaced. Needs `pip install clusterq[onnx]`.
+    """Write a student as an ONNX file with its integers in it; a file that is there is replaced. Needs the extra `onnx`.
 
     Args:
         student: calibrated.

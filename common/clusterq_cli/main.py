@@ -11,7 +11,7 @@ from clusterq_cli.flags import flag_of
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command, without_secrets
 from clusterq_common.files import final_name
-from clusterq_common.progress.console import is_main_process, quietly, write_line
+from clusterq_common.progress.console import info, is_main_process, quietly, write_line
 from clusterq_common.setting_names import in_a_command, settings_spelled_by
 
 USER_ERROR = 2
@@ -70,6 +70,11 @@ def run_guarded(
     except KeyboardInterrupt:
         further = "" if resume is None else f" What is finished is on disk; to go on:\n  {resume()}"
         _leave(f"Interrupted.{further}", INTERRUPTED, debug=debug)
+
+
+def say_begin(what: str) -> None:
+    """Print the first line of a command, before torch is imported, which takes seconds."""
+    info(f"{what}; loading torch and the classifier")
 
 
 def same_command(program: str, *more: str) -> str:

@@ -10,7 +10,18 @@ from typing import Any, Literal
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.records import read_metrics
-from clusterq_common.run.run_folder import ANALYSIS, BENCHMARK, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
+from clusterq_common.run.run_folder import (
+    ANALYSIS,
+    BENCHMARK,
+    CONFIG,
+    ENVIRONMENT,
+    LAYERS,
+    METRICS,
+    PREDICTIONS,
+    RESULT,
+    SHARDS,
+    TABLE,
+)
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 from clusterq_report.run_predictions import Ints, PredictionsFile
@@ -30,11 +41,18 @@ class RunData:
         folder: folder of the run.
         kind: program that wrote it.
         config: content of config.yaml; empty for a comparison.
+        page: the page that is drawn, where it lies elsewhere than in the folder.
     """
 
     folder: Path
     kind: Kind
     config: dict[str, Any] = field(default_factory=dict)
+    page: Path | None = None
+
+    @property
+    def costs_csv(self) -> str:
+        """Name of the table of layers that lies beside the page."""
+        return LAYERS if self.page is None else f"{self.page.stem}-{LAYERS}"
 
     @classmethod
     def open(cls, folder: Path) -> "RunData":

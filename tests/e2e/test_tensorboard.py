@@ -148,5 +148,5 @@ def test_without_the_package(
     ):
         assert done.code == 2
         assert done.err.startswith("Error: --tensorboard: the package tensorboard is not installed")
-        assert "pip install clusterq[tensorboard]" in done.err
+        assert "pip install '.[tensorboard]' in clusterq's checkout" in done.err
     assert not list(tmp_path.iterdir())

@@ -103,8 +103,12 @@ def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> 
     assert not plan.refuse_other(tmp_path)
     plan.to_yaml(tmp_path / PLAN)
     assert plan.refuse_other(tmp_path)
-    with pytest.raises(ClusterqError, match="made with preset quick, this command has auto"):
+    with pytest.raises(ClusterqError, match="made with preset quick, this command has auto") as refused:
         plan.model_copy(update={"preset": "auto"}).refuse_other(tmp_path)
+    assert "To use its images" not in str(refused.value), "there are none yet"
+    (tmp_path / SET).mkdir()
+    with pytest.raises(ClusterqError, match=r"To use its images: --shards .*set and another --work"):
+        plan.model_copy(update={"bits": "w8a8"}).refuse_other(tmp_path)
 
 
 def test_shares_of_a_time_budget(tmp_path: Path) -> None:
@@ -162,6 +166,37 @@ def test_the_time_depends_on_the_set(digits_teacher: DigitsTeacher, digits_run: 
     assert (done.code, "which is there" in done.out) == (2, False), done.out
 
 
+def test_settings_of_the_fine_tuning_and_of_its_evaluation(
+    digits_teacher: DigitsTeacher, digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits that are chosen, classes and crop reach the stages; without real images the latter two are refused, not ignored."""
+    names = tmp_path / "classes.txt"
+    names.write_text("".join(f"{path.name}\n" for path in sorted(digits_teacher.val.iterdir())))
+    given: list[tuple[object, ...]] = []
+
+    def fine_tune(*values: object, **_: object) -> None:
+        given.append(values)
+        raise ClusterqError("far enough")
+
+    monkeypatch.setattr("clusterq_finetune.commands.finetune", fine_tune)
+    monkeypatch.setattr(stages, "seconds_per_image", lambda *_: 1.0)
+    command = ["quantize", *digits_teacher.flags, "--shards", digits_run, "--bits", "w4a8", "--out", tmp_path / "model.onnx"]
+    chosen = ["--average-bits", 3.5, "--time-budget", "1m"]
+    done = finetune(*command, *chosen, "--val", digits_teacher.val, "--classes", names, "--crop-pct", "off")
+    assert "far enough" in done.err, done.err
+    assert "takes longer than the share of the budget" in done.err
+    assert "weights of 4 bits are stored in 8; --integers packed or --integers int4 makes the file smaller" in done.out
+    assert "and the choice of bits by layer before it" in done.out
+    assert "speed beside float in ONNX Runtime on the CPU, and both files" in done.out
+    ((flags, _, _, val, classes),) = given
+    assert isinstance(flags, dict)
+    assert (flags["choice"], flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
+    assert (val, classes) == (digits_teacher.val, names)
+    for flag, value in (("--classes", names), ("--crop-pct", "off")):
+        done = finetune(*command, flag, value, "--work", tmp_path / "new")
+        assert (done.code, f"{flag}: there is no --val" in done.err) == (2, True), done.err
+
+
 def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is quiet where the command is, and a signal that ended it is told in a sentence."""
     called: list[list[str]] = []
@@ -175,6 +210,10 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
     for quiet in (True, False):
         stages._set(plan, tmp_path, quiet=quiet)
     assert [arguments[-1] for arguments in called] == ["--quiet", str(tmp_path / SET)]
+    (tmp_path / SET).mkdir()
+    (tmp_path / SET / CONFIG).touch()  # what an interruption leaves
+    stages._set(plan, tmp_path, quiet=False)
+    assert called[-1][-1] == "--resume"
     monkeypatch.setattr(stages, "run_program", lambda *_: -signal.SIGKILL)
     with pytest.raises(ClusterqError, match="clusterq-gen was ended by signal 9"):
         stages._set(plan, tmp_path, quiet=False)

@@ -104,6 +104,32 @@ def counts_float_convolutions(name: TargetName) -> bool:
     return any(choice.counted for choice in TARGETS[name].quant.values())
 
 
+def stored_wider(name: TargetName, weights: int, given: Mapping[str, Any]) -> str | None:
+    """Return a sentence where a target stores weights of so many bits in a wider type than they need; None where it does not.
+
+    Args:
+        name: the target.
+        weights: bits of the weights.
+        given: the user's values of `OnnxConfig`.
+    """
+    if weights == FLOAT:
+        return None
+    stored = stored_bits(weights, OnnxConfig.validated(file_for(name, given)).integers)
+    if stored <= stored_bits(weights, "packed"):
+        return None
+    choice = TARGETS[name].file.get("integers")
+    narrower = [
+        way
+        for way in NARROWEST
+        if stored_bits(weights, way) < stored
+        and stored_bits(weights, way) in TARGETS[name].weight_types
+        and (choice is None or not choice.only or way in choice.only)
+    ]
+    ways = " or ".join(setting_name("integers", way) for way in narrower)
+    advice = f"{ways} makes the file smaller and slower" if ways else f"{TARGETS[name].runtime} takes no narrower type"
+    return f"weights of {weights} bits are stored in {stored}; {advice}."
+
+
 def said_of(name: TargetName) -> str:
     """Return what a file says of its target: its name, and whether it was tried."""
     return f"{name} ({TARGETS[name].status})"

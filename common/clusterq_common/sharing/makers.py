@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, warn
+from clusterq_common.run.extras import how_to_install
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE
@@ -39,7 +40,7 @@ class Maker:
     def told(self) -> str:
         """In words, for one line."""
         if self.unchecked:
-            return "signed, but nobody has checked by whom: that takes clusterq's extra `sign` (pip install clusterq[sign])"
+            return f"signed, but nobody has checked by whom: that takes clusterq's extra `sign` ({how_to_install('sign')})"
         if self.signature is None:
             return "unsigned: who made it cannot be told"
         key = self.signature.fingerprint

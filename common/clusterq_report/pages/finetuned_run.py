@@ -9,7 +9,7 @@ from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Paragraph
 from clusterq_report.html.gallery import stored_images
 from clusterq_report.html.page import Level, Remark, Report, Section
-from clusterq_report.pages import accuracy, deployment, loss_terms, provenance
+from clusterq_report.pages import accuracy, chosen_bits, deployment, loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.pages.curves import curves, series, shares
 from clusterq_report.pages.layers import Layers
@@ -28,13 +28,14 @@ def finetuning_report(source: RunData) -> Report:
         ClusterqError: a file in the folder was not written by a run.
     """
     arch = shown_arch(word(section(source.config.get("teacher")).get("arch"), "a teacher"))
-    bits = word(section(source.config.get("quant")).get("bits"))
+    bits = chosen_bits.in_words(source)
     gone = f"The shards that it learned from do not lie in {source.shards} (any more), or are others now."
     sections = [
         Section("accuracy", "Accuracy on real images", accuracy.overall(source), opened=True),
         Section("classes", "Classes", [*accuracy.by_class(source), *accuracy.confusion(source)]),
         Section("learning", "Learning", _learning(source)),
         Section("speed", "The exported file", deployment.exported_file(source)),
+        Section("bits", "Choice of bits", chosen_bits.choice_of_bits(source)),
         Section("reconstruction", "Reconstruction", inside.reconstruction(source)),
         Section("layers", "Layer by layer: costs and errors", inside.quantization(source)),
         Section("images", "Images it learned from", stored_images(source, gone)),
@@ -44,7 +45,7 @@ def finetuning_report(source: RunData) -> Report:
         Section("origins", "Origins", provenance.origins(source)),
     ]
     headline = [*accuracy.drop(source), *provenance.next_step(source)]
-    return Report(f"{arch} at {bits}", _lead(source, arch, bits), _tiles(source, bits), _remarks(source), sections, headline)
+    return Report(f"{arch} at {bits}", _lead(source, arch, bits), _tiles(source), _remarks(source), sections, headline)
 
 
 def _apart(source: RunData) -> str:
@@ -59,9 +60,9 @@ def _apart(source: RunData) -> str:
     return f": {abs(apart.mean):.2f} points {'below' if apart.mean >= 0 else 'above'} it (95 % interval: {side(apart.low)} to {side(apart.high)})"
 
 
-def _tiles(source: RunData, bits: str) -> dict[str, str]:
+def _tiles(source: RunData) -> dict[str, str]:
     result, recipe = source.result, section(source.config.get("recipe"))
-    tiles = {"Bits": bits}
+    tiles = chosen_bits.tile(source)
     before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
     if after is not None:
         apart = accuracy.below_teacher(source)
@@ -94,7 +95,9 @@ def _exported(source: RunData) -> dict[str, str]:
     times, ratio = reals(section(row.get("milliseconds")).get("file")), reals(row.get("ratio"))
     if times and times[0] is not None:
         beside = f", {ratio[0]:.2f} of float's" if ratio and ratio[0] is not None else ""
-        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = f"{times[0]:.2f} ms{beside}"
+        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = (
+            f"{times[0]:.2f} ms{beside}, {deployment.timed_in(found)}"
+        )
     return tiles
 
 

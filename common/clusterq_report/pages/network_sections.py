@@ -72,7 +72,7 @@ def quantization(source: RunData) -> list[Block]:
     """Return the table of layers' costs, and figures on quantization: errors by layer, ranges, and weights over their grid."""
     layers = Layers.of(source)
     outputs, sites, weights = (layers.rows(name) for name in ("outputs", "activations", "weights"))
-    costs = cost_table(layers)
+    costs = cost_table(layers, source.costs_csv)
     if not outputs:
         return costs
     lines = [

@@ -1,5 +1,7 @@
 """Parts of a page about where things come from: settings, versions, digests, and the command that makes them again."""
 
+import os
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ PROGRAMS = {
 }
 # Flags that say what to do with a folder that exists: no part of what was done.
 ABOUT_FOLDER = {"--resume", "--overwrite"}
+SHOW_PROGRAM = "import onnx, sys; print(onnx.load(sys.argv[1]).doc_string)"
 LONGEST_LIST = 24
 DEEPEST = 3
 
@@ -33,7 +36,7 @@ def again(source: RunData) -> list[Block]:
     started = _started(source)
     if source.kind == "comparison":
         return [*_record(started), Paragraph(SAID)] if started else []
-    first = "In the run's folder, from the saved settings, every default included:"
+    first = f"In {_place(source)}, from the saved settings, every default included:"
     if source.kind == "generator":
         commands = [(first, f"clusterq-gen train --config {CONFIG} --out ../again")]
         elsewhere = f"{setting_name('weights')} (and {setting_name('arch')}, for a file of your own)"
@@ -64,9 +67,14 @@ def next_step(source: RunData) -> list[Block]:
     elif real(section(source.result.get("student")).get("top1")) is None:
         said = "Next, measure the accuracy on real images (put in your folder)"
         command = "clusterq-finetune evaluate --student . --val path/to/real/images"
+    elif isinstance(path := section(source.benchmark.get("file")).get("path"), str):
+        # Its doc string holds a program that runs it.
+        said = "Next, run the file: it holds a program that does, to be printed"
+        command = shell_command("python", "-c", SHOW_PROGRAM, re.split(r"[\\/]", path)[-1])
+        return [Paragraph(f"{said}; in the file's folder:"), Code(command)]
     else:
         said, command = "Next, write it as a file for other programs", "clusterq-finetune export --student . --out model.onnx"
-    return [Paragraph(f"{said}; in the run's folder:"), Code(command)]
+    return [Paragraph(f"{said}; in {_place(source)}:"), Code(command)]
 
 
 def _after_generator(source: RunData) -> tuple[str, str]:
@@ -74,6 +82,15 @@ def _after_generator(source: RunData) -> tuple[str, str]:
         return "The run is not finished. To go on", "clusterq-gen train --out . --resume"
     bits = word(section(source.config.get("quant")).get("bits"), "w4a4")
     return "Next, make a low-bit model from these images", shell_command("clusterq-finetune", "--shards", ".", "--bits", bits)
+
+
+def _place(source: RunData) -> str:
+    """Return where the run's commands are typed: "the run's folder", with its name if the page lies elsewhere."""
+    if source.page is None:
+        return "the run's folder"
+    relative = os.path.relpath(source.folder, source.page.parent)
+    outside = relative.startswith(os.pardir)
+    return f"the run's folder, {f'{ELSEWHERE}/{source.folder.name}' if outside else relative}"
 
 
 def _record(started: str) -> list[Block]:

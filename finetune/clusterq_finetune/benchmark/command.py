@@ -134,6 +134,11 @@ def _refuse_unused(
         )
     if teacher and student is None:
         raise ClusterqError(f"--{next(iter(teacher))}: there is no --student, expected one whose teacher it is; leave it out.")
+    refuse_idle_evaluation(val, classes, evaluation)
+
+
+def refuse_idle_evaluation(val: Path | None, classes: Path | None, evaluation: EvaluationConfig | None) -> None:
+    """Raise ClusterqError for settings of an evaluation on real images where there are none."""
     if val is None and classes is not None:
         raise ClusterqError("--classes: there is no --val, expected images that it names the classes of; leave it out.")
     if val is None and evaluation is not None and evaluation.model_fields_set:

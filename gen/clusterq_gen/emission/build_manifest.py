@@ -7,6 +7,7 @@ import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import warn
+from clusterq_common.quantities import count
 from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.facts import teacher_facts
@@ -170,4 +171,4 @@ def warn_of_short_classes(short: list[int]) -> None:
     if classes:
         shown = ", ".join(f"{label} ({missing} missing)" for label, missing in classes[:SHOWN_CLASSES])
         more = " ..." if classes[SHOWN_CLASSES:] else ""
-        warn(f"{len(classes)} classes got fewer images than wanted: {shown}{more}")
+        warn(f"{count(len(classes), 'class', 'classes')} got fewer images than wanted: {shown}{more}")
