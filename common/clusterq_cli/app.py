@@ -75,7 +75,7 @@ class _Kept(io.StringIO):
         self._stream = stream
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # type: ignore[override]
         """The stream's encoding."""
         return self._stream.encoding
 

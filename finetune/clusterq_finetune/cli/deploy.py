@@ -18,6 +18,7 @@ from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
+from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
 from clusterq_finetune.cli.options import TARGET_HELP, Classes
@@ -45,7 +46,7 @@ QUANTIZE_BRIEF = brief_help(
     preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
     val="Real images, only to report accuracy at the end",
 )
-QUANTIZE_SECTIONS = {
+QUANTIZE_SECTIONS: dict[str, type[Settings]] = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
     "choice": BitChoice,
