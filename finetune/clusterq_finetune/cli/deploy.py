@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help, named_teacher
-from clusterq_cli.flags import with_flags
+from clusterq_cli.flags import Sections, with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded, same_command, say_begin
 from clusterq_common.device.config import RuntimeConfig
@@ -45,7 +45,7 @@ QUANTIZE_BRIEF = brief_help(
     preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
     val="Real images, only to report accuracy at the end",
 )
-QUANTIZE_SECTIONS = {
+QUANTIZE_SECTIONS: Sections = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
     "choice": BitChoice,
