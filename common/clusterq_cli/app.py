@@ -74,6 +74,7 @@ class _Kept(io.StringIO):
         super().__init__()
         self._stream = stream
 
+    # `io` has a property here, which its annotations call an attribute.
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """The stream's encoding."""

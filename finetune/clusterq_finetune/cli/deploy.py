@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help, named_teacher
-from clusterq_cli.flags import with_flags
+from clusterq_cli.flags import Sections, with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded, same_command, say_begin
 from clusterq_common.device.config import RuntimeConfig
@@ -18,7 +18,6 @@ from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
 from clusterq_finetune.cli.options import TARGET_HELP, Classes
@@ -46,7 +45,7 @@ QUANTIZE_BRIEF = brief_help(
     preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
     val="Real images, only to report accuracy at the end",
 )
-QUANTIZE_SECTIONS: dict[str, type[Settings]] = {
+QUANTIZE_SECTIONS: Sections = {
     "teacher": TeacherConfig,
     "quant": QuantConfig,
     "choice": BitChoice,
