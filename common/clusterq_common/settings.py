@@ -127,11 +127,11 @@ def under_present_names(model: type[BaseModel], values: dict[str, Any]) -> dict[
     return result
 
 
-def _shown(found: object) -> str:
+def _shown(value: object) -> str:
     """A value in an error: the beginning of it, however large it is."""
     short = Repr()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, LONGEST_FOUND, LONGEST_FOUND, LONGEST_FOUND
-    return short.repr(found)
+    return short.repr(value)
 
 
 def _refusal(error: ValidationError, source: str) -> ClusterqError:

@@ -111,13 +111,13 @@ def _images(first: ShardSet, second: ShardSet, name: SplitName, advance: Callabl
     return found
 
 
-def _seen(one: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[int], None]) -> Counter[tuple[int, bytes]]:
+def _seen(shards: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[int], None]) -> Counter[tuple[int, bytes]]:
     """Label and digest of each image in the shards that the other set does not have."""
-    apart = {shard.file for shard in _apart(one, other, name)}
+    apart = {shard.file for shard in _apart(shards, other, name)}
     seen: Counter[tuple[int, bytes]] = Counter()
     if not apart:
         return seen
-    split = one.split(name)
+    split = shards.split(name)
     for number in range(len(split)):
         if split.shard(number) in apart:
             sample = split.read_sample(number)
@@ -126,13 +126,13 @@ def _seen(one: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[in
     return seen
 
 
-def _apart(one: ShardSet, other: ShardSet, name: SplitName) -> list[Shard]:
+def _apart(shards: ShardSet, other: ShardSet, name: SplitName) -> list[Shard]:
     there = {shard.content for shard in _listed(other, name)}
-    return [shard for shard in _listed(one, name) if shard.content not in there]
+    return [shard for shard in _listed(shards, name) if shard.content not in there]
 
 
-def _listed(one: ShardSet, name: SplitName) -> list[Shard]:
-    split = one.manifest.splits.get(name)
+def _listed(shards: ShardSet, name: SplitName) -> list[Shard]:
+    split = shards.manifest.splits.get(name)
     return [] if split is None else split.shards
 
 

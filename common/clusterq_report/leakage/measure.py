@@ -271,7 +271,7 @@ def _pairs(
     found: list[Pair] = []
     seen: set[int] = set()
     for at in own.argsort(stable=True).tolist():
-        places = [int(one.numbers[at, 0]) for one in searched]
+        places = [int(nearest.numbers[at, 0]) for nearest in searched]
         if places[0] in seen:
             continue
         seen.add(places[0])
@@ -317,14 +317,14 @@ def _two_sided(statistics: Tensor) -> float:
     return min(1.0, 2 * min(p_value(statistics), p_value(-statistics)))
 
 
-def _corrected(found: list[SpaceFigures]) -> list[SpaceFigures]:
+def _corrected(figures: list[SpaceFigures]) -> list[SpaceFigures]:
     """Return the figures with p-values corrected for the number of tests (Holm, 1979)."""
-    tests = [(one, key) for one in found for key in ("nearness", "copies", "means") if getattr(one, key) is not None]
-    corrected = holm([getattr(one, key).p for one, key in tests])
-    changes: dict[str, dict[str, BesideControl | NearCopies]] = {one.name: {} for one in found}
-    for (one, key), value in zip(tests, corrected, strict=True):
-        changes[one.name][key] = getattr(one, key).model_copy(update={"corrected": value})
-    return [one.model_copy(update=changes[one.name]) for one in found]
+    tests = [(space, key) for space in figures for key in ("nearness", "copies", "means") if getattr(space, key) is not None]
+    corrected = holm([getattr(space, key).p for space, key in tests])
+    changes: dict[str, dict[str, BesideControl | NearCopies]] = {space.name: {} for space in figures}
+    for (space, key), value in zip(tests, corrected, strict=True):
+        changes[space.name][key] = getattr(space, key).model_copy(update={"corrected": value})
+    return [space.model_copy(update=changes[space.name]) for space in figures]
 
 
 def _in_both(train: Tensor, held: Tensor) -> int:

@@ -237,11 +237,11 @@ def _files(flags: Flags, out: Path) -> tuple[FileConfig, dict[str, Path]]:
     return files, files_of(out, files, given=flags.get("file", {}))
 
 
-def _result(caption: str, where: dict[str, Path], found: _Measured) -> dict[str, Any]:
+def _result(caption: str, where: dict[str, Path], measured: _Measured) -> dict[str, Any]:
     return {
         "files": {kind: str(path) for kind, path in where.items()},
         "caption": caption,
-        "images": {source.name: len(source.labels) for source in found.sources},
-        "layers": found.layers,
-        "classes": list(found.class_names),
+        "images": {source.name: len(source.labels) for source in measured.sources},
+        "layers": measured.layers,
+        "classes": list(measured.class_names),
     }

@@ -88,13 +88,13 @@ def compare(first: Path, second: Path) -> SetDiff:
         return diff(one, other, advance=ticker.advance)
 
 
-def diff_lines(found: SetDiff) -> list[str]:
+def diff_lines(difference: SetDiff) -> list[str]:
     """A comparison for a terminal."""
-    shown = list(found.facts.items())[:SHOWN_FACTS]
+    shown = list(difference.facts.items())[:SHOWN_FACTS]
     lines = [f"{name}: {_short(ours)} -> {_short(theirs)}" for name, (ours, theirs) in shown]
-    if len(found.facts) > SHOWN_FACTS:
-        lines.append(f"... and {len(found.facts) - SHOWN_FACTS} more")
-    for name, split in found.splits.items():
+    if len(difference.facts) > SHOWN_FACTS:
+        lines.append(f"... and {len(difference.facts) - SHOWN_FACTS} more")
+    for name, split in difference.splits.items():
         classes = sorted({*split.added, *split.gone})
         where = f", in {len(classes)} classes" if classes else ""
         lines.append(f"{name}: {split.common} images in both, {split.added.total()} added, {split.gone.total()} gone{where}")
