@@ -76,10 +76,10 @@ def is_nested_deeper(value: Any, deepest: int) -> bool:
     """Return whether lists and dictionaries are nested more than `deepest` deep."""
     level = [value]
     for _ in range(deepest + 1):
-        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        parts = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         if not parts:
             return False
-        level = [one for part in parts for one in part]
+        level = [item for part in parts for item in part]
     return True
 
 

@@ -180,7 +180,7 @@ def real(value: Any) -> float | None:
 
 def reals(value: Any) -> list[float | None]:
     """A list of numbers, None where one is missing; empty where it is no list."""
-    return [real(one) for one in value] if isinstance(value, list) else []
+    return [real(number) for number in value] if isinstance(value, list) else []
 
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:

@@ -42,9 +42,9 @@ def float_convolutions(graph: GraphProto) -> FloatConvolutions:
         return name in logits or all(node.op_type == "QuantizeLinear" for node in reading)
 
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    found = [weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])]
+    weighted = [weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])]
     hard_swishes = sum(node.op_type == "HardSwish" for node in graph.node)
-    return FloatConvolutions(found, len(convolutions), hard_swishes)
+    return FloatConvolutions(weighted, len(convolutions), hard_swishes)
 
 
 def remark_on(convolutions: FloatConvolutions, quant: QuantConfig) -> list[str]:

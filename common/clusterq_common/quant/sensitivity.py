@@ -71,18 +71,18 @@ def measure_sensitivity(
     for position, name in enumerate(layers):
         layer = model.get_submodule(name)
         assert isinstance(layer.weight, Tensor)
-        found = LayerSensitivity(name, layer.weight.numel(), counts[name])
+        sensitivity = LayerSensitivity(name, layer.weight.numel(), counts[name])
         if weights:
             for bits in WIDTHS:
                 with _rounded_weight(layer, weight_range(layer.weight, bits, config)):
-                    found.weight_kl[bits] = _mean_kl(model, batches, expected)
+                    sensitivity.weight_kl[bits] = _mean_kl(model, batches, expected)
                 _tell(advance)
         if inputs and position > 0:
             for bits in WIDTHS:
                 with _rounded_input(layer, observers[name].range(bits, config)):
-                    found.input_kl[bits] = _mean_kl(model, batches, expected)
+                    sensitivity.input_kl[bits] = _mean_kl(model, batches, expected)
                 _tell(advance)
-        result.append(found)
+        result.append(sensitivity)
     return result
 
 

@@ -105,11 +105,11 @@ def refuse_links(folder: Path, setting: str) -> None:
 
 def _leftovers(folder: Path) -> list[Path]:
     """Unfinished files of processes that died. Those among shards are left to the emission."""
-    found = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if final_name(path.name) in OWN_FILES]
+    partial = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if final_name(path.name) in OWN_FILES]
     for name in set(OWN_FOLDERS) - {SHARDS}:
         if not (folder / name).is_symlink():
-            found += (folder / name).glob(f"*{PARTIAL_SUFFIX}")
-    return [path for path in found if path.is_symlink() or path.is_file()]
+            partial += (folder / name).glob(f"*{PARTIAL_SUFFIX}")
+    return [path for path in partial if path.is_symlink() or path.is_file()]
 
 
 def _remove(path: Path) -> None:

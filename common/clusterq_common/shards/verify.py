@@ -52,9 +52,9 @@ def verify_set(folder: Path, manifest: Manifest, *, advance: Callable[[int], Non
         keys: dict[str, str] = {}
         complete = True
         for shard in split.shards:
-            found = list(_verify_shard(folder, manifest, shard, per_class, keys))
-            complete &= not found
-            problems += found
+            shard_problems = list(_verify_shard(folder, manifest, shard, per_class, keys))
+            complete &= not shard_problems
+            problems += shard_problems
             advance(shard.samples)
         if complete and per_class.tolist() != split.per_class:
             first = int((per_class != split.per_class).argmax())

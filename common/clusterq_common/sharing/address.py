@@ -59,8 +59,8 @@ def parse_address(text: str, *, allow_http: bool = False, setting: str | None = 
     Raises:
         ClusterqError: it has another form, or it is http:// to another machine.
     """
-    found = _SCHEME.match(text[:LONGEST])
-    scheme = found[1].lower() if found else ""
+    match = _SCHEME.match(text[:LONGEST])
+    scheme = match[1].lower() if match else ""
     if scheme not in SCHEMES:
         meant = did_you_mean(scheme, SCHEMES) or f"; expected {FORMS}, or a folder"
         raise ClusterqError(f"found an address that begins with {scheme[:20]}://{meant}.", setting=setting)

@@ -43,10 +43,10 @@ def bytes_of(text: str) -> int:
     >>> bytes_of("500MB"), bytes_of("1.5 GiB"), bytes_of("7")
     (500000000, 1610612736, 7)
     """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise ValueError("it must be a size, as 500MB, 20GB or 2TiB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])
 
 
 def size_text(count: int) -> str:

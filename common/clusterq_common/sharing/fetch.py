@@ -55,11 +55,11 @@ def fetch_shard(remote: Remote, shard: Shard, folder: Path, advance: Callable[[i
                 f"{folder}: the disk is full; what was fetched is kept, free some space and run the same command again."
             ) from error
         raise
-    found = part.hasher.hexdigest()
-    if found != shard.sha256:
+    digest = part.hasher.hexdigest()
+    if digest != shard.sha256:
         partial.unlink()
         raise ClusterqError(
-            f"{remote.shown}: {shard.file} came with other bytes than its manifest says (SHA-256 {found[:12]}..., expected "
+            f"{remote.shown}: {shard.file} came with other bytes than its manifest says (SHA-256 {digest[:12]}..., expected "
             f"{shard.sha256[:12]}...) and was removed; try again, or ask for the set anew."
         )
     publish(partial, folder / shard.file)

@@ -95,9 +95,9 @@ class HttpRemote:
     def _extent(self, answer: Any, asked: int) -> tuple[int, int | None]:
         """The byte that an answer begins with, and the size of the whole file."""
         if answer.status == 206:
-            found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if found is not None and int(found[1]) == asked:
-                return asked, None if found[2] == "*" else int(found[2])
+            match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+            if match is not None and int(match[1]) == asked:
+                return asked, None if match[2] == "*" else int(match[2])
             raise ClusterqError(
                 f"{self.shown}: the server sent another part of a file than byte {asked} and on; try another address."
             )

@@ -60,7 +60,7 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
         ClusterqError: it cannot be read, holds no key, or a line that is none, or a key with a restriction of OpenSSH, which nothing here
             would keep to.
     """
-    found: dict[bytes, str] = {}
+    names: dict[bytes, str] = {}
     # At line feeds alone: other characters that end lines for Python are invisible, and a key behind one would not be seen.
     for number, line in enumerate(_text(path, setting, newline="\n").split("\n"), 1):
         words = line.split()
@@ -80,12 +80,12 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
                 setting=setting,
             ) from error
         name = " ".join(words[2:]) if place == 0 else words[0]
-        found[key] = one_line(name) or fingerprint(key)
-    if not found:
+        names[key] = one_line(name) or fingerprint(key)
+    if not names:
         raise ClusterqError(
             f"{path} holds no key, expected a line for each maker; add the lines of their .pub files.", setting=setting
         )
-    return found
+    return names
 
 
 def generate(path: Path, name: str, setting: str = "out") -> bytes:

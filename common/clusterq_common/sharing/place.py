@@ -99,12 +99,12 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
         return place
     if (place.folder / MANIFEST).is_file():
         return place
-    found = locate(place.address if place.address.startswith("hf://") else named, config)
-    if found.manifest != place.manifest:
+    located = locate(place.address if place.address.startswith("hf://") else named, config)
+    if located.manifest != place.manifest:
         raise ClusterqError(
-            f"the set at {found.address} has changed while this job was started; start it again.", setting="shards"
+            f"the set at {located.address} has changed while this job was started; start it again.", setting="shards"
         )
-    return found
+    return located
 
 
 def pinned(place: Place) -> dict[str, Any]:

@@ -37,11 +37,11 @@ def nearest(versions: list[Tensor], candidates: Tensor, most: int, *, whole: boo
     kept = min(most, len(candidates))
     # Distances do not change, and the squares that cancel get smaller.
     middle = 0.0 if whole else candidates.double().mean(0)
-    found = [
+    pieces = [
         _rows([version[start : start + ROWS] for version in versions], candidates, kept, middle)
         for start in range(0, len(versions[0]), ROWS)
     ]
-    squares, numbers = torch.cat([part for part, _ in found]), torch.cat([part for _, part in found])
+    squares, numbers = torch.cat([part for part, _ in pieces]), torch.cat([part for _, part in pieces])
     if not whole:
         squares = _by_differences(versions, candidates, numbers)
         squares, order = squares.sort(dim=1, stable=True)

@@ -37,12 +37,12 @@ def curves(
             continue
         lines = [thinned(name, points) for name, points in group.items()]
         gaps = sum(y is None for points in group.values() for _, y in points)
-        said = caption
-        said += " Bands: least and largest value of neighbouring steps." if any(line.band for line in lines) else ""
-        said += f" Gaps: {count(gaps, 'value that is', 'values that are')} not finite." if gaps else ""
+        text = caption
+        text += " Bands: least and largest value of neighbouring steps." if any(line.band for line in lines) else ""
+        text += f" Gaps: {count(gaps, 'value that is', 'values that are')} not finite." if gaps else ""
         log = needs_logarithm(values)
         drawn = line_chart(lines, title=title, x_label=x_label, y_label=y_label, log=log, x_range=_extent(group), notes=notes)
-        figures.append(Figure(f"{title}: {', '.join(group)}" if parted else title, drawn, said))
+        figures.append(Figure(f"{title}: {', '.join(group)}" if parted else title, drawn, text))
     return figures
 
 

@@ -12,10 +12,10 @@ KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
 
 def exported_file(source: RunData) -> list[Block]:
     """Return the section: what was measured and on what, the latencies, and the kernels; empty without a benchmark."""
-    found = source.benchmark
-    if not found:
+    measured = source.benchmark
+    if not measured:
         return []
-    return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
+    return [Paragraph(facts(measured)), Table(LATENCY_HEADS, latency_rows(measured), words=0), *_kernels(measured)]
 
 
 def facts(benchmark: dict[str, Any]) -> str:

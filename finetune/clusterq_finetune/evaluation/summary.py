@@ -48,7 +48,7 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     modes = about.get("modes", {})
     if modes and list(modes) not in USUAL_MODES:
         lines.append("pixel modes: " + ", ".join(f"{mode} {count}" for mode, count in modes.items()))
-    return lines + [Remark.model_validate(one).line() for one in about.get("remarks", [])]
+    return lines + [Remark.model_validate(remark).line() for remark in about.get("remarks", [])]
 
 
 def top1_so_far(top1: dict[str, float]) -> str:

@@ -39,9 +39,9 @@ class About:
     def lines(self) -> list[str]:
         """For a terminal."""
         lines = [f"version:   {set_version(self.manifest)}", f"maker:     {self.maker.told()}", f"age:       {self.age()}"]
-        for one, name in self.parents:
+        for signature, name in self.parents:
             lines.append(
-                f"parent:    {one.set[:19]}... signed by {name or 'a key that you have not named as trusted'} ({one.fingerprint})"
+                f"parent:    {signature.set[:19]}... signed by {name or 'a key that you have not named as trusted'} ({signature.fingerprint})"
             )
         if self.origin is not None:
             lines.append(f"address:   {self.origin.address}")
@@ -64,7 +64,8 @@ class About:
             "maker": self.maker.facts(),
             "age": self.age(),
             "parents": [
-                {"set": one.set, "key": one.fingerprint, "signed_at": one.signed_at, "name": name} for one, name in self.parents
+                {"set": signature.set, "key": signature.fingerprint, "signed_at": signature.signed_at, "name": name}
+                for signature, name in self.parents
             ],
             "origin": None if self.origin is None else self.origin.model_dump(mode="json"),
         }
@@ -87,7 +88,7 @@ def about(named: str, config: SharingConfig) -> About:
 
 
 def _named(signatures: list[Signature], known: dict[bytes, str]) -> list[tuple[Signature, str | None]]:
-    return [(one, known.get(one.public_key)) for one in signatures] if can_check_keys() else []
+    return [(signature, known.get(signature.public_key)) for signature in signatures] if can_check_keys() else []
 
 
 def _age(text: str) -> str:

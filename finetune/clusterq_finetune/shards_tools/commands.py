@@ -78,7 +78,7 @@ def table(problems: list[Problem]) -> list[str]:
     """The problems in lines, one each; a single line when there are none."""
     if not problems:
         return ["nothing is wrong"]
-    lines = [f"{one.file:<28} {one.key or '-':<9} {one.what}" for one in problems[:SHOWN_PROBLEMS]]
+    lines = [f"{problem.file:<28} {problem.key or '-':<9} {problem.what}" for problem in problems[:SHOWN_PROBLEMS]]
     more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
     return [f"{'file':<28} {'sample':<9} problem", *lines, *more, count(len(problems), "problem")]
 
@@ -106,7 +106,7 @@ def merge(paths: list[Path], out: Path, *, drop_duplicates: bool) -> Manifest:
     if len(paths) < 2:
         raise ClusterqError("shards merge: found one set, expected two or more; name them all.")
     sets = [ShardSet.open(path) for path in paths]
-    total = sum(split.samples for one in sets for split in one.manifest.splits.values())
+    total = sum(split.samples for shards in sets for split in shards.manifest.splits.values())
     with progress("merging", total, images=1) as ticker:
         return derive.merge(
             sets, out, drop_duplicates=drop_duplicates, signatures=signatures_under(sets), advance=ticker.advance

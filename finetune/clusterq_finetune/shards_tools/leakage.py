@@ -118,7 +118,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         )
     attacked = membership(seen[TRAIN], seen[HELD], [TEACHER, *judged], config.seed)
     other = featured.get(OTHER)
-    found = Leakage(
+    leakage = Leakage(
         shards=manifest.digest,
         split=config.split,
         of_images=len(reader),
@@ -140,10 +140,10 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         spaces=compared.spaces,
         membership=attacked,
     )
-    page = leakage_page(found, shards, _pixels(train), _pixels(held)).html()
-    atomic_write(out.with_suffix(".json"), json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
+    page = leakage_page(leakage, shards, _pixels(train), _pixels(held)).html()
+    atomic_write(out.with_suffix(".json"), json.dumps(leakage.model_dump(mode="json"), indent=1) + "\n")
     atomic_write(out, page)
-    return found
+    return leakage
 
 
 def _drawn(labels: list[int], most: int, seed: int) -> list[int]:
@@ -170,7 +170,7 @@ def _real(setting: str, path: Path, where: Where, teacher: Teacher) -> Validatio
 
 def _stored(reader: SplitReader, numbers: list[int]) -> tuple[Tensor, Tensor, list[int]]:
     read = [reader.read(number) for number in numbers]
-    pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read])
+    pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _, _ in read])
     return pixels, torch.tensor([label for _, label, _ in read]), numbers
 
 

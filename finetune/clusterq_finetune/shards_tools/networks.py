@@ -22,10 +22,10 @@ def other_network(arch: str, weights: str | None, manifest: Manifest, device: to
         known |= {field: getattr(spec, name) for field, name in SPEC_FIELDS.items()}
     with settings_renamed({"arch": "other_arch", "weights": "other_weights"}):
         other = load_teacher(TeacherConfig.validated(known), device=device)
-    found = other.spec
-    if (found.size, found.channels, found.num_classes) != (spec.size, spec.channels, spec.num_classes):
+    other_spec = other.spec
+    if (other_spec.size, other_spec.channels, other_spec.num_classes) != (spec.size, spec.channels, spec.num_classes):
         raise ClusterqError(
-            f"--other-arch: {arch} takes {found.channels}x{found.shown_size} images of {found.num_classes} classes, expected "
+            f"--other-arch: {arch} takes {other_spec.channels}x{other_spec.shown_size} images of {other_spec.num_classes} classes, expected "
             f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
         )
     return other

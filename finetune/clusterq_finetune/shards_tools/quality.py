@@ -79,9 +79,9 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     real = None if where.real is None else _real(where.real, where, teacher, len(numbers), config.seed)
     total = 2 * len(numbers) + (real.drawn if real is not None else 0)
     with progress("measuring", total, images=1) as ticker:
-        found = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
-    atomic_write(out, quality_page(found, shards).html())
-    return found
+        measured = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
+    atomic_write(out, quality_page(measured, shards).html())
+    return measured
 
 
 def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> Real:

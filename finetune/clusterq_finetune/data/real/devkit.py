@@ -54,7 +54,7 @@ def wnid_of_number(meta: bytes) -> dict[int, str]:
         ) from error
     try:
         synsets = loadmat(io.BytesIO(_unpacked(meta)), squeeze_me=True)["synsets"]
-        return {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
+        return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     except Exception as error:  # loadmat raises anything on a broken file
         why = str(error) if isinstance(error, _UnusualError) else type(error).__name__
         raise ClusterqError(f"the devkit's meta.mat cannot be read ({why}); get the devkit again.", setting="val") from error
