@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or `cpu`."""
+    """Return the GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -49,7 +49,7 @@ def commit() -> str | None:
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """A JSON-ready description of the machine and the command."""
+    """Return a JSON-ready description of the machine and the command."""
     return {
         "versions": versions(),
         "commit": commit(),

@@ -1,4 +1,4 @@
-"""New sets out of others: merged, cut, or saved from damage; where the images come from stays written down."""
+"""Sets made from other sets: merge, subset and repair. The manifest records the origin of the images."""
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +54,7 @@ def merge(
     signatures: bytes | None = None,
     advance: Advance = lambda _: None,
 ) -> Manifest:
-    """One set of all images of several sets of one teacher.
+    """Merge all images of several sets of one teacher into one set.
 
     `signatures` is the file of signatures under the sets and their parents (`sharing.signature`), as in the functions below.
 
@@ -116,7 +116,7 @@ def subset(
     signatures: bytes | None = None,
     advance: Advance = lambda _: None,
 ) -> Manifest:
-    """The first images of a set that fit: of some classes, at most so many of each, of which the teacher is sure enough.
+    """Write a subset: the first images of some classes, up to a number of each, above a confidence of the teacher.
 
     The teacher keeps all its classes; those left out have no images. `per_class` bounds the training split; the held-out one
     is bounded in proportion.
@@ -155,7 +155,7 @@ def subset(
 def repair(
     folder: Path, manifest: Manifest, out: Path, *, signatures: bytes | None = None, advance: Advance = lambda _: None
 ) -> Manifest:
-    """Everything of a damaged set that can still be read, as a new set.
+    """Write everything that can still be read of a damaged set as a new set.
 
     Raises:
         ClusterqError: nothing can be read, or `out` is in use.
@@ -167,7 +167,7 @@ def repair(
 
 @contextmanager
 def _new_set(out: Path) -> Iterator[None]:
-    """Hold a folder for a new set while the block writes it; what a block that fails has made is removed.
+    """Reserve a folder for a new set while the block writes it. If the block fails, its files are removed.
 
     Raises:
         ClusterqError: another program writes there, it holds other files, or the disk is full.
@@ -260,7 +260,7 @@ def _write_split(out: Path, name: SplitName, samples: Iterator[Sample], first: M
 
 
 def _will_make(out: Path, name: str) -> None:
-    """Note a file of this set before it is there, so that whatever ends this process, the next one knows whose it is."""
+    """Note a file of this set before it is made, so that the next process can attribute it, however this one ends."""
     with (out / MADE).open("a", encoding="utf-8") as file:
         file.write(f"{name}\n")
 
@@ -286,7 +286,7 @@ def _counted(samples: Iterator[Sample], advance: Advance) -> Iterator[Sample]:
 
 
 def _parents(sets: list[ShardSet]) -> list[Parent]:
-    """The sets themselves, and theirs, each once."""
+    """Return the sets and their parents, each once."""
     parents: dict[str, Parent] = {}
     for shards in sets:
         manifest = shards.manifest

@@ -52,11 +52,11 @@ class SetDiff:
 
     @property
     def same_images(self) -> bool:
-        """True where no image is in one set alone."""
+        """True if both sets hold the same images."""
         return not any(one.added or one.gone for one in self.splits.values())
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the differences as JSON-ready values."""
         return {
             "facts": {name: list(both) for name, both in self.facts.items()},
             "splits": {

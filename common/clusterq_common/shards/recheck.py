@@ -1,4 +1,4 @@
-"""Ask the teacher again: are a set's labels and logits its own?"""
+"""Comparison of a set's labels and logits with the teacher's present ones."""
 
 from collections.abc import Iterator
 

@@ -44,12 +44,12 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is meant as an address, and not as a folder."""
+    """Return whether a text has the form of an address rather than of a folder."""
     return _SCHEME.match(text) is not None
 
 
 def parse_address(text: str, *, allow_http: bool = False, setting: str | None = "shards") -> Address:
-    """Take an address apart.
+    """Parse an address.
 
     Args:
         text: the address.

@@ -38,7 +38,7 @@ class SharingConfig(Settings):
 
 
 def bytes_of(text: str) -> int:
-    """The number that a size stands for.
+    """Parse a size to a number of bytes.
 
     >>> bytes_of("500MB"), bytes_of("1.5 GiB"), bytes_of("7")
     (500000000, 1610612736, 7)
@@ -50,7 +50,7 @@ def bytes_of(text: str) -> int:
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for a person.
+    """Return a number of bytes as text.
 
     >>> size_text(999), size_text(1_500_000), size_text(50_000_000_000)
     ('999 B', '1.5 MB', '50.0 GB')

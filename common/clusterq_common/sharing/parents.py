@@ -1,4 +1,4 @@
-"""Signatures that go along when a set is made from others."""
+"""Signatures that a derived set carries on from the sets it was made from."""
 
 from clusterq_common.progress.console import warn
 from clusterq_common.shards.read import ShardSet
