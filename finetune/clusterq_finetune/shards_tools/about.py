@@ -37,7 +37,7 @@ class About:
     written: datetime | None
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """Return the facts as lines of text."""
         lines = [f"version:   {set_version(self.manifest)}", f"maker:     {self.maker.told()}", f"age:       {self.age()}"]
         for signature, name in self.parents:
             lines.append(
@@ -58,7 +58,7 @@ class About:
         return "unknown: it is not signed, and the server gives no date"
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the facts as JSON-ready values."""
         return {
             "version": set_version(self.manifest),
             "maker": self.maker.facts(),
@@ -72,7 +72,7 @@ class About:
 
 
 def about(named: str, config: SharingConfig) -> About:
-    """Look at a set in a folder or at an address, of which its small files alone are fetched.
+    """Return facts on a set in a folder, or at an address, from which only small files are fetched.
 
     Raises:
         ClusterqError: there is no usable set, its signature does not hold, or the rules refuse it.

@@ -17,7 +17,7 @@ SHOWN_ROWS = 50
 
 
 def describe(manifest: Manifest) -> list[str]:
-    """A summary in lines."""
+    """Return a summary as lines of text."""
     spec, teacher = manifest.teacher.spec, manifest.teacher
     lines = [
         f"set:       {manifest.digest} ({manifest.format}, {manifest.created_by})",
@@ -47,7 +47,7 @@ def describe(manifest: Manifest) -> list[str]:
 
 
 def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> tuple[Manifest, list[Problem]]:
-    """All that is wrong with a set; with the teacher at hand also with its labels and logits.
+    """Return all problems of a set; with the teacher given, also those of its labels and logits.
 
     Raises:
         ClusterqError: there is no manifest, it is inconsistent, or the teacher is another one.
@@ -75,7 +75,7 @@ def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> t
 
 
 def table(problems: list[Problem]) -> list[str]:
-    """The problems in lines, one each; a single line when there are none."""
+    """Return the problems, one line each; a single line if there are none."""
     if not problems:
         return ["nothing is wrong"]
     lines = [f"{problem.file:<28} {problem.key or '-':<9} {problem.what}" for problem in problems[:SHOWN_PROBLEMS]]

@@ -1,4 +1,4 @@
-"""Membership attacks: can training images be told from held-out ones by a network's answers?"""
+"""Membership attacks, which tell training images from held-out ones by a network's outputs."""
 
 import math
 
@@ -17,7 +17,7 @@ RATES = {"1": 500, "0.1": 5000}
 
 
 def membership(train: Images, held: Images, models: list[str], seed: int, resamples: int = 1000) -> Membership:
-    """Attack each network by its loss, by its confidence, and by its likelihood ratio to another network, where there is one.
+    """Attack each network by its loss, its confidence, and its likelihood ratio to another network if there is one.
 
     - loss (Yeom et al., 2018): the label's log(p / (1 - p)), which orders images as the loss does and does not saturate.
     - confidence (Salem et al., 2019): the same of the network's own class; needs no label.

@@ -1,4 +1,4 @@
-"""Loading of the second network that images are compared by."""
+"""Loading of the second network for comparing images."""
 
 import torch
 

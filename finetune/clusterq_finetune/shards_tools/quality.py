@@ -85,7 +85,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
 
 
 def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> Real:
-    """As many real images as are measured of the set, of each class its share."""
+    """Draw as many real images as are measured of the set, in the proportions of the classes."""
     geometry = where.reading.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
     deep = where.reading.black_and_white
     with settings_renamed(REAL_SETTINGS):
@@ -96,7 +96,7 @@ def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> R
 
 
 def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
-    """Readable ones, a batch at a time.
+    """Yield readable images, a batch at a time.
 
     Raises:
         ClusterqError: fewer than two can be read, or one cannot be understood.

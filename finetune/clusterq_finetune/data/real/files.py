@@ -1,4 +1,4 @@
-"""Images that are files of their own: class folders, and ImageNet as Kaggle ships it."""
+"""Images in files of their own: class folders, and ImageNet as Kaggle ships it."""
 
 import csv
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class ImageFiles(ValidationImages):
 
 
 def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> ImageFiles:
-    """A folder with one subfolder of images for each class; see `class_index` for which class is which.
+    """Open a folder with one subfolder of images for each class; `class_index` assigns the classes.
 
     Raises:
         ClusterqError: no images, images outside class folders, or class folders that do not fit the teacher.
@@ -89,13 +89,13 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
 
 
 def kaggle_solution(path: Path) -> Path | None:
-    """Kaggle's file of labels for a flat folder of ImageNet's validation images: in it, or above it as in Kaggle's archive."""
+    """Return Kaggle's file of labels for a flat folder of ImageNet's validation images: in it, or above it as in Kaggle's archive."""
     places = [path, *path.resolve().parents[:4]]
     return next((place / KAGGLE_SOLUTION for place in places if (place / KAGGLE_SOLUTION).is_file()), None)
 
 
 def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
-    """ImageNet's validation images in one flat folder, with `LOC_val_solution.csv` (`ImageId,PredictionString`).
+    """Open ImageNet's validation images in one flat folder, with `LOC_val_solution.csv` (`ImageId,PredictionString`).
 
     Raises:
         ClusterqError: another teacher than one of ImageNet's 1000 classes, a broken table, an image without a line in it.
@@ -141,7 +141,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _table(path: Path) -> list[dict[str, str | None]]:
-    """The rows of a CSV file in UTF-8, with or without the mark that Windows puts in front.
+    """Return the rows of a CSV file in UTF-8, with or without a byte order mark.
 
     Raises:
         ClusterqError: it is none.
@@ -154,7 +154,7 @@ def _table(path: Path) -> list[dict[str, str | None]]:
 
 
 def _sorted_out(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
-    """The images below a folder, and everything else there but plain folders; both sorted.
+    """Return the images below a folder, and everything else there but plain folders; both sorted.
 
     Hidden folders (`.ipynb_checkpoints` holds copies) and links to folders are among everything else; broken links, too.
     """
@@ -169,6 +169,6 @@ def _sorted_out(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
 
 
 def _remark(what: str, root: Path, about: Sequence[Path | str]) -> list[Remark]:
-    """A remark, where there is something to remark."""
+    """Return a remark, or none for an empty list."""
     names = [str(one.relative_to(root)) if isinstance(one, Path) else one for one in about]
     return [Remark.of(what, names)] if names else []
