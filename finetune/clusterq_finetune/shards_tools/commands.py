@@ -5,6 +5,7 @@ from pathlib import Path
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
 from clusterq_common.quantities import count, size
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards import derive
 from clusterq_common.shards import preview as pictures
 from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
@@ -55,7 +56,10 @@ def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> t
     folder = shard_folder(path)
     manifest = read_manifest(folder)
     if weights is not None and arch is None and manifest.teacher.is_factory:
-        raise ClusterqError("--arch is missing: --weights alone do not make a model; pass --arch path/to/file.py:factory too.")
+        raise ClusterqError(
+            f"{setting_name('arch')} is missing: {setting_name('weights')} alone do not make a model; "
+            f"pass {setting_name('arch', 'path/to/file.py:factory')} too."
+        )
     total = sum(split.samples for split in manifest.splits.values())
     with progress("verifying", total, images=1) as ticker:
         problems = verify_set(folder, manifest, advance=ticker.advance)
@@ -93,7 +97,7 @@ def preview(path: Path, out: Path, split: SplitName, classes: list[int] | None, 
     known = shards.manifest.teacher.spec.num_classes
     chosen = list(range(min(known, SHOWN_ROWS))) if classes is None else classes
     if chosen and chosen[-1] >= known:
-        raise ClusterqError(f"--classes: found class {chosen[-1]}, expected at most {known - 1}; correct it.")
+        raise ClusterqError(f"found class {chosen[-1]}, expected at most {known - 1}; correct it.", setting="classes")
     return pictures.preview(shards, split, chosen, per_class, out)
 
 

@@ -25,7 +25,8 @@ def other_network(arch: str, weights: str | None, manifest: Manifest, device: to
     other_spec = other.spec
     if (other_spec.size, other_spec.channels, other_spec.num_classes) != (spec.size, spec.channels, spec.num_classes):
         raise ClusterqError(
-            f"--other-arch: {arch} takes {other_spec.channels}x{other_spec.shown_size} images of {other_spec.num_classes} classes, expected "
-            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier."
+            f"{arch} takes {other_spec.channels}x{other_spec.shown_size} images of {other_spec.num_classes} classes, expected "
+            f"{spec.channels}x{spec.shown_size} of {spec.num_classes}, as the set has; choose another classifier.",
+            setting="other_arch",
         )
     return other
