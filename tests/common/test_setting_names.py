@@ -200,8 +200,6 @@ SPELLED_BY_HAND = {
     "clusterq_finetune/figures/table.py",
     "clusterq_finetune/quantize/command.py",
     "clusterq_finetune/quantize/plan.py",
-    "clusterq_finetune/shards_tools/leakage.py",
-    "clusterq_finetune/shards_tools/quality.py",
 }
 # A whole command line, in backticks, and the one flag that is no setting.
 NO_SETTING = re.compile(r"`clusterq-[^`]*`|--help\b")

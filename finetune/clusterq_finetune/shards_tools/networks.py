@@ -3,11 +3,24 @@
 import torch
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.setting_names import settings_renamed
+from clusterq_common.setting_names import setting_name, settings_renamed
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig, is_factory
 from clusterq_finetune.teachers import SPEC_FIELDS
+
+
+def need_other_arch(arch: str | None, weights: str | None) -> None:
+    """Raise an error for weights of a second network without its architecture.
+
+    Raises:
+        ClusterqError: there are weights and no architecture.
+    """
+    if weights is not None and arch is None:
+        name = setting_name("other_arch")
+        raise ClusterqError(
+            f"{name} is missing: {setting_name('other_weights')} alone do not make a model; pass {setting_name('other_arch', 'NAME')} too."
+        )
 
 
 def other_network(arch: str, weights: str | None, manifest: Manifest, device: torch.device) -> Teacher:
