@@ -157,7 +157,7 @@ def _octal(field: bytes) -> int:
 
 def _path_of_pax(data: bytes, *, of_all: bool) -> str | None:
     """Return the record `path` of a pax header, if there is one. Other records are ignored."""
-    found, place = None, 0
+    path, place = None, 0
     while place < len(data):
         digits, space, _ = data[place : place + _MOST_DIGITS + 1].partition(b" ")
         if not space or not digits.isdigit() or not int(digits) > len(digits) + 1 or place + int(digits) > len(data):
@@ -169,9 +169,9 @@ def _path_of_pax(data: bytes, *, of_all: bool) -> str | None:
         if key == b"size" or key.startswith(b"GNU.sparse") or (of_all and key == b"path"):
             raise TarFormatError(f"a pax header in it sets {key.decode('ascii', 'replace')[:40]}, which no image needs")
         if key == b"path":
-            found = _text(value[:-1])
+            path = _text(value[:-1])
         place += int(digits)
-    return found
+    return path
 
 
 def _text(field: bytes) -> str:
@@ -190,5 +190,5 @@ def member_bytes(data: bytes, *names: str) -> list[bytes | None]:
     Raises:
         TarFormatError: see `TarHeaders`.
     """
-    found = {member.name.rpartition("/")[2]: member for member in TarHeaders(io.BytesIO(data), extended=True) if member.plain}
-    return [data[found[name].offset :][: found[name].size] if name in found else None for name in names]
+    members = {member.name.rpartition("/")[2]: member for member in TarHeaders(io.BytesIO(data), extended=True) if member.plain}
+    return [data[members[name].offset :][: members[name].size] if name in members else None for name in names]

@@ -172,10 +172,10 @@ def real(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        number = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def reals(value: Any) -> list[float | None]:
@@ -185,7 +185,7 @@ def reals(value: Any) -> list[float | None]:
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
     """Return records by key: (record[at], value) of each that has both; None for values that are not finite."""
-    found: dict[str, Points] = {}
+    series: dict[str, Points] = {}
     for record in records:
         x = real(record.get(at))
         if x is None:
@@ -193,8 +193,8 @@ def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
         for key, value in record.items():
             y = real(value)
             if y is not None or value is None:
-                found.setdefault(key, []).append((x, y))
-    return found
+                series.setdefault(key, []).append((x, y))
+    return series
 
 
 def word(value: Any, otherwise: str = "–") -> str:
@@ -204,8 +204,8 @@ def word(value: Any, otherwise: str = "–") -> str:
 
 def pair(value: Any) -> tuple[float, float] | None:
     """Return two numbers, such as an interval's."""
-    found = reals(value)
-    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+    numbers = reals(value)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
 
 
 def _refuse_large(path: Path) -> None:

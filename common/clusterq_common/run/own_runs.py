@@ -57,7 +57,7 @@ def remember_run(folder: Path, code: Iterable[str], files: Iterable[str] = ()) -
         record = {
             "folder": str(folder.resolve()),
             "config": sha256_file(folder / CONFIG),
-            "code": {one: sha256_file(_file_of(one)) for one in named},
+            "code": {path: sha256_file(_file_of(path)) for path in named},
             "files": others,
         }
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

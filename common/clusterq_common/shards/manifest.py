@@ -202,8 +202,8 @@ def meaning_of(values: dict[str, Any]) -> str:
 
     Over the values as they stand in the file: fields that later versions add with a default do not change it.
     """
-    said = {name: value for name, value in values.items() if name != MEANING}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    stated = {name: value for name, value in values.items() if name != MEANING}
+    text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -191,12 +191,12 @@ def check_parents(signatures: list[Signature], manifest: Manifest, where: str) -
         ClusterqError: one is not.
     """
     known = {parent.digest for parent in manifest.parents}
-    for one in signatures:
-        if one.set not in known:
+    for signature in signatures:
+        if signature.set not in known:
             raise ClusterqError(
-                f"{where}: a signature is under {one.set[:19]}..., which is no parent of this set; get the set again."
+                f"{where}: a signature is under {signature.set[:19]}..., which is no parent of this set; get the set again."
             )
-        check_key(one, where)
+        check_key(signature, where)
 
 
 def check_key(signature: Signature, where: str) -> None:
@@ -254,9 +254,9 @@ def _parsed(kind: type[T], data: bytes, where: str, largest: int) -> T:
         values: Any = json.loads(data)
         if is_nested_deeper(values, 8):
             raise ValueError("it is nested too deeply")
-        found = kind.model_validate(values)
+        parsed = kind.model_validate(values)
     except (ValueError, ValidationError, RecursionError) as error:
         raise ClusterqError(
             f"{where} is no signature ({type(error).__name__}), expected what `shards sign` writes; do not use the set, and ask its maker for it again."
         ) from error
-    return found
+    return parsed

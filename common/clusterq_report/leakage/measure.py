@@ -126,7 +126,7 @@ def compare(
         for side in sides.values():
             side.add(places)
         advance(len(places))
-    found = [
+    figures = [
         _figures(
             space,
             made,
@@ -142,7 +142,7 @@ def compare(
     everything = torch.cat([train.small, held.small]).flatten(1)
     twice = _in_both(everything[: len(train)], everything[len(train) :])
     return Compared(
-        spaces=_corrected(found),
+        spaces=_corrected(figures),
         control=len(control),
         equal=int(arrangements.equal.sum()),
         draws=len(arrangements.draws),
@@ -239,11 +239,11 @@ def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> li
             label: (value, chance)
             for label, value, chance in zip(means.classes.tolist(), means.by_class[0].tolist(), chances, strict=True)
         }
-    found = []
+    figures = []
     for label, chance in zip(there.tolist(), corrected, strict=True):
         share = float(nearness.by_class[0, label])
         mean, mean_corrected = shifts.get(label, (None, None))
-        found.append(
+        figures.append(
             ClassFigures(
                 label=label,
                 images=int((labels == label).sum()),
@@ -254,7 +254,7 @@ def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> li
                 mean_corrected=mean_corrected,
             )
         )
-    return found
+    return figures
 
 
 def _pairs(
@@ -268,7 +268,7 @@ def _pairs(
 ) -> list[Pair]:
     """Return the pairs with the lowest ratios, each training image in one pair at most."""
     unit = space.vectors(real[0]).shape[1] ** 0.5 if space.whole else 1.0
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     seen: set[int] = set()
     for at in own.argsort(stable=True).tolist():
         places = [int(nearest.numbers[at, 0]) for nearest in searched]
@@ -277,7 +277,7 @@ def _pairs(
         seen.add(places[0])
         train, held = (int(images.numbers[place]) for images, place in zip(real, places, strict=True))
         ratio = float(own[at])
-        found.append(
+        pairs.append(
             Pair(
                 number=int(made.numbers[at]),
                 label=int(made.labels[at]),
@@ -291,9 +291,9 @@ def _pairs(
                 near=ratio < limit,
             )
         )
-        if len(found) == MOST_PAIRS:
+        if len(pairs) == MOST_PAIRS:
             break
-    return found
+    return pairs
 
 
 def _bins(values: Tensor) -> list[float]:

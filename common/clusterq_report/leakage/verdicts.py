@@ -38,13 +38,13 @@ def leaks(leakage: Leakage) -> list[str]:
 
 def _summary(leakage: Leakage) -> str:
     alarms = leaks(leakage)
-    said = (
+    summary = (
         f"Found: {', '.join(alarms)}."
         if alarms
         else "No test found that the set lies nearer to the training images than to held-out ones."
     )
     return (
-        f"{said} That is no guarantee: details that these distances do not see, attacks by someone who knows more, and images that were "
+        f"{summary} That is no guarantee: details that these distances do not see, attacks by someone who knows more, and images that were "
         "not compared are not covered."
     )
 
@@ -53,8 +53,8 @@ def _about_real(leakage: Leakage) -> Iterator[Remark]:
     for what, real in (("training", leakage.train), ("held-out", leakage.held)):
         if real.unreadable:
             yield Remark("warning", f"{real.unreadable} {what} images could not be read and do not count.")
-        for said in real.remarks:
-            yield Remark("plain", f"{what.capitalize()} images: {said}")
+        for remark in real.remarks:
+            yield Remark("plain", f"{what.capitalize()} images: {remark}")
         if real.compared + real.unreadable < real.images:
             missing = " A copy of another one is not seen." if what == "training" else ""
             yield Remark("plain", f"{real.compared:,} of {real.images:,} {what} images were compared, drawn by class.{missing}")

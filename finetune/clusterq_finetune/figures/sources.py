@@ -139,7 +139,7 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> Im
             if sample.pixels is not None:
                 own[sample.label].append(sample.pixels)
                 ticker.advance()
-            if all(len(found) == per_class for found in own.values()):
+            if all(len(images_of_class) == per_class for images_of_class in own.values()):
                 break
     empty = next((label for label in classes if not own[label]), None)
     if empty is not None:

@@ -117,10 +117,10 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         Raises:
             ClusterqError: an image that cannot be understood without a setting.
         """
-        found = self.sample(index)
-        if found.refused:
-            raise ClusterqError(found.refused)
-        return found.pixels, found.label, found.name
+        sample = self.sample(index)
+        if sample.refused:
+            raise ClusterqError(sample.refused)
+        return sample.pixels, sample.label, sample.name
 
     def sample(self, index: int) -> Sample:
         """Return the image and the remarks on it."""
@@ -189,15 +189,15 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         Raises:
             ClusterqError: labels that cannot be read.
         """
-        found: dict[int, int] = {}
+        labels: dict[int, int] = {}
 
         def note(index: int, label: int) -> bool:
-            found[index] = label
+            labels[index] = label
             return False
 
         for _ in self.chosen(note):
             pass
-        return found
+        return labels
 
     def samples(self) -> "Samples":
         """Return the same images with the remarks on each."""

@@ -61,13 +61,13 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
             setting="val",
         )
     index = class_index([folder.name for folder in folders], f"{path} has", "class folders", spec, classes)
-    found: list[tuple[Path, int]] = []
+    labelled: list[tuple[Path, int]] = []
     skipped: list[Path] = []
     for folder in folders:
         images, others = _sorted_out(folder, "*")
-        found += [(image, index[folder.name]) for image in images]
+        labelled += [(image, index[folder.name]) for image in images]
         skipped += others
-    if not found:
+    if not labelled:
         instead = f" ({len(skipped)} other files, the first is {skipped[0].name})" if skipped else ""
         raise ClusterqError(
             f"no images in the {len(folders)} class folders of {path}{instead}, expected files such as .JPEG or .png; check the path.",
@@ -83,7 +83,9 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
         # Said at once, too: whoever meant the other order need not wait for the figures.
         warn(order.line())
         remarks.append(order)
-    listed = ImageFiles(path, "class folders", [image for image, _ in found], [label for _, label in found], spec, remarks)
+    listed = ImageFiles(
+        path, "class folders", [image for image, _ in labelled], [label for _, label in labelled], spec, remarks
+    )
     listed.class_names = list(index)
     return listed
 
@@ -130,7 +132,7 @@ def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
     remarks = [
         *_remark(SKIPPED, path, others),
         *_remark(
-            f"lines of {KAGGLE_SOLUTION} without an image", path, sorted(labels_by_id.keys() - {one.stem for one in paths})
+            f"lines of {KAGGLE_SOLUTION} without an image", path, sorted(labels_by_id.keys() - {path.stem for path in paths})
         ),
     ]
     return ImageFiles(path, "flat folder with Kaggle's labels", paths, labels, spec, remarks)
@@ -170,5 +172,5 @@ def _sorted_out(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
 
 def _remark(what: str, root: Path, about: Sequence[Path | str]) -> list[Remark]:
     """Return a remark, or none for an empty list."""
-    names = [str(one.relative_to(root)) if isinstance(one, Path) else one for one in about]
+    names = [str(item.relative_to(root)) if isinstance(item, Path) else item for item in about]
     return [Remark.of(what, names)] if names else []

@@ -197,10 +197,10 @@ class OwnImages(ValidationImages):
             if array.ndim == 2 and array.dtype.kind in "iuf":
                 whole = np.can_cast(array.dtype, np.int32)
                 return Image.fromarray(np.ascontiguousarray(array, np.int32 if whole else np.float32))
-            found = f"{array.dtype} {array.shape}"
+            shown = f"{array.dtype} {array.shape}"
         else:
-            found = type(value).__name__
+            shown = type(value).__name__
         raise ClusterqError(
-            f"item {index} of {self.layout} has an image that is {found}; {IMAGES} {setting_name('pixel_range')}; mend the file.",
+            f"item {index} of {self.layout} has an image that is {shown}; {IMAGES} {setting_name('pixel_range')}; mend the file.",
             setting="val",
         )
