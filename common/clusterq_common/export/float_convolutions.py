@@ -42,31 +42,31 @@ def float_convolutions(graph: GraphProto) -> FloatConvolutions:
         return name in logits or all(node.op_type == "QuantizeLinear" for node in reading)
 
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    weighted = [weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])]
+    found = [weights[node.input[1]] for node in convolutions if node.input[1] in weights and not in_integers(node.output[0])]
     hard_swishes = sum(node.op_type == "HardSwish" for node in graph.node)
-    return FloatConvolutions(weighted, len(convolutions), hard_swishes)
+    return FloatConvolutions(found, len(convolutions), hard_swishes)
 
 
-def remark_on(convolutions: FloatConvolutions, quant: QuantConfig) -> list[str]:
+def remark_on(found: FloatConvolutions, quant: QuantConfig) -> list[str]:
     """Return a sentence on convolutions in float, and one on hard swish; none where there are few and nothing can be done.
 
     Args:
-        convolutions: what the file has.
+        found: what the file has.
         quant: settings of the student.
     """
     remarks = []
     left_off = [setting_name(name) for name in ("around_activations", "branch_outputs") if not getattr(quant, name)]
-    many = len(convolutions.names) > MANY * convolutions.convolutions
-    if convolutions.names and (left_off or many):
+    many = len(found.names) > MANY * found.convolutions
+    if found.names and (left_off or many):
         advice = f"fine-tune with {' and '.join(left_off)}" if left_off else "activation functions have to be modules"
         slow = ", so the file may be slower than float" if many else ""
         remarks.append(
-            f"{len(convolutions.names)} of {convolutions.convolutions} convolutions will run in float, the first one {convolutions.names[0]}: something reads "
+            f"{len(found.names)} of {found.convolutions} convolutions will run in float, the first one {found.names[0]}: something reads "
             f"their output unquantized{slow}; {advice}."
         )
-    if convolutions.hard_swishes:
+    if found.hard_swishes:
         remarks.append(
-            f"{convolutions.hard_swishes} hard swish functions will run in float between integer convolutions, since ONNX Runtime has no integer kernel for "
+            f"{found.hard_swishes} hard swish functions will run in float between integer convolutions, since ONNX Runtime has no integer kernel for "
             f"them, so the file is smaller but may be slower than float; measure it with `benchmark`, or use OpenVINO ({setting_name('target', 'openvino')})."
         )
     return remarks

@@ -53,7 +53,7 @@ def refuse_bits(name: TargetName, quant: QuantConfig) -> None:
         widths.append(("first_last_bits", quant.first_last_bits))
     for setting, bits in widths:
         if types is not None and bits not in {*types, FLOAT}:
-            wanted = " or ".join(str(bits) for bits in types)
+            wanted = " or ".join(str(one) for one in types)
             raise ClusterqError(
                 f"activations of {bits} bits do not run on {TARGETS[name].runtime}, expected {wanted} bits for {setting_name('target', name)}; "
                 "use those, or choose another target.",
