@@ -110,8 +110,8 @@ def prepare(request: Request, ranks: Ranks) -> Job:
     request.keep.need(request.val)
     if request.flags.get("output", {}).get("tensorboard"):
         need_tensorboard()
-    located = ranks.from_first(lambda: locate(request.shards, request.sharing))
-    place = also_here(located, request.shards, request.sharing)
+    found = ranks.from_first(lambda: locate(request.shards, request.sharing))
+    place = also_here(found, request.shards, request.sharing)
     shards = ShardSet.open(place.folder)
     run = run_folder_of(shards)
     teacher_config = find_teacher(request.flags.get("teacher", {}), run, shards.manifest)

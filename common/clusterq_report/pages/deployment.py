@@ -12,15 +12,15 @@ KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
 
 def exported_file(source: RunData) -> list[Block]:
     """Return the section: what was measured and on what, the latencies, and the kernels; empty without a benchmark."""
-    measured = source.benchmark
-    if not measured:
+    found = source.benchmark
+    if not found:
         return []
-    return [Paragraph(facts(measured)), Table(LATENCY_HEADS, latency_rows(measured), words=0), *_kernels(measured)]
+    return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
 
 
-def facts(benchmark: dict[str, Any]) -> str:
+def facts(found: dict[str, Any]) -> str:
     """Return the file, its size, and where it was timed, in words."""
-    about, sizes, kernels = section(benchmark.get("file")), section(benchmark.get("bytes")), _of_file(benchmark)
+    about, sizes, kernels = section(found.get("file")), section(found.get("bytes")), _of_file(found)
     stored, floats = real(sizes.get("file")), real(sizes.get("float"))
     words = f"An ONNX file at {word(about.get('bits'))}: {'of unknown size' if stored is None else size(stored)}"
     words += f", {stored / floats:.2f} of the float file's. " if stored is not None and floats else ". "
@@ -29,15 +29,15 @@ def facts(benchmark: dict[str, Any]) -> str:
     words += f"{number(real(kernels.get('integer_layers')))} of {number(real(kernels.get('layers')))} convolutions and matrix products "
     words += f"run in integers, in which {percent(100 * (real(kernels.get('integer_share')) or 0.0))} of the time is spent. "
     return words + (
-        f"Timed in ONNX Runtime {word(section(benchmark.get('versions')).get('onnxruntime'))} with {number(real(benchmark.get('threads')))} threads on "
-        f"{word(benchmark.get('processor'))}: medians of {number(real(benchmark.get('turns')))} turns that the two files take; ratios are within a turn."
+        f"Timed in ONNX Runtime {word(section(found.get('versions')).get('onnxruntime'))} with {number(real(found.get('threads')))} threads on "
+        f"{word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
     )
 
 
-def latency_rows(benchmark: dict[str, Any]) -> list[list[str]]:
+def latency_rows(found: dict[str, Any]) -> list[list[str]]:
     """Return a row for each batch size, for `LATENCY_HEADS`; empty cells where no float file was measured."""
     made = []
-    for row in rows(benchmark.get("latency")):
+    for row in rows(found.get("latency")):
         times, rates = section(row.get("milliseconds")), section(row.get("images_per_second"))
         cells = [number(real(row.get("batch")))]
         for name in ("file", "float"):
@@ -49,7 +49,7 @@ def latency_rows(benchmark: dict[str, Any]) -> list[list[str]]:
     return made
 
 
-def kernel_rows(benchmark: dict[str, Any]) -> list[list[str]]:
+def kernel_rows(found: dict[str, Any]) -> list[list[str]]:
     """Return a row for each kind of kernel of the file, for `KERNEL_HEADS`."""
     return [
         [
@@ -58,14 +58,14 @@ def kernel_rows(benchmark: dict[str, Any]) -> list[list[str]]:
             number(real(row.get("calls"))),
             percent(100 * (real(row.get("share")) or 0.0)),
         ]
-        for row in rows(_of_file(benchmark).get("kernels"))
+        for row in rows(_of_file(found).get("kernels"))
     ]
 
 
-def _of_file(benchmark: dict[str, Any]) -> dict[str, Any]:
-    return section(section(benchmark.get("kernels")).get("file"))
+def _of_file(found: dict[str, Any]) -> dict[str, Any]:
+    return section(section(found.get("kernels")).get("file"))
 
 
-def _kernels(benchmark: dict[str, Any]) -> list[Block]:
-    listed = kernel_rows(benchmark)
+def _kernels(found: dict[str, Any]) -> list[Block]:
+    listed = kernel_rows(found)
     return [Folded("Every kernel", [Table(KERNEL_HEADS, listed, words=2)])] if listed else []
