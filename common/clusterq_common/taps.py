@@ -99,10 +99,10 @@ class Moments:
     def joined(cls, moments: Sequence["Moments"]) -> "Moments":
         """Concatenate several layers along the channels, so that one reduction serves all."""
         return cls(
-            ",".join(one.name for one in moments),
-            torch.cat([one.first for one in moments], dim=1),
-            torch.cat([one.second for one in moments], dim=1),
-            torch.cat([one.shift for one in moments]),
+            ",".join(layer.name for layer in moments),
+            torch.cat([layer.first for layer in moments], dim=1),
+            torch.cat([layer.second for layer in moments], dim=1),
+            torch.cat([layer.shift for layer in moments]),
         )
 
     def batch(self) -> Statistics:

@@ -147,7 +147,7 @@ class RunData:
 
     @property
     def shards(self) -> Path:
-        """The folder of shards that the run made, or learned from."""
+        """Folder of the shards that the run made, or learned from."""
         if self.kind == "generator":
             return self.folder / SHARDS
         named = self.config.get("shards")
@@ -155,7 +155,7 @@ class RunData:
 
     @cached_property
     def predictions(self) -> dict[str, Ints]:
-        """Classes by image and model, (N,) int64, `label` among them; empty where no real image was looked at.
+        """Classes by image and model, (N,) int64, `label` among them; empty if no real image was evaluated.
 
         Raises:
             ClusterqError: predictions.npz is not what an evaluation writes.
@@ -174,36 +174,36 @@ class RunData:
 
 
 def section(value: Any, *keys: str) -> dict[str, Any]:
-    """A dictionary inside dictionaries; empty where there is none."""
+    """Return a dictionary inside dictionaries; empty if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """The dictionaries of a list."""
+    """Return the dictionaries of a list."""
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def real(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        number = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def reals(value: Any) -> list[float | None]:
-    """A list of numbers, None where one is missing; empty where it is no list."""
-    return [real(one) for one in value] if isinstance(value, list) else []
+    """Return a list of numbers, with None for anything else; empty if the value is no list."""
+    return [real(number) for number in value] if isinstance(value, list) else []
 
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
-    """Records by key: (record[at], value) of each that has both; None where a value was not finite."""
-    found: dict[str, Points] = {}
+    """Return records by key: (record[at], value) of each that has both; None for values that are not finite."""
+    series: dict[str, Points] = {}
     for record in records:
         x = real(record.get(at))
         if x is None:
@@ -211,19 +211,19 @@ def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
         for key, value in record.items():
             y = real(value)
             if y is not None or value is None:
-                found.setdefault(key, []).append((x, y))
-    return found
+                series.setdefault(key, []).append((x, y))
+    return series
 
 
 def word(value: Any, otherwise: str = "–") -> str:
-    """A name, a number or a flag as text. Of anything else not: YAML can fold gigabytes of nested lists into a few lines."""
+    """Return a name, a number or a flag as text, `otherwise` for any other value: YAML can fold gigabytes of nested lists into a few lines."""
     return str(value) if isinstance(value, str | int | float | bool) else otherwise
 
 
 def pair(value: Any) -> tuple[float, float] | None:
-    """Two numbers, as an interval has them."""
-    found = reals(value)
-    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+    """Return two numbers, such as an interval's."""
+    numbers = reals(value)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
 
 
 def _refuse_large(path: Path) -> None:

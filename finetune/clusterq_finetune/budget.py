@@ -1,4 +1,4 @@
-"""`--time-budget`: a fine-tuning that fits into the time which the user allows."""
+"""Time budget: a fine-tuning that fits into the time which the user allows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, timetable, total_seconds
 from clusterq_common.quantities import duration
 from clusterq_common.run.run_folder import CONFIG
+from clusterq_common.setting_names import setting_name
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.estimate import steps_of_epoch
 
@@ -38,10 +39,15 @@ def fit_into(
         if total_seconds(estimate(plan)) <= PLANNED_SHARE * seconds:
             return plan
     trains = config.recipe.epochs > 0 or config.recipe.reconstruct != "none"
-    less = "leave training out with --reconstruct none --epochs 0" if trains else "use a faster machine"
+    less = (
+        f"leave training out with {setting_name('reconstruct', 'none')} {setting_name('epochs', 0)}"
+        if trains
+        else "use a faster machine"
+    )
     raise ClusterqError(
-        f"--time-budget: {duration(seconds)} is too short on this machine, where the smallest useful plan takes "
-        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}."
+        f"{duration(seconds)} is too short on this machine, where the smallest useful plan takes "
+        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}.",
+        setting="time_budget",
     )
 
 

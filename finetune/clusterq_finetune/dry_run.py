@@ -1,4 +1,4 @@
-"""`--dry-run`: the plan of a fine-tuning, as lines of text."""
+"""Dry run: the plan of a fine-tuning, as lines of text."""
 
 from clusterq_common.progress.time_budget import timetable
 from clusterq_common.quantities import count
@@ -7,7 +7,7 @@ from clusterq_finetune.prepare import Job
 
 
 def plan_lines(job: Job) -> list[str]:
-    """Return the lines of `--dry-run`: set, bits, steps, folder, evaluation, and the estimated time of each phase."""
+    """Return the lines of a dry run: set, bits, steps, folder, evaluation, and the estimated time of each phase."""
     config, recipe, samples = job.config, job.config.recipe, job.samples
     lines = [f"shards: {job.shards.folder}, {samples} training images"]
     if config.choice.active:

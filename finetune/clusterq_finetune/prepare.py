@@ -14,6 +14,7 @@ from clusterq_common.progress.console import info, warn
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.run.tensorboard import need_tensorboard
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.place import Place, also_here, locate
@@ -164,7 +165,7 @@ def _real_images(request: Request, config: FinetuneConfig, teacher: Teacher, sha
 def _within_budget(job: Job, seconds: float) -> FinetuneConfig:
     """Return the settings with a plan that fits into the time, or with the plan of the run that is continued."""
     if job.going_on:
-        info(f"--time-budget: the run in {job.folder} keeps the plan that it was started with")
+        info(f"{setting_name('time_budget')}: the run in {job.folder} keeps the plan that it was started with")
         return plan_of_run(job.folder, job.config)
     fitting = fit_into(job.config, seconds, job.samples, job.timed.phases)
     return job.ranks.from_first(lambda: fitting)  # the processes have measured different speeds

@@ -65,8 +65,9 @@ def reproduce(
     shards = ShardSet.open(place.folder)
     if shards.manifest.digest != saved["shards"]["digest"]:
         raise ClusterqError(
-            f"--shards: {shards.folder} has digest {shards.manifest.digest[:19]}, {path} was made from {saved['shards']['digest'][:19]}; "
-            "name the set it was made from."
+            f"{shards.folder} has digest {shards.manifest.digest[:19]}, {path} was made from {saved['shards']['digest'][:19]}; "
+            "name the set it was made from.",
+            setting="shards",
         )
     values = config.model_dump()
     values["runtime"]["threads"] = saved["threads"]

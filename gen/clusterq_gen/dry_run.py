@@ -1,4 +1,4 @@
-"""`--dry-run`: description of a run before anything is written."""
+"""Dry run: description of a run before anything is written."""
 
 import torch
 

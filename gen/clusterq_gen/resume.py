@@ -110,8 +110,8 @@ def run_settings(config: GenConfig) -> dict[str, Any]:
         return {"preset": values["preset"], **shared, "bank": values["bank"], "labels": labels, "seed": seed}
     sections = ("preset", "method", "quant", "generator", "train")
     refine = {name: value for name, value in values["emit"].items() if name.startswith(f"{REFINE}_")}
-    found = {**{section: values[section] for section in sections}, "seed": seed}
-    return {**found, REFINE: refine} if config.emit.refinement else found
+    kept = {**{section: values[section] for section in sections}, "seed": seed}
+    return {**kept, REFINE: refine} if config.emit.refinement else kept
 
 
 def plans_to_make(folder: Path, plans: list[ShardPlan], before: Manifest | None) -> list[ShardPlan]:

@@ -188,32 +188,18 @@ def test_no_text_below_the_command_line_has_a_flag() -> None:
 # `ClusterqError(text, setting=...)` and `setting_name(...)` instead. Plans and budgets make command lines, whose words are flags.
 SPELLED_BY_HAND = {
     "clusterq_gen/bank/config.py",
-    "clusterq_gen/budget.py",
     "clusterq_gen/commands.py",
-    "clusterq_gen/dry_run.py",
     "clusterq_finetune/benchmark/command.py",
     "clusterq_finetune/benchmark/float_export.py",
-    "clusterq_finetune/budget.py",
     "clusterq_finetune/commands.py",
-    "clusterq_finetune/dry_run.py",
     "clusterq_finetune/evaluation/evaluate_saved.py",
     "clusterq_finetune/export.py",
     "clusterq_finetune/figures/command.py",
     "clusterq_finetune/figures/draw.py",
-    "clusterq_finetune/figures/measure.py",
-    "clusterq_finetune/figures/project.py",
     "clusterq_finetune/figures/sensitivity.py",
-    "clusterq_finetune/figures/sources.py",
     "clusterq_finetune/figures/table.py",
-    "clusterq_finetune/prepare.py",
     "clusterq_finetune/quantize/command.py",
     "clusterq_finetune/quantize/plan.py",
-    "clusterq_finetune/reproduce.py",
-    "clusterq_finetune/resume.py",
-    "clusterq_finetune/shards_tools/commands.py",
-    "clusterq_finetune/shards_tools/leakage.py",
-    "clusterq_finetune/shards_tools/networks.py",
-    "clusterq_finetune/shards_tools/quality.py",
 }
 # A whole command line, in backticks, and the one flag that is no setting.
 NO_SETTING = re.compile(r"`clusterq-[^`]*`|--help\b")

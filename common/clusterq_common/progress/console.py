@@ -50,7 +50,7 @@ def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> 
 
 @contextmanager
 def expecting(phases: Sequence[Phase]) -> Iterator[None]:
-    """Within the context, progress also shows the estimated time of the phases that follow."""
+    """Show the estimated time of the phases that follow in all progress output within the block."""
     token = _phases.set(phases)
     try:
         yield

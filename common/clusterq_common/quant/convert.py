@@ -265,7 +265,7 @@ def _summary(
     elif config.branch_outputs:
         lines.append("  no residual-branch outputs: no BatchNorm or convolution feeds an addition directly")
     if around:
-        kinds = Counter(one.kind for one in around.values())
+        kinds = Counter(site.kind for site in around.values())
         lines.append(
             f"  around activations at {AROUND_BITS} bits: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
         )

@@ -1,4 +1,4 @@
-"""Packages of an extra, asked for only by what needs them."""
+"""Import of packages that only an extra installs."""
 
 import importlib
 from types import ModuleType

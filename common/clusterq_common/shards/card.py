@@ -64,7 +64,7 @@ def set_version(manifest: Manifest) -> str:
 def holds_given(manifest: Manifest) -> bool:
     """Return whether images of the set were given to clusterq instead of made by it, or come from a set of such."""
     made = [manifest.generation, *(parent.generation for parent in manifest.parents)]
-    return any(one is not None and one.method == GIVEN for one in made)
+    return any(generation is not None and generation.method == GIVEN for generation in made)
 
 
 def _title(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""Read shards that someone else may have written: known members only, nothing decoded by name, nothing unpickled."""
+"""Sets of shards, which someone else may have written: known members only, nothing unpickled."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,7 @@ class ShardSet:
         return cls(folder, manifest)
 
     def split(self, name: SplitName) -> SplitReader:
-        """All samples of a split in the order of the shards.
+        """Return a reader of a split's samples in the order of the shards.
 
         Raises:
             ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
@@ -119,7 +119,7 @@ class ShardSet:
 
 
 def shard_folder(path: Path) -> Path:
-    """The folder of shards that a path means: itself, or `shards/` in a run folder.
+    """Return the folder of shards for a path: the path itself, or `shards/` in a run folder.
 
     Raises:
         ClusterqError: it is no folder.
@@ -132,7 +132,7 @@ def shard_folder(path: Path) -> Path:
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """Check that a listed shard is there, as a file of its own and with the listed size.
+    """Check that a listed shard exists, is no link, and has the listed size.
 
     Raises:
         ClusterqError: it is not.

@@ -19,7 +19,7 @@ LARGEST_OPEN = 128
 
 
 class SplitReader:
-    """One split by index; may be used from any process, in any order."""
+    """Reader of one split by index, in any order and from any process."""
 
     def __init__(self, folder: Path, manifest: Manifest, shards: list[Shard], indexes: list[Index]) -> None:
         self._spec = manifest.teacher.spec
@@ -33,15 +33,15 @@ class SplitReader:
         return len(self._index)
 
     def key(self, number: int) -> str:
-        """The sample's key in its tar."""
+        """Return the sample's key in its tar."""
         return f"{int(self._index[number, 0]):08d}"
 
     def shard(self, number: int) -> str:
-        """The name of the shard the sample lies in."""
+        """Return the name of the shard that holds the sample."""
         return self._paths[self._shard[number]].name
 
     def read(self, number: int) -> tuple[Array, int, Logits | None]:
-        """Pixels (H, W, C) uint8, label, and the teacher's logits (classes,) float16 or None.
+        """Return pixels (H, W, C) uint8, label, and the teacher's logits (classes,) float16 or None.
 
         Raises:
             ClusterqError: a member does not hold what it should.
@@ -52,7 +52,7 @@ class SplitReader:
         return pixels, label, read_logits(self._member(number, "logits.npy"), self._spec, where) if self._has_logits else None
 
     def read_sample(self, number: int) -> Sample:
-        """The whole sample, ready to be written again.
+        """Return the whole sample, ready to be written again.
 
         Raises:
             ClusterqError: a member does not hold what it should.
@@ -72,7 +72,7 @@ class SplitReader:
         )
 
     def label(self, number: int) -> int:
-        """The class index alone.
+        """Return the class index alone.
 
         Raises:
             ClusterqError: it is none.
@@ -80,7 +80,7 @@ class SplitReader:
         return read_label(self._member(number, "cls"), self._spec, self._where(number))
 
     def facts(self, number: int) -> SampleFacts:
-        """The facts in the sample's `.json`.
+        """Return the facts in the sample's `.json`.
 
         Raises:
             ClusterqError: it is no JSON, holds other things, or another label than `.cls`.

@@ -1,4 +1,4 @@
-"""Maker of a set: its signature, held against the keys that this user trusts."""
+"""Maker of a set: its signature, compared with the keys that this user trusts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Maker:
     unchecked: bool = False
 
     def told(self) -> str:
-        """In words, for one line."""
+        """Return the maker as text for one line."""
         if self.unchecked:
             return f"signed, but nobody has checked by whom: that takes clusterq's extra `sign` ({how_to_install('sign')})"
         if self.signature is None:
@@ -74,7 +74,7 @@ def trusted_keys(config: SharingConfig) -> dict[bytes, str]:
 
 
 def judge(signature: Signature | None, manifest: Manifest, digest: str, where: str, config: SharingConfig) -> Maker:
-    """The maker of a set whose signature has been read, if the signature holds and the user's rules let the set through.
+    """Return the maker of a set, if its signature is valid and the user's rules accept the set.
 
     Args:
         signature: beside the manifest; None where there is none.
@@ -118,7 +118,7 @@ def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
 
 
 def report_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
-    """Tell the user whose set this is: loudly where they have named keys, and this is none of them."""
+    """Report who made the set. A warning where the user named trusted keys and the signer's is none of them."""
     line = f"{shown} is {maker.told()}"
     if maker.name is None and config.trust is not None:
         warn(f"{line}; {config.trust} does not vouch for it.")

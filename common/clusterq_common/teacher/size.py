@@ -42,10 +42,10 @@ def show_size(size: int | tuple[int, int]) -> int | str:
 
 def _sides(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
-        found = _TEXT.fullmatch(value)
-        if found is None:
+        match = _TEXT.fullmatch(value)
+        if match is None:
             raise ValueError(EXPECTED)
-        return int(found[1]), int(found[2] or found[1])
+        return int(match[1]), int(match[2] or match[1])
     pair = value if isinstance(value, list | tuple) else (value, value)
     # True and False count as whole numbers in Python, but not here.
     if len(pair) != 2 or any(isinstance(side, bool) for side in pair):

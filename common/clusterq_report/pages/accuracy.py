@@ -51,17 +51,17 @@ def drop(source: RunData) -> list[Block]:
     teacher = top1(source, "teacher")
     if teacher is None:
         return []
-    found: list[tuple[str, float, tuple[float, float] | None]] = []
+    drops: list[tuple[str, float, tuple[float, float] | None]] = []
     for model, label in (("calibrated", "calibrated"), ("student", "fine-tuned")):
         value, apart = top1(source, model), below_teacher(source, model)
         if apart is not None:
-            found.append((label, apart.mean, (apart.low, apart.high)))
+            drops.append((label, apart.mean, (apart.low, apart.high)))
         elif value is not None:
-            found.append((label, teacher - value, None))
-    if not found:
+            drops.append((label, teacher - value, None))
+    if not drops:
         return []
     title = "Points of top-1 below the float teacher"
-    drawn = interval_chart(found, title=title, x_label="points below the teacher", zero_label="the float teacher")
+    drawn = interval_chart(drops, title=title, x_label="points below the teacher", zero_label="the float teacher")
     caption = (
         "Dots: measured on the same images. Lines: 95 % intervals, paired by image: what other images of the same kind might have given. "
         "They know nothing of other seeds. Right of the vertical line is worse than the teacher."
@@ -112,12 +112,12 @@ def overall(source: RunData) -> list[Block]:
 
 def two_classes(source: RunData) -> list[Block]:
     """Return a table of AUROC, sensitivity and specificity with their intervals; empty for more than two classes."""
-    found = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
-    if not found:
+    binaries = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
+    if not binaries:
         return []
     heads = ["", "AUROC", "95 % interval", "sensitivity", "95 % interval", "specificity", "95 % interval"]
     rows = []
-    for name, binary in found.items():
+    for name, binary in binaries.items():
         row = [name]
         for key, decimals, unit in (("auroc", 4, ""), ("sensitivity", 2, " %"), ("specificity", 2, " %")):
             value, ends = real(binary.get(key)), pair(binary.get(f"{key}_interval"))
@@ -234,8 +234,8 @@ def _worst(student: Ints, teacher: Ints, names: Sequence[str]) -> list[Block]:
             ]
         )
     heads = ["true class", "named", "student", "teacher", "of the class's images"]
-    title, found = "The most frequent mistakes", Table(heads, rows, words=2)
-    return [Folded(title, [found])] if len(names) <= MOST_CELLS else [Heading(title), found]
+    title, table = "The most frequent mistakes", Table(heads, rows, words=2)
+    return [Folded(title, [table])] if len(names) <= MOST_CELLS else [Heading(title), table]
 
 
 def _counts(labels: Ints, named: Ints, classes: int) -> Ints:

@@ -93,8 +93,8 @@ def quantization(source: RunData) -> list[Block]:
     return [*costs, Figure(title, drawn, caption), *_ranges(layers, sites), *_histograms(layers, weights)]
 
 
-def _by_layer(layers: Layers, name: str, found: list[dict[str, Any]], key: str, value: str) -> Line:
-    numbered = [(layers.numbers.get(word(row.get(key))), real(row.get(value))) for row in found]
+def _by_layer(layers: Layers, name: str, entries: list[dict[str, Any]], key: str, value: str) -> Line:
+    numbered = [(layers.numbers.get(word(row.get(key))), real(row.get(value))) for row in entries]
     return Line(name, [(place, y) for place, y in numbered if place is not None])
 
 

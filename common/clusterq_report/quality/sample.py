@@ -58,7 +58,7 @@ def stored(reader: SplitReader, numbers: Ints, spec: InputSpec) -> Iterator[Batc
     size = measuring_batch(spec)
     for start in range(0, len(numbers), size):
         read = [reader.read(int(number)) for number in numbers[start : start + size]]
-        pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read])
+        pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _, _ in read])
         yield pixels, torch.tensor([label for _, label, _ in read])
 
 

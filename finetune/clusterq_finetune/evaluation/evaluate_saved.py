@@ -76,7 +76,7 @@ def evaluate_saved(
     images = open_validation(val, made.spec, classes=classes, geometry=made.geometry, pixel_range=black_and_white, own=True)
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
         predictions = keep.collector() if keep.npz is not None or keep.csv is not None else None
-        found = evaluate_models(
+        results = evaluate_models(
             made.models,
             images,
             device=made.device,
@@ -90,7 +90,7 @@ def evaluate_saved(
         for name, model in made.models.items():
             if isinstance(model, Compared):
                 made.result[name] = made.result.get(name, {}) | model.comparison()
-    add_evaluation(made.result, found, images, made.spec)
+    add_evaluation(made.result, results, images, made.spec)
     return made.result
 
 

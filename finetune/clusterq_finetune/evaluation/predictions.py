@@ -149,5 +149,5 @@ def need_place(setting: str, path: Path | None) -> None:
         ClusterqError: the path is a folder, or lies in none.
     """
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        found = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-        raise ClusterqError(f"{path} {found}, expected a file to write; name one in a folder that exists.", setting=setting)
+        problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise ClusterqError(f"{path} {problem}, expected a file to write; name one in a folder that exists.", setting=setting)

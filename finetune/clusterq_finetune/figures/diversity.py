@@ -135,10 +135,10 @@ def _boxes(
     return numbers
 
 
-def _draw_boxes(axes: Axes, found: Sequence[Array], looks: Sequence[dict[str, Any]]) -> None:
+def _draw_boxes(axes: Axes, values: Sequence[Array], looks: Sequence[dict[str, Any]]) -> None:
     stats = [
         {"whislo": low, "q1": lower, "med": middle, "q3": upper, "whishi": high, "fliers": []}
-        for low, lower, middle, upper, high in found
+        for low, lower, middle, upper, high in values
     ]
     drawn = axes.bxp(stats, showfliers=False, patch_artist=True, widths=0.55, medianprops={"color": "black"})
     for box, look in zip(drawn["boxes"], looks, strict=True):

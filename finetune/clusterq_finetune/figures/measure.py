@@ -79,8 +79,9 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
         if word not in known:
             shown = ", ".join(f"{number}: {name}" for number, name in enumerate(order, 1))
             raise ClusterqError(
-                f"--layers: found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
-                f"layers ({shown}); choose among them."
+                f"found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
+                f"layers ({shown}); choose among them.",
+                setting="layers",
             )
     chosen = {known[word] for word in wanted}
     return [name for name in order if name in chosen]

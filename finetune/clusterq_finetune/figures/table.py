@@ -144,7 +144,7 @@ def _single(folder: Path, row: dict[str, Any], mean: float, seeds: int) -> tuple
         for one in sorted((folder / "students").glob("*"))
         if one.name.rpartition("-")[0] == name and (one / RESULT).is_file()
     ]
-    values = [read_result(one)["student"].get("top1") for one in students]
-    top1 = tuple(float(one) for one in values if isinstance(one, int | float))
+    values = [read_result(student)["student"].get("top1") for student in students]
+    top1 = tuple(float(value) for value in values if isinstance(value, int | float))
     same = len(top1) == seeds and abs(sum(top1) / seeds - mean) < 0.006
     return top1 if same else ()

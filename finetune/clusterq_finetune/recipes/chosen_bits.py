@@ -83,8 +83,8 @@ def bits_for_run(
     stored = ranks.from_first(lambda: _stored(path))
     if stored is None:
         config, result = choose_bits(config, teacher, shards, device)
-        found: dict[str, Any] = {"layer_bits": list(config.quant.layer_bits), "choice": result}
-        stored = ranks.from_first(lambda: found)
+        changes: dict[str, Any] = {"layer_bits": list(config.quant.layer_bits), "choice": result}
+        stored = ranks.from_first(lambda: changes)
     quant = QuantConfig.validated({**config.quant.model_dump(), "layer_bits": stored["layer_bits"]})
     config = config.model_copy(update={"quant": quant})
 
@@ -100,16 +100,16 @@ def bits_for_run(
 def _stored(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    found = read_json(path, what="the bits that this run has chosen")
+    stored = read_json(path, what="the bits that this run has chosen")
     if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("layer_bits"), list)
-        or not isinstance(found.get("choice"), dict)
+        not isinstance(stored, dict)
+        or not isinstance(stored.get("layer_bits"), list)
+        or not isinstance(stored.get("choice"), dict)
     ):
         raise ClusterqError(
             f"{path} holds no chosen bits, expected layer_bits and choice; start anew with {setting_name('overwrite')}."
         )
-    return found
+    return stored
 
 
 def choose_bits(

@@ -95,10 +95,10 @@ def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:
 
 
 def _made(journal: Journal, plan: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
-    found = journal.finished(plan)
-    if found is None:
+    recorded = journal.finished(plan)
+    if recorded is None:
         raise RuntimeError(f"{journal.folder / plan.name} was written and is not there")
-    return plan, *found
+    return plan, *recorded
 
 
 @contextmanager
