@@ -167,5 +167,6 @@ def _within_budget(job: Job, seconds: float) -> FinetuneConfig:
     if job.going_on:
         info(f"{setting_name('time_budget')}: the run in {job.folder} keeps the plan that it was started with")
         return plan_of_run(job.folder, job.config)
-    fitting = fit_into(job.config, seconds, job.samples, job.timed.phases)
+    given = job.request.flags.get("recipe", {})
+    fitting = fit_into(job.config, seconds, job.samples, job.timed.phases, grow="reconstruct_steps" not in given)
     return job.ranks.from_first(lambda: fitting)  # the processes have measured different speeds

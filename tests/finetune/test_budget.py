@@ -51,9 +51,26 @@ def test_a_plan_fits_and_is_the_largest(recipe: str, share: float) -> None:
     plan = fit_into(config, budget, SAMPLES, estimate)
     assert total_seconds(estimate(plan)) <= 0.9 * budget
     if share >= 1.2:
-        assert plan == config, "a budget never makes a plan larger"
+        assert plan == config, "a plan grows only where it may"
     else:
         assert total_seconds(estimate(plan)) > 0.7 * 0.9 * budget
+
+
+@pytest.mark.parametrize("recipe", ["fast", "best"])
+def test_time_that_is_left_goes_into_the_reconstruction(recipe: str) -> None:
+    config = fast(recipe=recipe)
+    own, needed = config.recipe.reconstruct_steps, total_seconds(estimate(config))
+    plan = fit_into(config, 1.8 * needed, SAMPLES, estimate, grow=True)
+    assert own < plan.recipe.reconstruct_steps < 1000
+    assert 0.8 * 0.9 * 1.8 * needed < total_seconds(estimate(plan)) <= 0.9 * 1.8 * needed
+    assert plan.recipe.epochs == config.recipe.epochs
+    assert fit_into(config, 100 * needed, SAMPLES, estimate, grow=True).recipe.reconstruct_steps == 1000
+    assert fit_into(config, 0.5 * needed, SAMPLES, estimate, grow=True) == fit_into(config, 0.5 * needed, SAMPLES, estimate)
+
+
+def test_a_plan_grows_neither_without_reconstruction_nor_beyond_a_given_number() -> None:
+    for config in (fast(reconstruct="none"), fast(recipe="paper"), fast(recipe="calibrated"), fast(reconstruct_steps=3000)):
+        assert fit_into(config, 100 * total_seconds(estimate(config)), SAMPLES, estimate, grow=True) == config
 
 
 def test_too_short() -> None:
