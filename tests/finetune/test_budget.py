@@ -74,7 +74,7 @@ def test_a_plan_grows_neither_without_reconstruction_nor_beyond_a_given_number()
 
 
 def test_too_short() -> None:
-    with pytest.raises(ClusterqError, match=r"too short on this machine.*--reconstruct none --epochs 0"):
+    with pytest.raises(ClusterqError, match=r"too short on this machine.*reconstruct=none epochs=0"):
         fit_into(fast(), 20, SAMPLES, estimate)
     with pytest.raises(ClusterqError, match="or use a faster machine"):
         fit_into(fast(epochs=0, reconstruct="none"), 5, SAMPLES, estimate)
