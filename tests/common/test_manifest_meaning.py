@@ -15,8 +15,9 @@ from clusterq_common import png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.shards import manifest as manifests
 from clusterq_common.shards.derive import merge, subset
-from clusterq_common.shards.manifest import meaning_of, read_manifest
+from clusterq_common.shards.manifest import GIVEN, meaning_of, read_manifest, short_classes
 from clusterq_common.shards.read import ShardSet
+from clusterq_finetune.shards_tools.commands import describe
 from tests.common.shard_samples import edit_manifest, write_set
 
 
@@ -133,3 +134,22 @@ def test_pixels_that_are_not_plain_are_refused(data: bytes, channels: int) -> No
 def test_plain_pixels_are_read() -> None:
     for array in (GREY[:, :, None], COLOUR):
         assert (png.decode(png.encode(array), (8, 8), array.shape[2]) == array).all()
+
+
+def test_classes_that_are_short_are_counted() -> None:
+    assert short_classes([0, 0]) is None
+    assert short_classes([0, 2]) == "1 class got fewer images than wanted: 1 (2 missing)"
+    assert (short_classes([1] * 9) or "").startswith("9 classes got fewer images than wanted: 0 (1 missing), 1 (1 missing)")
+    assert (short_classes([1] * 9) or "").endswith("7 (1 missing), ...")
+
+
+def test_a_summary_names_classes_with_fewer_images_than_were_asked_for(tmp_path: Path) -> None:
+    write_set(tmp_path, 11)  # three classes of four images: the last one is missing
+    manifest = read_manifest(tmp_path)
+    assert sorted(manifest.missing("train")) == [0, 0, 1]
+    assert any("1 class got fewer images than wanted: " in line for line in describe(manifest))
+    for change in ({"method": GIVEN}, {"labels": "teacher"}, {"rounds": [{"train": 3}]}):
+        assert manifest.generation is not None
+        other = manifest.model_copy(update={"generation": manifest.generation.model_copy(update=change)})
+        assert other.missing("train") == [0, 0, 0]
+        assert not any("fewer images" in line for line in describe(other))

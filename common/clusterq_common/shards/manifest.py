@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from clusterq_common.documents import LARGEST_JSON, read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
+from clusterq_common.quantities import count
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import InputSpec
 
@@ -28,6 +29,7 @@ GIVEN: Final = "given"
 LARGEST_MANIFEST = LARGEST_JSON
 # Manifests without a digest of their own of which this process has said so.
 _said_of: set[str] = set()
+SHOWN_CLASSES = 8
 SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")
 
 SplitName = Literal["train", "heldout"]
@@ -184,6 +186,29 @@ class Manifest(Settings):
         if self.digest != set_digest(self.splits):
             raise ValueError("the digest is not that of the listed shards")
         return self
+
+    def missing(self, split: SplitName) -> list[int]:
+        """Return, by class, how many images were asked for and not made.
+
+        Zeros where no number was asked for of each class: in derived and given sets, and where the labels are the teacher's own.
+        """
+        present, made = self.splits[split].per_class, self.generation
+        if made is None or made.method == GIVEN or made.labels == "teacher":
+            return [0] * len(present)
+        return [max(0, made.rounds[-1].get(split, 0) - images) for images in present]
+
+
+def short_classes(missing: list[int]) -> str | None:
+    """Return a text on the classes that lack images, such as `2 classes got fewer images than wanted: 0 (1 missing), 7 (3 missing)`.
+
+    Args:
+        missing: number of missing images by class; None is returned where all are zero.
+    """
+    short = [f"{label} ({images} missing)" for label, images in enumerate(missing) if images]
+    if not short:
+        return None
+    more = ", ..." if len(short) > SHOWN_CLASSES else ""
+    return f"{count(len(short), 'class', 'classes')} got fewer images than wanted: {', '.join(short[:SHOWN_CLASSES])}{more}"
 
 
 def format_for(spec: InputSpec) -> Format:

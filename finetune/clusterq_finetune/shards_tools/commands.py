@@ -8,7 +8,7 @@ from clusterq_common.quantities import count, size
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards import derive
 from clusterq_common.shards import preview as pictures
-from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
+from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest, short_classes
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.shards.verify import Problem, verify_set
 from clusterq_common.sharing.parents import signatures_under
@@ -33,6 +33,8 @@ def describe(manifest: Manifest) -> list[str]:
             f"{name + ':':<10} {split.samples} images, {min(split.per_class)} to {max(split.per_class)} in a class, "
             f"{count(len(split.shards), 'shard')}, {stored}"
         )
+        short = short_classes(manifest.missing(name))
+        lines += [f"           {short}"] if short else []
     made = manifest.generation
     if made is not None:
         how = "someone's own images" if made.method == GIVEN else f"{made.method}, seed {made.seed}"

@@ -7,11 +7,10 @@ import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import warn
-from clusterq_common.quantities import count
 from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.facts import teacher_facts
-from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, format_for, set_digest
+from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, format_for, set_digest, short_classes
 from clusterq_common.shards.write import Written, samples_per_shard
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
@@ -21,8 +20,6 @@ from clusterq_gen.emission.candidate_source import CandidateSource
 from clusterq_gen.emission.candidates import CHUNK, EmissionCounts
 from clusterq_gen.emission.shard_plan import ShardPlan
 from clusterq_gen.resume import labelled_by_teacher, run_settings
-
-SHOWN_CLASSES = 8
 
 
 def how_made(
@@ -98,7 +95,9 @@ def describe_set(
             f"({setting_name('bank_steps' if is_bank(config.method.method) else 'epochs')}), or keep what it takes for other classes with "
             f"{setting_name('keep_misclassified')}."
         )
-    warn_of_short_classes(tally.short)
+    short = short_classes(tally.short)
+    if short is not None:
+        warn(short)
     earlier = before.generation if before else None
     drawn_before = earlier.candidates if earlier else 0
     drawn = drawn_before + tally.candidates
@@ -164,11 +163,3 @@ def read_class_names(emit: EmitConfig, classes: int) -> list[str] | None:
     if len(names) != classes:
         raise ClusterqError(f"{path} holds {len(names)} names, expected {classes}, one for each class.", setting="class_names")
     return names
-
-
-def warn_of_short_classes(short: list[int]) -> None:
-    classes = [(label, missing) for label, missing in enumerate(short) if missing]
-    if classes:
-        shown = ", ".join(f"{label} ({missing} missing)" for label, missing in classes[:SHOWN_CLASSES])
-        more = " ..." if classes[SHOWN_CLASSES:] else ""
-        warn(f"{count(len(classes), 'class', 'classes')} got fewer images than wanted: {shown}{more}")
