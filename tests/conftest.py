@@ -5,15 +5,16 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import typer.testing
 from filelock import FileLock
 from hypothesis import settings
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from clusterq_finetune.cli.main import app as finetune_app
 from clusterq_gen.cli import app as gen_app
@@ -30,6 +31,8 @@ STATES = "clusterq-state-"
 if not Path(os.environ.get("CLUSTERQ_STATE", "")).name.startswith(STATES):  # a test's own processes go on with its runs
     STATE = tempfile.TemporaryDirectory(prefix=STATES)
     os.environ["CLUSTERQ_STATE"] = STATE.name
+# Each call of a program would make its parser anew, which takes as long as many of the calls.
+typer.testing._get_command = cache(typer.testing._get_command)
 # The networks here are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 # Time limits of single examples only tell how busy the machine is.
@@ -160,7 +163,7 @@ def real_data() -> Path:
 
 
 def _invoke(app: object, arguments: Sequence[object]) -> Outcome:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)

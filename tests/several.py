@@ -11,6 +11,8 @@ import torch.multiprocessing
 
 # One server for each test process has imported these and forks the processes: a fresh one would spend seconds on imports.
 PRELOADED = ["torch", "torch.distributed", "clusterq_finetune.commands", "clusterq_gen.commands"]
+PRELOADED += ["torch._dynamo"]  # an optimizer's first step imports it
+PRELOADED += ["pytest", "hypothesis"]  # the tests' modules import them
 
 
 def in_processes(world: int, function: Callable[..., None], *arguments: Any) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clusterq_common.capture import capture
+from clusterq_common.capture import classifier_input
 from clusterq_common.files import atomic_write
 from clusterq_common.images import normalise, to_pixels
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -111,12 +111,10 @@ def scatter(x: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def last_features(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and what enters the teacher's last linear layer or convolution, (N, D)."""
-    last = [module for module in teacher.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-    caught: list[Tensor] = []
-    with capture({"last": last}, before=lambda call: caught.append(call.args[0].flatten(1))):
+    """Logits, and the features that enter the teacher's classifier, (N, D)."""
+    with classifier_input(teacher.model) as features:
         logits = teacher.model(images)
-    return logits, caught[0]
+    return logits, features.latest
 
 
 if __name__ == "__main__":

@@ -102,9 +102,9 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the libra
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module, _, other = _PLACES[name].partition(":")
-        found = getattr(import_module(module), other or name)
-        globals()[name] = found
-        return found
+        value = getattr(import_module(module), other or name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -50,10 +50,10 @@ def evaluate(
         need_calibrated(model)
         models = {EVALUATED: model} if teacher is None else {TEACHER: teacher.model, EVALUATED: model}
         so_far = None if progress is None else lambda done, total, _: progress("evaluating", done, total)
-        found = evaluate_models(
+        results = evaluate_models(
             models, images, device=device_of(model), batch_size=batch_size, workers=workers, progress=so_far
         )
-        return found[EVALUATED]
+        return results[EVALUATED]
 
 
 def export_onnx(
@@ -66,7 +66,7 @@ def export_onnx(
     integers: Integers = "packed",
     opset: int | None = None,
 ) -> None:
-    """Write a student as an ONNX file with its integers in it; a file that is there is replaced. Needs `pip install clusterq[onnx]`.
+    """Write a student as an ONNX file with its integers in it; a file that is there is replaced. Needs the extra `onnx`.
 
     Args:
         student: calibrated.

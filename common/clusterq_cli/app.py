@@ -1,10 +1,14 @@
 """A typer application with readable help, and the options that every command has."""
 
+import io
+import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from contextlib import redirect_stdout
+from itertools import takewhile
+from typing import Annotated, Any, TextIO
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import HAS_RICH, TyperCommand, TyperGroup
 
 from clusterq_cli.flags import flag_of
 from clusterq_cli.help import Readable, version_line
@@ -28,7 +32,57 @@ class Command(_InFlags, Readable, TyperCommand):
 
 
 class Group(_InFlags, Readable, TyperGroup):
-    """A command group with readable help."""
+    """A command group with readable help: its commands before its options."""
+
+    # What the help now leaves out: options or commands.
+    _left_out = ""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters; none while the help lists the commands."""
+        return [] if self._left_out == "options" else super().get_params(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands; none while the help lists the options."""
+        return [] if self._left_out == "commands" else super().list_commands(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help. typer prints options first; so both parts are printed into texts, which are then put together."""
+        if not HAS_RICH:
+            super().format_help(ctx, formatter)
+            return
+        commands = self._help_without("options", ctx, formatter)
+        options = self._help_without("commands", ctx, formatter)
+        both = list(takewhile(lambda pair: pair[0] == pair[1], zip(commands, options, strict=False)))
+        typer.echo("".join([*commands, *options[len(both) :]]), nl=False)
+
+    def _help_without(self, part: str, ctx: Any, formatter: Any) -> list[str]:
+        """Return the lines of the help without a part of it. The end belongs to the options' part."""
+        kept, epilog = _Kept(sys.stdout), self.epilog
+        self._left_out, self.epilog = part, epilog if part == "commands" else None
+        try:
+            with redirect_stdout(kept):
+                super().format_help(ctx, formatter)
+        finally:
+            self._left_out, self.epilog = "", epilog
+        return kept.getvalue().splitlines(keepends=True)
+
+
+class _Kept(io.StringIO):
+    """A text that is written as if to `stream`: with colours and boxes where that shows them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    # `io` has a property here, which its annotations call an attribute.
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's encoding."""
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream.isatty()
 
 
 class App(typer.Typer):
@@ -74,17 +128,18 @@ TimeBudget = Annotated[
     typer.Option(
         "--time-budget",
         metavar="<time>",
-        help="At most so long, as 45s, 30m or 1h30m: a new run's steps and images are planned to fit what a few timed steps take here.",
+        help="Plan steps and images so that a new run ends within about this time: 45s, 30m, 1h30m. A few timed steps tell the pace here.",
     ),
 ]
 # Descriptions in short helps, where the beginning of the long one does not say enough.
 BRIEF = {
     "arch": "Architecture: a pytorchcv name (resnet18, ...) or your own factory, path/to/file.py:function",
     "weights": "Weights of the classifier: safetensors or a PyTorch state dict",
-    "input_size": "Size of the input image: 224, or 64x128 for height x width",
-    "num_classes": "Number of classes",
-    "mean": "Normalisation mean per channel, pixels in [0, 1], e.g. 0.5,0.5,0.5",
-    "std": "Normalisation standard deviation per channel",
+    "input_size": "Size of the input image: 224, or 64x128 for height x width; needed with a factory",
+    "in_channels": "Number of channels of the input image; needed with a factory",
+    "num_classes": "Number of classes; needed with a factory",
+    "mean": "Normalisation mean per channel, pixels in [0, 1], e.g. 0.5,0.5,0.5; needed with a factory",
+    "std": "Normalisation standard deviation per channel; needed with a factory",
     "bits": "Bits of weights and activations: w4a4, w8a8, w4a8, ... (default: w4a4)",
     "device": "auto, cpu or cuda (default: auto)",
     "threads": "CPU threads (default: all cores)",

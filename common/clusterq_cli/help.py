@@ -64,12 +64,11 @@ class Readable:
     _brief_now = False
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, with `--help-all` where there is a short help. No value is shown for flags, since they take none."""
+        """Return the parameters with `--help-all`, hidden where `--help` lists all. No value is shown for flags: they take none."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        if self.brief:
-            # One object for all calls: click compares parameters by identity.
-            self._help_all = self._help_all or _help_all_option(self.get_help_option(ctx))  # type: ignore[attr-defined]
-            params = [*params, self._help_all]
+        # One object for all calls: click compares parameters by identity.
+        self._help_all = self._help_all or _help_all_option(self.get_help_option(ctx), hidden=not self.brief)  # type: ignore[attr-defined]
+        params = [*params, self._help_all]
         if self._brief_now:
             places = {name: place for place, name in enumerate(self.brief)}
             params = sorted(params, key=lambda param: places.get(param.name, len(places)))
@@ -81,28 +80,17 @@ class Readable:
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help: the short one where there is one, unless all options are wanted."""
         params = self.get_params(ctx)
-        if not self.brief or ctx.meta.get(ALL_OPTIONS):
-            self._print_all(params, ctx, formatter)
-            return
-        self._brief_now = True
+        self._brief_now = bool(self.brief) and not ctx.meta.get(ALL_OPTIONS)
         try:
-            with _shortened(params, self.brief):
+            with _restored(params):
+                if self._brief_now:
+                    _shorten(params, self.brief)
+                else:
+                    _name_opposites(params)
+                _keep_brackets(params)
                 super().format_help(ctx, formatter)  # type: ignore[misc]
         finally:
             self._brief_now = False
-
-    def _print_all(self, params: list[Any], ctx: Any, formatter: Any) -> None:
-        """Print all options. A flag's opposite is named in its description, because a separate column would narrow all others."""
-        paired = [param for param in params if getattr(param, "is_flag", False) and param.secondary_opts]
-        kept = [(param.help, param.secondary_opts) for param in paired]
-        for param in paired:
-            text, opposite = param.help or "", param.secondary_opts[0]
-            param.help, param.secondary_opts = f"{text.removesuffix('.')}; {opposite}: the opposite", []
-        try:
-            super().format_help(ctx, formatter)  # type: ignore[misc]
-        finally:
-            for param, (text, opposites) in zip(paired, kept, strict=True):
-                param.help, param.secondary_opts = text, opposites
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Return the possible completions. Descriptions are cut to one line, because shells take a second line for another name."""
@@ -121,7 +109,7 @@ class Readable:
         return rest
 
 
-def _help_all_option(help_option: Any) -> Any:
+def _help_all_option(help_option: Any, *, hidden: bool) -> Any:
     """Make `--help-all` from a command's `--help`."""
 
     def show(ctx: Any, param: Any, wanted: bool) -> None:
@@ -129,29 +117,50 @@ def _help_all_option(help_option: Any) -> Any:
         help_option.callback(ctx, param, wanted)
 
     made = copy.copy(help_option)
-    made.name, made.opts, made.callback = "help_all", ["--help-all"], show
+    made.name, made.opts, made.callback, made.hidden = "help_all", ["--help-all"], show, hidden
     made.help = "Show all options, with their defaults, and exit."
     return made
 
 
 @contextmanager
-def _shortened(params: list[Any], brief: Mapping[str, str]) -> Iterator[None]:
-    """Within the context, parameters outside `brief` are hidden, and the others are in one panel with short descriptions."""
+def _restored(params: list[Any]) -> Iterator[None]:
+    """Restore the parameters afterwards as they were before."""
     names = ("hidden", "help", "rich_help_panel", "secondary_opts")
     kept = [(param, {name: getattr(param, name) for name in names if hasattr(param, name)}) for param in params]
     try:
-        for param in params:
-            if param.name not in brief and param.name not in {"help", "help_all"}:
-                param.hidden = True
-            elif hasattr(param, "rich_help_panel"):
-                text = brief.get(param.name) or _first_clause(param.help or "")
-                param.help = text[:1].upper() + text[1:]
-                param.rich_help_panel, param.secondary_opts = None, []
         yield
     finally:
         for param, values in kept:
             for name, value in values.items():
                 setattr(param, name, value)
+
+
+def _shorten(params: list[Any], brief: Mapping[str, str]) -> None:
+    """Hide parameters outside `brief`, and put the others into one panel with short descriptions."""
+    for param in params:
+        if param.name not in brief and param.name not in {"help", "help_all"}:
+            param.hidden = True
+        elif hasattr(param, "rich_help_panel"):
+            text = brief.get(param.name) or _first_clause(param.help or "")
+            param.help = text[:1].upper() + text[1:]
+            param.rich_help_panel, param.secondary_opts = None, []
+
+
+def _name_opposites(params: list[Any]) -> None:
+    """Name a flag's opposite in its description, because a separate column would narrow all others."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.secondary_opts:
+            text, opposite = param.help or "", param.secondary_opts[0]
+            param.help, param.secondary_opts = f"{text.removesuffix('.')}; {opposite}: the opposite", []
+
+
+def _keep_brackets(params: list[Any]) -> None:
+    """Escape square brackets in descriptions, which typer would take for markup and drop."""
+    from rich.markup import escape
+
+    for param in params:
+        if getattr(param, "help", None):
+            param.help = escape(param.help)
 
 
 def _first_clause(description: str) -> str:

@@ -11,7 +11,7 @@ from clusterq_cli.flags import flag_of
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command, without_secrets
 from clusterq_common.files import final_name
-from clusterq_common.progress.console import is_main_process, quietly, say
+from clusterq_common.progress.console import info, is_main_process, quietly, write_line
 from clusterq_common.setting_names import in_a_command, settings_spelled_by
 
 USER_ERROR = 2
@@ -72,6 +72,11 @@ def run_guarded(
         _leave(f"Interrupted.{further}", INTERRUPTED, debug=debug)
 
 
+def say_begin(what: str) -> None:
+    """Print the first line of a command, before torch is imported, which takes seconds."""
+    info(f"{what}; loading torch and the classifier")
+
+
 def same_command(program: str, *more: str) -> str:
     """The command line of this process, as a person types it.
 
@@ -127,9 +132,9 @@ def _drop_stdout() -> None:
 def _leave(sentence: str, code: int, *, debug: bool) -> None:
     if debug:
         for line in traceback.format_exc().splitlines():
-            say(without_secrets(line))
+            write_line(without_secrets(line))
     # An interruption reaches all of torchrun's processes alike; an error may be one's own.
     if code == USER_ERROR or is_main_process():
         for line in (f"Error: {sentence}" if code == USER_ERROR else sentence).splitlines():
-            say(line)
+            write_line(line)
     raise SystemExit(code)

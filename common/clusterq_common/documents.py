@@ -18,7 +18,7 @@ DEEPEST = 32
 
 
 def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON, deepest: int | None = DEEPEST) -> Any:
-    """The value in a JSON file.
+    """Read a JSON file.
 
     Args:
         path: the file.
@@ -54,7 +54,7 @@ def holds_too_many(data: bytes) -> bool:
 
 
 def parse_yaml(text: str, *, aliases: bool = False) -> Any:
-    """The value of a YAML document of plain scalars, lists and mappings.
+    """Parse a YAML document of plain scalars, lists and mappings.
 
     Args:
         text: the document.
@@ -76,19 +76,19 @@ def is_nested_deeper(value: Any, deepest: int) -> bool:
     """Return whether lists and dictionaries are nested more than `deepest` deep."""
     level = [value]
     for _ in range(deepest + 1):
-        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        parts = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         if not parts:
             return False
-        level = [one for part in parts for one in part]
+        level = [item for part in parts for item in part]
     return True
 
 
 class _UnusualError(ValueError):
-    """Said as it is."""
+    """Parse error whose message is shown unchanged."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases and depth while the text is read, before anything is built."""
+    """YAML loader that refuses aliases and deep nesting while reading, before anything is built."""
 
     depth = 0
     aliases = False
@@ -105,7 +105,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _SharingLoader(_PlainLoader):
-    """Refuses merge keys, which copy what they name."""
+    """YAML loader that refuses merge keys, which copy what they name."""
 
     aliases = True
 

@@ -38,11 +38,11 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def did_you_mean(found: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Words to put behind an error about a name that nobody knows; empty where no known name is near it.
 
     >>> did_you_mean("clustrq", ["clusterq", "gdfq"]), did_you_mean("x", ["clusterq"])
     ('; did you mean clusterq?', '')
     """
-    nearest = get_close_matches(found.lower(), known, n=1)
+    nearest = get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""

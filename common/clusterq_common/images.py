@@ -5,7 +5,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from clusterq_common import png
 from clusterq_common.png import Array
 from clusterq_common.teacher.spec import InputSpec
 
@@ -22,13 +21,6 @@ def to_pixels(images: Tensor, spec: InputSpec) -> Tensor:
     return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def clipped_fraction(images: Tensor, spec: InputSpec) -> float:
-    """Return the share of values that lie more than half a level outside the range of a pixel."""
-    mean, std = _statistics(spec, images.device)
-    levels = (images.float() * std + mean) * 255
-    return float(((levels < -0.5) | (levels > 255.5)).float().mean())
-
-
 def pixel_bounds(spec: InputSpec) -> tuple[Tensor, Tensor]:
     """Return the normalised values of pixel 0 and pixel 255, each (1, C, 1, 1) float32."""
     mean, std = _statistics(spec, torch.device("cpu"))
@@ -38,20 +30,6 @@ def pixel_bounds(spec: InputSpec) -> tuple[Tensor, Tensor]:
 def to_array(pixels: Tensor) -> Array:
     """Convert a (C, H, W) uint8 tensor to an (H, W, C) array for `png.encode`."""
     return pixels.permute(1, 2, 0).contiguous().numpy()
-
-
-def encode_png(pixels: Tensor) -> bytes:
-    """Encode one image (C, H, W) uint8, one or three channels, as PNG; the same bytes each time."""
-    return png.encode(to_array(pixels))
-
-
-def decode_png(data: bytes, spec: InputSpec) -> Tensor:
-    """Decode PNG bytes to (C, H, W) uint8.
-
-    Raises:
-        ClusterqError: see `png.decode`.
-    """
-    return torch.from_numpy(png.decode(data, (spec.height, spec.width), spec.channels)).permute(2, 0, 1).contiguous()
 
 
 def _statistics(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:

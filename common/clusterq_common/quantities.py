@@ -29,13 +29,13 @@ def percent(value: float | None, decimals: int = 2) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.{decimals}f} %"
 
 
-def count(how_many: float | None, one: str, several: str | None = None) -> str:
+def count(how_many: float | None, singular: str, several: str | None = None) -> str:
     """Return a number of things, with the noun in singular or plural.
 
     >>> count(1, "problem"), count(0, "problem"), count(1200, "class", "classes")
     ('1 problem', '0 problems', '1,200 classes')
     """
-    return f"{number(how_many)} {one if how_many == 1 else several or one + 's'}"
+    return f"{number(how_many)} {singular if how_many == 1 else several or singular + 's'}"
 
 
 def size(how_many_bytes: float) -> str:

@@ -127,11 +127,11 @@ def under_present_names(model: type[BaseModel], values: dict[str, Any]) -> dict[
     return result
 
 
-def _shown(found: object) -> str:
+def _shown(value: object) -> str:
     """A value in an error: the beginning of it, however large it is."""
     short = Repr()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, LONGEST_FOUND, LONGEST_FOUND, LONGEST_FOUND
-    return short.repr(found)
+    return short.repr(value)
 
 
 def _refusal(error: ValidationError, source: str) -> ClusterqError:
@@ -147,10 +147,10 @@ def _refusal(error: ValidationError, source: str) -> ClusterqError:
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         reason = f"must be one of {', '.join(choices)}"
         meant = did_you_mean(first["input"], choices) if isinstance(first["input"], str) else ""
-    found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {_shown(first['input'])})"
+    shown = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (found {_shown(first['input'])})"
     if source:
         advice = "; correct it there, or get the file again"
     else:
         advice = in_a_command(f"; see {setting_name('help')} for the accepted values")
-    sentence = f"{reason[:1].lower()}{reason[1:]}{found}" + (meant or f"{advice}.")
+    sentence = f"{reason[:1].lower()}{reason[1:]}{shown}" + (meant or f"{advice}.")
     return ClusterqError(f"{source}: {place}: {sentence}") if source else ClusterqError(sentence, setting=name)

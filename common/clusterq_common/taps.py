@@ -26,6 +26,11 @@ class Statistics:
     mean: Tensor
     var: Tensor
 
+    @classmethod
+    def of_moments(cls, first: Tensor, second: Tensor) -> "Statistics":
+        """Return the statistics with these first and second moments, of any dtype; where the moments are shifted, so is the mean."""
+        return cls(first, (second - first.square()).clamp_min(0))
+
 
 @dataclass(frozen=True)
 class StoredStatistics(Statistics):
@@ -94,10 +99,10 @@ class Moments:
     def joined(cls, moments: Sequence["Moments"]) -> "Moments":
         """Concatenate several layers along the channels, so that one reduction serves all."""
         return cls(
-            ",".join(one.name for one in moments),
-            torch.cat([one.first for one in moments], dim=1),
-            torch.cat([one.second for one in moments], dim=1),
-            torch.cat([one.shift for one in moments]),
+            ",".join(layer.name for layer in moments),
+            torch.cat([layer.first for layer in moments], dim=1),
+            torch.cat([layer.second for layer in moments], dim=1),
+            torch.cat([layer.shift for layer in moments]),
         )
 
     def batch(self) -> Statistics:
@@ -114,7 +119,7 @@ class Moments:
 
     def _statistics(self, moments: Tensor | tuple[Tensor, Tensor]) -> Statistics:
         first, second = moments
-        return Statistics(first + self.shift, (second - first.square()).clamp_min(0))
+        return Statistics(first + self.shift, Statistics.of_moments(first, second).var)
 
     def by_class(self, groups: ClassGroups, keep: Tensor | None = None) -> ClassStatistics:
         """Return the statistics of each class present, over the samples for which `keep` ((N,) bool) holds; all when None.
@@ -130,7 +135,7 @@ class Moments:
         first, second = summed.chunk(2, dim=1)
         present = (count > 0)[:, None]
         mean = torch.where(present, first + self.shift, 0.0)
-        return ClassStatistics(mean, (second - first.square()).clamp_min(0), count)
+        return ClassStatistics(mean, Statistics.of_moments(first, second).var, count)
 
 
 class BatchNormTaps:

@@ -1,4 +1,4 @@
-"""Places of the plain files in a tar, from its headers alone. The tar may be a stranger's: only what is needed is parsed."""
+"""Offsets of the plain files in a tar, from its headers alone. Only what is needed is parsed, because the tar may be a stranger's."""
 
 import io
 import os
@@ -20,7 +20,7 @@ _MOST_DIGITS = len(str(LARGEST_EXTENSION))
 
 
 class TarFormatError(Exception):
-    """A tar that is not read; says why in words that fit between brackets."""
+    """Refused tar. The message fits between brackets."""
 
 
 class Member(NamedTuple):
@@ -34,7 +34,7 @@ class Member(NamedTuple):
 
 @dataclass
 class TarHeaders:
-    """The entries of a tar, one after the other.
+    """Iterator over the entries of a tar.
 
     Every header has to be whole: POSIX's or GNU's mark, a checksum that fits, an octal size. What comes behind the mark of the end is
     not looked at.
@@ -53,7 +53,7 @@ class TarHeaders:
     end: int | None = None
 
     def __iter__(self) -> Iterator[Member]:
-        """All entries in order.
+        """Yield all entries in order.
 
         Raises:
             TarFormatError: it is no tar, or holds what this reader does not understand.
@@ -125,7 +125,7 @@ class _LongNames:
 
 
 def _fields(header: bytes) -> tuple[str, int, bytes]:
-    """Name, size and kind of an entry."""
+    """Return the name, size and kind of an entry."""
     mark = header[257:265]
     # The checksum is made with its own field as spaces.
     if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
@@ -140,7 +140,7 @@ def _fields(header: bytes) -> tuple[str, int, bytes]:
 
 
 def _size(field: bytes) -> int:
-    """The size of an entry: octal, or GNU's binary number, which may be negative."""
+    """Return the size of an entry: octal, or GNU's binary number, which may be negative."""
     if field[0] == 0o200:
         return int.from_bytes(field[1:], "big")
     if field[0] == 0o377:
@@ -156,8 +156,8 @@ def _octal(field: bytes) -> int:
 
 
 def _path_of_pax(data: bytes, *, of_all: bool) -> str | None:
-    """The record `path` of a pax header, where there is one; times, owners and comments are passed over."""
-    found, place = None, 0
+    """Return the record `path` of a pax header, if there is one. Other records are ignored."""
+    path, place = None, 0
     while place < len(data):
         digits, space, _ = data[place : place + _MOST_DIGITS + 1].partition(b" ")
         if not space or not digits.isdigit() or not int(digits) > len(digits) + 1 or place + int(digits) > len(data):
@@ -169,9 +169,9 @@ def _path_of_pax(data: bytes, *, of_all: bool) -> str | None:
         if key == b"size" or key.startswith(b"GNU.sparse") or (of_all and key == b"path"):
             raise TarFormatError(f"a pax header in it sets {key.decode('ascii', 'replace')[:40]}, which no image needs")
         if key == b"path":
-            found = _text(value[:-1])
+            path = _text(value[:-1])
         place += int(digits)
-    return found
+    return path
 
 
 def _text(field: bytes) -> str:
@@ -190,5 +190,5 @@ def member_bytes(data: bytes, *names: str) -> list[bytes | None]:
     Raises:
         TarFormatError: see `TarHeaders`.
     """
-    found = {member.name.rpartition("/")[2]: member for member in TarHeaders(io.BytesIO(data), extended=True) if member.plain}
-    return [data[found[name].offset :][: found[name].size] if name in found else None for name in names]
+    members = {member.name.rpartition("/")[2]: member for member in TarHeaders(io.BytesIO(data), extended=True) if member.plain}
+    return [data[members[name].offset :][: members[name].size] if name in members else None for name in names]

@@ -8,7 +8,7 @@ from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.run_folder import ANALYSIS
 from clusterq_common.setting_names import setting_name
 from clusterq_report.pages.draw import draw_report
-from clusterq_report.run_data import Source
+from clusterq_report.run_data import RunData
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, 
 
         analyse_folder(folder, teacher or {})
     path = draw_report(folder, out)
-    source = Source.open(folder)
+    source = RunData.open(folder)
     if source.kind != "comparison" and not (folder / ANALYSIS).is_file():
         info(
             f"Note: without {ANALYSIS} the figures of single layers are left out; {setting_name('analyse')} measures them, given the teacher's weights."
@@ -63,7 +63,7 @@ def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, de
         if teacher is not None and device is not None:
             from clusterq_report.measure.reload import measure
 
-            measure(Source.open(folder), teacher, device)
+            measure(RunData.open(folder), teacher, device)
         info(f"report: {draw_report(folder)}")
     except Exception as error:  # the run is finished and whole, whatever happens to its picture
         what = " ".join(f"{type(error).__name__}: {error}".split())

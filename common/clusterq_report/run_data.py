@@ -10,7 +10,18 @@ from typing import Any, Literal
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.records import read_metrics
-from clusterq_common.run.run_folder import ANALYSIS, BENCHMARK, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, RESULT, SHARDS, TABLE
+from clusterq_common.run.run_folder import (
+    ANALYSIS,
+    BENCHMARK,
+    CONFIG,
+    ENVIRONMENT,
+    LAYERS,
+    METRICS,
+    PREDICTIONS,
+    RESULT,
+    SHARDS,
+    TABLE,
+)
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 from clusterq_report.run_predictions import Ints, PredictionsFile
@@ -23,25 +34,32 @@ Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder, and what is found in it; each part is read when it is asked for.
+class RunData:
+    """Files of a run or of a comparison. Each is read on first use.
 
     Attributes:
-        folder: the run's.
-        kind: what wrote it.
-        config: its config.yaml; empty for a comparison.
+        folder: folder of the run.
+        kind: program that wrote it.
+        config: content of config.yaml; empty for a comparison.
+        page: the page that is drawn, where it lies elsewhere than in the folder.
     """
 
     folder: Path
     kind: Kind
     config: dict[str, Any] = field(default_factory=dict)
+    page: Path | None = None
+
+    @property
+    def costs_csv(self) -> str:
+        """Name of the table of layers that lies beside the page."""
+        return LAYERS if self.page is None else f"{self.page.stem}-{LAYERS}"
 
     @classmethod
-    def open(cls, folder: Path) -> "Source":
-        """Find out what a folder is.
+    def open(cls, folder: Path) -> "RunData":
+        """Open a folder of any kind.
 
         Raises:
-            ClusterqError: it is none of the three.
+            ClusterqError: the folder is of none of the three kinds.
         """
         if not folder.is_dir():
             raise ClusterqError(f"{folder} is no folder, expected that of a run or of a comparison; name one that exists.")
@@ -101,10 +119,10 @@ class Source:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """Of the run's own shards, or of those that it learned from, where they still are what they were.
+        """Manifest of the shards that the run made or learned from; None where they are absent or have changed.
 
         Raises:
-            ClusterqError: a manifest that is none.
+            ClusterqError: the manifest cannot be read.
         """
         if not (self.shards / MANIFEST).is_file():
             return None
@@ -114,12 +132,12 @@ class Source:
 
     @cached_property
     def steps(self) -> dict[str, Points]:
-        """Values that metrics.jsonl records of each step, by name."""
+        """Values recorded at each step, by name."""
         return columns([record for record in self.metrics if "epoch" not in record], "step")
 
     @cached_property
     def epochs(self) -> dict[str, Points]:
-        """And of each epoch."""
+        """Values recorded once per epoch, by name."""
         return columns([record for record in self.metrics if "epoch" in record], "epoch")
 
     @cached_property
@@ -129,7 +147,7 @@ class Source:
 
     @property
     def shards(self) -> Path:
-        """The folder of shards that the run made, or learned from."""
+        """Folder of the shards that the run made, or learned from."""
         if self.kind == "generator":
             return self.folder / SHARDS
         named = self.config.get("shards")
@@ -137,7 +155,7 @@ class Source:
 
     @cached_property
     def predictions(self) -> dict[str, Ints]:
-        """Classes by image and model, (N,) int64, `label` among them; empty where no real image was looked at.
+        """Classes by image and model, (N,) int64, `label` among them; empty if no real image was evaluated.
 
         Raises:
             ClusterqError: predictions.npz is not what an evaluation writes.
@@ -156,36 +174,36 @@ class Source:
 
 
 def section(value: Any, *keys: str) -> dict[str, Any]:
-    """A dictionary inside dictionaries; empty where there is none."""
+    """Return a dictionary inside dictionaries; empty if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """The dictionaries of a list."""
+    """Return the dictionaries of a list."""
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def real(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        number = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def reals(value: Any) -> list[float | None]:
-    """A list of numbers, None where one is missing; empty where it is no list."""
-    return [real(one) for one in value] if isinstance(value, list) else []
+    """Return a list of numbers, with None for anything else; empty if the value is no list."""
+    return [real(number) for number in value] if isinstance(value, list) else []
 
 
 def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
-    """Records by key: (record[at], value) of each that has both; None where a value was not finite."""
-    found: dict[str, Points] = {}
+    """Return records by key: (record[at], value) of each that has both; None for values that are not finite."""
+    series: dict[str, Points] = {}
     for record in records:
         x = real(record.get(at))
         if x is None:
@@ -193,19 +211,19 @@ def columns(records: list[dict[str, Any]], at: str) -> dict[str, Points]:
         for key, value in record.items():
             y = real(value)
             if y is not None or value is None:
-                found.setdefault(key, []).append((x, y))
-    return found
+                series.setdefault(key, []).append((x, y))
+    return series
 
 
 def word(value: Any, otherwise: str = "–") -> str:
-    """A name, a number or a flag as text. Of anything else not: YAML can fold gigabytes of nested lists into a few lines."""
+    """Return a name, a number or a flag as text, `otherwise` for any other value: YAML can fold gigabytes of nested lists into a few lines."""
     return str(value) if isinstance(value, str | int | float | bool) else otherwise
 
 
 def pair(value: Any) -> tuple[float, float] | None:
-    """Two numbers, as an interval has them."""
-    found = reals(value)
-    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+    """Return two numbers, such as an interval's."""
+    numbers = reals(value)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
 
 
 def _refuse_large(path: Path) -> None:

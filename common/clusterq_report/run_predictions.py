@@ -123,13 +123,13 @@ def _pieces(count: int, kind: np.dtype[Any], stream: BinaryIO) -> Iterator[np.nd
 def _integers(archive: zipfile.ZipFile, member: str) -> Ints:
     """An array of classes."""
     with _array(archive, member) as (count, kind, stream):
-        found = np.empty(count, np.int64)
+        classes = np.empty(count, np.int64)
         place = 0
         for values in _pieces(count, kind, stream):
             if len(values) and not 0 <= values.min() <= values.max() < MOST_CLASSES:
                 raise ValueError(f"its array {member[:20]!r} holds numbers that are no classes")
-            found[place : place + len(values)] = values
+            classes[place : place + len(values)] = values
             place += len(values)
         if place != count:
             raise ValueError(f"its array {member[:20]!r} ends early")
-        return found
+        return classes

@@ -2,7 +2,8 @@
 
 from clusterq_common.shards.index import shard_index
 from clusterq_common.shards.manifest import SplitName
-from clusterq_common.shards.read import ShardSet, SplitReader, check_size
+from clusterq_common.shards.read import ShardSet, check_size
+from clusterq_common.shards.split_reader import SplitReader
 
 # Classes take turns within a shard, so the first samples cover all of them. Indexing a whole large set would take minutes.
 SAMPLES_LOOKED_THROUGH = 1 << 14

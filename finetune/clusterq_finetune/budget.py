@@ -1,4 +1,4 @@
-"""`--time-budget`: a fine-tuning that fits into the time which the user allows."""
+"""Time budget: a fine-tuning that fits into the time which the user allows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +7,14 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, timetable, total_seconds
 from clusterq_common.quantities import duration
 from clusterq_common.run.run_folder import CONFIG
+from clusterq_common.setting_names import setting_name
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.estimate import steps_of_epoch
 
 # What a plan keeps where there is any: below this, reconstruction and training do more harm than good.
 LEAST_BLOCK_STEPS, LEAST_STEPS = 25, 20
+# Most reconstruction steps of a plan: the largest number whose gain was measured (docs/results.md).
+MOST_BLOCK_STEPS = 1000
 # Shares of the recipe's steps that are tried, largest first.
 SHARES = [share / 50 for share in range(50, 0, -1)]
 # Settings that a plan changes.
@@ -19,29 +22,44 @@ PLANNED = ("reconstruct_steps", "epochs", "steps_per_epoch")
 
 
 def fit_into(
-    config: FinetuneConfig, seconds: float, samples: int, estimate: Callable[[FinetuneConfig], list[Phase]]
+    config: FinetuneConfig,
+    seconds: float,
+    samples: int,
+    estimate: Callable[[FinetuneConfig], list[Phase]],
+    *,
+    grow: bool = False,
 ) -> FinetuneConfig:
-    """Return the largest plan that fits into the budget; `config` itself where it does. Steps of both phases shrink together.
+    """Return the largest plan that fits into the budget.
+
+    Where there is more time than the recipe takes, the reconstruction gets more steps, up to MOST_BLOCK_STEPS: they gain accuracy, which
+    more epochs do not. Where there is less, the steps of both phases shrink together.
 
     Args:
-        config: the recipe's own plan; a budget never makes it larger.
+        config: the recipe's own plan.
         seconds: the budget.
         samples: training images in the set.
         estimate: the phases of a plan, with their seconds.
+        grow: allow more reconstruction steps than `config` has.
 
     Raises:
         ClusterqError: not even the smallest plan fits.
     """
     plan = config
-    for candidate in (config, *(_shrunk(config, share, samples) for share in SHARES)):
+    larger = _grown(config) if grow else []
+    for candidate in (*larger, config, *(_shrunk(config, share, samples) for share in SHARES)):
         plan = candidate
         if total_seconds(estimate(plan)) <= PLANNED_SHARE * seconds:
             return plan
     trains = config.recipe.epochs > 0 or config.recipe.reconstruct != "none"
-    less = "leave training out with --reconstruct none --epochs 0" if trains else "use a faster machine"
+    less = (
+        f"leave training out with {setting_name('reconstruct', 'none')} {setting_name('epochs', 0)}"
+        if trains
+        else "use a faster machine"
+    )
     raise ClusterqError(
-        f"--time-budget: {duration(seconds)} is too short on this machine, where the smallest useful plan takes "
-        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}."
+        f"{duration(seconds)} is too short on this machine, where the smallest useful plan takes "
+        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}.",
+        setting="time_budget",
     )
 
 
@@ -55,6 +73,19 @@ def plan_of_run(folder: Path, config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(
         update={"recipe": config.recipe.model_copy(update={name: getattr(saved, name) for name in PLANNED})}
     )
+
+
+def _grown(config: FinetuneConfig) -> list[FinetuneConfig]:
+    """Return plans with more reconstruction steps, largest first; none where nothing is reconstructed."""
+    recipe = config.recipe
+    if recipe.reconstruct == "none":
+        return []
+    numbers = (round(MOST_BLOCK_STEPS * share) for share in SHARES)
+    return [
+        config.model_copy(update={"recipe": recipe.model_copy(update={"reconstruct_steps": number})})
+        for number in numbers
+        if number > recipe.reconstruct_steps
+    ]
 
 
 def _shrunk(config: FinetuneConfig, share: float, samples: int) -> FinetuneConfig:

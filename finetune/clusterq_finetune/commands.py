@@ -198,7 +198,7 @@ def _result(job: Job, made: Made, seconds: float) -> dict[str, Any]:
 def _evaluate(models: dict[str, nn.Module], images: ValidationImages, job: Job) -> dict[str, EvaluationResult]:
     predictions = job.request.keep.collector()
     with progress("evaluating", len(images), images=1) as ticker:
-        found = evaluate_models(
+        accuracies = evaluate_models(
             models,
             images,
             device=job.device,
@@ -207,4 +207,4 @@ def _evaluate(models: dict[str, nn.Module], images: ValidationImages, job: Job) 
             predictions=predictions,
         )
     job.request.keep.save(predictions, job.folder / PREDICTIONS)
-    return found
+    return accuracies

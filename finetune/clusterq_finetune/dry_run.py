@@ -1,12 +1,13 @@
-"""`--dry-run`: the plan of a fine-tuning, as lines of text."""
+"""Dry run: the plan of a fine-tuning, as lines of text."""
 
 from clusterq_common.progress.time_budget import timetable
+from clusterq_common.quantities import count
 from clusterq_finetune.data.shard_batches import EpochBatches
 from clusterq_finetune.prepare import Job
 
 
 def plan_lines(job: Job) -> list[str]:
-    """Return the lines of `--dry-run`: set, bits, steps, folder, evaluation, and the estimated time of each phase."""
+    """Return the lines of a dry run: set, bits, steps, folder, evaluation, and the estimated time of each phase."""
     config, recipe, samples = job.config, job.config.recipe, job.samples
     lines = [f"shards: {job.shards.folder}, {samples} training images"]
     if config.choice.active:
@@ -19,12 +20,12 @@ def plan_lines(job: Job) -> list[str]:
         )
     steps = len(EpochBatches(samples, recipe.batch_size, 0, steps=recipe.steps(samples)))
     lines += [
-        f"steps: {recipe.epochs} epochs x {steps}, batch {recipe.batch_size}, {recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}), "
+        f"steps: {count(recipe.epochs, 'epoch')} x {steps}, batch {recipe.batch_size}, {recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}), "
         f"recipe {recipe.recipe}, seed {config.runtime.seed}",
         f"out: {job.folder} (student, checkpoint with optimizer state, metrics)",
     ]
     if job.images is not None:
         # A dataset that is read in order alone does not say how many images it has.
-        count = f"{len(job.images)} real images" if len(job.images) else f"the real images of {job.images.layout}"
-        lines.append(f"evaluation: {count}")
+        images = count(len(job.images), "real image") if len(job.images) else f"the real images of {job.images.layout}"
+        lines.append(f"evaluation: {images}")
     return [*lines, f"time: {timetable(job.timed.phases(config))}"]

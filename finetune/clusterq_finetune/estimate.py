@@ -155,25 +155,25 @@ def phases(config: FinetuneConfig, samples: int, layers: int, real_images: int, 
         real_images: images of the evaluation; 0 for none.
         speed: what was measured.
     """
-    recipe, choice, found = config.recipe, config.choice, []
+    recipe, choice, expected = config.recipe, config.choice, []
     if choice.active:
         count = passes(layers, weights=choice.weights, inputs=choice.average_input_bits is not None)
         seconds = count * min(choice.sensitivity_images, samples) * speed.forward
         if choice.max_drop is not None:
             seconds += MOST_TRIED * (min(recipe.calibration_images, samples) * speed.calibrated + speed.epoch)
-        found.append(Phase("choice of bits", seconds))
-    found.append(Phase("calibration", min(recipe.calibration_images, samples) * speed.calibrated))
+        expected.append(Phase("choice of bits", seconds))
+    expected.append(Phase("calibration", min(recipe.calibration_images, samples) * speed.calibrated))
     if recipe.reconstruct != "none":
         images = min(recipe.reconstruct_images, samples)
         seconds = images * speed.block_images + recipe.reconstruct_steps * speed.block_step
-        found.append(Phase("reconstruction", seconds))
+        expected.append(Phase("reconstruction", seconds))
     if recipe.epochs:
         seconds = recipe.epochs * (steps_of_epoch(config, samples) * speed.step + speed.epoch)
-        found.append(Phase("fine-tuning", seconds))
+        expected.append(Phase("fine-tuning", seconds))
     if real_images:
         # The teacher, the student after calibration, and the trained one.
-        found.append(Phase("evaluation", real_images * (speed.decoded + speed.forward + 2 * speed.student_forward)))
-    return found
+        expected.append(Phase("evaluation", real_images * (speed.decoded + speed.forward + 2 * speed.student_forward)))
+    return expected
 
 
 def is_worth_measuring(config: FinetuneConfig, samples: int) -> bool:

@@ -190,11 +190,11 @@ def _compare(student: nn.Module, twin: nn.Module, spec: InputSpec, kind: Format)
     shape = (IMAGES, *spec.shape)
     images = normalise(torch.randint(256, shape, generator=stream(0, "export"), dtype=torch.uint8), spec)
     expected: Tensor = student(images)
-    found = torch.cat([twin(images[:1]), twin(images[1:])])
-    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
-        raise RuntimeError(f"the exported model gives logits of shape {tuple(found.shape)}, or some that are not finite")
-    agreement = 100 * float((found.argmax(1) == expected.argmax(1)).float().mean())
-    apart = float((found - expected).abs().max())
+    logits = torch.cat([twin(images[:1]), twin(images[1:])])
+    if logits.shape != expected.shape or not bool(torch.isfinite(logits).all()):
+        raise RuntimeError(f"the exported model gives logits of shape {tuple(logits.shape)}, or some that are not finite")
+    agreement = 100 * float((logits.argmax(1) == expected.argmax(1)).float().mean())
+    apart = float((logits - expected).abs().max())
     if agreement < LEAST_AGREEMENT and apart > MOST_APART * float(expected.abs().max()):
         raise ClusterqError(
             f"--format {kind}: the file names the student's class on {agreement:.0f} % of {IMAGES} images of random pixels and its logits are up to "

@@ -14,6 +14,7 @@ from clusterq_common.progress.console import info, warn
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.run.tensorboard import need_tensorboard
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.place import Place, also_here, locate
@@ -30,9 +31,6 @@ from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictio
 from clusterq_finetune.recipes.chosen_bits import need_choice
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
-
-# GDFQ's line has one set of values for CIFAR and one for ImageNet.
-LARGEST_SMALL_IMAGE = 64
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,8 @@ def prepare(request: Request, ranks: Ranks) -> Job:
     shards = ShardSet.open(place.folder)
     run = run_folder_of(shards)
     teacher_config = find_teacher(request.flags.get("teacher", {}), run, shards.manifest)
-    large = shards.manifest.teacher.spec.longer_side > LARGEST_SMALL_IMAGE
+    # GDFQ's line has one set of values for CIFAR and one for ImageNet.
+    large = not shards.manifest.teacher.spec.small
     where = place.address or str(shards.folder.resolve())
     config = resolve(request.flags, where, teacher_config, digest=shards.manifest.digest, imagenet_sized=large)
     need_heldout(config.recipe, shards)
@@ -166,7 +165,8 @@ def _real_images(request: Request, config: FinetuneConfig, teacher: Teacher, sha
 def _within_budget(job: Job, seconds: float) -> FinetuneConfig:
     """Return the settings with a plan that fits into the time, or with the plan of the run that is continued."""
     if job.going_on:
-        info(f"--time-budget: the run in {job.folder} keeps the plan that it was started with")
+        info(f"{setting_name('time_budget')}: the run in {job.folder} keeps the plan that it was started with")
         return plan_of_run(job.folder, job.config)
-    fitting = fit_into(job.config, seconds, job.samples, job.timed.phases)
+    given = job.request.flags.get("recipe", {})
+    fitting = fit_into(job.config, seconds, job.samples, job.timed.phases, grow="reconstruct_steps" not in given)
     return job.ranks.from_first(lambda: fitting)  # the processes have measured different speeds

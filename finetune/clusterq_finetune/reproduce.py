@@ -16,7 +16,7 @@ from clusterq_common.sharing.place import locate, saved_folder
 from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardDataset, batches, in_order
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
@@ -65,8 +65,9 @@ def reproduce(
     shards = ShardSet.open(place.folder)
     if shards.manifest.digest != saved["shards"]["digest"]:
         raise ClusterqError(
-            f"--shards: {shards.folder} has digest {shards.manifest.digest[:19]}, {path} was made from {saved['shards']['digest'][:19]}; "
-            "name the set it was made from."
+            f"{shards.folder} has digest {shards.manifest.digest[:19]}, {path} was made from {saved['shards']['digest'][:19]}; "
+            "name the set it was made from.",
+            setting="shards",
         )
     values = config.model_dump()
     values["runtime"]["threads"] = saved["threads"]
@@ -117,7 +118,7 @@ def compare_students(first: Path, second: Path, shards: ShardSet, arch: str) -> 
     agreed = count = 0
     heldout = ShardDataset(shards, "heldout")
     for batch in batches(heldout, in_order(heldout, BATCH)):
-        images = view(batch.pixels, shards.manifest.teacher.spec)
+        images = to_network_input(batch.pixels, shards.manifest.teacher.spec)
         a, b = (model(images).argmax(1) for model in models)
         agreed += int((a == b).sum())
         count += len(images)

@@ -46,8 +46,8 @@ def read_result(path: Path, *needed: str) -> dict[str, Any]:
     for place, kind in SHAPE.items():
         name, _, part = place.partition(".")
         holder, key = (values[name], part) if part else (values, name)
-        found = holder.get(key)
-        fits = isinstance(found, kind) and not isinstance(found, bool)
+        value = holder.get(key)
+        fits = isinstance(value, kind) and not isinstance(value, bool)
         if not fits and (key in holder or place in needed):
             raise ClusterqError(f"{file} has no usable {place}, expected the {RESULT} of a finished fine-tuning; run it again.")
     return dict(values)
@@ -126,8 +126,8 @@ def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _balanced(results: list[dict[str, Any]]) -> float | None:
     """Mean balanced accuracy of the students; None where a result is from before it was measured."""
-    found = [result["student"].get("balanced_accuracy") for result in results]
-    return None if None in found else round(mean(found), 2)
+    values = [result["student"].get("balanced_accuracy") for result in results]
+    return None if None in values else round(mean(values), 2)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

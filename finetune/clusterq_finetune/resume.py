@@ -7,6 +7,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, open_run_folder
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.trust import remember_code
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.prepare import Job
@@ -43,8 +44,9 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
     wanted = config.model_dump(mode="json")
     if saved["shards_digest"] not in {None, wanted["shards_digest"]}:
         raise ClusterqError(
-            f"--shards: {config.shards} has digest {wanted['shards_digest'][:19]}, but the run in {folder} was started with "
-            f"{saved['shards_digest'][:19]}, expected the same set; name it, or start anew with --overwrite."
+            f"{config.shards} has digest {wanted['shards_digest'][:19]}, but the run in {folder} was started with "
+            f"{saved['shards_digest'][:19]}, expected the same set; name it, or start anew with {setting_name('overwrite')}.",
+            setting="shards",
         )
     moved = {"arch", "weights"} if saved["shards_digest"] is not None else set()
     if config.choice.active:
@@ -55,6 +57,7 @@ def _refuse_other_settings(folder: Path, config: FinetuneConfig) -> None:
         for name, value in wanted[section].items():
             if name not in {"device", "threads", "workers", "checkpoint_seconds", *moved} and saved[section][name] != value:
                 raise ClusterqError(
-                    f"--resume: {name} is {value}, but the run in {folder} was started with {saved[section][name]}; give the same "
-                    "flags, or start anew with --overwrite."
+                    f"{name} is {value}, but the run in {folder} was started with {saved[section][name]}; give the same "
+                    f"flags, or start anew with {setting_name('overwrite')}.",
+                    setting="resume",
                 )

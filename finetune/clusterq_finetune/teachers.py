@@ -7,6 +7,7 @@ import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.run_folder import CONFIG
+from clusterq_common.setting_names import setting_name
 from clusterq_common.settings import read_yaml
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
@@ -53,8 +54,8 @@ def find_teacher(flags: dict[str, Any], run: Path | None, manifest: Manifest) ->
         # Whatever the manifest says of itself: a name that would load code is never followed.
         if manifest.teacher.is_factory or is_factory(manifest.teacher.arch):
             raise ClusterqError(
-                f"--arch is missing: these shards were made for a model of someone's own ({manifest.teacher.arch}), expected your "
-                "copy of it; pass --arch path/to/file.py:factory --weights FILE."
+                f"{setting_name('arch')} is missing: these shards were made for a model of someone's own ({manifest.teacher.arch}), expected your "
+                f"copy of it; pass {setting_name('arch', 'path/to/file.py:factory')} {setting_name('weights', 'FILE')}."
             )
         known["arch"] = manifest.teacher.arch
     # A pytorchcv name other than the manifest's brings its own sizes; the digest will tell that it is another teacher.
@@ -73,8 +74,9 @@ def load_checked_teacher(config: TeacherConfig, manifest: Manifest, device: torc
     teacher = load_teacher(config, device=device)
     if teacher.digest != manifest.teacher.digest:
         raise ClusterqError(
-            f"--shards: they were made for a teacher with digest {manifest.teacher.digest} ({manifest.teacher.arch}), but "
+            f"they were made for a teacher with digest {manifest.teacher.digest} ({manifest.teacher.arch}), but "
             f"{config.arch} with weights {config.weights or 'from pytorchcv'} has {teacher.digest}; pass the weights they were made "
-            "for with --weights."
+            f"for with {setting_name('weights')}.",
+            setting="shards",
         )
     return teacher

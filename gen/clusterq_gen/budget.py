@@ -1,4 +1,4 @@
-"""`--time-budget`: a generator run that fits into the time which the user allows."""
+"""Time budget: a generator run that fits into the time which the user allows."""
 
 from typing import Any
 
@@ -31,8 +31,9 @@ def fit_into(config: GenConfig, seconds: float, num_classes: int, speed: Speed) 
             return plan
     smallest = timetable(phases(plan, num_classes, speed))
     raise ClusterqError(
-        f"--time-budget: {duration(seconds)} is too short on this machine, where the smallest useful plan takes {smallest}; allow "
-        f"{duration(total_seconds(phases(plan, num_classes, speed)) / PLANNED_SHARE + 1)}, or use a GPU."
+        f"{duration(seconds)} is too short on this machine, where the smallest useful plan takes {smallest}; allow "
+        f"{duration(total_seconds(phases(plan, num_classes, speed)) / PLANNED_SHARE + 1)}, or use a GPU.",
+        setting="time_budget",
     )
 
 

@@ -8,7 +8,7 @@ import typer
 from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, brief_help, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
-from clusterq_cli.main import run_guarded, run_to_end, same_command
+from clusterq_cli.main import run_guarded, run_to_end, same_command, say_begin
 from clusterq_cli.report import add_report
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
@@ -25,8 +25,19 @@ OF_SHARDS = {
     "heldout_per_class": "Images of each class in the held-out split (default: a tenth of --per-class)",
 }
 TRAIN_BRIEF = brief_help(
-    *("arch", "weights", "input_size", "num_classes", "mean", "std", "preset", "method", "bits", "out", "per_class", "images"),
-    *("heldout_per_class", "epochs", "steps_per_epoch", "batch_size", "device", "cuda_graphs", "threads", "seed"),
+    *("arch", "weights", "input_size", "in_channels", "num_classes", "mean", "std", "preset", "method", "bits", "out"),
+    *(
+        "per_class",
+        "images",
+        "heldout_per_class",
+        "epochs",
+        "steps_per_epoch",
+        "batch_size",
+        "device",
+        "cuda_graphs",
+        "threads",
+        "seed",
+    ),
     *("time_budget", "config", "resume", "overwrite", "dry_run", "quiet"),
     preset="Size of the run: quick (two CPU cores), paper-cifar, paper-imagenet or auto",
     method="clusterq, gdfq, adadfq, qimera, zeroq, dsg, intraq, or your own file.py:function (default: clusterq)",
@@ -54,7 +65,7 @@ app = App(
 
 @app.callback()
 def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
-    """Only `--version` is said before a command."""
+    """Handle options that stand before a command."""
 
 
 @app.command(
@@ -62,7 +73,8 @@ def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
     epilog=examples(
         "clusterq-gen train --arch resnet18 --out out/",
         "clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4",
-        "clusterq-gen train --arch net.py:build --weights net.pth --num-classes 10",
+        "clusterq-gen train --arch net.py:build --weights net.pth --input-size 32 --in-channels 3 --num-classes 10 --mean 0.5,0.5,0.5 "
+        "--std 0.5,0.5,0.5",
         "clusterq-gen train --config out/config.yaml --seed 1 --out out-1/",
         "clusterq-gen train --arch resnet18 --out out/ --resume",
     ),
@@ -91,6 +103,7 @@ def train(
     """Train a generator for a classifier, or optimise images without one, then write class-labelled shards."""
 
     def run() -> None:
+        say_begin(f"{flags.get('teacher', {}).get('arch') or config or 'the run'} to {out}")
         from clusterq_gen import commands
 
         seconds = None if time_budget is None else parse_time_budget(time_budget)
@@ -179,10 +192,9 @@ def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
         return resolve(flags, preset, imagenet_sized=False)
     config = resolve(flags, "paper-cifar", imagenet_sized=False)
     from clusterq_common.teacher.load import build_architecture
-    from clusterq_gen.networks.generator import LARGEST_PRODUCT_SIZE
 
     _, spec = build_architecture(config.teacher)
-    return resolve(flags, "auto", imagenet_sized=spec.longer_side > LARGEST_PRODUCT_SIZE)
+    return resolve(flags, "auto", imagenet_sized=not spec.small)
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from clusterq_gen.emission.build_manifest import read_class_names
 from clusterq_gen.emission.candidate_source import CandidateSource, GeneratorSource
 from clusterq_gen.emission.emit import emit_shards
 from clusterq_gen.emission.refined import refined
-from clusterq_gen.estimate import measure_speed, phases
+from clusterq_gen.estimate import Speed, measure_speed, phases
 from clusterq_gen.methods import build_method
 from clusterq_gen.presets import lift_limit
 from clusterq_gen.training.loop import train_generator, write_events
@@ -83,17 +83,19 @@ def train(
         write_environment(out / ENVIRONMENT, device)
         return resuming, resuming and (out / GENERATOR).is_file()
 
+    speed: Speed | None = None
     with process_group() as ranks, ExitStack() as held:
         if config.train.compile:
             need_compiler(device)
         if config.train.cuda_graphs:
             need_cuda_graphs(device)
         if planned is not None:
-            fitting = fit_into(config, planned, teacher.spec.num_classes, measure_speed(config, teacher, device))
+            speed = measure_speed(config, teacher, device)
+            fitting = fit_into(config, planned, teacher.spec.num_classes, speed)
             config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
         resuming, trained = ranks.from_first(open_folder)
         if not trained:
-            held.enter_context(expecting(_announce(config, teacher, device)))
+            held.enter_context(expecting(_announce(config, teacher, device, speed)))
         if is_bank(config.method.method):
             make_bank(config, teacher, out, device)
         elif not trained:
@@ -285,8 +287,8 @@ def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device,
         )
 
 
-def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> list[Phase]:
-    """Print what will be done, and the estimated time of each phase on this machine. Returns the phases."""
+def _announce(config: GenConfig, teacher: Teacher, device: torch.device, speed: Speed | None) -> list[Phase]:
+    """Print what will be done, and the time of each phase as estimated from `speed`, which is measured if None. Returns the phases."""
     bank = is_bank(config.method.method)
     _warn_of_slowness(
         config, teacher, device, "--bank-steps and --per-class" if bank else "--epochs, --steps-per-epoch and --batch-size"
@@ -296,6 +298,6 @@ def _announce(config: GenConfig, teacher: Teacher, device: torch.device) -> list
         steps = f"a bank of {layout.batches} batches of {layout.batch_size} images, {config.bank.bank_steps} steps each"
     else:
         steps = f"{config.train.epochs * config.train.steps_per_epoch} steps"
-    expected = phases(config, teacher.spec.num_classes, measure_speed(config, teacher, device))
+    expected = phases(config, teacher.spec.num_classes, speed or measure_speed(config, teacher, device))
     info(f"{config.method.method} on {device}: {steps}; {timetable(expected)}")
     return expected

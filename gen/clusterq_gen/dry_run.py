@@ -1,9 +1,9 @@
-"""`--dry-run`: description of a run before anything is written."""
+"""Dry run: description of a run before anything is written."""
 
 import torch
 
 from clusterq_common.quant.convert import convert
-from clusterq_common.quantities import size
+from clusterq_common.quantities import count, size
 from clusterq_common.taps import batchnorm_layers
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.config import is_bank
@@ -63,7 +63,7 @@ def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) 
     convert(teacher.model, config.quant, image, lines.append)
     per_batch = classes_in_batch(spec.num_classes, train.batch_size, train.classes_per_batch)
     lines.append(
-        f"steps: {train.epochs} epochs x {train.steps_per_epoch}, {train.warmup_epochs} epochs of warm-up; batch {train.batch_size} "
+        f"steps: {count(train.epochs, 'epoch')} x {train.steps_per_epoch}, {count(train.warmup_epochs, 'epoch')} of warm-up; batch {train.batch_size} "
         f"of {per_batch} classes; {config.method.method}, preset {config.preset}, on {device}"
     )
     if config.emit.refine_steps:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.settings import merged
 from clusterq_gen.bank.config import BANK_METHODS, BANK_PRESETS, is_bank, method_of, refuse_meaningless
 from clusterq_gen.config import SECTIONS, GenConfig, Preset, TrainConfig
@@ -65,7 +66,8 @@ def resolve(flags: dict[str, Any], preset: Preset, *, imagenet_sized: bool) -> G
         values["train"]["warmup_epochs"] = train["epochs"] * whole.warmup_epochs // whole.epochs if train["epochs"] > 0 else 0
     if "teacher" not in values or "arch" not in values["teacher"]:
         raise ClusterqError(
-            "--arch is missing, expected a pytorchcv model name or path/to/file.py:factory; try --arch resnet18."
+            f"{setting_name('arch')} is missing, expected a pytorchcv model name or path/to/file.py:factory; "
+            f"try {setting_name('arch', 'resnet18')}."
         )
     return GenConfig.validated({"preset": chosen, **values})
 

@@ -6,6 +6,7 @@ from typing import Any
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import PARTIAL_SUFFIX, final_name, sha256_file
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest
 from clusterq_common.shards.write import SET_FILES
 from clusterq_common.teacher.load import Teacher
@@ -37,8 +38,9 @@ def set_to_extend(
         strangers = [path for path in folder.iterdir() if not _ours(path)]
         if before is None and strangers:
             raise ClusterqError(
-                f"--out: {folder} holds files that are no shards ({strangers[0].name}), expected a new folder or a set of shards; "
-                "choose another folder."
+                f"{folder} holds files that are no shards ({strangers[0].name}), expected a new folder or a set of shards; "
+                "choose another folder.",
+                setting="out",
             )
         for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
             if path.is_symlink() or path.is_file():
@@ -60,18 +62,19 @@ def _refuse_another(
         "origin (it was merged or cut out of other sets)": made is not None,
         "teacher": manifest.teacher.digest == teacher.digest,
         "training run": made is not None and (_of_run(made.settings), made.source) == (_of_run(settings), source.digest),
-        "--refine-steps, or other refinement": made is not None and made.settings.get(REFINE) == settings.get(REFINE),
-        "--seed": made is not None and made.seed == seed,
-        "--labels": made is not None and (made.labels == "teacher") == labelled_by_teacher(config),
-        "--keep-misclassified": made is not None and made.keep_misclassified == config.emit.keep_misclassified,
-        "--samples-per-shard": made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
-        "--logits": manifest.has_logits == config.emit.store_logits,
+        f"{setting_name('refine_steps')}, or other refinement": made is not None
+        and made.settings.get(REFINE) == settings.get(REFINE),
+        setting_name("seed"): made is not None and made.seed == seed,
+        setting_name("labels"): made is not None and (made.labels == "teacher") == labelled_by_teacher(config),
+        setting_name("keep_misclassified"): made is not None and made.keep_misclassified == config.emit.keep_misclassified,
+        setting_name("samples_per_shard"): made is not None and config.emit.samples_per_shard in {None, made.samples_per_shard},
+        setting_name("logits"): manifest.has_logits == config.emit.store_logits,
     }
     other = [name for name, equal in same.items() if not equal]
     if other:
         raise ClusterqError(
-            f"{folder} holds shards of another {other[0]}, to which nothing can be added; use --overwrite to replace them, or "
-            "write to a folder of their own with --out."
+            f"{folder} holds shards of another {other[0]}, to which nothing can be added; use {setting_name('overwrite')} to replace them, or "
+            f"write to a folder of their own with {setting_name('out')}."
         )
 
 
@@ -107,8 +110,8 @@ def run_settings(config: GenConfig) -> dict[str, Any]:
         return {"preset": values["preset"], **shared, "bank": values["bank"], "labels": labels, "seed": seed}
     sections = ("preset", "method", "quant", "generator", "train")
     refine = {name: value for name, value in values["emit"].items() if name.startswith(f"{REFINE}_")}
-    found = {**{section: values[section] for section in sections}, "seed": seed}
-    return {**found, REFINE: refine} if config.emit.refinement else found
+    kept = {**{section: values[section] for section in sections}, "seed": seed}
+    return {**kept, REFINE: refine} if config.emit.refinement else kept
 
 
 def plans_to_make(folder: Path, plans: list[ShardPlan], before: Manifest | None) -> list[ShardPlan]:

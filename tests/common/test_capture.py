@@ -1,18 +1,12 @@
 """Hooks on layers, which exist within a block only."""
 
 import copy
-import doctest
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterq_common import capture as module
 from clusterq_common.capture import Call, capture, submodules
-
-
-def test_examples() -> None:
-    assert doctest.testmod(module) == (0, 3)
 
 
 class Scaled(nn.Module):

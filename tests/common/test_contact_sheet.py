@@ -1,15 +1,8 @@
 """Images side by side as one picture."""
 
-import doctest
-
 import numpy as np
 
-from clusterq_common import contact_sheet as module
 from clusterq_common.contact_sheet import contact_sheet
-
-
-def test_examples() -> None:
-    assert doctest.testmod(module) == (0, 2)
 
 
 def test_each_image_is_whole_in_its_place_and_all_else_is_white() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clusterq_cli.main import run_guarded
 from clusterq_common import escape
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import heard_by, info, print_json, print_result, say, warn
+from clusterq_common.progress.console import heard_by, info, print_json, print_result, warn, write_line
 from clusterq_common.shards.card import dataset_card
 from clusterq_common.shards.manifest import Derivation, Manifest, read_manifest
 from clusterq_finetune.figures.draw import _table
@@ -40,7 +40,7 @@ def test_one_line_is_one_line_that_a_terminal_shows(text: str) -> None:
 
 
 def test_all_doors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    for door in (info, warn, print_result, say):
+    for door in (info, warn, print_result, write_line):
         door(ESCAPES)
     seen = capsys.readouterr()
     lines = [*seen.out.splitlines(), *seen.err.splitlines()]

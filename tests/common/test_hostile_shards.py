@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
-from clusterq_common.images import decode_png, encode_png
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import read_manifest
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from tests.common.shard_samples import GREY, edit_manifest, write_set
+from tests.png_tensors import decode_png, encode_png
 
 
 def refused(folder: Path, sentence: str) -> None:

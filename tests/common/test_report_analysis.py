@@ -195,4 +195,4 @@ def test_layers_have_one_numbering_and_a_table_for_spreadsheets() -> None:
     assert second[1] == "'=1+1", "no spreadsheet takes a layer for a formula"
     assert third[5:8] == ["32", "", "40"]
     assert costs_csv(Layers({})) == ""
-    assert cost_table(Layers({})) == []
+    assert cost_table(Layers({}), "layers.csv") == []

@@ -24,7 +24,7 @@ from clusterq_report.html.text import clean
 from clusterq_report.pages.accuracy import overall
 from clusterq_report.pages.comparison import written
 from clusterq_report.pages.curves import curves, series, shares
-from clusterq_report.run_data import Source, columns, pair, real, reals, rows, section
+from clusterq_report.run_data import RunData, columns, pair, real, reals, rows, section
 from tests.e2e.page import UNBROKEN
 
 EVIL = "<script>alert(1)</script>\"'&\x00\x1b\ud800\u202e"
@@ -325,12 +325,12 @@ def test_figures_of_two_classes_stand_below_those_of_all(tmp_path: Path) -> None
     binary = {"auroc": 0.91234, "auroc_interval": [0.9, 0.92], "sensitivity": 75.0, "sensitivity_interval": [60.25, 85.5]}
     student = {"top1": 80.0, "balanced_accuracy": 77.5, "binary": binary | {"specificity": None, "specificity_interval": EVIL}}
     (tmp_path / "result.json").write_text(json.dumps({"student": student}))
-    page = Report("t", "l", {}, [], [Section("a", "t", overall(Source(tmp_path, "fine-tuning")), opened=True)]).html()
+    page = Report("t", "l", {}, [], [Section("a", "t", overall(RunData(tmp_path, "fine-tuning")), opened=True)]).html()
     for figure in ("0.9123", "0.9000 to 0.9200", "75.00 %", "60.25 to 85.50", "77.50 %", "Class 1 is the positive one"):
         assert figure in page
     assert "alert(1)" not in page, "an interval that is none is a dash"
     (tmp_path / "result.json").write_text(json.dumps({"student": student | {"binary": None}}))
-    blocks = overall(Source(tmp_path, "fine-tuning"))
+    blocks = overall(RunData(tmp_path, "fine-tuning"))
     assert not [block for block in blocks if isinstance(block, Heading)]
 
 

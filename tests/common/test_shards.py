@@ -15,7 +15,7 @@ from PIL import Image
 from clusterq_common import files, png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
-from clusterq_common.shards import index, read
+from clusterq_common.shards import index, split_reader
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import Manifest, Split, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
@@ -182,7 +182,7 @@ def test_a_cache_that_cannot_be_written_is_only_noted(
 
 
 def test_a_reader_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "LARGEST_OPEN", 2)
+    monkeypatch.setattr(split_reader, "LARGEST_OPEN", 2)
     made = write_set(tmp_path)
     split = ShardSet.open(tmp_path).split("train")
     for number in (0, 6, 11, 1, 7, 0):

@@ -26,6 +26,7 @@ def test_what_is_shown_is_read_again(height: int, width: int) -> None:
     assert size == parse_size(f"{height}x{width}") == parse_size([height, width]) == parse_size(show_size(size))
     spec = spec_of(f"{height}x{width}")
     assert (spec.height, spec.width, spec.shape, spec.longer_side) == (height, width, (1, height, width), max(height, width))
+    assert spec.small == (max(height, width) <= 64)
     assert spec == spec_of(size) == InputSpec.model_validate_json(spec.model_dump_json())
 
 

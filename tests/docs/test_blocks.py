@@ -98,7 +98,7 @@ class Reader:
         if line.split()[0] not in PROGRAMS or re.search(r"\s(?:\d?>|\||&&|;)", line):
             return self.shell(line, block)
         ((program, arguments),) = calls(line)
-        done = self.programs[program](*arguments)
+        done = self.programs[program](*fewer_images(arguments))
         assert done.code == 0, f"{block.place}: {line}\n{done.out}{done.err}"
         return done.out + done.err
 
@@ -108,6 +108,14 @@ class Reader:
         done = subprocess.run(words, capture_output=True, text=True, env=preloaded.environment(), check=False)
         assert done.returncode == 0, f"{block.place}: {line}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
+
+
+def fewer_images(arguments: list[str]) -> list[str]:
+    """The same command with 20 images of each class where it makes 100, which takes half a minute."""
+    return [
+        "20" if (flag, value) == ("--per-class", "100") else value
+        for flag, value in zip(["", *arguments], arguments, strict=False)
+    ]
 
 
 def masked(text: str) -> str:

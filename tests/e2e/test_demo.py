@@ -92,6 +92,7 @@ def test_a_failing_program_ends_the_demo_with_its_code(tmp_path: Path) -> None:
 def test_whole_demo_goes_through_both_programs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     small = ["--teacher-epochs", "6", "--epochs", "2", "--steps-per-epoch", "8", "--per-class", "4", "--finetune-epochs", "1"]
+    small += ["--reconstruct-steps", "5"]
     done = run_demo("--out", out, *small, "--bits", "w8a8")
     assert done.returncode == 0, done.stderr
     assert "its report is not" not in done.stdout + done.stderr

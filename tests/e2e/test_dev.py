@@ -29,6 +29,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(module, "BIN", tmp_path / ".venv" / "bin")
     module.ran = []
+    monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)  # .ci/run sets it
 
     def run(what: str, *command: str | Path) -> None:
         module.ran.append(" ".join(map(str, command)))
@@ -95,12 +96,15 @@ def test_an_interrupted_install_is_done_again(dev: ModuleType, monkeypatch: pyte
 def test_only_the_whole_suite_in_ci_has_a_coverage_floor(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)
     dev.main(["test"])
-    assert "--cov" not in dev.ran[-1]
+    assert "python -m pytest --numprocesses" in dev.ran[-1]
     monkeypatch.setenv("CLUSTERQ_COVERAGE", "1")
-    dev.main(["test"])
-    assert dev.ran[-1].endswith("--cov-fail-under=90")
     dev.main(["test", "-x"])
-    assert "--cov" not in dev.ran[-1]
+    assert dev.ran[-1].endswith("python -m pytest -x")
+    dev.main(["test"])
+    assert (
+        "python -m slipcover --source common,gen,finetune --skip-covered --fail-under=90 -m pytest --numprocesses"
+        in dev.ran[-1]
+    )
 
 
 def test_lint_runs_every_check_and_hands_back_the_first_failure(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

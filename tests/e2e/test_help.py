@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from clusterq_finetune.cli.main import app as finetune_app
@@ -46,8 +47,8 @@ def test_a_short_help_lists_what_is_used_most_and_the_long_one_everything(narrow
         params = {param.name: param for param in command.params if not getattr(param, "hidden", False)}
         help_of = {flag: cli_of(words[0], gen, finetune)(*words[1:], flag) for flag in ("--help", "--help-all")}
         if not command.brief:
-            # Nothing is left out, and there is no second help.
-            assert help_of["--help-all"].code == 2, words
+            assert help_of["--help-all"] == help_of["--help"], words
+            assert "--help-all" not in help_of["--help"].out, words
             continue
         short += 1
         assert set(command.brief) <= set(params), words
@@ -87,20 +88,64 @@ def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
     assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in said
 
 
+@pytest.mark.parametrize("words", [["clusterq-gen"], ["clusterq-finetune"], ["clusterq-finetune", "shards"]], ids=" ".join)
+def test_commands_come_before_options(words: list[str], gen: Cli, finetune: Cli) -> None:
+    for flag in ("--help", "--help-all"):
+        said = cli_of(words[0], gen, finetune)(*words[1:], flag).out
+        assert said.count("Usage: ") == 1
+        assert said.index("╭─ Commands ─") < said.index("╭─ Options ─"), flag
+
+
+def test_brackets_in_descriptions_are_shown(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the name of an extra: they are no markup."""
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "[tensorboard]" in gen("train", "--help-all").out
+    assert "[tensorboard]" in finetune("--help-all").out
+
+
+def printed_examples(words: list[str], gen: Cli, finetune: Cli) -> Iterator[tuple[str, list[str]]]:
+    """Each example of a command's help: its program, its words."""
+    said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
+    for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
+        program, *rest = shlex.split(line)
+        yield program, rest
+
+
 def test_examples_are_command_lines_that_parse(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     count = 0
-    for words in commands():
-        said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
-        for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
-            program, *rest = shlex.split(line)
-            found: Any = typer.main.get_command(APPS[program])
-            while rest and rest[0] in getattr(found, "commands", {}):
-                found = found.commands[rest.pop(0)]
-            context = found.make_context(program, [], resilient_parsing=True)
-            found.make_parser(context).parse_args(rest)
-            count += 1
+    for program, rest in (one for words in commands() for one in printed_examples(words, gen, finetune)):
+        found: Any = typer.main.get_command(APPS[program])
+        while rest and rest[0] in getattr(found, "commands", {}):
+            found = found.commands[rest.pop(0)]
+        context = found.make_context(program, [], resilient_parsing=True)
+        found.make_parser(context).parse_args(rest)
+        count += 1
     assert count > 20
+
+
+NET = """
+from torch import nn
+
+def build():
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+"""
+
+
+def test_examples_with_a_factory_are_accepted(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They name all that a factory does not say of its images. Those of a set that is there need that set's own network."""
+    (tmp_path / "net.py").write_text(NET)
+    made: dict[str, Any] = {}
+    exec(NET, made)
+    torch.save(made["build"]().state_dict(), tmp_path / "net.pth")
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clusterq_finetune.quantize.command.run_program", lambda _, words: gen(*words).code)
+    for words in (["clusterq-gen", "train"], ["clusterq-finetune", "quantize"]):
+        (example,) = [rest for _, rest in printed_examples(words, gen, finetune) if "net.py:build" in rest]
+        done = cli_of(words[0], gen, finetune)(*example, "--dry-run")
+        assert done.code == 0, (example, done.err)
 
 
 def test_version(gen: Cli, finetune: Cli) -> None:

@@ -88,7 +88,7 @@ def test_planted_defects_are_found(spoiled: Path, digits_teacher: DigitsTeacher,
         assert sentence in page.text
     assert "labelled 6, the teacher says 7" in page.text
     assert page.images == 10 + len(found["pairs"]) + len(found["contradicted"])
-    assert {"trust", "figures", "images", "teacher", "inside", "diversity", "duplicates", "classes", "origins"} <= page.ids
+    assert {"trust", "figures", "images", "teacher", "network", "diversity", "duplicates", "classes", "origins"} <= page.ids
 
 
 def test_training_records_how_often_teacher_and_student_name_the_label(
@@ -186,6 +186,7 @@ def test_the_same_network_as_the_other_one_agrees(
         ),
         (["--other-arch", "resnet2_cifar10"], "--other-arch: 'resnet2_cifar10' is no pytorchcv model"),
         (["--real-classes", "x.txt"], "--real-classes: there is no --real"),
+        (["--crop-pct", "0.9"], "--crop-pct, --interpolation or --pixel-range: there is no --real"),
         (["--real", "nowhere"], "--real: nowhere is no folder"),
         (["--out", "nowhere/q.html"], "--out: nowhere is no folder"),
         (["--images", "1"], "--images"),

@@ -147,6 +147,6 @@ def test_without_the_package(
         finetune("--shards", digits_run, "--out", tmp_path / "out", "--tensorboard"),
     ):
         assert done.code == 2
-        assert done.err.startswith("Error: --tensorboard: the package tensorboard is not installed")
-        assert "pip install clusterq[tensorboard]" in done.err
+        assert "\nError: --tensorboard: the package tensorboard is not installed" in done.err
+        assert "pip install '.[tensorboard]' in clusterq's checkout" in done.err
     assert not list(tmp_path.iterdir())

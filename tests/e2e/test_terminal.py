@@ -199,7 +199,7 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
     words = [*base, "--overwrite", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "clusterq_finetune", *words],
-        env=preloaded.plain_environment(),
+        env=preloaded.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -219,3 +219,25 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
     assert (program, resumed) == ("clusterq-finetune", [*base, "--out", str(out), "--resume"])
     contradicting = finetune(*resumed, "--lr", 0.5)
     assert "lr is 0.5" in contradicting.err, "it is the run to go on with"
+
+
+NO_TORCH = "raise SystemExit('torch is imported now')\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "first"),
+    [
+        ("clusterq_gen train --arch resnet20_cifar10 --preset quick", "resnet20_cifar10 to out; loading torch"),
+        ("clusterq_finetune quantize --arch resnet18 --out m.onnx", "resnet18, recipe fast, for ort-cpu, to m.onnx; loading"),
+        ("clusterq_finetune --shards s3://name:word@host/set", "a student from s3://host/set; loading torch"),
+    ],
+)
+def test_the_first_line_comes_before_torch(line: str, first: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(NO_TORCH)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-m", *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    said = done.stderr.splitlines()
+    assert said[0].startswith(first)
+    assert said[1:] == ["torch is imported now"]

@@ -36,7 +36,7 @@ from clusterq_common.teacher.weights import load_weights, read_checkpoint
 from clusterq_finetune.data.preprocess import preprocess
 from clusterq_finetune.data.real.cifar import open_cifar
 from clusterq_finetune.results import compare, read_result
-from clusterq_report.run_data import Source
+from clusterq_report.run_data import RunData
 from clusterq_report.run_predictions import AT_ONCE, LONGEST_NAME, MOST_IMAGES, MOST_VALUES
 from tests.finetune.export_nets import SPEC, Plain, student_of
 from tests.finetune.small_student import prepared, settings, small_net
@@ -218,7 +218,7 @@ def test_a_report_reads_aliases_and_an_error_shows_little_of_them(tmp_path: Path
         f"{b}: &{b} [{', '.join(['*' + a] * 20)}]\n" for a, b in itertools.pairwise("abcdefghijklmnop")
     )
     (tmp_path / "config.yaml").write_text(wide + "recipe: {}\nbits: *p\n")
-    config = Source.open(tmp_path).config
+    config = RunData.open(tmp_path).config
     with pytest.raises(ClusterqError, match="bits") as found:
         QuantConfig.validated({"bits": config["bits"]})
     with pytest.raises(ClusterqError, match="quantizer"):
@@ -226,7 +226,7 @@ def test_a_report_reads_aliases_and_an_error_shows_little_of_them(tmp_path: Path
     assert len(str(found.value)) < 1000
     (tmp_path / "config.yaml").write_text("a: &a {b: 1}\nc: {<<: [*a, *a]}\nrecipe: {}\n")
     with pytest.raises(ClusterqError, match="uses merge keys"):
-        Source.open(tmp_path)
+        RunData.open(tmp_path)
 
 
 def test_json_that_is_more_than_it_looks(tmp_path: Path) -> None:
@@ -286,12 +286,12 @@ def test_results_of_any_shape(tmp_path: Path, place: str, value: object) -> None
         compare([path])
 
 
-def run_with(folder: Path, arrays: dict[str, bytes]) -> Source:
+def run_with(folder: Path, arrays: dict[str, bytes]) -> RunData:
     (folder / "config.yaml").write_text("recipe: {}\n")
     with zipfile.ZipFile(folder / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in arrays.items():
             packed.writestr(f"{name}.npy", data)
-    return Source.open(folder)
+    return RunData.open(folder)
 
 
 def npy(array: np.ndarray) -> bytes:

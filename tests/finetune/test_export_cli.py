@@ -204,7 +204,11 @@ def test_full_disk(finetune: Cli, student: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package(package: str, finetune: Cli, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    refused(finetune("export", "--student", student, "--out", tmp_path / "m.onnx"), package, "pip install clusterq[onnx]")
+    refused(
+        finetune("export", "--student", student, "--out", tmp_path / "m.onnx"),
+        package,
+        "pip install '.[onnx]' in clusterq's checkout",
+    )
 
 
 def test_evaluate_refuses(

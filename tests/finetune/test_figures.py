@@ -285,7 +285,11 @@ def test_a_missing_extra_is_named(
     finetune: Cli, digits_run: Path, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    refused(finetune("figures", "grid", digits_run, "--out", tmp_path / "x"), package, "pip install clusterq[figures]")
+    refused(
+        finetune("figures", "grid", digits_run, "--out", tmp_path / "x"),
+        package,
+        "pip install '.[figures]' in clusterq's checkout",
+    )
 
 
 def test_help_needs_neither_torch_nor_matplotlib() -> None:

@@ -167,11 +167,11 @@ def test_the_table_has_a_line_an_image_and_no_formulas(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ClusterqError, match=r"--predictions-csv: .* is a folder, expected a file to write"):
-        need_place("--predictions-csv", tmp_path)
-    with pytest.raises(ClusterqError, match=r"--predictions: .* lies in .*absent, which is no folder"):
+    with pytest.raises(ClusterqError, match=r"^predictions_csv: .* is a folder, expected a file to write"):
+        need_place("predictions_csv", tmp_path)
+    with pytest.raises(ClusterqError, match=r"^predictions: .* lies in .*absent, which is no folder"):
         KeptPredictions(npz=tmp_path / "absent" / "p.npz").need(tmp_path)
-    with pytest.raises(ClusterqError, match="--probabilities: there is no --val"):
+    with pytest.raises(ClusterqError, match=r"^probabilities: there is no val, "):
         KeptPredictions(probabilities=True).need(None)
 
 

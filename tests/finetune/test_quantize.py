@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
+from tests import preloaded
 from tests.conftest import Cli, DigitsTeacher
 
 SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
@@ -29,21 +31,29 @@ SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
 WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
 
 
+def run_preloaded(module: str, arguments: Sequence[str]) -> int:
+    """`run_program` in a fork of a process that has imported torch."""
+    return subprocess.run([sys.executable, "-m", module, *arguments], env=preloaded.environment(), check=False).returncode
+
+
 @pytest.mark.long
-def test_from_a_classifier_to_a_file(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
+def test_from_a_classifier_to_a_file(
+    digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All stages; the same command again makes nothing anew; another plan does not go on with them."""
-    out, work = tmp_path / "model.onnx", tmp_path / "work"
-    flags = ["--bits", "w8a8", "--recipe", "calibrated", "--set-flags", SMALL_SET, "--threads", 1, "--val", digits_teacher.val]
+    monkeypatch.setattr(stages, "run_program", run_preloaded)
+    out, work, val = tmp_path / "model.onnx", tmp_path / "work", tmp_path / "val"
+    for path in sorted(digits_teacher.val.rglob("*.png"))[::5]:  # ten evaluations, each of all images
+        (val / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, val / path.parent.name)
+    flags = ["--bits", "w8a8", "--recipe", "calibrated", "--set-flags", SMALL_SET, "--threads", 1, "--val", val]
     flags += ["--time-budget", "20m"]
     command = ["quantize", *digits_teacher.flags, *flags, "--out", out, "--work", work]
     done = finetune(*command, "--dry-run")
     assert done.code == 0, done.err
     assert "to w8a8 for ort-cpu (checked with" in done.out
     assert not work.exists()
-    images = (
-        re.escape(f"{len(list(digits_teacher.val.rglob('*.png'))):,} real images in {digits_teacher.val}")
-        + r", (a few|\d+ to \d+) \w+"
-    )
+    images = re.escape(f"{len(list(val.rglob('*.png'))):,} real images in {val}") + r", (a few|\d+ to \d+) \w+"
     assert re.search(rf"^   then teacher and student on {images}$", done.out, re.MULTILINE), done.out
     assert re.search(rf"^4. benchmark: .* both files on {images}$", done.out, re.MULTILINE), done.out
     done = finetune(*command, "--json")
@@ -93,8 +103,12 @@ def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> 
     assert not plan.refuse_other(tmp_path)
     plan.to_yaml(tmp_path / PLAN)
     assert plan.refuse_other(tmp_path)
-    with pytest.raises(ClusterqError, match="made with preset quick, this command has auto"):
+    with pytest.raises(ClusterqError, match="made with preset quick, this command has auto") as refused:
         plan.model_copy(update={"preset": "auto"}).refuse_other(tmp_path)
+    assert "To use its images" not in str(refused.value), "there are none yet"
+    (tmp_path / SET).mkdir()
+    with pytest.raises(ClusterqError, match=r"To use its images: --shards .*set and another --work"):
+        plan.model_copy(update={"bits": "w8a8"}).refuse_other(tmp_path)
 
 
 def test_shares_of_a_time_budget(tmp_path: Path) -> None:
@@ -152,6 +166,37 @@ def test_the_time_depends_on_the_set(digits_teacher: DigitsTeacher, digits_run: 
     assert (done.code, "which is there" in done.out) == (2, False), done.out
 
 
+def test_settings_of_the_fine_tuning_and_of_its_evaluation(
+    digits_teacher: DigitsTeacher, digits_run: Path, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits that are chosen, classes and crop reach the stages; without real images the latter two are refused, not ignored."""
+    names = tmp_path / "classes.txt"
+    names.write_text("".join(f"{path.name}\n" for path in sorted(digits_teacher.val.iterdir())))
+    given: list[tuple[object, ...]] = []
+
+    def fine_tune(*values: object, **_: object) -> None:
+        given.append(values)
+        raise ClusterqError("far enough")
+
+    monkeypatch.setattr("clusterq_finetune.commands.finetune", fine_tune)
+    monkeypatch.setattr(stages, "seconds_per_image", lambda *_: 1.0)
+    command = ["quantize", *digits_teacher.flags, "--shards", digits_run, "--bits", "w4a8", "--out", tmp_path / "model.onnx"]
+    chosen = ["--average-bits", 3.5, "--time-budget", "1m"]
+    done = finetune(*command, *chosen, "--val", digits_teacher.val, "--classes", names, "--crop-pct", "off")
+    assert "far enough" in done.err, done.err
+    assert "takes longer than the share of the budget" in done.err
+    assert "weights of 4 bits are stored in 8; --integers packed or --integers int4 makes the file smaller" in done.out
+    assert "and the choice of bits by layer before it" in done.out
+    assert "speed beside float in ONNX Runtime on the CPU, and both files" in done.out
+    ((flags, _, _, val, classes),) = given
+    assert isinstance(flags, dict)
+    assert (flags["choice"], flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
+    assert (val, classes) == (digits_teacher.val, names)
+    for flag, value in (("--classes", names), ("--crop-pct", "off")):
+        done = finetune(*command, flag, value, "--work", tmp_path / "new")
+        assert (done.code, f"{flag}: there is no --val" in done.err) == (2, True), done.err
+
+
 def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is quiet where the command is, and a signal that ended it is told in a sentence."""
     called: list[list[str]] = []
@@ -165,6 +210,10 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
     for quiet in (True, False):
         stages._set(plan, tmp_path, quiet=quiet)
     assert [arguments[-1] for arguments in called] == ["--quiet", str(tmp_path / SET)]
+    (tmp_path / SET).mkdir()
+    (tmp_path / SET / CONFIG).touch()  # what an interruption leaves
+    stages._set(plan, tmp_path, quiet=False)
+    assert called[-1][-1] == "--resume"
     monkeypatch.setattr(stages, "run_program", lambda *_: -signal.SIGKILL)
     with pytest.raises(ClusterqError, match="clusterq-gen was ended by signal 9"):
         stages._set(plan, tmp_path, quiet=False)

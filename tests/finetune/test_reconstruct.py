@@ -14,7 +14,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.recipes import reconstruct as recipe
 from clusterq_finetune.recipes.block_data import BlockData
 from clusterq_finetune.recipes.block_steps import annealed_beta, relative_error, rounded_layers
@@ -94,7 +94,7 @@ def test_corrected_statistics_follow_each_block(drop: float, tmp_path: Path) -> 
     config = settings({"bits": "w2a8"}, batchnorm="corrected", drop_probability=drop)
     student, _ = reconstructed(config, tmp_path)
     teacher = Teacher(small_net(), TeacherConfig(arch="small"), SPEC, "sha256:none").model
-    images = view(pixels(64), SPEC, 0.0)
+    images = to_network_input(pixels(64), SPEC, 0.0)
     seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     for name, network in (("student", student), ("teacher", teacher)):
         network[1].register_forward_hook(

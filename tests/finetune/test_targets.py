@@ -16,7 +16,15 @@ from torch import nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import describe
-from clusterq_common.export.for_target import differs, file_for, format_for, quant_for, refuse_student, target_help
+from clusterq_common.export.for_target import (
+    differs,
+    file_for,
+    format_for,
+    quant_for,
+    refuse_student,
+    stored_wider,
+    target_help,
+)
 from clusterq_common.export.onnx_file import onnx_bytes, onnx_model
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.targets import TARGETS, TargetName
@@ -272,3 +280,16 @@ def test_the_guide_lists_every_target_with_its_status() -> None:
     for name, target in TARGETS.items():
         row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.endswith(f"| {target.status} |")
+
+
+def test_what_is_stored_wider_than_it_needs_is_said() -> None:
+    said = stored_wider("ort-cpu", 4, {})
+    assert said == "weights of 4 bits are stored in 8; integers=packed or integers=int4 makes the file smaller and slower."
+    assert "takes no narrower type" in str(stored_wider("tensorrt", 4, {}))
+    for target, bits, given in (
+        ("ort-cpu", 8, {}),
+        ("ort-cpu", 32, {}),
+        ("ort-cpu", 4, {"integers": "int4"}),
+        ("tensorrt", 8, {}),
+    ):
+        assert stored_wider(target, bits, given) is None, (target, bits)

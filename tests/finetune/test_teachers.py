@@ -46,7 +46,7 @@ def test_flags_stand_above_the_run_folder_and_it_above_the_manifest(
     assert find_teacher({"weights": "mine.pth"}, digits_run, manifest).weights == "mine.pth"
     other = find_teacher({"arch": "resnet20_cifar10"}, digits_run, manifest)
     assert (other.arch, other.weights, other.input_size) == ("resnet20_cifar10", None, None), "another model, its own sizes"
-    with pytest.raises(ClusterqError, match="--arch is missing"):
+    with pytest.raises(ClusterqError, match="arch is missing"):
         find_teacher({}, None, manifest)
     named = read_manifest(foreign(digits_run, tmp_path, arch="resnet20_cifar10", is_factory=False))
     assert find_teacher({}, None, named).arch == "resnet20_cifar10"

@@ -15,8 +15,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="session")
 def teacher(digits_teacher: DigitsTeacher) -> Teacher:
     """The demo's classifier, loaded."""
+    return load_teacher(teacher_config(digits_teacher))
+
+
+def teacher_config(digits_teacher: DigitsTeacher) -> TeacherConfig:
     sizes = {"input_size": 8, "in_channels": 1, "num_classes": 10, "mean": "0.5", "std": "0.5"}
-    return load_teacher(TeacherConfig(arch=FACTORY, weights=str(digits_teacher.weights), **sizes))
+    return TeacherConfig(arch=FACTORY, weights=str(digits_teacher.weights), **sizes)
 
 
 def small(teacher: Teacher, **sections: dict[str, object]) -> GenConfig:

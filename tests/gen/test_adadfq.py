@@ -125,7 +125,7 @@ def test_the_method_is_its_terms() -> None:
     assert not method.needs_centroids
     assert not build_method(MethodConfig(), 0).needs_student
     with pytest.raises(
-        ClusterqError, match=r"--method adadfq: every loss of its warm-up \(agreement, bns, spread\) has weight 0"
+        ClusterqError, match=r"method=adadfq: every loss of its warm-up \(agreement, bns, spread\) has weight 0"
     ):
         build_method(MethodConfig(method="adadfq", beta=0, gamma=0), 0)
 

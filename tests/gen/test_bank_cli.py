@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from clusterq_common.device.distributed import process_group
-from clusterq_common.images import decode_png
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
@@ -21,6 +20,7 @@ from clusterq_gen.estimate import Speed
 from clusterq_gen.presets import preset_notes, resolve
 from tests.conftest import Cli, DigitsTeacher
 from tests.gen.bank_settings import SMALL
+from tests.png_tensors import decode_png
 from tests.several import in_processes
 
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ import yaml
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.time_budget import total_seconds
+from clusterq_gen import commands
 from clusterq_gen.budget import fit_into
 from clusterq_gen.config import GenConfig
 from clusterq_gen.estimate import Speed, phases
@@ -83,3 +84,22 @@ def test_a_resumed_run_keeps_its_plan(gen: Cli, digits_run: Path, tmp_path: Path
     assert "keeps the plan that it was started with" in done.err
     after = yaml.safe_load((run / "config.yaml").read_text())
     assert (after["train"], after["emit"]) == (before["train"], before["emit"])
+
+
+def test_the_speed_is_measured_once(
+    gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(*_: object) -> Speed:
+        measured.append(SPEED)
+        return SPEED
+
+    def train(*_: object, **__: object) -> None:
+        raise ClusterqError("far enough")
+
+    monkeypatch.setattr(commands, "measure_speed", measure)
+    monkeypatch.setattr(commands, "train_generator", train)
+    done = gen("train", *digits_teacher.flags, *TINY, "--out", tmp_path / "out", "--time-budget", "1d")
+    assert "far enough" in done.err
+    assert len(measured) == 1

@@ -7,18 +7,26 @@ import torch
 from torch._dynamo.utils import counters
 
 from clusterq_common.taps import batchnorm_taps
-from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.load import load_teacher
+from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_gen.training.loop import train_step
 from clusterq_gen.training.state import Training
-from tests.gen.conftest import CPU, small
+from tests.conftest import DigitsTeacher
+from tests.gen.conftest import CPU, small, teacher_config
+from tests.several import in_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def test_compiled_networks_train_alike(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_train_alike(digits_teacher: DigitsTeacher) -> None:
+    # In a process whose modules are as they are written: slipcover's marks would break graphs.
+    in_processes(1, train_alike, teacher_config(digits_teacher))
+
+
+def train_alike(config: TeacherConfig) -> None:
+    teacher = load_teacher(config)
     # Traced and differentiated as by the default backend, without minutes of C++.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    counters.clear()
+    torch.compile = partial(torch.compile, backend="aot_eager")
     found, students = [], []
     for compiled in (False, True):
         # The student takes part in the generator's step, too: there its parameters get no gradient, and it runs plainly.

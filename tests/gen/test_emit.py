@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from clusterq_common.images import decode_png, to_pixels
+from clusterq_common.images import to_pixels
 from clusterq_common.shards.manifest import Split, SplitName, meaning_of, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher
 from clusterq_gen.bank.files import NOTE, is_finished
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emission import emit as emission
+from clusterq_gen.emission.build_manifest import warn_of_short_classes
 from clusterq_gen.emission.candidate_source import GeneratorSource
 from clusterq_gen.emission.candidates import CHUNK, CandidateScheduler
 from clusterq_gen.emission.journal import JOURNAL, Journal
@@ -26,6 +27,7 @@ from clusterq_gen.emission.shard_plan import CANDIDATES_PER_IMAGE, ShardPlan, pl
 from clusterq_gen.networks.generator import build_generator
 from tests import preloaded
 from tests.conftest import FACTORY, Cli
+from tests.png_tensors import decode_png
 
 # Ten classes, seven images of each, sixteen slots in a shard: five training shards and one of held-out images.
 WANTED = ("--per-class", 7, "--heldout-per-class", 1, "--samples-per-shard", 16)
@@ -323,3 +325,10 @@ def test_notes_that_no_emission_wrote_mean_that_a_shard_is_made_again(text: str,
     assert Journal(tmp_path, {}).finished(block) is None
     save_file({"pixels": torch.zeros(1)}, tmp_path / "batch", {NOTE: text})
     assert not is_finished(tmp_path / "batch", "sha256:0")
+
+
+def test_classes_that_are_short_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_short_classes([0, 2])
+    assert "1 class got fewer images than wanted: 1 (2 missing)" in capsys.readouterr().err
+    warn_of_short_classes([1, 2])
+    assert "2 classes got fewer images" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig, MethodConfig
 from clusterq_gen.networks.generator import ConditionalBatchNormGenerator, EmbeddingGenerator, build_generator
-from clusterq_gen.training.latent import LatentBatch
+from clusterq_gen.training import state
+from clusterq_gen.training.latent import LatentBatch, batch_labels
 from clusterq_gen.training.loop import train_step
 from clusterq_gen.training.mixture import classes_in_mixture, mixtures
 from clusterq_gen.training.state import Training
@@ -112,6 +113,24 @@ def test_mixed_images_are_no_samples_of_a_class(teacher: Teacher) -> None:
         assert float(metrics["loss/class"]) > 0
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["drawn when asked for", "kept for a graph"])
+def test_the_labels_of_a_step_are_dealt_once(teacher: Teacher, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt: list[int] = []
+
+    def counted(seed: int, step: int, **sizes: int) -> tuple[torch.Tensor, ClassGroups]:
+        dealt.append(step)
+        return batch_labels(seed, step, **sizes)
+
+    monkeypatch.setattr(state, "batch_labels", counted)
+    run = Training.start(small(teacher, method={"method": "qimera"}, train={"cuda_graphs": kept}), teacher, CPU)
+    for step in (5, 6, 7):
+        run.draws.begin(step)
+        batch = run.inputs()
+        assert batch.mixture is not None
+        assert torch.equal(batch.groups.classes[batch.groups.row], batch.labels)
+    assert dealt == [5, 6, 7]
+
+
 def test_nothing_is_drawn_where_nothing_is_mixed(teacher: Teacher) -> None:
     run = Training.start(small(teacher), teacher, CPU)
     plain = run.inputs()
@@ -124,7 +143,5 @@ def test_nothing_is_drawn_where_nothing_is_mixed(teacher: Teacher) -> None:
 
 def test_more_classes_in_an_image_than_there_are_is_refused(teacher: Teacher) -> None:
     settings = small(teacher, method={"method": "qimera", "mix_classes": 11})
-    with pytest.raises(
-        ClusterqError, match="--mix-classes: 11 classes in an image, but the teacher knows 10; choose a smaller"
-    ):
+    with pytest.raises(ClusterqError, match="mix_classes: 11 classes in an image, but the teacher knows 10; choose a smaller"):
         Training.start(settings, teacher, CPU)

@@ -122,7 +122,7 @@ def test_an_image_does_not_depend_on_what_else_is_wanted(teacher: Teacher, tmp_p
 def test_what_is_no_longer_finite_says_so(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = torch.tensor(float("nan"), requires_grad=True)
     monkeypatch.setattr("clusterq_gen.bank.optimise.statistics_loss", lambda *_: nan)
-    with pytest.raises(ClusterqError, match="--refine-steps: images are no longer finite"):
+    with pytest.raises(ClusterqError, match="refine_steps: images are no longer finite"):
         source(teacher, tmp_path).images([(0, 0)])
     assert list(tmp_path.iterdir()) == []
 

@@ -22,6 +22,7 @@ from typing import Any
 
 PRELOADED = [
     "torch.distributed.run",
+    "torch._dynamo",  # an optimizer's first step imports it
     "torch.utils.data",
     "torch.onnx",
     "numpy",

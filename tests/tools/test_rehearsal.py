@@ -15,10 +15,14 @@ from tests.tools.conftest import GPU
 @pytest.mark.long
 @pytest.mark.real
 def test_a_rehearsal_runs_every_stage(data: Path, real_data: Path, tmp_path: Path) -> None:
-    """Made-up images, real classifiers, hundredths of the budgets."""
+    """Made-up images, real classifiers (ImageNet's for small images), hundredths of the budgets."""
     folder = tmp_path / "data"
     shutil.copytree(data / "data", folder / "data")
     shutil.copytree(real_data / "models", folder / "models")
+    factory = folder / "models" / "mobilenet_v1.py"
+    own, pooled = "    body = mobilenet_wd4()\n", "    body.features.final_pool = nn.AdaptiveAvgPool2d(1)\n"
+    assert own in factory.read_text()
+    factory.write_text(factory.read_text().replace(own, own + pooled))
     environment = preloaded.environment() | {"CLUSTERQ_DATA": str(folder), "CLUSTERQ_UNPACKED": str(tmp_path / "unpacked")}
     packed = [sys.executable, GPU / "pack.py", "--out", tmp_path / "pack", "--no-wheels", "--no-reference"]
     done = subprocess.run(packed, capture_output=True, text=True, env=environment, check=False)

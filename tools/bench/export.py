@@ -158,7 +158,7 @@ def _measure(folder: Path, val: Path, count: int | None, batches: list[int], rep
     about = describe_student(saved, spec, teacher="0" * 71, student="0" * 64)
     plain, *_ = onnx_model(replaced_quantizers(student, lambda _name, _quantizer: nn.Identity()), spec, OnnxConfig())
     add_description(plain, about)
-    ways: list[Integers] = ["packed"] if stored_bits(saved.quant.widths.weights, "packed") == 8 else ["packed", "int8"]
+    ways: list[Integers] = ["packed"] if stored_bits(saved.quant.parsed_bits.weights, "packed") == 8 else ["packed", "int8"]
     models = {way: onnx_model(student, spec, OnnxConfig(integers=way))[0] for way in ways}
     print(f"\n## {folder.name}: {saved.quant.bits} {saved.quant.quantizer}")
     floats, sizes = plain.ByteSize(), size_of(student)

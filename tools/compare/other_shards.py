@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clusterq_common.images import encode_png, normalise, pixel_bounds, to_array, to_pixels
+from clusterq_common import png
+from clusterq_common.images import normalise, pixel_bounds, to_array, to_pixels
 from clusterq_common.run.environment import versions
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.digest import sample_digest
@@ -65,7 +66,7 @@ def _samples(teacher: Teacher, batches: Iterable[tuple[Tensor, list[int] | None]
         labels = top1.tolist() if given is None else given
         for number, label in enumerate(labels):
             yield Sample(
-                png=encode_png(pixels[number]),
+                png=png.encode(to_array(pixels[number])),
                 content=sample_digest(label, to_array(pixels[number])),
                 label=label,
                 asked=label,

@@ -85,6 +85,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--steps-per-epoch", type=int, help=f"of the generator {own}")
     parser.add_argument("--per-class", type=int, help=f"synthetic images of each digit {own}")
     parser.add_argument("--finetune-epochs", type=int, help=f"of the low-bit student {own}")
+    parser.add_argument("--reconstruct-steps", type=int, help=f"of the student's reconstruction {own}")
     return parser
 
 
@@ -170,6 +171,7 @@ def generator_arguments(options: argparse.Namespace, weights: Path, run: Path) -
 def finetune_arguments(options: argparse.Namespace, run: Path, val: Path) -> list[str]:
     """Return the arguments of `clusterq-finetune`: the shards, the bits, and the held-out digits for the evaluation."""
     chosen = ["--seed", str(options.seed), *_given("--epochs", options.finetune_epochs)]
+    chosen += _given("--reconstruct-steps", options.reconstruct_steps)
     return ["--shards", str(run), "--bits", options.bits, "--val", str(val), *chosen, "--overwrite", "--json"]
 
 

@@ -13,8 +13,10 @@ from timing import time_step
 
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
+from clusterq_common.errors import ClusterqError
 from clusterq_common.run.run_folder import GENERATOR
 from clusterq_common.shards.read import ShardSet
+from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
 from clusterq_finetune.data.shard_batches import ShardDataset, batches
@@ -31,8 +33,8 @@ STUDENTS: dict[str, dict[str, Any]] = {"w8a8": CALIBRATED, "w4a4": {}, "w4a8": {
 DECODED = 512
 # Time of one teacher at full size on an H200, and the total time below which only the first teacher is used.
 WHOLE_SECONDS, LEAST_FOR_TWO = 150.0, 130.0
-# Number of photographs for evaluation in a rehearsal.
-FEW = 8
+# Number of photographs for evaluation in a rehearsal, and side of its images: more than 64, as networks differ there, and it makes some of each of 1000 classes.
+FEW, SMALL_SIDE = 8, 96
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
@@ -47,6 +49,8 @@ def run(record: Record, pack: Pack, work: Path) -> None:
         end = record.left - share
         out = work / name
         teacher = pack.teacher(name)
+        if record.rehearsal:
+            teacher = _small(teacher)
         record.part(f"{name}: set", lambda t=teacher, n=name, o=out: _set(record, t, n, o, scale, device), needs=20)
         for bits, recipe in list(STUDENTS.items())[: 2 if record.rehearsal else None]:
             needs = 5 if recipe == CALIBRATED else 12
@@ -59,6 +63,16 @@ def run(record: Record, pack: Pack, work: Path) -> None:
                 needs=needs,
             )
         record.part(f"{name}: reading", lambda t=teacher, n=name, o=out: _reading(record, t, n, o, device), needs=3)
+
+
+def _small(teacher: TeacherConfig) -> TeacherConfig:
+    """Return a teacher of small images, or the teacher itself where its last pooling does not take them."""
+    small = teacher.model_copy(update={"input_size": SMALL_SIDE})
+    try:
+        build_architecture(small)
+    except ClusterqError:
+        return teacher
+    return small
 
 
 def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: float, device: torch.device) -> None:

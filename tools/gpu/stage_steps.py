@@ -54,7 +54,8 @@ def run(record: Record, pack: Pack, work: Path) -> None:
     # One network at 224x224 is enough for a rehearsal.
     for number, setup in enumerate((CASES[0], CASES[2]) if record.rehearsal else (*CASES, LARGE_BATCH)):
         own = _small(setup) if record.rehearsal else setup
-        generator = partial(_generator, record, own, METHODS if number < 2 else METHODS[:1], _name(setup), ceilings, device)
+        methods = METHODS if number < (1 if record.rehearsal else 2) else METHODS[:1]
+        generator = partial(_generator, record, own, methods, _name(setup), ceilings, device)
         record.part(_name(setup), generator, needs=12)
         if number == 0:
             record.part("fine-tuning steps", partial(_finetuning, record, own, device), needs=6)
@@ -69,7 +70,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
 
 def _small(setup: Setup) -> Setup:
     if setup == CASES[0]:
-        return replace(setup, batch_size=8)
+        return replace(setup, batch_size=8, width=8)
     return replace(setup, arch=NARROW[setup.arch], batch_size=2, sizes=SMALL_SIZES, width=8)
 
 

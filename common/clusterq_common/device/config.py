@@ -38,6 +38,6 @@ class OutputConfig(Settings):
     tensorboard: bool = Field(
         False,
         description="write what goes into metrics.jsonl, and grids of images, as TensorBoard's events, too: into tensorboard/ in the run's "
-        "folder; needs pip install clusterq[tensorboard]",
+        "folder; needs the extra: pip install '.[tensorboard]' in the checkout",
         json_schema_extra={"flag": "--tensorboard/--no-tensorboard"},
     )

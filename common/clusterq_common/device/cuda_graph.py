@@ -1,7 +1,7 @@
 """A step as a CUDA graph: its kernels are recorded once and then launched together, so that small networks do not wait."""
 
-from collections.abc import Callable, Hashable
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,43 @@ class CudaRecorder:
             return dict(zip(values, joined.clone().unbind(), strict=True))
 
         return replay
+
+
+class Parts(Protocol):
+    """Interface of a batch whose tensors can be replaced; a part that is not there is None."""
+
+    def __iter__(self) -> Iterator[Tensor | None]: ...
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a batch with `change` applied to each tensor."""
+
+
+Batch = TypeVar("Batch", bound=Parts)
+
+
+class StaticInputs(Generic[Batch]):
+    """The memory from which a recorded step reads its batch. Each batch is copied into that of the first."""
+
+    def __init__(self) -> None:
+        self._held: Batch | None = None
+
+    @property
+    def held(self) -> Batch:
+        """The latest batch, in memory that stays; `hold` comes first."""
+        assert self._held is not None, "no batch was held"
+        return self._held
+
+    def hold(self, batch: Batch) -> None:
+        """Copy a batch into the memory that the graph reads.
+
+        Args:
+            batch: tensors of the first batch's shapes and dtypes.
+        """
+        if self._held is None:
+            self._held = batch.each(torch.empty_like)
+        for held, part in zip(self._held, batch, strict=True):
+            if held is not None and part is not None:
+                held.copy_(part)
 
 
 class GraphedStep:

@@ -48,7 +48,7 @@ def format_for(name: TargetName | None, given: Format | None) -> Format:
 def refuse_bits(name: TargetName, quant: QuantConfig) -> None:
     """Raise ClusterqError where a target has no type for activations of these bits; float stays float."""
     types = TARGETS[name].activation_types
-    widths = [("bits", quant.widths.activations), *(("layer_bits", bits.activations) for _, bits in quant.layer_rules)]
+    widths = [("bits", quant.parsed_bits.activations), *(("layer_bits", bits.activations) for _, bits in quant.layer_rules)]
     if quant.first_last_bits is not None:
         widths.append(("first_last_bits", quant.first_last_bits))
     for setting, bits in widths:
@@ -102,6 +102,32 @@ def differs(name: TargetName, quant: QuantConfig) -> list[str]:
 def counts_float_convolutions(name: TargetName) -> bool:
     """Return whether the export for a target says which convolutions are left in float."""
     return any(choice.counted for choice in TARGETS[name].quant.values())
+
+
+def stored_wider(name: TargetName, weights: int, given: Mapping[str, Any]) -> str | None:
+    """Return a sentence where a target stores weights of so many bits in a wider type than they need; None where it does not.
+
+    Args:
+        name: the target.
+        weights: bits of the weights.
+        given: the user's values of `OnnxConfig`.
+    """
+    if weights == FLOAT:
+        return None
+    stored = stored_bits(weights, OnnxConfig.validated(file_for(name, given)).integers)
+    if stored <= stored_bits(weights, "packed"):
+        return None
+    choice = TARGETS[name].file.get("integers")
+    narrower = [
+        way
+        for way in NARROWEST
+        if stored_bits(weights, way) < stored
+        and stored_bits(weights, way) in TARGETS[name].weight_types
+        and (choice is None or not choice.only or way in choice.only)
+    ]
+    ways = " or ".join(setting_name("integers", way) for way in narrower)
+    advice = f"{ways} makes the file smaller and slower" if ways else f"{TARGETS[name].runtime} takes no narrower type"
+    return f"weights of {weights} bits are stored in {stored}; {advice}."
 
 
 def said_of(name: TargetName) -> str:

@@ -7,8 +7,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from clusterq_common.progress.console import Ticker
 from clusterq_common.progress.meter import Meter, memory
+from clusterq_common.progress.ticker import Ticker
 
 # Few, so that drawing the bar takes little time from the work.
 REFRESHES_PER_SECOND = 4

@@ -1,6 +1,6 @@
-"""Messages of a running program: bars on a terminal, a line now and then elsewhere. All go to stderr; stdout is for results.
+"""Messages of a running program: bars on a terminal, occasional lines elsewhere. All go to stderr; stdout is for results.
 
-`quietly` leaves warnings, errors and results. Within `heard_by` nothing goes to a terminal: a caller's own functions get it.
+`quietly` silences everything but warnings, errors and results. Within `heard_by` messages go to a caller's functions instead of the terminal.
 """
 
 import errno
@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,14 +16,15 @@ from typing import Any, NamedTuple, TextIO
 
 from clusterq_common.escape import encodable, one_line
 from clusterq_common.progress.meter import Meter, memory
+from clusterq_common.progress.ticker import Ticker
 from clusterq_common.progress.time_budget import Phase, total_seconds
 
-# Lines come this often at first and less often as a run grows long: a day of training is a thousand of them and a half.
+# The gap between lines grows with the run, so that a day of training prints about 1,500 of them.
 LEAST_SECONDS_BETWEEN_LINES = 10.0
 MOST_SECONDS_BETWEEN_LINES = 60.0
 LINES_TO_SLOW_DOWN = 20
 
-# Called with what is being done, how many units of it are done, and how many there are.
+# Called with the name of the work, the units done, and the units in all.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -40,7 +40,7 @@ _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> Iterator[None]:
-    """Within this, lines and warnings go to `log` and counts to `progress`; to nobody where these are None."""
+    """Send lines and warnings to `log` and counts to `progress` within the block; where these are None, discard them."""
     token = _listener.set(_Listener(log or _to_nobody, progress))
     try:
         yield
@@ -50,7 +50,7 @@ def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> 
 
 @contextmanager
 def expecting(phases: Sequence[Phase]) -> Iterator[None]:
-    """Within the context, progress also shows the estimated time of the phases that follow."""
+    """Show the estimated time of the phases that follow in all progress output within the block."""
     token = _phases.set(phases)
     try:
         yield
@@ -66,17 +66,17 @@ def _seconds_after(phase: str) -> float:
 
 
 def _to_nobody(_: str) -> None:
-    """Nobody asked."""
+    """Discard a line."""
 
 
 def remarks() -> TextIO:
-    """The stream for what other packages print on their way: stderr, or nothing within `heard_by`."""
+    """Return the stream for messages of other packages: stderr, or one that is discarded within `heard_by`."""
     return sys.stderr if _listener.get() is None else io.StringIO()
 
 
 @contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
-    """Around a command: with `quiet` neither lines nor bars are shown."""
+    """Hide lines and bars within the block if `quiet`."""
     global _quiet
     before, _quiet = _quiet, quiet
     try:
@@ -96,73 +96,47 @@ def is_main_process() -> bool:
 
 
 def info(line: str) -> None:
-    """One line for the person watching; what it quotes may be anyone's, see `escape.one_line`, as in all of these."""
+    """Print one line on stderr, unless quiet. As in all functions here, text that the line quotes is escaped by `escape.one_line`."""
     if (listener := _listener.get()) is not None:
         listener.log(one_line(line))
     elif is_main_process() and not _quiet:
-        say(line)
+        write_line(line)
 
 
 def warn(sentence: str) -> None:
-    """A reason to look closer: said within `quietly`, too."""
+    """Print a warning, even within `quietly`."""
     if (listener := _listener.get()) is not None:
         listener.log(one_line(f"Warning: {sentence}"))
     elif is_main_process():
-        say(f"Warning: {sentence}")
+        write_line(f"Warning: {sentence}")
 
 
 def print_result(line: str) -> None:
-    """One line of what a command was asked for: on stdout, within `quietly`, too."""
+    """Print one line of a command's result on stdout, even within `quietly`."""
     if is_main_process():
         _write(sys.stdout, one_line(line))
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on stdout, for a program to read."""
+    """Print one line of JSON on stdout, for a program to read."""
     if is_main_process():
-        # The one control character that json leaves as it is.
+        # DEL is the one control character that json does not escape.
         _write(sys.stdout, json.dumps(value).replace("\x7f", "\\u007f"))
 
 
-def say(line: str) -> None:
-    """Put one line on stderr, whoever this process is."""
+def write_line(line: str) -> None:
+    """Write one line to stderr, from any process."""
     try:
         _write(sys.stderr, one_line(line))
     except OSError as error:
-        # The terminal was closed: nobody is left to tell, and the work is worth more than the remark.
+        # The terminal was closed. The line is lost; the work goes on.
         if error.errno not in {errno.EPIPE, errno.EIO, errno.EBADF}:
             raise
 
 
 def _write(stream: TextIO | None, line: str) -> None:
-    if stream is not None and not stream.closed:  # neither has a process that was started without
+    if stream is not None and not stream.closed:  # a process started without streams has neither
         print(encodable(line, stream.encoding), file=stream, flush=True)
-
-
-class Ticker(ABC):
-    """Counts finished units of work and shows the count, how fast it grows, and the latest note."""
-
-    def __init__(self, description: str, meter: Meter) -> None:
-        self.description, self.meter, self.note = description, meter, ""
-
-    @property
-    def done(self) -> int:
-        """Units done so far."""
-        return self.meter.done
-
-    def finish(self) -> None:
-        """The work is over, whether or not every unit of it was needed."""
-        self.show()
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; a note stays until the next one."""
-        self.meter.advance(count)
-        self.note = one_line(note) or self.note
-        self.show()
-
-    @abstractmethod
-    def show(self) -> None:
-        """Bring what is shown up to date."""
 
 
 class _Silence(Ticker):
@@ -214,9 +188,9 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0, 
     """Show the progress of a block of work.
 
     Args:
-        description: what is being done, as "training".
+        description: name of the work, such as "training".
         total: units of work.
-        done: units that are behind it already.
+        done: units that were done before.
         images: images in a unit, for the speed; 0 where units are not images.
         phase: name of this work among the phases of `expecting`.
     """
@@ -234,7 +208,7 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0, 
         yield lines
         lines.finish()
         return
-    from clusterq_common.progress.bars import bar  # imported late: rich's bars take a while, and help must not
+    from clusterq_common.progress.bars import bar  # imported late, since rich takes long to import and help must be fast
 
     with bar(description, meter) as ticker:
         yield ticker

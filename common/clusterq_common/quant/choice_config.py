@@ -20,10 +20,10 @@ def parse_size(text: str) -> int:
         >>> parse_size("400kB"), parse_size("1.5 MiB"), parse_size("250000")
         (400000, 1572864, 250000)
     """
-    found = SIZE.fullmatch(text.strip())
-    if not found:
+    match = SIZE.fullmatch(text.strip())
+    if not match:
         raise ValueError("expected a number and a unit, such as 400kB, 1.5MB or 2MiB")
-    size = int(float(found[1]) * UNITS[(found[2] or "b").lower()])
+    size = int(float(match[1]) * UNITS[(match[2] or "b").lower()])
     if size < 1:
         raise ValueError("expected at least one byte")
     return size

@@ -75,15 +75,15 @@ def choose_weight_bits(layers: Sequence[LayerChoice], average: float, setting: s
     counted = [layer for layer in layers if layer.weight_bits != FLOAT]
     sizes = [layer.weights for layer in counted]
     options = [{layer.weight_bits: 0.0} if layer.fixed else layer.weight_kl for layer in counted]
-    found = allocate(sizes, options, int(average * sum(sizes)))
-    if found is None:
+    allocation = allocate(sizes, options, int(average * sum(sizes)))
+    if allocation is None:
         least = sum(size * min(choices) for size, choices in zip(sizes, options, strict=True)) / sum(sizes)
         raise ClusterqError(
             f"weights cannot have {average:.2f} bits on average, because layers with given bits leave at least {least:.2f}; give a larger "
             f"value, or fewer layers in {setting_name('layer_bits')} and {setting_name('first_last_bits')}.",
             setting=setting,
         )
-    chosen = dict(zip((layer.name for layer in counted), found, strict=True))
+    chosen = dict(zip((layer.name for layer in counted), allocation, strict=True))
     return [replace(layer, weight_bits=chosen.get(layer.name, layer.weight_bits)) for layer in layers]
 
 
@@ -98,14 +98,14 @@ def choose_input_bits(layers: Sequence[LayerChoice], average: float) -> list[Lay
     counted = [layer for layer in layers[1:] if layer.input_bits != FLOAT]
     sizes = [layer.inputs for layer in counted]
     options = [{layer.input_bits: 0.0} if layer.fixed else layer.input_kl for layer in counted]
-    found = allocate(sizes, options, int(average * sum(sizes)))
-    if found is None:
+    allocation = allocate(sizes, options, int(average * sum(sizes)))
+    if allocation is None:
         raise ClusterqError(
             f"layers with given bits leave too few for a mean of {average:g}; give a larger value, or fewer layers in "
             f"{setting_name('layer_bits')} and {setting_name('first_last_bits')}.",
             setting="average_input_bits",
         )
-    chosen = dict(zip((layer.name for layer in counted), found, strict=True))
+    chosen = dict(zip((layer.name for layer in counted), allocation, strict=True))
     return [replace(layer, input_bits=chosen.get(layer.name, layer.input_bits)) for layer in layers]
 
 

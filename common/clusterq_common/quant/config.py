@@ -106,7 +106,7 @@ class QuantConfig(Settings):
         return self
 
     @property
-    def widths(self) -> Bits:
+    def parsed_bits(self) -> Bits:
         """The parsed bit-widths."""
         return Bits.parse(self.bits)
 

@@ -60,7 +60,7 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
     setattr(student, _CONFIG, config)
     first = next(student.parameters(), None)
     example = example if first is None else example.to(first.device)
-    bits = config.widths
+    bits = config.parsed_bits
     if bits.weights == bits.activations == FLOAT and not config.layer_bits:
         if log is not None:
             log(f"{bits}: nothing is quantized")
@@ -259,13 +259,13 @@ def _summary(
         for name, layer in special
     ]
     if activations:
-        lines.append(f"  {len(activations)} ReLU outputs at {config.widths.activations} bits")
+        lines.append(f"  {len(activations)} ReLU outputs at {config.parsed_bits.activations} bits")
     if branches:
-        lines.append(f"  {len(branches)} residual-branch outputs at {config.widths.activations} bits")
+        lines.append(f"  {len(branches)} residual-branch outputs at {config.parsed_bits.activations} bits")
     elif config.branch_outputs:
         lines.append("  no residual-branch outputs: no BatchNorm or convolution feeds an addition directly")
     if around:
-        kinds = Counter(one.kind for one in around.values())
+        kinds = Counter(site.kind for site in around.values())
         lines.append(
             f"  around activations at {AROUND_BITS} bits: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
         )

@@ -19,7 +19,7 @@ def bits_of(name: str, config: QuantConfig, *, end: bool = False) -> Bits:
     for pattern, bits in reversed(config.layer_rules):
         if matches(name, pattern):
             return bits
-    common = config.widths
+    common = config.parsed_bits
     if not end or config.first_last_bits is None:
         return common
     weights, activations = (

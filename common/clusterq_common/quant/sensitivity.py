@@ -71,18 +71,18 @@ def measure_sensitivity(
     for position, name in enumerate(layers):
         layer = model.get_submodule(name)
         assert isinstance(layer.weight, Tensor)
-        found = LayerSensitivity(name, layer.weight.numel(), counts[name])
+        sensitivity = LayerSensitivity(name, layer.weight.numel(), counts[name])
         if weights:
             for bits in WIDTHS:
                 with _rounded_weight(layer, weight_range(layer.weight, bits, config)):
-                    found.weight_kl[bits] = _mean_kl(model, batches, expected)
+                    sensitivity.weight_kl[bits] = _mean_kl(model, batches, expected)
                 _tell(advance)
         if inputs and position > 0:
             for bits in WIDTHS:
                 with _rounded_input(layer, observers[name].range(bits, config)):
-                    found.input_kl[bits] = _mean_kl(model, batches, expected)
+                    sensitivity.input_kl[bits] = _mean_kl(model, batches, expected)
                 _tell(advance)
-        result.append(found)
+        result.append(sensitivity)
     return result
 
 
@@ -125,14 +125,14 @@ def _mean_kl(model: nn.Module, batches: Sequence[Tensor], expected: Sequence[Ten
 
 
 @contextmanager
-def _rounded_weight(layer: nn.Module, found: Range) -> Iterator[None]:
+def _rounded_weight(layer: nn.Module, chosen_range: Range) -> Iterator[None]:
     """Round a layer's weight within the block."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     kept = weight.data
-    scale, zero_point = found.grid.parameters(found.low, found.high)
+    scale, zero_point = chosen_range.grid.parameters(chosen_range.low, chosen_range.high)
     axis = 0 if scale.numel() > 1 else None
-    weight.data = fake_quantize(kept.float(), scale, zero_point, axis, found.grid).to(kept.dtype)
+    weight.data = fake_quantize(kept.float(), scale, zero_point, axis, chosen_range.grid).to(kept.dtype)
     try:
         yield
     finally:
@@ -140,14 +140,14 @@ def _rounded_weight(layer: nn.Module, found: Range) -> Iterator[None]:
 
 
 @contextmanager
-def _rounded_input(layer: nn.Module, found: Range) -> Iterator[None]:
+def _rounded_input(layer: nn.Module, chosen_range: Range) -> Iterator[None]:
     """Round a layer's input within the block."""
     device = next(layer.parameters()).device
-    scale, zero_point = found.grid.parameters(found.low.to(device), found.high.to(device))
+    scale, zero_point = chosen_range.grid.parameters(chosen_range.low.to(device), chosen_range.high.to(device))
 
     def rounded(call: Call) -> tuple[Tensor, ...]:
         x, *others = call.args
-        return (fake_quantize(x.float(), scale, zero_point, None, found.grid).to(x.dtype), *others)
+        return (fake_quantize(x.float(), scale, zero_point, None, chosen_range.grid).to(x.dtype), *others)
 
     with capture({"layer": layer}, before=rounded):
         yield

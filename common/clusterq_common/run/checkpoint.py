@@ -48,7 +48,7 @@ def archive_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def is_packed(members: list[zipfile.ZipInfo]) -> bool:
-    """Return whether one of them is packed. PyTorch stores tensors as they are; packed ones would unfold to any size while they are read."""
+    """Return whether a member is compressed. PyTorch does not compress; compressed members could expand to any size on reading."""
     return any(member.compress_type != zipfile.ZIP_STORED for member in members)
 
 

@@ -18,17 +18,17 @@ PACKAGES = ("clusterq", "torch", "pytorchcv", "webdataset", "numpy", "pillow", "
 
 def versions() -> dict[str, str]:
     """Version of Python and of each package whose arithmetic or file format a result depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or `cpu`."""
+    """Return the GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -37,19 +37,19 @@ def commit() -> str | None:
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:
-        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     # An installed copy may lie inside someone else's repository.
-    if found.returncode or tracked.returncode:
+    if head.returncode or tracked.returncode:
         return None
-    return found.stdout.strip() + ("+" if changed.stdout else "")
+    return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """A JSON-ready description of the machine and the command."""
+    """Return a JSON-ready description of the machine and the command."""
     return {
         "versions": versions(),
         "commit": commit(),

@@ -1,4 +1,4 @@
-"""One program at a time on a folder: a lock of the operating system, which ends with the process, however it ends."""
+"""Lock on a folder for one program at a time. It is the operating system's and ends with the process."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def only_program(folder: Path, setting: str = "out") -> Iterator[None]:
 
 @contextmanager
 def after_other_programs(folder: Path, remark: str) -> Iterator[None]:
-    """Hold the lock of a folder, which is made, once no other program has it; see `only_program`.
+    """Create a folder and hold its lock once no other program has it; see `only_program`.
 
     Args:
         folder: what is written to.
@@ -72,7 +72,7 @@ def after_other_programs(folder: Path, remark: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, when_taken: Callable[[int], None], mode: int = 0o777) -> Iterator[None]:
-    """Hold a folder's lock where there are locks.
+    """Hold a folder's lock, if the system has locks.
 
     Args:
         folder: made if it is missing, with this mode.
@@ -116,7 +116,7 @@ def _take(folder: Path, when_taken: Callable[[int], None], mode: int) -> int | N
 
 
 def _let_go() -> None:
-    """In a process that was forked off: it must not hold the lock when it outlives the one that took it. That one keeps it."""
+    """Release the lock in a forked process, which must not hold it beyond its parent's end. The parent keeps it."""
     while _held:
         os.close(_held.pop())
 

@@ -68,7 +68,7 @@ class MetricsLog:
             self.events.add(records)
 
     def close(self) -> None:
-        """Nothing more is recorded."""
+        """Close the file."""
         if self.events is not None:
             self.events.close()
 
@@ -86,7 +86,7 @@ def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float
 
 
 def refuse_infinite(records: list[dict[str, float]], advice: str) -> None:
-    """See that all numbers of some steps are finite.
+    """Raise an error if a value of some steps is not finite.
 
     Raises:
         ClusterqError: one is not; `advice` is the end of the sentence.

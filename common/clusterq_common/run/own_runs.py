@@ -38,7 +38,7 @@ def state_folder() -> Path | None:
 
 
 def remember_run(folder: Path, code: Iterable[str], files: Iterable[str] = ()) -> None:
-    """Write down that this user's program has just started the run in a folder, with code that the user named.
+    """Record that this user's program has just started the run in a folder, with code that the user named.
 
     Args:
         folder: the run's; its config.yaml is written.
@@ -57,7 +57,7 @@ def remember_run(folder: Path, code: Iterable[str], files: Iterable[str] = ()) -
         record = {
             "folder": str(folder.resolve()),
             "config": sha256_file(folder / CONFIG),
-            "code": {one: sha256_file(_file_of(one)) for one in named},
+            "code": {path: sha256_file(_file_of(path)) for path in named},
             "files": others,
         }
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def is_own_file(folder: Path, path: str) -> bool:
 
 
 def _own_record(folder: Path) -> dict[str, Any]:
-    """The record of a run whose config is still what was recorded; empty where there is none."""
+    """Return the record of a run with an unchanged config; empty if there is none."""
     state = state_folder()
     if state is None:
         return {}

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, and when it may be written to."""
+"""Layout of a run's folder, and the rules for writing to it."""
 
 import shutil
 from pathlib import Path
@@ -48,7 +48,7 @@ OWN_FILES = (
 
 
 def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, setting: str = "out") -> bool:
-    """Make the folder ready for a run. Returns whether there is a run in it to go on with.
+    """Prepare the folder for a run. Returns whether it holds a run to resume.
 
     Args:
         folder: the run's folder; made where it is missing.
@@ -91,7 +91,7 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
 
 
 def refuse_links(folder: Path, setting: str) -> None:
-    """See that a run's folders are its own: what is written into a run that someone else sent must not land elsewhere.
+    """Raise an error if a folder of the run is a link, because a received run must not redirect writes.
 
     Raises:
         ClusterqError: one of them is a link; `setting` named the run.
@@ -104,12 +104,12 @@ def refuse_links(folder: Path, setting: str) -> None:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Unfinished files of processes that died. Those among shards are left to the emission."""
-    found = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if final_name(path.name) in OWN_FILES]
+    """Return unfinished files of processes that died. Those among shards are left to the emission."""
+    partial = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if final_name(path.name) in OWN_FILES]
     for name in set(OWN_FOLDERS) - {SHARDS}:
         if not (folder / name).is_symlink():
-            found += (folder / name).glob(f"*{PARTIAL_SUFFIX}")
-    return [path for path in found if path.is_symlink() or path.is_file()]
+            partial += (folder / name).glob(f"*{PARTIAL_SUFFIX}")
+    return [path for path in partial if path.is_symlink() or path.is_file()]
 
 
 def _remove(path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 
 def stream(seed: int, *key: int | str) -> torch.Generator:
-    """A CPU generator for one purpose, e.g. `stream(seed, "noise", step)`.
+    """Return a CPU generator for one purpose, e.g. `stream(seed, "noise", step)`.
 
     The same seed and key give the same numbers on every machine, whatever else was drawn before; drawing on the CPU keeps
     them the same for every device.

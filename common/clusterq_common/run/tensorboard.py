@@ -60,7 +60,7 @@ class EventFiles:
         self._writer.flush()
 
     def add_picture(self, name: str, path: Path, step: int) -> None:
-        """Write a PNG as it is."""
+        """Write a PNG unchanged."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(path) as picture:
@@ -70,5 +70,5 @@ class EventFiles:
         self._writer.flush()
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Close the files."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""A split's images as networks take them."""
+"""Batches of a split's images as network input."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clusterq_common.images import normalise
 from clusterq_common.run.seeding import stream
-from clusterq_common.shards.read import SplitReader
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 
 # Of the pass that calibration goes through; those of training start at 0.
@@ -15,7 +15,7 @@ BEFORE_TRAINING = -1
 
 
 class ImageBatches:
-    """The first images of one shuffled pass over a split, in batches; each time one goes through them they are the same.
+    """Batches of the first images of one shuffled pass over a split. Every iteration yields the same ones.
 
     Args:
         reader: the split.
@@ -34,11 +34,11 @@ class ImageBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Normalised images (N, C, H, W) float32 in channels_last order."""
+        """Yield normalised images (N, C, H, W) float32 in channels_last order."""
         for pixels in self.pixels():
             yield normalise(pixels, self.spec).contiguous(memory_format=torch.channels_last)
 
     def pixels(self) -> Iterator[Tensor]:
-        """The same images as they are stored, (N, C, H, W) uint8."""
+        """Yield the same images as stored, (N, C, H, W) uint8."""
         for batch in self.batches:
             yield torch.stack([torch.from_numpy(self.reader.read(number)[0]).permute(2, 0, 1) for number in batch])

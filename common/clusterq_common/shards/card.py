@@ -64,7 +64,7 @@ def set_version(manifest: Manifest) -> str:
 def holds_given(manifest: Manifest) -> bool:
     """Return whether images of the set were given to clusterq instead of made by it, or come from a set of such."""
     made = [manifest.generation, *(parent.generation for parent in manifest.parents)]
-    return any(one is not None and one.method == GIVEN for one in made)
+    return any(generation is not None and generation.method == GIVEN for generation in made)
 
 
 def _title(manifest: Manifest) -> str:
@@ -188,7 +188,7 @@ def _list(values: tuple[float, ...]) -> str:
 
 
 def _size_category(samples: int) -> str:
-    """The Hub's bins."""
+    """Return the Hub's size category for a number of images."""
     bins = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
     return next((name for limit, name in bins.items() if samples < limit), "10M<n<100M")
 

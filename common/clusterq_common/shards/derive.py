@@ -1,4 +1,4 @@
-"""New sets out of others: merged, cut, or saved from damage; where the images come from stays written down."""
+"""Sets made from other sets: merge, subset and repair. The manifest records the origin of the images."""
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +54,7 @@ def merge(
     signatures: bytes | None = None,
     advance: Advance = lambda _: None,
 ) -> Manifest:
-    """One set of all images of several sets of one teacher.
+    """Merge all images of several sets of one teacher into one set.
 
     `signatures` is the file of signatures under the sets and their parents (`sharing.signature`), as in the functions below.
 
@@ -82,13 +82,13 @@ def merge(
     seen: dict[bytes, str] = {}
 
     def samples(name: SplitName) -> Iterator[Sample]:
-        for one in sets:
-            if name not in one.manifest.splits:
+        for shards in sets:
+            if name not in shards.manifest.splits:
                 continue
-            split = one.split(name)
+            split = shards.split(name)
             for number in range(len(split)):
                 sample = split.read_sample(number)
-                here = f"{split.key(number)} of {one.folder / split.shard(number)}"
+                here = f"{split.key(number)} of {shards.folder / split.shard(number)}"
                 # Across splits too: an image that is learned from is no held-out one.
                 if sample.content in seen:
                     if drop_duplicates:
@@ -100,7 +100,7 @@ def merge(
                 seen[sample.content] = here
                 yield sample
 
-    names: list[SplitName] = [name for name in ("train", "heldout") if any(name in one.manifest.splits for one in sets)]
+    names: list[SplitName] = [name for name in ("train", "heldout") if any(name in shards.manifest.splits for shards in sets)]
     settings = {"drop_duplicates": drop_duplicates}
     with _new_set(out):
         return _write(sets, out, {name: samples(name) for name in names}, "merge", settings, signatures, advance)
@@ -116,7 +116,7 @@ def subset(
     signatures: bytes | None = None,
     advance: Advance = lambda _: None,
 ) -> Manifest:
-    """The first images of a set that fit: of some classes, at most so many of each, of which the teacher is sure enough.
+    """Write a subset: the first images of some classes, up to a number of each, above a confidence of the teacher.
 
     The teacher keeps all its classes; those left out have no images. `per_class` bounds the training split; the held-out one
     is bounded in proportion.
@@ -155,7 +155,7 @@ def subset(
 def repair(
     folder: Path, manifest: Manifest, out: Path, *, signatures: bytes | None = None, advance: Advance = lambda _: None
 ) -> Manifest:
-    """Everything of a damaged set that can still be read, as a new set.
+    """Write everything that can still be read of a damaged set as a new set.
 
     Raises:
         ClusterqError: nothing can be read, or `out` is in use.
@@ -167,7 +167,7 @@ def repair(
 
 @contextmanager
 def _new_set(out: Path) -> Iterator[None]:
-    """Hold a folder for a new set while the block writes it; what a block that fails has made is removed.
+    """Reserve a folder for a new set while the block writes it. If the block fails, its files are removed.
 
     Raises:
         ClusterqError: another program writes there, it holds other files, or the disk is full.
@@ -201,7 +201,7 @@ def _write(
     advance: Advance,
 ) -> Manifest:
     first = sets[0].manifest
-    has_logits = all(one.manifest.has_logits for one in sets)
+    has_logits = all(shards.manifest.has_logits for shards in sets)
     splits = {}
     confidence = 0.0
     for name, samples in parts.items():
@@ -212,10 +212,10 @@ def _write(
     if "train" not in splits:
         raise ClusterqError(f"shards {operation}: no training image is left; ask for more classes, images or confidence less.")
     total = sum(split.samples for split in splits.values())
-    counts = [sum(split.samples for split in one.manifest.splits.values()) for one in sets]
-    clipped = sum(one.manifest.pixels.clipped * count for one, count in zip(sets, counts, strict=True)) / sum(counts)
-    notes = sorted({one.manifest.note for one in sets if one.manifest.note})
-    licences = {one.manifest.license for one in sets}
+    counts = [sum(split.samples for split in shards.manifest.splits.values()) for shards in sets]
+    clipped = sum(shards.manifest.pixels.clipped * count for shards, count in zip(sets, counts, strict=True)) / sum(counts)
+    notes = sorted({shards.manifest.note for shards in sets if shards.manifest.note})
+    licences = {shards.manifest.license for shards in sets}
     manifest = Manifest(
         format=format_for(first.teacher.spec),
         digest=set_digest(splits),
@@ -227,7 +227,7 @@ def _write(
         has_logits=has_logits,
         mean_confidence=min(1.0, confidence / total),
         derivation=Derivation.model_validate(
-            {"operation": operation, "inputs": [one.manifest.digest for one in sets], "settings": settings}
+            {"operation": operation, "inputs": [shards.manifest.digest for shards in sets], "settings": settings}
         ),
         parents=_parents(sets),
         splits=splits,
@@ -260,7 +260,7 @@ def _write_split(out: Path, name: SplitName, samples: Iterator[Sample], first: M
 
 
 def _will_make(out: Path, name: str) -> None:
-    """Note a file of this set before it is there, so that whatever ends this process, the next one knows whose it is."""
+    """Note a file of this set before it is made, so that the next process can attribute it, however this one ends."""
     with (out / MADE).open("a", encoding="utf-8") as file:
         file.write(f"{name}\n")
 
@@ -286,10 +286,10 @@ def _counted(samples: Iterator[Sample], advance: Advance) -> Iterator[Sample]:
 
 
 def _parents(sets: list[ShardSet]) -> list[Parent]:
-    """The sets themselves, and theirs, each once."""
-    found: dict[str, Parent] = {}
-    for one in sets:
-        manifest = one.manifest
+    """Return the sets and their parents, each once."""
+    parents: dict[str, Parent] = {}
+    for shards in sets:
+        manifest = shards.manifest
         own = Parent(
             digest=manifest.digest,
             created_by=manifest.created_by,
@@ -298,5 +298,5 @@ def _parents(sets: list[ShardSet]) -> list[Parent]:
             derivation=manifest.derivation,
         )
         for parent in [own, *manifest.parents]:
-            found.setdefault(parent.digest, parent)
-    return list(found.values())
+            parents.setdefault(parent.digest, parent)
+    return list(parents.values())

@@ -52,11 +52,11 @@ class SetDiff:
 
     @property
     def same_images(self) -> bool:
-        """True where no image is in one set alone."""
-        return not any(one.added or one.gone for one in self.splits.values())
+        """True if both sets hold the same images."""
+        return not any(split.added or split.gone for split in self.splits.values())
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the differences as JSON-ready values."""
         return {
             "facts": {name: list(both) for name, both in self.facts.items()},
             "splits": {
@@ -100,24 +100,24 @@ def images_to_look_at(first: ShardSet, second: ShardSet) -> int:
 def _images(first: ShardSet, second: ShardSet, name: SplitName, advance: Callable[[int], None]) -> SplitDiff:
     ours, theirs = (_seen(one, other, name, advance) for one, other in ((first, second), (second, first)))
     shared = {shard.content for shard in _listed(first, name)} & {shard.content for shard in _listed(second, name)}
-    found = SplitDiff(common=sum(shard.samples for shard in _listed(first, name) if shard.content in shared))
+    difference = SplitDiff(common=sum(shard.samples for shard in _listed(first, name) if shard.content in shared))
     # Counted: one image may be in a set several times.
     common = ours & theirs
-    found.common += common.total()
+    difference.common += common.total()
     for (label, _), count in (ours - common).items():
-        found.gone[label] += count
+        difference.gone[label] += count
     for (label, _), count in (theirs - common).items():
-        found.added[label] += count
-    return found
+        difference.added[label] += count
+    return difference
 
 
-def _seen(one: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[int], None]) -> Counter[tuple[int, bytes]]:
+def _seen(shards: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[int], None]) -> Counter[tuple[int, bytes]]:
     """Label and digest of each image in the shards that the other set does not have."""
-    apart = {shard.file for shard in _apart(one, other, name)}
+    apart = {shard.file for shard in _apart(shards, other, name)}
     seen: Counter[tuple[int, bytes]] = Counter()
     if not apart:
         return seen
-    split = one.split(name)
+    split = shards.split(name)
     for number in range(len(split)):
         if split.shard(number) in apart:
             sample = split.read_sample(number)
@@ -126,27 +126,27 @@ def _seen(one: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[in
     return seen
 
 
-def _apart(one: ShardSet, other: ShardSet, name: SplitName) -> list[Shard]:
+def _apart(shards: ShardSet, other: ShardSet, name: SplitName) -> list[Shard]:
     there = {shard.content for shard in _listed(other, name)}
-    return [shard for shard in _listed(one, name) if shard.content not in there]
+    return [shard for shard in _listed(shards, name) if shard.content not in there]
 
 
-def _listed(one: ShardSet, name: SplitName) -> list[Shard]:
-    split = one.manifest.splits.get(name)
+def _listed(shards: ShardSet, name: SplitName) -> list[Shard]:
+    split = shards.manifest.splits.get(name)
     return [] if split is None else split.shards
 
 
 def _facts(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:
-    ours, theirs = (_flat(one.model_dump(mode="json", include=set(FACTS))) for one in (first, second))
+    ours, theirs = (_flat(manifest.model_dump(mode="json", include=set(FACTS))) for manifest in (first, second))
     names = [*ours, *(name for name in theirs if name not in ours)]
     return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{before}{name}.")
+            flat |= _flat(value, f"{before}{name}.")
         else:
-            found[before + name] = value
-    return found
+            flat[before + name] = value
+    return flat

@@ -148,7 +148,7 @@ class ShardWriter:
         logits = self.teacher.model(images).float()
         confidence, top1 = (values.tolist() for values in logits.softmax(1).max(1))
         labels = [seen if label is None else label for seen, label in zip(top1, given, strict=True)]
-        encoded = encode_samples(labels, [to_array(one) for one in pixels.cpu()])
+        encoded = encode_samples(labels, [to_array(image) for image in pixels.cpu()])
         classes = self.teacher.spec.num_classes
         attempts, waiting = self._attempts.setdefault(split, [0] * classes), self._waiting.setdefault(split, [])
         for number, ((png, content), label) in enumerate(zip(encoded, labels, strict=True)):

@@ -45,7 +45,7 @@ def _add(
     elif derivation is None:
         steps.append(Step(depth, digest, "unknown", "the manifest does not say"))
     else:
-        told = {one.set for one in steps}
+        told = {step.set for step in steps}
         for parent in derivation.inputs:
             # A manifest may say that a set comes from itself, or from one set by many ways.
             if parent not in above | {digest} and parent not in told:
@@ -72,9 +72,9 @@ def _made(made: Generation, digest: str, depth: int) -> list[Step]:
 
 def lines(manifest: Manifest) -> list[str]:
     """The history for a terminal."""
-    return [f"{'  ' * one.depth}{one.what:<9} {one.how} ({one.set[:19]})" for one in history(manifest)]
+    return [f"{'  ' * step.depth}{step.what:<9} {step.how} ({step.set[:19]})" for step in history(manifest)]
 
 
 def as_json(manifest: Manifest) -> list[dict[str, Any]]:
     """The history for programs."""
-    return [vars(one) for one in history(manifest)]
+    return [vars(step) for step in history(manifest)]

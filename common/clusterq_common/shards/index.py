@@ -64,9 +64,9 @@ def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
         ClusterqError: the tar holds what no shard of clusterq holds, or another number of samples than the manifest says.
     """
     kept = cache_folder() / INDEXES / f"{shard.sha256}.npy"
-    found = _load(kept)
-    if found is not None and _fits(found, shard, has_logits=manifest.has_logits):
-        return found
+    stored = _load(kept)
+    if stored is not None and _fits(stored, shard, has_logits=manifest.has_logits):
+        return stored
     index = index_tar(path, manifest)
     if len(index) != shard.samples:
         raise ClusterqError(f"{path} holds {len(index)} samples, expected {shard.samples}; {ADVICE}.", setting="shards")
@@ -132,10 +132,10 @@ def _stamp(path: Path) -> object:
 
 def _load(path: Path) -> Index | None:
     try:
-        found: Index = np.load(path, allow_pickle=False)
+        stored: Index = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None  # not there, or not to be read: the headers are read again
-    return found
+    return stored
 
 
 def _npy(index: Index) -> bytes:

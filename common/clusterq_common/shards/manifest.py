@@ -202,8 +202,8 @@ def meaning_of(values: dict[str, Any]) -> str:
 
     Over the values as they stand in the file: fields that later versions add with a default do not change it.
     """
-    said = {name: value for name, value in values.items() if name != MEANING}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    stated = {name: value for name, value in values.items() if name != MEANING}
+    text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -249,17 +249,17 @@ def parse_manifest(values: Any, path: str) -> Manifest:
     return manifest
 
 
-def _check_format(path: str, found: object) -> None:
-    if found in FORMATS:
+def _check_format(path: str, declared: object) -> None:
+    if declared in FORMATS:
         return
-    version = re.fullmatch(rf"{FORMAT_NAME}/([0-9]{{1,6}})", found) if isinstance(found, str) else None
+    version = re.fullmatch(rf"{FORMAT_NAME}/([0-9]{{1,6}})", declared) if isinstance(declared, str) else None
     if version and int(version[1]) > len(FORMATS):
         raise ClusterqError(
-            f"{path} has format {found!r}, this clusterq reads up to {FORMATS[-1]!r}; update clusterq, or ask for the set in "
+            f"{path} has format {declared!r}, this clusterq reads up to {FORMATS[-1]!r}; update clusterq, or ask for the set in "
             "that format.",
             setting="shards",
         )
-    shown = repr(found)[:60]
+    shown = repr(declared)[:60]
     raise ClusterqError(
         f"{path} has format {shown}, expected {FORMATS[0]!r} or {FORMATS[1]!r}; it is no manifest of clusterq's shards.",
         setting="shards",

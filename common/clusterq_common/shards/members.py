@@ -30,7 +30,7 @@ class SampleFacts(Settings):
 
 
 def read_pixels(data: bytes, spec: InputSpec, where: str) -> Array:
-    """`.png` as (H, W, C) uint8. `where` names the sample in errors, as in all of these.
+    """Decode `.png` to (H, W, C) uint8. In all readers, `where` names the sample in errors.
 
     Raises:
         ClusterqError: see `png.decode`.
@@ -42,7 +42,7 @@ def read_pixels(data: bytes, spec: InputSpec, where: str) -> Array:
 
 
 def read_label(data: bytes, spec: InputSpec, where: str) -> int:
-    """`.cls` as a class index.
+    """Parse `.cls` to a class index.
 
     Raises:
         ClusterqError: it is none.
@@ -53,7 +53,7 @@ def read_label(data: bytes, spec: InputSpec, where: str) -> int:
 
 
 def read_facts(data: bytes, label: int, spec: InputSpec, where: str) -> SampleFacts:
-    """`.json` of a sample with that label.
+    """Parse the `.json` of a sample with that label.
 
     Raises:
         ClusterqError: it is no JSON, holds other things, or another label.
@@ -68,7 +68,7 @@ def read_facts(data: bytes, label: int, spec: InputSpec, where: str) -> SampleFa
 
 
 def read_logits(data: bytes, spec: InputSpec, where: str) -> Logits:
-    """`.logits.npy` as (classes,) float16.
+    """Read `.logits.npy` as (classes,) float16.
 
     Raises:
         ClusterqError: another type or shape, or values that are not finite.

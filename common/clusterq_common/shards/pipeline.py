@@ -38,9 +38,9 @@ class DecodeMembers:
         spec, key = self.manifest.teacher.spec, str(sample["__key__"])
         where = f"{setting_name('shards')}: sample {key} of {sample['__url__']}"
         wanted = {name for name in MEMBERS if name != "logits.npy" or self.manifest.has_logits}
-        found = {name for name in sample if not name.startswith("__")}
-        if found != wanted:
-            raise ClusterqError(f"{where}: it has {sorted(found)}, expected {sorted(wanted)} behind each other; {ADVICE}.")
+        members = {name for name in sample if not name.startswith("__")}
+        if members != wanted:
+            raise ClusterqError(f"{where}: it has {sorted(members)}, expected {sorted(wanted)} behind each other; {ADVICE}.")
         label = read_label(sample["cls"], spec, where)
         values = {
             "__key__": key,

@@ -1,126 +1,19 @@
-"""Read shards that someone else may have written: known members only, nothing decoded by name, nothing unpickled."""
+"""Sets of shards, which someone else may have written: known members only, nothing unpickled."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import BINARY, read_at
-from clusterq_common.png import Array
 from clusterq_common.run.run_folder import SHARDS
-from clusterq_common.setting_names import setting_name
-from clusterq_common.shards.digest import sample_digest
-from clusterq_common.shards.index import ADVICE, MEMBERS, Index, shard_index, verify_shard
+from clusterq_common.shards.index import ADVICE, shard_index, verify_shard
 from clusterq_common.shards.manifest import MANIFEST, Manifest, Shard, SplitName, read_manifest
-from clusterq_common.shards.members import SampleFacts, read_facts, read_label, read_logits, read_pixels
-from clusterq_common.shards.sample import Logits, Sample
+from clusterq_common.shards.split_reader import SplitReader
 
 if TYPE_CHECKING:
     from clusterq_common.shards.batches import ImageBatches
     from clusterq_common.shards.pipeline import ShardPipeline
-
-# Descriptors a reader keeps: well below what a process may have.
-LARGEST_OPEN = 128
-
-
-class SplitReader:
-    """One split by index; may be used from any process, in any order."""
-
-    def __init__(self, folder: Path, manifest: Manifest, shards: list[Shard], indexes: list[Index]) -> None:
-        self._spec = manifest.teacher.spec
-        self._has_logits = manifest.has_logits
-        self._paths = [folder / shard.file for shard in shards]
-        self._index = np.concatenate(indexes) if indexes else np.zeros((0, 1 + 2 * len(MEMBERS)), np.int64)
-        self._shard = np.repeat(np.arange(len(indexes)), [len(index) for index in indexes])
-        self._open: dict[tuple[int, int], int] = {}
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def key(self, number: int) -> str:
-        """The sample's key in its tar."""
-        return f"{int(self._index[number, 0]):08d}"
-
-    def shard(self, number: int) -> str:
-        """The name of the shard the sample lies in."""
-        return self._paths[self._shard[number]].name
-
-    def read(self, number: int) -> tuple[Array, int, Logits | None]:
-        """Pixels (H, W, C) uint8, label, and the teacher's logits (classes,) float16 or None.
-
-        Raises:
-            ClusterqError: a member does not hold what it should.
-        """
-        where = self._where(number)
-        pixels = read_pixels(self._member(number, "png"), self._spec, where)
-        label = self.label(number)
-        return pixels, label, read_logits(self._member(number, "logits.npy"), self._spec, where) if self._has_logits else None
-
-    def read_sample(self, number: int) -> Sample:
-        """The whole sample, ready to be written again.
-
-        Raises:
-            ClusterqError: a member does not hold what it should.
-        """
-        pixels, label, logits = self.read(number)
-        facts = self.facts(number)
-        return Sample(
-            png=self._member(number, "png"),
-            content=sample_digest(label, pixels),
-            label=label,
-            asked=label if facts.asked is None else facts.asked,
-            seed=facts.seed,
-            attempt=facts.attempt,
-            teacher_top1=facts.teacher_top1,
-            teacher_confidence=facts.teacher_confidence,
-            logits=logits,
-        )
-
-    def label(self, number: int) -> int:
-        """The class index alone.
-
-        Raises:
-            ClusterqError: it is none.
-        """
-        return read_label(self._member(number, "cls"), self._spec, self._where(number))
-
-    def facts(self, number: int) -> SampleFacts:
-        """The facts in the sample's `.json`.
-
-        Raises:
-            ClusterqError: it is no JSON, holds other things, or another label than `.cls`.
-        """
-        return read_facts(self._member(number, "json"), self.label(number), self._spec, self._where(number))
-
-    def _where(self, number: int) -> str:
-        return f"{setting_name('shards')}: sample {self.key(number)} of {self._paths[self._shard[number]]}"
-
-    def _member(self, number: int, name: str) -> bytes:
-        offset, size = self._index[number, 1 + 2 * MEMBERS.index(name) :][:2]
-        shard = int(self._shard[number])
-        return read_at(self._descriptor(shard), int(size), int(offset), self._paths[shard])
-
-    def _descriptor(self, shard: int) -> int:
-        # By process: after a fork a descriptor is opened anew.
-        known = (os.getpid(), shard)
-        if known not in self._open:
-            if len(self._open) >= LARGEST_OPEN:
-                oldest = next(iter(self._open))
-                descriptor = self._open.pop(oldest)
-                if oldest[0] == known[0]:
-                    os.close(descriptor)
-            self._open[known] = os.open(self._paths[shard], os.O_RDONLY | BINARY)
-        return self._open[known]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": {}}
-
-    def __del__(self) -> None:
-        for (process, _), descriptor in getattr(self, "_open", {}).items():
-            if process == os.getpid():
-                os.close(descriptor)
 
 
 class ShardSet:
@@ -159,7 +52,7 @@ class ShardSet:
         return cls(folder, manifest)
 
     def split(self, name: SplitName) -> SplitReader:
-        """All samples of a split in the order of the shards.
+        """Return a reader of a split's samples in the order of the shards.
 
         Raises:
             ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
@@ -226,7 +119,7 @@ class ShardSet:
 
 
 def shard_folder(path: Path) -> Path:
-    """The folder of shards that a path means: itself, or `shards/` in a run folder.
+    """Return the folder of shards for a path: the path itself, or `shards/` in a run folder.
 
     Raises:
         ClusterqError: it is no folder.
@@ -239,7 +132,7 @@ def shard_folder(path: Path) -> Path:
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """Check that a listed shard is there, as a file of its own and with the listed size.
+    """Check that a listed shard exists, is no link, and has the listed size.
 
     Raises:
         ClusterqError: it is not.

@@ -1,4 +1,4 @@
-"""Ask the teacher again: are a set's labels and logits its own?"""
+"""Comparison of a set's labels and logits with the teacher's present ones."""
 
 from collections.abc import Iterator
 
@@ -36,7 +36,7 @@ def recheck(shards: ShardSet, split: SplitName, teacher: Teacher, count: int) ->
     for start in range(0, len(chosen), BATCH):
         numbers = chosen[start : start + BATCH]
         read = [reader.read(number) for number in numbers]
-        pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read]).to(device)
+        pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _, _ in read]).to(device)
         images = normalise(pixels, teacher.spec).contiguous(memory_format=torch.channels_last)
         logits = teacher.model(images).float().cpu()
         for number, (_, label, stored), now, tolerance in zip(

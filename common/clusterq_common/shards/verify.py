@@ -1,4 +1,4 @@
-"""Look at everything in a set, and say all that is wrong with it, not only the first thing."""
+"""Verification of a whole set, which reports all problems instead of the first one."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.digest import ContentDigest
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitName
-from clusterq_common.shards.read import SplitReader, check_size
+from clusterq_common.shards.read import check_size
 from clusterq_common.shards.sample import Sample
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.tar import BLOCK, TarHeaders
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a set.
 
     Attributes:
         file: the shard, or another file of the folder.
@@ -51,9 +52,9 @@ def verify_set(folder: Path, manifest: Manifest, *, advance: Callable[[int], Non
         keys: dict[str, str] = {}
         complete = True
         for shard in split.shards:
-            found = list(_verify_shard(folder, manifest, shard, per_class, keys))
-            complete &= not found
-            problems += found
+            shard_problems = list(_verify_shard(folder, manifest, shard, per_class, keys))
+            complete &= not shard_problems
+            problems += shard_problems
             advance(shard.samples)
         if complete and per_class.tolist() != split.per_class:
             first = int((per_class != split.per_class).argmax())
@@ -63,7 +64,7 @@ def verify_set(folder: Path, manifest: Manifest, *, advance: Callable[[int], Non
 
 
 def good_samples(folder: Path, manifest: Manifest, split: SplitName) -> Iterator[Sample]:
-    """Every sample of a split that can be read, whatever the state of its shard: what can be saved of a damaged set.
+    """Yield every sample of a split that can be read, also from damaged shards.
 
     A shard cut short gives nothing: where its samples lie cannot be known for certain.
     """
@@ -120,7 +121,7 @@ def _verify_shard(
 
 
 def _reader(folder: Path, manifest: Manifest, shard: Shard) -> SplitReader:
-    """A reader of one shard, straight from the tar: the cached index is of a file that was whole."""
+    """Return a reader of one shard that indexes the tar anew, because a cached index describes the undamaged file."""
     return SplitReader(folder, manifest, [shard], [index_tar(folder / shard.file, manifest)])
 
 

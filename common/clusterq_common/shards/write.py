@@ -34,7 +34,7 @@ SET_FILES = (*INDEX_FILES, SIGNATURE, PARENT_SIGNATURES)
 
 
 class DiskFullError(ClusterqError):
-    """No room for a shard."""
+    """Raised if the disk is too full for a shard."""
 
 
 @dataclass
@@ -47,32 +47,32 @@ class Written:
 
     @classmethod
     def nothing(cls, num_classes: int) -> "Written":
-        """No samples, no shards."""
+        """Return counts of zero."""
         return cls([0] * num_classes, [])
 
     def add(self, other: "Written") -> None:
-        """Count another part of the same split in."""
+        """Add the counts of another part of the same split."""
         self.per_class = [a + b for a, b in zip(self.per_class, other.per_class, strict=True)]
         self.shards += other.shards
         self.confidence += other.confidence
 
     def split(self) -> Split:
-        """As the manifest states it."""
+        """Return the split as the manifest states it."""
         return Split(samples=sum(self.per_class), per_class=self.per_class, shards=self.shards)
 
 
 def samples_per_shard(spec: InputSpec) -> int:
-    """As many as fit into a gibibyte uncompressed, at most 8192."""
+    """Return the default number of samples in a shard: as many as fit into a gibibyte uncompressed, at most 8192."""
     return max(1, min(LARGEST_SHARD, BYTES_PER_SHARD // spec.raw_bytes))
 
 
 def shard_name(split: SplitName, number: int) -> str:
-    """`synth-train-000000.tar`."""
+    """Return the name of a shard's file, such as `synth-train-000000.tar`."""
     return f"synth-{split}-{number:06d}.tar"
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key: int, num_classes: int) -> Written:
-    """Write one shard; the same samples give the same bytes. Without a sample there is no file.
+    """Write one shard. Equal samples give equal bytes. No file is written without a sample.
 
     Args:
         folder: where it goes; made if missing.
@@ -117,7 +117,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
 
 
 def index_files(manifest: Manifest) -> list[str]:
-    """The files that `write_manifest` writes, in its order."""
+    """Return the names of the files that `write_manifest` writes, in its order."""
     return [name for name in INDEX_FILES if not name.startswith("wids-") or name[5:-5] in manifest.splits]
 
 
@@ -143,7 +143,7 @@ def write_card(folder: Path, manifest: Manifest) -> None:
 
 
 def _remove_signature_of_another(folder: Path, text: str) -> None:
-    """A set that was extended needs its maker's signature anew: the old one is under what its manifest said before."""
+    """Remove the signature of an extended set, which belongs to its former manifest."""
     signature = folder / SIGNATURE
     if not signature.is_file() or ((folder / MANIFEST).is_file() and (folder / MANIFEST).read_text(encoding="utf-8") == text):
         return
@@ -154,7 +154,7 @@ def _remove_signature_of_another(folder: Path, text: str) -> None:
 
 
 class _NothingToWriteError(Exception):
-    """Takes the empty file away again."""
+    """Raised to remove a shard file without samples."""
 
 
 def _members(sample: Sample) -> dict[str, bytes]:

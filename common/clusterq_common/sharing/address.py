@@ -44,12 +44,12 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is meant as an address, and not as a folder."""
+    """Return whether a text has the form of an address rather than of a folder."""
     return _SCHEME.match(text) is not None
 
 
 def parse_address(text: str, *, allow_http: bool = False, setting: str | None = "shards") -> Address:
-    """Take an address apart.
+    """Parse an address.
 
     Args:
         text: the address.
@@ -59,8 +59,8 @@ def parse_address(text: str, *, allow_http: bool = False, setting: str | None = 
     Raises:
         ClusterqError: it has another form, or it is http:// to another machine.
     """
-    found = _SCHEME.match(text[:LONGEST])
-    scheme = found[1].lower() if found else ""
+    match = _SCHEME.match(text[:LONGEST])
+    scheme = match[1].lower() if match else ""
     if scheme not in SCHEMES:
         meant = did_you_mean(scheme, SCHEMES) or f"; expected {FORMS}, or a folder"
         raise ClusterqError(f"found an address that begins with {scheme[:20]}://{meant}.", setting=setting)

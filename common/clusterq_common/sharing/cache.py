@@ -1,4 +1,4 @@
-"""Sets that were fetched to be used at once: each in a folder of the user's cache, named by its manifest's digest."""
+"""Cache of fetched sets: one folder each, named by the digest of its manifest."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,5 +15,5 @@ def cached_set(digest: str) -> Path:
 
 
 def one_at_a_time(folder: Path) -> AbstractContextManager[None]:
-    """Let one program fetch into a folder of the cache. Another one that wants the same set waits, and then finds it there."""
+    """Let one program at a time fetch into a folder of the cache. Others that want the same set wait, and then find it there."""
     return after_other_programs(folder, f"Another program is fetching the same set into {folder}; waiting for it.")

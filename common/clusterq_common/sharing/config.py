@@ -38,19 +38,19 @@ class SharingConfig(Settings):
 
 
 def bytes_of(text: str) -> int:
-    """The number that a size stands for.
+    """Parse a size to a number of bytes.
 
     >>> bytes_of("500MB"), bytes_of("1.5 GiB"), bytes_of("7")
     (500000000, 1610612736, 7)
     """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise ValueError("it must be a size, as 500MB, 20GB or 2TiB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for a person.
+    """Return a number of bytes as text.
 
     >>> size_text(999), size_text(1_500_000), size_text(50_000_000_000)
     ('999 B', '1.5 MB', '50.0 GB')

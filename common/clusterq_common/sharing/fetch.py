@@ -1,4 +1,4 @@
-"""One file from an address into a folder: with the name it is to have only once its SHA-256 is the manifest's."""
+"""Fetch one file from an address into a folder. It gets its final name once its SHA-256 matches the manifest's."""
 
 import errno
 import hashlib
@@ -17,12 +17,12 @@ TRIES = 4
 
 
 def partial_name(shard: Shard) -> str:
-    """The name of a shard on its way: by its content, so that a later try goes on with it, and no other file's part is taken for it."""
+    """Return the name of a partly fetched shard. It is made of the digest, so that a later try resumes this file and no other."""
     return f"{shard.file}.{shard.sha256[:16]}{PARTIAL_SUFFIX}"
 
 
 def fetch_shard(remote: Remote, shard: Shard, folder: Path, advance: Callable[[int], None] = lambda _: None) -> None:
-    """Fetch a shard. What was fetched of it before is gone on with where the server can send parts, and after a connection that fails.
+    """Fetch a shard. An earlier part of it is resumed where the server can send ranges, also after a connection fails.
 
     Args:
         remote: the set's place.
@@ -55,18 +55,18 @@ def fetch_shard(remote: Remote, shard: Shard, folder: Path, advance: Callable[[i
                 f"{folder}: the disk is full; what was fetched is kept, free some space and run the same command again."
             ) from error
         raise
-    found = part.hasher.hexdigest()
-    if found != shard.sha256:
+    digest = part.hasher.hexdigest()
+    if digest != shard.sha256:
         partial.unlink()
         raise ClusterqError(
-            f"{remote.shown}: {shard.file} came with other bytes than its manifest says (SHA-256 {found[:12]}..., expected "
+            f"{remote.shown}: {shard.file} came with other bytes than its manifest says (SHA-256 {digest[:12]}..., expected "
             f"{shard.sha256[:12]}...) and was removed; try again, or ask for the set anew."
         )
     publish(partial, folder / shard.file)
 
 
 class _Part:
-    """The beginning of a shard on disk, with its length and its digest so far."""
+    """Fetched beginning of a shard on disk, with its length and its running digest."""
 
     def __init__(self, file: BinaryIO, shard: Shard, advance: Callable[[int], None]) -> None:
         self._file, self._shard, self._advance = file, shard, advance
@@ -77,7 +77,7 @@ class _Part:
             self._begin_anew()
 
     def complete(self, remote: Remote) -> None:
-        """Append what is missing.
+        """Fetch the rest of the shard.
 
         Raises:
             CutOffError: the connection ended early; what arrived is kept.
@@ -117,7 +117,7 @@ class _Part:
 
 
 def _open_partial(path: Path) -> BinaryIO:
-    """Open a file to go on with, or a new one.
+    """Open a part to resume, or a new file.
 
     Raises:
         ClusterqError: a link, or a file with another name somewhere, lies in its place.

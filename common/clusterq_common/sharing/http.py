@@ -27,7 +27,7 @@ _WRITTEN = "/%:@!$&'()*+,;=~[]"
 
 
 class HttpRemote:
-    """A folder on a web server; each of its files has an address of its own below it."""
+    """Folder on a web server. Each file has its own address below it."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class HttpRemote:
             yield Stream(begin, size, answer.headers.get("Last-Modified"), self._chunks(answer, name))
 
     def _extent(self, answer: Any, asked: int) -> tuple[int, int | None]:
-        """The byte that an answer begins with, and the size of the whole file."""
+        """Return the first byte of an answer and the size of the whole file."""
         if answer.status == 206:
-            found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if found is not None and int(found[1]) == asked:
-                return asked, None if found[2] == "*" else int(found[2])
+            match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+            if match is not None and int(match[1]) == asked:
+                return asked, None if match[2] == "*" else int(match[2])
             raise ClusterqError(
                 f"{self.shown}: the server sent another part of a file than byte {asked} and on; try another address."
             )
@@ -114,7 +114,7 @@ class HttpRemote:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """Say what went wrong in one sentence, and without the address that was asked, which may hold credentials."""
+        """Turn errors into one sentence without the requested address, which may hold credentials."""
         try:
             yield
         except urllib.error.HTTPError as error:
@@ -145,7 +145,7 @@ class HttpRemote:
 
 
 class _RedirectError(Exception):
-    """A redirect that is not followed; its text says where it leads."""
+    """Redirect that is refused; its text names the target."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -178,7 +178,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener(base: str, headers: Mapping[str, str], *, allow_http: bool) -> urllib.request.OpenerDirector:
-    """A client of http and https alone: urllib's usual one also reads files and FTP servers."""
+    """Return a client for http and https alone. urllib's default one also reads files and FTP servers."""
     opener = urllib.request.OpenerDirector()
     # What goes to this machine goes through no proxy.
     proxy = urllib.request.ProxyHandler({} if is_this_machine(urlsplit(base).hostname or "") else None)
@@ -195,7 +195,7 @@ def _opener(base: str, headers: Mapping[str, str], *, allow_http: bool) -> urlli
 
 
 def _reason(reason: object) -> str:
-    """The system's own words; of anything else its kind alone, since its text may quote the address."""
+    """Return the system's message; of any other error the type alone, because its text may quote the address."""
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
     return "no answer in time" if isinstance(reason, TimeoutError) else type(reason).__name__

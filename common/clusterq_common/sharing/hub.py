@@ -20,7 +20,7 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def hub_remote(address: Address, *, allow_http: bool) -> tuple[HttpRemote, str | None]:
-    """A dataset as it is now: its branch or tag is settled to a commit first. And when that commit was made, if known.
+    """Return a dataset at the commit of its branch or tag, and the date of that commit if known.
 
     The bytes are fetched over https by `HttpRemote`; the Hub's client gives the commit and the user's token.
 
@@ -48,7 +48,7 @@ def hub_remote(address: Address, *, allow_http: bool) -> tuple[HttpRemote, str |
 
 
 class HubFolder:
-    """A dataset that sets are sent to."""
+    """Dataset to which sets are sent."""
 
     def __init__(self, address: Address, *, allow_http: bool, public: bool, before: str | None) -> None:
         """Name the dataset; `before` is the commit that was looked at: nobody's later one is overwritten."""
@@ -95,7 +95,7 @@ def _client(address: Address, *, allow_http: bool) -> tuple[Any, str]:
 
 @contextmanager
 def _errors(address: Address) -> Iterator[None]:
-    """Say what went wrong in one sentence; the client's own texts quote addresses and are pages long."""
+    """Turn errors into one sentence. The client's own texts quote addresses and are pages long."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:

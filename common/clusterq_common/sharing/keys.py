@@ -29,12 +29,12 @@ _RESTRICTION = re.compile(r"@.*|.*[=\"].*|(.*,)?(cert-authority|restrict|no-[a-z
 
 
 def public_line(key: bytes, name: str = "") -> str:
-    """A public key (32 bytes) as a line of OpenSSH: `ssh-ed25519 AAAA... NAME`."""
+    """Return a public key (32 bytes) as a line of OpenSSH: `ssh-ed25519 AAAA... NAME`."""
     return " ".join([KIND, base64.b64encode(_HEADER + key).decode(), *([one_line(name)] if name else [])])
 
 
 def parse_public(kind: str, text: str) -> bytes:
-    """The 32 bytes of a public key.
+    """Parse a line of OpenSSH to the 32 bytes of a public key.
 
     Raises:
         ValueError: it is no Ed25519 key in OpenSSH's form.
@@ -49,7 +49,7 @@ def parse_public(kind: str, text: str) -> bytes:
 
 
 def fingerprint(key: bytes) -> str:
-    """`SHA256:...` of a public key, as `ssh-keygen -l` shows it."""
+    """Return `SHA256:...` of a public key, as `ssh-keygen -l` shows it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(_HEADER + key).digest()).decode().rstrip("=")
 
 
@@ -60,7 +60,7 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
         ClusterqError: it cannot be read, holds no key, or a line that is none, or a key with a restriction of OpenSSH, which nothing here
             would keep to.
     """
-    found: dict[bytes, str] = {}
+    names: dict[bytes, str] = {}
     # At line feeds alone: other characters that end lines for Python are invisible, and a key behind one would not be seen.
     for number, line in enumerate(_text(path, setting, newline="\n").split("\n"), 1):
         words = line.split()
@@ -80,16 +80,16 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
                 setting=setting,
             ) from error
         name = " ".join(words[2:]) if place == 0 else words[0]
-        found[key] = one_line(name) or fingerprint(key)
-    if not found:
+        names[key] = one_line(name) or fingerprint(key)
+    if not names:
         raise ClusterqError(
             f"{path} holds no key, expected a line for each maker; add the lines of their .pub files.", setting=setting
         )
-    return found
+    return names
 
 
 def generate(path: Path, name: str, setting: str = "out") -> bytes:
-    """Make a key: the private one in `path`, for its owner alone, the public one in `path`.pub. Returns the public one.
+    """Create a key pair: the private key in `path`, readable by its owner alone, the public one in `path`.pub. Returns the public one.
 
     Raises:
         ClusterqError: one of the files is there already, or the package is missing.
@@ -117,7 +117,7 @@ def generate(path: Path, name: str, setting: str = "out") -> bytes:
 
 
 def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str = "key") -> "Ed25519PrivateKey":
-    """A private key, from OpenSSH's form or from PEM.
+    """Read a private key in OpenSSH's format or PEM.
 
     Args:
         path: the file.

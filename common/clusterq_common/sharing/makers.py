@@ -1,10 +1,11 @@
-"""Maker of a set: its signature, held against the keys that this user trusts."""
+"""Maker of a set: its signature, compared with the keys that this user trusts."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, warn
+from clusterq_common.run.extras import how_to_install
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE
@@ -37,9 +38,9 @@ class Maker:
     unchecked: bool = False
 
     def told(self) -> str:
-        """In words, for one line."""
+        """Return the maker as text for one line."""
         if self.unchecked:
-            return "signed, but nobody has checked by whom: that takes clusterq's extra `sign` (pip install clusterq[sign])"
+            return f"signed, but nobody has checked by whom: that takes clusterq's extra `sign` ({how_to_install('sign')})"
         if self.signature is None:
             return "unsigned: who made it cannot be told"
         key = self.signature.fingerprint
@@ -73,7 +74,7 @@ def trusted_keys(config: SharingConfig) -> dict[bytes, str]:
 
 
 def judge(signature: Signature | None, manifest: Manifest, digest: str, where: str, config: SharingConfig) -> Maker:
-    """The maker of a set whose signature has been read, if the signature holds and the user's rules let the set through.
+    """Return the maker of a set, if its signature is valid and the user's rules accept the set.
 
     Args:
         signature: beside the manifest; None where there is none.
@@ -116,8 +117,8 @@ def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
     return judge(signature, manifest, digest, where, config)
 
 
-def say_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
-    """Tell the user whose set this is: loudly where they have named keys, and this is none of them."""
+def report_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
+    """Report who made the set. A warning where the user named trusted keys and the signer's is none of them."""
     line = f"{shown} is {maker.told()}"
     if maker.name is None and config.trust is not None:
         warn(f"{line}; {config.trust} does not vouch for it.")

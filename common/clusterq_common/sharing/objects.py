@@ -18,7 +18,7 @@ PART = 8 << 20
 
 
 class ObjectRemote:
-    """A folder in a bucket. Credentials and a server of one's own come from the environment, as the service's tools take them."""
+    """Folder in a bucket. Credentials and a custom server come from the environment, as for the service's own tools."""
 
     revision: str | None = None
 
@@ -69,7 +69,7 @@ class ObjectRemote:
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Say what went wrong in one sentence. Drivers raise errors of many kinds, whose texts may quote addresses: their kind is said."""
+        """Turn errors into one sentence. Drivers' texts may quote addresses, so the type of the error is named alone."""
         try:
             yield
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A set at an address, before anything large moves: its manifest, who signed it, and whether it may come."""
+"""Inspection of a set at an address before anything large is fetched: its manifest, its signer, and whether the rules accept it."""
 
 import json
 from dataclasses import dataclass
@@ -55,16 +55,16 @@ class Offer:
 
     @property
     def shards(self) -> list[Shard]:
-        """All that the manifest lists."""
+        """All shards that the manifest lists."""
         return [shard for split in self.manifest.splits.values() for shard in split.shards]
 
     @property
     def size(self) -> int:
-        """Bytes of all shards."""
+        """Total bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     def origin(self) -> Origin:
-        """The record of it."""
+        """Record of where the set came from."""
         return Origin(
             address=self.remote.shown,
             revision=self.remote.revision,
@@ -76,7 +76,7 @@ class Offer:
 
 
 def look(text: str, config: SharingConfig, setting: str | None = "shards") -> Offer:
-    """Fetch what a set at an address says of itself, and nothing else of it.
+    """Fetch the manifest and the signatures of a set at an address, and nothing else.
 
     Args:
         text: the address.
@@ -106,7 +106,7 @@ def look(text: str, config: SharingConfig, setting: str | None = "shards") -> Of
 
 
 def open_remote(address: Address, config: SharingConfig) -> tuple[Remote, str | None]:
-    """The folder at an address; of the Hub at the commit that it stands for now, and when that was made.
+    """Return the folder at an address; on the Hub at its present commit, with that commit's date.
 
     Raises:
         ClusterqError: a package is missing, or the Hub knows no such dataset.
@@ -119,7 +119,7 @@ def open_remote(address: Address, config: SharingConfig) -> tuple[Remote, str | 
 
 
 def refuse_too_large(offer: Offer, config: SharingConfig) -> None:
-    """Refuse a set beyond the user's limit.
+    """Raise an error for a set larger than the user's limit.
 
     Raises:
         ClusterqError: it is.
@@ -140,7 +140,7 @@ def _file(remote: Remote, name: str, largest: int) -> bytes | None:
 
 
 def parse_json(data: bytes, where: str, setting: str | None) -> Any:
-    """The values in the bytes of a manifest from an address.
+    """Parse the bytes of a manifest from an address.
 
     Raises:
         ClusterqError: they are no JSON, nested too deeply, or too many.
@@ -161,7 +161,7 @@ def parse_json(data: bytes, where: str, setting: str | None) -> Any:
 
 
 def _date(text: str | None) -> str | None:
-    """A server's date as ISO 8601; None where it is none."""
+    """Return a server's date as ISO 8601; None if it is not a date."""
     if text is None:
         return None
     for read in (parsedate_to_datetime, datetime.fromisoformat):

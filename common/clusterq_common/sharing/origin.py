@@ -38,12 +38,12 @@ class Origin(Settings):
 
 
 def now_text() -> str:
-    """This moment, as records keep it."""
+    """Return the current time as records store it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def remember_origin(origin: Origin) -> None:
-    """Write down where a set came from; a cache that cannot be written only costs the record."""
+    """Record where a set came from. If the cache cannot be written, only the record is lost."""
     path = _record(origin.manifest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def remember_origin(origin: Origin) -> None:
 
 
 def origin_of(folder: Path) -> Origin | None:
-    """Return the address that this user fetched the set in a folder from; None where they did not, or it is not known any more."""
+    """Return the address from which this user fetched the set in a folder; None if there is no record."""
     path = _record(manifest_digest(folder))
     try:
         if path.stat().st_size > LARGEST_RECORD:

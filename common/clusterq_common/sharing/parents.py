@@ -1,4 +1,4 @@
-"""Signatures that go along when a set is made from others."""
+"""Signatures that a derived set carries on from the sets it was made from."""
 
 from clusterq_common.progress.console import warn
 from clusterq_common.shards.read import ShardSet
@@ -20,15 +20,15 @@ def signatures_under(sets: list[ShardSet]) -> bytes | None:
     Raises:
         ClusterqError: a signature does not hold.
     """
-    found: dict[tuple[str, str], Signature] = {}
-    for one in sets:
-        own, of_parents = read_signature(one.folder), read_parents(one.folder)
+    signatures: dict[tuple[str, str], Signature] = {}
+    for shards in sets:
+        own, of_parents = read_signature(shards.folder), read_parents(shards.folder)
         if own is not None:
-            check_signature(own, one.manifest, manifest_digest(one.folder), str(one.folder / SIGNATURE))
-        check_parents(of_parents, one.manifest, str(one.folder / PARENT_SIGNATURES))
+            check_signature(own, shards.manifest, manifest_digest(shards.folder), str(shards.folder / SIGNATURE))
+        check_parents(of_parents, shards.manifest, str(shards.folder / PARENT_SIGNATURES))
         for signature in [*([own] if own is not None else []), *of_parents]:
-            found.setdefault((signature.set, signature.key), signature)
-    unsigned = [str(one.folder) for one in sets if read_signature(one.folder) is None]
-    if found and unsigned:
+            signatures.setdefault((signature.set, signature.key), signature)
+    unsigned = [str(shards.folder) for shards in sets if read_signature(shards.folder) is None]
+    if signatures and unsigned:
         warn(f"{', '.join(unsigned)}: unsigned, so the new set has no signature for that part.")
-    return parents_file(list(found.values())) if found else None
+    return parents_file(list(signatures.values())) if signatures else None

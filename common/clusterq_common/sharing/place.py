@@ -1,4 +1,4 @@
-"""A set as a command line names it, by its folder or by its address: brought here, its maker judged and told."""
+"""A set as the command line names it, by folder or address: fetched, and its maker checked and reported."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from clusterq_common.shards.manifest import MANIFEST, Manifest, read_manifest
 from clusterq_common.shards.read import shard_folder
 from clusterq_common.sharing.address import is_address
 from clusterq_common.sharing.config import SharingConfig
-from clusterq_common.sharing.makers import Maker, maker_of, say_maker
+from clusterq_common.sharing.makers import Maker, maker_of, report_maker
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.origin import origin_of
 from clusterq_common.sharing.pull import pull
@@ -37,7 +37,7 @@ class Place:
 
 
 def locate(named: str | Path, config: SharingConfig, setting: str | None = "shards", *, own: bool = False) -> Place:
-    """Bring a set here where it lies at an address, and say who made it.
+    """Fetch a set if it is at an address, and report who made it.
 
     Args:
         named: a folder of shards, a run folder, or an address.
@@ -50,17 +50,17 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
     """
     if is_address(str(named)):
         offer = look(str(named), config, setting)
-        say_maker(offer.remote.shown, offer.maker, config)
+        report_maker(offer.remote.shown, offer.maker, config)
         return Place(pull(offer, config), offer.manifest.digest, offer.digest, offer.maker, offer.remote.shown)
     folder = Path(named)
     manifest, maker = describe_folder(folder, config)
     if not own:
-        say_maker(str(folder), maker, config)
+        report_maker(str(folder), maker, config)
     return Place(folder, manifest.digest, manifest_digest(shard_folder(folder)), maker)
 
 
 def saved_folder(saved: str | Path, file: Path) -> str:
-    """The folder of shards that a saved file names. The file may be a stranger's, so an address in it is not asked for by itself.
+    """Return the folder of shards that a saved file names. An address in it is not contacted, because the file may be a stranger's.
 
     Raises:
         ClusterqError: it names an address.
@@ -75,7 +75,7 @@ def saved_folder(saved: str | Path, file: Path) -> str:
 
 
 def describe_folder(folder: Path, config: SharingConfig) -> tuple[Manifest, Maker]:
-    """The manifest and the maker of a set in a folder.
+    """Return the manifest and the maker of a set in a folder.
 
     Raises:
         ClusterqError: see `locate`.
@@ -86,7 +86,7 @@ def describe_folder(folder: Path, config: SharingConfig) -> tuple[Manifest, Make
 
 
 def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
-    """The same set for another process of a job, which may run on another machine: it fetches what the first process has fetched.
+    """Return the same set for another process of a job. On another machine, it fetches what the first process fetched.
 
     Raises:
         ClusterqError: the folder holds another set on this machine, or what lies at the address is another one by now; or see `locate`.
@@ -101,12 +101,12 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
         return place
     if (place.folder / MANIFEST).is_file():
         return place
-    found = locate(place.address if place.address.startswith("hf://") else named, config)
-    if found.manifest != place.manifest:
+    located = locate(place.address if place.address.startswith("hf://") else named, config)
+    if located.manifest != place.manifest:
         raise ClusterqError(
-            f"the set at {found.address} has changed while this job was started; start it again.", setting="shards"
+            f"the set at {located.address} has changed while this job was started; start it again.", setting="shards"
         )
-    return found
+    return located
 
 
 def pinned(place: Place) -> dict[str, Any]:

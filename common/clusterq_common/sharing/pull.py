@@ -1,4 +1,4 @@
-"""Fetch a set from an address: what is missing of it, several files at a time, each verified, and the manifest last."""
+"""Fetch the missing files of a set from an address, several at a time, each verified, the manifest last."""
 
 import shutil
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -28,7 +28,7 @@ SPARE_BYTES = 64 << 20
 
 
 def pull(offer: Offer, config: SharingConfig, out: Path | None = None) -> Path:
-    """Bring a set here. Returns its folder.
+    """Fetch a set. Returns its folder.
 
     Only the shards that the manifest lists, the manifest and the signatures are taken from the address; the dataset card and the indexes
     of other programs are written anew from the manifest.
@@ -62,7 +62,7 @@ def pull(offer: Offer, config: SharingConfig, out: Path | None = None) -> Path:
 
 
 def _missing(folder: Path, offer: Offer, *, replace: bool) -> list[Shard]:
-    """The shards that are not here yet.
+    """Return the shards that are missing in the folder.
 
     Raises:
         ClusterqError: a file of a listed shard's name holds other bytes, and is not the cache's own, which are replaced.
@@ -89,7 +89,7 @@ def _missing(folder: Path, offer: Offer, *, replace: bool) -> list[Shard]:
 
 
 def _refuse_other_files(folder: Path, offer: Offer) -> None:
-    """Leave a folder alone that holds anything but a part, or an earlier state, of the set."""
+    """Raise an error for a folder that holds anything but a part, or an earlier state, of the set."""
     listed = {shard.file for shard in offer.shards}
     known = listed | {partial_name(shard) for shard in offer.shards} | {*SET_FILES}
     stranger = next(
@@ -125,7 +125,7 @@ def _refuse_full_disk(folder: Path, missing: list[Shard]) -> None:
 
 
 def _fetch(remote: Remote, shards: list[Shard], folder: Path, parallel: int) -> None:
-    """Fetch shards, several at a time; after a failure none is begun any more."""
+    """Fetch shards, several at a time. After a failure no further one is started."""
     total = sum(shard.bytes for shard in shards)
     info(f"Fetching {len(shards)} files, {size_text(total)}, from {remote.shown} into {folder}.")
     with progress("fetching (kB)", total // 1000) as ticker, ThreadPoolExecutor(min(parallel, len(shards))) as pool:
@@ -151,7 +151,7 @@ def _fetch(remote: Remote, shards: list[Shard], folder: Path, parallel: int) -> 
 
 
 def _put_signatures(folder: Path, offer: Offer) -> None:
-    """Write the signatures that came. One that the user has put under this very manifest since stays; one under another goes."""
+    """Write the fetched signatures. The user's own signature of this manifest is kept, one of another manifest is removed."""
     for name in (SIGNATURE, PARENT_SIGNATURES):
         if name in offer.signatures and not _holds(folder / name, offer.signatures[name]):
             atomic_write(folder / name, offer.signatures[name])

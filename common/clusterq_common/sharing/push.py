@@ -1,4 +1,4 @@
-"""Send a set to an address: the manifest last, and of a set that has grown only what is new."""
+"""Send a set to an address, the manifest last. Of an extended set only new files are sent."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE, index_fil
 from clusterq_common.sharing.address import Address, parse_address
 from clusterq_common.sharing.config import SharingConfig, size_text
 from clusterq_common.sharing.hub import HubFolder
-from clusterq_common.sharing.makers import maker_of, say_maker
+from clusterq_common.sharing.makers import maker_of, report_maker
 from clusterq_common.sharing.objects import ObjectRemote
 from clusterq_common.sharing.offer import open_remote, parse_json
 from clusterq_common.sharing.remote import NotThereError, Remote, Writable, read_small
@@ -39,7 +39,7 @@ class Pushed:
 
 
 def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = False, overwrite: bool = False) -> Pushed:
-    """Send a set, verified, to an address.
+    """Verify a set and send it to an address.
 
     What the address's own manifest lists with the same SHA-256 is there already. Everything else is sent first, and then the manifest, so
     that readers find either the set before or the whole new one. A signature that lies there goes where this set has none.
@@ -56,7 +56,7 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     """
     address = parse_address(text, allow_http=config.allow_http, setting=None)
     folder, manifest = shards.folder, shards.manifest
-    say_maker(str(folder), maker_of(folder, manifest, config), config)
+    report_maker(str(folder), maker_of(folder, manifest, config), config)
     _refuse_place(address, public=public)
     remote: Remote | None = None
     before, commit = None, None
@@ -97,7 +97,7 @@ def _manifest_at(data: bytes, where: str) -> Manifest:
 
 
 def _refuse_place(address: Address, *, public: bool) -> None:
-    """Refuse an address that takes no sets, or that cannot be made public from here."""
+    """Raise an error for an address that takes no sets, or cannot be made public from here."""
     if address.scheme not in {"hf", "s3", "gs"}:
         raise ClusterqError(
             f"{address} is a web server, which takes no files, expected hf://, s3:// or gs://; copy the folder to the server by its own "
@@ -111,7 +111,7 @@ def _refuse_place(address: Address, *, public: bool) -> None:
 
 
 def _unsigned(folder: Path) -> list[str]:
-    """The files of signatures that a set does not have."""
+    """Return the names of signature files that a set lacks."""
     return [name for name in (SIGNATURE, PARENT_SIGNATURES) if not (folder / name).is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Interface of every kind of address: open a file from some byte on; and, where sets can be sent to it, take files."""
+"""Interface of every kind of address: open a file at a byte offset and, where sets can be sent, store files."""
 
 import time
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ PAUSE_SECONDS = 0.5
 
 
 class NotThereError(ClusterqError):
-    """No such file at the address."""
+    """Raised if there is no such file at the address."""
 
 
 class CutOffError(ClusterqError):
-    """The connection failed, or ended early: worth another try."""
+    """Raised if the connection failed or ended early. Another try may succeed."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A file on its way.
+    """File that is being fetched.
 
     Attributes:
         start: the byte it begins with: 0 also where more was asked for and the server cannot.
@@ -51,7 +51,7 @@ class Remote(Protocol):
     revision: str | None
 
     def open(self, name: str, start: int = 0) -> AbstractContextManager[Stream]:
-        """Open a file, from byte `start` on where the server can.
+        """Open a file at byte `start`, if the server supports it.
 
         Raises:
             NotThereError: there is no such file.
@@ -67,7 +67,7 @@ class Writable(Protocol):
     shown: str
 
     def send(self, files: list[Path], last: list[Path], gone: list[str], parallel: int) -> None:
-        """Put files there, `last` in their order after all others, and then remove the files named `gone`.
+        """Store files, `last` in their order after all others, then remove the files named `gone`.
 
         Raises:
             ClusterqError: the place refuses, or the connection fails.
@@ -76,7 +76,7 @@ class Writable(Protocol):
 
 
 def read_small(remote: Remote, name: str, largest: int, tries: int = 3) -> bytes:
-    """All of a small file.
+    """Return the content of a small file.
 
     Raises:
         NotThereError: there is none.
@@ -87,7 +87,7 @@ def read_small(remote: Remote, name: str, largest: int, tries: int = 3) -> bytes
 
 
 def read_small_dated(remote: Remote, name: str, largest: int, tries: int = 3) -> tuple[bytes, str | None]:
-    """All of a small file, and when it was changed as the server says."""
+    """Return the content of a small file, and the server's date of its last change."""
     for number in range(tries - 1):
         try:
             return _read_once(remote, name, largest)
@@ -97,7 +97,7 @@ def read_small_dated(remote: Remote, name: str, largest: int, tries: int = 3) ->
 
 
 def pause(number: int) -> None:
-    """Wait before another try, after `number` earlier waits."""
+    """Wait before another try. The wait grows with `number`, the earlier waits."""
     time.sleep(PAUSE_SECONDS * 2**number)
 
 

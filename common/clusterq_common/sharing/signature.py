@@ -1,4 +1,4 @@
-"""A maker's signature under a set: a file beside the manifest, which programs that know nothing of it leave alone.
+"""A maker's signature of a set: a file beside the manifest, which other programs ignore.
 
 What is signed is a short text: the digest of the set's images, the digest of all that its manifest says, and the time.
 """
@@ -35,7 +35,7 @@ _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 
 
 class Signature(Settings):
-    """The whole of a signature's file."""
+    """Content of a signature file."""
 
     format: Literal["clusterq-signature/1"] = FORMAT
     set: Digest = Field(description="digest of the set: its labels and pixels")
@@ -57,7 +57,7 @@ class Signature(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Of the signer's key."""
+        """Fingerprint of the signer's key."""
         return fingerprint(self.public_key)
 
     def signed_text(self) -> bytes:
@@ -77,13 +77,13 @@ class ParentSignatures(Settings):
 
 
 def manifest_digest(folder: Path) -> str:
-    """The digest of the meaning of a folder's manifest, computed; `read_manifest` has checked that the file agrees with itself."""
+    """Compute the digest of the meaning of a folder's manifest, whose consistency `read_manifest` checks."""
     values = read_json(folder / MANIFEST, what=f"a {MANIFEST}", largest=LARGEST_MANIFEST)
     return meaning_of(values)
 
 
 def sign(manifest: Manifest, digest: str, key: "Ed25519PrivateKey", now: datetime | None = None) -> Signature:
-    """A signature under a set: its manifest, and the digest of what that says (`manifest_digest`)."""
+    """Sign a set: its manifest, and the digest of what that says (`manifest_digest`)."""
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     public = public_line(key.public_key().public_bytes_raw())
     unsigned = Signature(set=manifest.digest, manifest=digest, signed_at=when, key=public, signature="")
@@ -91,12 +91,12 @@ def sign(manifest: Manifest, digest: str, key: "Ed25519PrivateKey", now: datetim
 
 
 def write_signature(folder: Path, signature: Signature) -> None:
-    """Put a signature beside its manifest."""
+    """Write a signature beside its manifest."""
     atomic_write(folder / SIGNATURE, _json(signature))
 
 
 def parse_signature(data: bytes, where: str) -> Signature:
-    """A signature, as it was read; nothing is verified yet.
+    """Parse a signature without verifying it.
 
     Raises:
         ClusterqError: it is too large or malformed.
@@ -105,7 +105,7 @@ def parse_signature(data: bytes, where: str) -> Signature:
 
 
 def parse_parents(data: bytes, where: str) -> list[Signature]:
-    """Signatures under a set's parents, as they were read; nothing is verified yet.
+    """Parse the signatures of a set's parents without verifying them.
 
     Raises:
         ClusterqError: they are too large or malformed.
@@ -119,7 +119,7 @@ def parents_file(signatures: list[Signature]) -> bytes:
 
 
 def read_file(folder: Path, name: str, largest: int) -> bytes | None:
-    """The bytes of a signature's file; None where there is none.
+    """Return the bytes of a signature file; None if there is none.
 
     Raises:
         ClusterqError: it is a link or a folder, or too large.
@@ -137,7 +137,7 @@ def read_file(folder: Path, name: str, largest: int) -> bytes | None:
 
 
 def read_signature(folder: Path) -> Signature | None:
-    """The signature beside a manifest; None where there is none. Nothing is verified yet.
+    """Read the signature beside a manifest without verifying it; None if there is none.
 
     Raises:
         ClusterqError: it is too large or malformed.
@@ -147,7 +147,7 @@ def read_signature(folder: Path) -> Signature | None:
 
 
 def read_parents(folder: Path) -> list[Signature]:
-    """The signatures under a set's parents; nothing is verified yet.
+    """Read the signatures of a set's parents without verifying them.
 
     Raises:
         ClusterqError: they are too large or malformed.
@@ -157,7 +157,7 @@ def read_parents(folder: Path) -> list[Signature]:
 
 
 def check_signature(signature: Signature, manifest: Manifest, digest: str, where: str) -> None:
-    """Make sure that a signature is its key's, and is under this very set.
+    """Check that a signature was made with its key, for this very set.
 
     Raises:
         ClusterqError: it is not, or the package that tells is missing.
@@ -167,7 +167,7 @@ def check_signature(signature: Signature, manifest: Manifest, digest: str, where
 
 
 def check_subject(signature: Signature, manifest: Manifest, digest: str, where: str) -> None:
-    """Make sure that a signature says to be under this very set.
+    """Check that a signature names this very set.
 
     Raises:
         ClusterqError: it does not.
@@ -185,22 +185,22 @@ def can_check_keys() -> bool:
 
 
 def check_parents(signatures: list[Signature], manifest: Manifest, where: str) -> None:
-    """Make sure that signatures under parents are their keys', and are under sets that the manifest names as parents.
+    """Check that signatures of parents were made with their keys, for sets that the manifest names as parents.
 
     Raises:
         ClusterqError: one is not.
     """
     known = {parent.digest for parent in manifest.parents}
-    for one in signatures:
-        if one.set not in known:
+    for signature in signatures:
+        if signature.set not in known:
             raise ClusterqError(
-                f"{where}: a signature is under {one.set[:19]}..., which is no parent of this set; get the set again."
+                f"{where}: a signature is under {signature.set[:19]}..., which is no parent of this set; get the set again."
             )
-        check_key(one, where)
+        check_key(signature, where)
 
 
 def check_key(signature: Signature, where: str) -> None:
-    """Make sure that a signature was made with the key that it names.
+    """Check that a signature was made with the key that it names.
 
     Raises:
         ClusterqError: it was not, or the package that tells is missing.
@@ -218,7 +218,7 @@ def check_key(signature: Signature, where: str) -> None:
 
 
 def age_text(then: datetime, now: datetime | None = None) -> str:
-    """A time ago in words.
+    """Return the time since a date in words.
 
     >>> age_text(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, 5, tzinfo=UTC))
     '2 days ago'
@@ -254,9 +254,9 @@ def _parsed(kind: type[T], data: bytes, where: str, largest: int) -> T:
         values: Any = json.loads(data)
         if is_nested_deeper(values, 8):
             raise ValueError("it is nested too deeply")
-        found = kind.model_validate(values)
+        parsed = kind.model_validate(values)
     except (ValueError, ValidationError, RecursionError) as error:
         raise ClusterqError(
             f"{where} is no signature ({type(error).__name__}), expected what `shards sign` writes; do not use the set, and ask its maker for it again."
         ) from error
-    return found
+    return parsed

@@ -118,8 +118,8 @@ def _fold(model: nn.Module, spec: InputSpec, arch: str) -> list[str]:
         for _, fold in folders:
             fold()
         after = _tensors(model(images))
-    for one, other in zip(before, after, strict=True):
-        if not torch.allclose(one, other, rtol=FOLD_TOLERANCE, atol=FOLD_TOLERANCE * float(one.abs().max())):
+    for mine, other in zip(before, after, strict=True):
+        if not torch.allclose(mine, other, rtol=FOLD_TOLERANCE, atol=FOLD_TOLERANCE * float(mine.abs().max())):
             raise ClusterqError(
                 f"{arch} answers otherwise once its parametrized weights are folded ({folders[0][0]} and others), expected the same; "
                 "fold them in the model and save it again.",
@@ -172,10 +172,12 @@ def _logits_of(output: Any, spec: InputSpec, arch: str) -> tuple[Callable[[Any],
             setting="arch",
         )
     if len(fitting) != 1:
-        found = ", ".join(f"{name or 'output'} {tuple(value.shape)}" for name, value in fields.items()) or type(output).__name__
+        described = (
+            ", ".join(f"{name or 'output'} {tuple(value.shape)}" for name, value in fields.items()) or type(output).__name__
+        )
         several = f", {len(fitting)} of them of that shape" if fitting else ""
         raise ClusterqError(
-            f"{arch} gives {found} for one image, expected logits of shape (1, {spec.num_classes}){several}; check {setting_name('num_classes')}, or "
+            f"{arch} gives {described} for one image, expected logits of shape (1, {spec.num_classes}){several}; check {setting_name('num_classes')}, or "
             "return the logits alone.",
             setting="arch",
         )

@@ -69,15 +69,15 @@ def call_function(
     try:
         with _as_a_program(path, name, module):
             specification.loader.exec_module(module)
-            found: Any = getattr(module, function_name, None)
-            ready = is_ready is not None and is_ready(found)
-            made = found if ready else found(*arguments) if callable(found) else None
+            function: Any = getattr(module, function_name, None)
+            ready = is_ready is not None and is_ready(function)
+            made = function if ready else function(*arguments) if callable(function) else None
     except (Exception, SystemExit) as error:  # the user's own code may raise anything, and a script may end itself
         raise ClusterqError(
             f"{where} failed with {told(error)}{_own_line(error, path)}; mend the file and try again.", setting=setting
         ) from error
-    if not ready and not callable(found):
-        what = "" if found is None else f", {function_name} is {type(found).__name__}"
+    if not ready and not callable(function):
+        what = "" if function is None else f", {function_name} is {type(function).__name__}"
         raise ClusterqError(f"{path} has no function {function_name}{what}; {expected}.", setting=setting)
     return made
 

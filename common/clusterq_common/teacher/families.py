@@ -9,7 +9,7 @@ from torch import nn
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.setting_names import setting_name
-from clusterq_common.teacher.size import Size, sides
+from clusterq_common.teacher.size import SMALL_SIDE, Size, sides
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -23,8 +23,6 @@ STATISTICS_BY_SUFFIX = {
     "svhn": CIFAR_STATISTICS,
     "cub": IMAGENET_STATISTICS,
 }
-# Up to this size images are used whole (CIFAR, digits); above, resized and centre-cropped (ImageNet).
-LARGEST_WHOLE_IMAGE = 64
 # What pytorchcv's evaluation does (osmr/imgclsmob, sotabench.py): a bilinear resize to ceil(size / share), then the centre crop.
 CROP_SHARE = 0.875
 # The exceptions: column `scale` of its model_store.py.
@@ -79,7 +77,7 @@ def known_geometry(size: Size, arch: str = "") -> Geometry:
     """
     if not isinstance(size, int):
         return Geometry(crop_pct=1.0, interpolation="bilinear")
-    if size <= LARGEST_WHOLE_IMAGE:
+    if size <= SMALL_SIDE:
         return Geometry(crop_pct=None, interpolation="bilinear")
     name = arch.lower()
     # Variants of a family end in a letter: efficientnet_b1c, efficientnet_edge_large_b.

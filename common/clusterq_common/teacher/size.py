@@ -8,6 +8,9 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 # Far above what classifiers take: images beyond it were asked for to fill the memory.
 LARGEST_SIDE = 4096
+# Longer side up to which images are small, as those of CIFAR and of digits are. The papers' settings and the customary preprocessing
+# differ between them and larger images, as ImageNet's.
+SMALL_SIDE = 64
 _TEXT = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
 EXPECTED = "expected one side of a square in pixels, as 224, or height and width, as 64x128"
 
@@ -39,10 +42,10 @@ def show_size(size: int | tuple[int, int]) -> int | str:
 
 def _sides(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
-        found = _TEXT.fullmatch(value)
-        if found is None:
+        match = _TEXT.fullmatch(value)
+        if match is None:
             raise ValueError(EXPECTED)
-        return int(found[1]), int(found[2] or found[1])
+        return int(match[1]), int(match[2] or match[1])
     pair = value if isinstance(value, list | tuple) else (value, value)
     # True and False count as whole numbers in Python, but not here.
     if len(pair) != 2 or any(isinstance(side, bool) for side in pair):

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from clusterq_common.settings import Settings
-from clusterq_common.teacher.size import Size, sides
+from clusterq_common.teacher.size import SMALL_SIDE, Size, sides
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def _numbers(value: Any) -> Any:
-    """`"0.5,0.5,0.5"` as a tuple of floats; anything else as it is."""
+    """Parse `"0.5,0.5,0.5"` to a tuple of floats; return anything else unchanged."""
     return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
 
 
 # For pixels in [0, 1] larger ones make no sense; the customary ones for 0..255 lie far above.
 MOST_MEAN, MOST_STD = 2.0, 2.0
-# Far above what classifiers take: more were asked for to fill the memory.
+# Far above what classifiers take. Hostile files ask for more, to fill the memory.
 MOST_CHANNELS = 64
 MOST_CLASSES = 1_000_000
 Interpolation = Literal["bilinear", "bicubic"]
@@ -79,6 +79,11 @@ class InputSpec(Settings):
     def longer_side(self) -> int:
         """The larger one of height and width: what limits on sizes are about."""
         return max(self.height, self.width)
+
+    @property
+    def small(self) -> bool:
+        """True for images like CIFAR's rather than ImageNet's: the longer side is at most 64 pixels."""
+        return self.longer_side <= SMALL_SIDE
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -146,12 +151,12 @@ def is_factory(arch: str) -> bool:
 
 
 def absolute_factory(arch: str) -> str:
-    """The same factory, whatever the current directory."""
+    """Return a factory with an absolute path."""
     path, _, function = arch.rpartition(":")
     return f"{Path(path).resolve()}:{function}"
 
 
 def shown_arch(arch: str) -> str:
-    """A factory as `file.py:function`: the rest of its path is nobody's business. A name as it is."""
+    """Return `file.py:function` without its folders; a name unchanged."""
     path, _, function = arch.rpartition(":")
     return f"{Path(path).name}:{function}" if is_factory(arch) else arch

@@ -40,17 +40,21 @@ def choose_weights(
     Raises:
         ClusterqError: nothing fits, or several state dicts do.
     """
-    found = dict(_state_dicts(loaded))
+    by_place = dict(_state_dicts(loaded))
     if key is not None:
-        places = {place: state for place, state in found.items() if place == key or not place or key.startswith(f"{place}.")}
-        found = {key: found[key]} if key in found else places
-    if not found and key is None:
+        places = {place: state for place, state in by_place.items() if place == key or not place or key.startswith(f"{place}.")}
+        by_place = {key: by_place[key]} if key in by_place else places
+    if not by_place and key is None:
         raise ClusterqError(
             f"{source} holds {_kind(loaded)} and no state dict of tensors; save it with torch.save(model.state_dict(), ...).",
             setting="weights",
         )
-    fitting = {_joined(place, one.prefix): (place, one) for place, state in found.items() for one in _fits(state, complaint)}
-    if key is not None and key not in found:
+    fitting = {
+        _joined(place, candidate.prefix): (place, candidate)
+        for place, state in by_place.items()
+        for candidate in _fits(state, complaint)
+    }
+    if key is not None and key not in by_place:
         if key not in fitting:
             known = dict.fromkeys([*(place for place, _ in _state_dicts(loaded)), *fitting])
             raise ClusterqError(
@@ -59,21 +63,21 @@ def choose_weights(
             )
         fitting = {key: fitting[key]}
     if not fitting:
-        place, state = max(found.items(), key=lambda item: len(item[1]))
-        where = f"; its weights lie at {_listed(found)}" if len(found) > 1 or place else ""
+        place, state = max(by_place.items(), key=lambda item: len(item[1]))
+        where = f"; its weights lie at {_listed(by_place)}" if len(by_place) > 1 or place else ""
         raise ClusterqError(
             f"{source} does not fit the architecture: {complaint(state)}{where}; check {setting_name('arch')} and the file.",
             setting="weights",
         )
-    if len(fitting) > 1 and not _all_equal([one.state for _, one in fitting.values()]):
+    if len(fitting) > 1 and not _all_equal([candidate.state for _, candidate in fitting.values()]):
         raise ClusterqError(
             f"{source} holds several weights that fit, at {_listed(fitting)}, expected one; say which with {setting_name('weights_key')}, for example "
             f"{setting_name('weights_key', next(iter(fitting)))}.",
             setting="weights",
         )
-    place, one = next(iter(fitting.values()))
+    place, candidate = next(iter(fitting.values()))
     remarks = [f"weights are taken from {place!r} in {source}"] if place and key is None else []
-    return one.state, [*remarks, *([remark] if (remark := one.remark(found[place])) else [])]
+    return candidate.state, [*remarks, *([remark] if (remark := candidate.remark(by_place[place])) else [])]
 
 
 def _state_dicts(loaded: object, place: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:

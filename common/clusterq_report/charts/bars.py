@@ -128,8 +128,8 @@ def bar_chart(
             if interval is not None and len(usable(interval)) == 2:
                 marks.append(_whisker(scale, interval, y + THICK / 2 - 1))
                 tip = max(tip, scale(interval[1]))
-            said = number(value) if decimals is None else f"{value:.{decimals}f}"
-            marks.append(tag("text", said, x=tip + 4, y=y + THICK - 2.5, class_="tick"))
+            written = number(value) if decimals is None else f"{value:.{decimals}f}"
+            marks.append(tag("text", written, x=tip + 4, y=y + THICK - 2.5, class_="tick"))
     marks.append(tag("line", x1=scale(0), x2=scale(0), y1=float(TOP), y2=rows.bottom, class_="axis"))
     return chart(WIDTH, int(rows.bottom + 40), title, marks, names)
 
@@ -165,13 +165,13 @@ def interval_chart(rows: Sequence[tuple[str, float, Interval | None]], *, title:
     for place, (label, value, _) in enumerate(known):
         y = places.top(place + 1) + THICK / 2
         marks.append(places.label(place + 1))
-        said = f"{value:.2f}"
+        written = f"{value:.2f}"
         if place in intervals:
             low, high = intervals[place]
             marks.append(_whisker(scale, (low, high), y))
             marks += [tag("line", x1=scale(end), x2=scale(end), y1=y - 5, y2=y + 5, class_="whisker") for end in (low, high)]
-            said += f" ({low:.2f} to {high:.2f})"
-        marks.append(tag("circle", tag("title", f"{label}: {said}"), cx=scale(value), cy=y, r=4.5, class_="dot s0"))
+            written += f" ({low:.2f} to {high:.2f})"
+        marks.append(tag("circle", tag("title", f"{label}: {written}"), cx=scale(value), cy=y, r=4.5, class_="dot s0"))
     return chart(WIDTH, int(places.bottom + 40), title, marks)
 
 

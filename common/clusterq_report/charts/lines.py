@@ -168,39 +168,41 @@ def _path(points: Points, x_scale: Scale, y_scale: Scale) -> Markup:
     return Markup("".join(path))
 
 
-def small_lines(found: Mapping[str, Points], *, title: str, notes: Sequence[float] = ()) -> tuple[Markup, str]:
+def small_multiples_of_lines(series: Mapping[str, Points], *, title: str, notes: Sequence[float] = ()) -> tuple[Markup, str]:
     """Return a grid of charts, and a sentence on its axes. Of more than 48 series, 48 are shown, evenly spread.
 
     All charts have the same axes, for comparison. The vertical one starts at zero, or is logarithmic where values are far apart and
     all above zero. More than 100 points are thinned to means over neighbours.
 
     Args:
-        found: series by name.
+        series: series by name.
         title: title of the charts.
         notes: events marked by a vertical line.
     """
-    names = list(found)
+    names = list(series)
     if len(names) > MOST_SMALL:
         names = [names[place * len(names) // MOST_SMALL] for place in range(MOST_SMALL)]
-    lines = [thinned(name, found[name], MOST_SMALL_POINTS) for name in names]
+    lines = [thinned(name, series[name], MOST_SMALL_POINTS) for name in names]
     values = usable(y for line in lines for _, y in line.points)
     if not values:
         return note(f"{title}: no value to show."), ""
-    xs = [x for name in names for x, _ in found[name]]
+    xs = [x for name in names for x, _ in series[name]]
     log, bottom = needs_logarithm(values), SMALL_HEIGHT - SMALL_BOTTOM
     y_scale = logarithmic(values, bottom, TOP) if log else linear(values, bottom, TOP, zero=True)
     x_scale = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, SMALL_LEFT, SMALL_WIDTH - SMALL_RIGHT, ())
     inside = [x for x in notes if x_scale.low <= x <= x_scale.high]
     drawn = [(line.name, _small(line, x_scale, y_scale, inside, title)) for line in lines]
     axes_text = "One axis for all" + (", logarithmic." if log else ", from zero.")
-    axes_text += f" {len(names)} of {len(found)}." if len(names) < len(found) else ""
-    return small_charts(drawn), axes_text
+    axes_text += f" {len(names)} of {len(series)}." if len(names) < len(series) else ""
+    return small_multiples(drawn), axes_text
 
 
-def small_charts(drawn: Sequence[tuple[str, Markup]]) -> Markup:
+def small_multiples(drawn: Sequence[tuple[str, Markup]]) -> Markup:
     """Return small charts side by side, each below its name."""
     return tag(
-        "div", *(tag("div", tag("div", name, class_="tick"), svg, class_="small") for name, svg in drawn), class_="smalls"
+        "div",
+        *(tag("div", tag("div", name, class_="tick"), svg, class_="small") for name, svg in drawn),
+        class_="small-multiples",
     )
 
 

@@ -12,12 +12,13 @@ from PIL import Image
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.shards.manifest import SplitName
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.html.blocks import Block, Paragraph, Picture, Strips
 from clusterq_report.html.redact_paths import without_places
 from clusterq_report.html.text import class_label
-from clusterq_report.run_data import Source
+from clusterq_report.run_data import RunData
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -29,7 +30,7 @@ GAP = 1
 SMALLEST_SHOWN = 72
 
 
-def stored_images(source: Source, missing: str) -> list[Block]:
+def stored_images(source: RunData, missing: str) -> list[Block]:
     """Return the images in a run's shards, or `missing`, or the reason why they cannot be read."""
     if source.manifest is None:
         return [Paragraph(missing)]

@@ -12,8 +12,8 @@ from clusterq_common.images import normalise
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.leakage.spaces import Images
+from clusterq_report.measure.measuring_batch import measuring_batch
 from clusterq_report.quality.collect import small_pixels
-from clusterq_report.quality.sample import batch_size
 
 # Numbers of images in their source -> pixels (N, C, H, W) uint8, labels (N,) int64 and numbers of those that can be read.
 Read = Callable[[list[int]], tuple[Tensor, Tensor, list[int]]]
@@ -49,7 +49,7 @@ def collect(
     Raises:
         ClusterqError: too few images can be read.
     """
-    size = batch_size(spec)
+    size = measuring_batch(spec)
     digests: list[tuple[bytes, int]] = []
     for start in range(0, len(numbers), size):
         pixels, labels, there = read(numbers[start : start + size])

@@ -31,11 +31,11 @@ class Threshold:
         """Its 95 % interval: the share below an order statistic is distributed as Beta(rank, control + 1 - rank)."""
         return tuple(_share_below(self.rank, self.control, level) for level in (0.025, 0.975))  # type: ignore[return-value]
 
-    def excess(self, found: int, images: int) -> float:
+    def excess(self, alarms: int, images: int) -> float:
         """Return the probability of at least so many false alarms among so many images (beta-binomial, exact for images like the control's)."""
         a, b = self.rank, self.control + 1 - self.rank
         below = math.fsum(
-            math.exp(_log_choose(images, x) + _log_beta(x + a, images - x + b) - _log_beta(a, b)) for x in range(found)
+            math.exp(_log_choose(images, x) + _log_beta(x + a, images - x + b) - _log_beta(a, b)) for x in range(alarms)
         )
         return min(1.0, max(0.0, 1 - below))
 

@@ -152,10 +152,10 @@ class SpaceFigures(Settings):
         """True where the test of class means found something about the set."""
         return self.means is not None and self._about_the_set(self.means)
 
-    def _about_the_set(self, one: BesideControl) -> bool:
+    def _about_the_set(self, compared: BesideControl) -> bool:
         # The teacher's features depend on which images it was trained on. Where its training images lie apart in them, exchanging training and
         # held-out images tests the teacher: sets that know nothing of the training images fail it, too.
-        return one.found and (one.neutral or self.name != TEACHER)
+        return compared.found and (compared.neutral or self.name != TEACHER)
 
 
 RATIO_RANGE, RATIO_BINS = (-1.0, 1.0), 40

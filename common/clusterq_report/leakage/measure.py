@@ -126,7 +126,7 @@ def compare(
         for side in sides.values():
             side.add(places)
         advance(len(places))
-    found = [
+    figures = [
         _figures(
             space,
             made,
@@ -142,7 +142,7 @@ def compare(
     everything = torch.cat([train.small, held.small]).flatten(1)
     twice = _in_both(everything[: len(train)], everything[len(train) :])
     return Compared(
-        spaces=_corrected(found),
+        spaces=_corrected(figures),
         control=len(control),
         equal=int(arrangements.equal.sum()),
         draws=len(arrangements.draws),
@@ -239,11 +239,11 @@ def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> li
             label: (value, chance)
             for label, value, chance in zip(means.classes.tolist(), means.by_class[0].tolist(), chances, strict=True)
         }
-    found = []
+    figures = []
     for label, chance in zip(there.tolist(), corrected, strict=True):
         share = float(nearness.by_class[0, label])
         mean, mean_corrected = shifts.get(label, (None, None))
-        found.append(
+        figures.append(
             ClassFigures(
                 label=label,
                 images=int((labels == label).sum()),
@@ -254,7 +254,7 @@ def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> li
                 mean_corrected=mean_corrected,
             )
         )
-    return found
+    return figures
 
 
 def _pairs(
@@ -268,16 +268,16 @@ def _pairs(
 ) -> list[Pair]:
     """Return the pairs with the lowest ratios, each training image in one pair at most."""
     unit = space.vectors(real[0]).shape[1] ** 0.5 if space.whole else 1.0
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     seen: set[int] = set()
     for at in own.argsort(stable=True).tolist():
-        places = [int(one.numbers[at, 0]) for one in searched]
+        places = [int(nearest.numbers[at, 0]) for nearest in searched]
         if places[0] in seen:
             continue
         seen.add(places[0])
         train, held = (int(images.numbers[place]) for images, place in zip(real, places, strict=True))
         ratio = float(own[at])
-        found.append(
+        pairs.append(
             Pair(
                 number=int(made.numbers[at]),
                 label=int(made.labels[at]),
@@ -291,9 +291,9 @@ def _pairs(
                 near=ratio < limit,
             )
         )
-        if len(found) == MOST_PAIRS:
+        if len(pairs) == MOST_PAIRS:
             break
-    return found
+    return pairs
 
 
 def _bins(values: Tensor) -> list[float]:
@@ -317,14 +317,14 @@ def _two_sided(statistics: Tensor) -> float:
     return min(1.0, 2 * min(p_value(statistics), p_value(-statistics)))
 
 
-def _corrected(found: list[SpaceFigures]) -> list[SpaceFigures]:
+def _corrected(figures: list[SpaceFigures]) -> list[SpaceFigures]:
     """Return the figures with p-values corrected for the number of tests (Holm, 1979)."""
-    tests = [(one, key) for one in found for key in ("nearness", "copies", "means") if getattr(one, key) is not None]
-    corrected = holm([getattr(one, key).p for one, key in tests])
-    changes: dict[str, dict[str, BesideControl | NearCopies]] = {one.name: {} for one in found}
-    for (one, key), value in zip(tests, corrected, strict=True):
-        changes[one.name][key] = getattr(one, key).model_copy(update={"corrected": value})
-    return [one.model_copy(update=changes[one.name]) for one in found]
+    tests = [(space, key) for space in figures for key in ("nearness", "copies", "means") if getattr(space, key) is not None]
+    corrected = holm([getattr(space, key).p for space, key in tests])
+    changes: dict[str, dict[str, BesideControl | NearCopies]] = {space.name: {} for space in figures}
+    for (space, key), value in zip(tests, corrected, strict=True):
+        changes[space.name][key] = getattr(space, key).model_copy(update={"corrected": value})
+    return [space.model_copy(update=changes[space.name]) for space in figures]
 
 
 def _in_both(train: Tensor, held: Tensor) -> int:

@@ -73,7 +73,7 @@ class NearestKind:
         """
         distances, numbers = self.neighbours.distances, self.neighbours.numbers
         draws, queries = (
-            one.flatten() for one in torch.meshgrid(torch.arange(len(kinds)), torch.arange(len(numbers)), indexing="ij")
+            axis.flatten() for axis in torch.meshgrid(torch.arange(len(kinds)), torch.arange(len(numbers)), indexing="ij")
         )
         halves = torch.empty(len(draws), dtype=torch.int64)
         at = torch.empty_like(halves)
@@ -90,7 +90,7 @@ class NearestKind:
             first = drawn.to(torch.uint8).argmax(1, keepdim=True)
             least = near.gather(1, first)
             alike = drawn & (near == least)
-            train, held = ((alike & (kind == one)).any(1).long() for one in (TRAIN, HELD))
+            train, held = ((alike & (kind == side)).any(1).long() for side in (TRAIN, HELD))
             halves[undecided], at[undecided] = 1 + train - held, listed.gather(1, first)[:, 0]
             # A tie may go on behind what was looked at.
             sure = drawn.any(1) & ((least[:, 0] < near[:, -1]) | (seen == numbers.shape[1]))

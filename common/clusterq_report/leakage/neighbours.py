@@ -37,11 +37,11 @@ def nearest(versions: list[Tensor], candidates: Tensor, most: int, *, whole: boo
     kept = min(most, len(candidates))
     # Distances do not change, and the squares that cancel get smaller.
     middle = 0.0 if whole else candidates.double().mean(0)
-    found = [
-        _rows([one[start : start + ROWS] for one in versions], candidates, kept, middle)
+    pieces = [
+        _rows([version[start : start + ROWS] for version in versions], candidates, kept, middle)
         for start in range(0, len(versions[0]), ROWS)
     ]
-    squares, numbers = torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])
+    squares, numbers = torch.cat([part for part, _ in pieces]), torch.cat([part for _, part in pieces])
     if not whole:
         squares = _by_differences(versions, candidates, numbers)
         squares, order = squares.sort(dim=1, stable=True)
@@ -51,14 +51,14 @@ def nearest(versions: list[Tensor], candidates: Tensor, most: int, *, whole: boo
 
 def _rows(versions: list[Tensor], candidates: Tensor, kept: int, middle: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return squared distances and numbers of the nearest candidates of some queries, (q, kept) each."""
-    own = [one.double() - middle for one in versions]
+    own = [version.double() - middle for version in versions]
     best = torch.empty(len(own[0]), 0, dtype=torch.float64)
     numbers = torch.empty(len(own[0]), 0, dtype=torch.int64)
     for start in range(0, len(candidates), COLUMNS):
         theirs = candidates[start : start + COLUMNS].double() - middle
         norms = theirs.square().sum(1)
         # |q|^2 + |c|^2 - 2 q.c, the least over versions.
-        squares = torch.stack([one.square().sum(1)[:, None] + norms - 2 * one @ theirs.T for one in own]).amin(0)
+        squares = torch.stack([version.square().sum(1)[:, None] + norms - 2 * version @ theirs.T for version in own]).amin(0)
         here = torch.arange(start, start + len(theirs)).expand(len(squares), -1)
         best, order = torch.cat([best, squares], 1).sort(dim=1, stable=True)
         numbers = torch.cat([numbers, here], 1).gather(1, order)[:, :kept]
@@ -73,6 +73,6 @@ def _by_differences(versions: list[Tensor], candidates: Tensor, numbers: Tensor)
     parts = []
     for start in range(0, len(numbers), rows):
         theirs = candidates[numbers[start : start + rows]].double()
-        each = [(one[start : start + rows, None].double() - theirs).square().sum(2) for one in versions]
+        each = [(version[start : start + rows, None].double() - theirs).square().sum(2) for version in versions]
         parts.append(torch.stack(each).amin(0))
     return torch.cat(parts)

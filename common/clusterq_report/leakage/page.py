@@ -20,25 +20,25 @@ MOST_ROWS = 1000
 Reader = Callable[[int], Pixels]
 
 
-def leakage_page(found: Leakage, shards: ShardSet, train: Reader, held: Reader) -> Report:
+def leakage_page(leakage: Leakage, shards: ShardSet, train: Reader, held: Reader) -> Report:
     """Return the page. It holds real images.
 
     Args:
-        found: figures.
+        leakage: figures.
         shards: the set.
         train, held: readers of training and held-out images.
 
     Raises:
         ClusterqError: an image that it shows cannot be read.
     """
-    alarms = leaks(found)
-    teacher = next((one for one in found.membership.attacks if one.model == "teacher"), None)
+    alarms = leaks(leakage)
+    teacher = next((attack for attack in leakage.membership.attacks if attack.model == "teacher"), None)
     tiles = {
-        "Images compared": f"{found.images:,} of {found.of_images:,}",
+        "Images compared": f"{leakage.images:,} of {leakage.of_images:,}",
         "Tests that found something": str(len(alarms)),
-        "Exact copies": str(max(space.copies.exact for space in found.spaces)),
-        "Near-copies, at most": str(max(space.copies.count for space in found.spaces)),
-        "Nearest is training, pixels": percent(100 * found.spaces[0].nearness.value, 1),
+        "Exact copies": str(max(space.copies.exact for space in leakage.spaces)),
+        "Near-copies, at most": str(max(space.copies.count for space in leakage.spaces)),
+        "Nearest is training, pixels": percent(100 * leakage.spaces[0].nearness.value, 1),
     }
     if teacher is not None and teacher.auc is not None:
         tiles["Attack on the teacher, AUC"] = f"{teacher.auc:.3f}"
@@ -46,40 +46,40 @@ def leakage_page(found: Leakage, shards: ShardSet, train: Reader, held: Reader) 
         Section(
             "figures",
             "The set beside training and held-out images",
-            [Table(SPACES, space_rows(found)), Paragraph(_about(found))],
+            [Table(SPACES, space_rows(leakage)), Paragraph(_about(leakage))],
             opened=True,
         ),
         Section(
             "pairs",
             "The most alike pairs (real images)",
-            [block for one in found.spaces for block in _pairs(found, one, shards, train, held)],
+            [block for space in leakage.spaces for block in _pairs(leakage, space, shards, train, held)],
             opened=True,
         ),
-        Section("ratios", "How near", [_ratios(one) for one in found.spaces]),
-        Section("members", "Attacks on the networks", [Table(ATTACKS, attack_rows(found))]),
-        Section("classes", "Every class", [_classes(found, one) for one in found.spaces]),
-        Section("origins", "Origins", [Table(["what", "value"], _origins(found), words=2)]),
+        Section("ratios", "How near", [_ratios(space) for space in leakage.spaces]),
+        Section("members", "Attacks on the networks", [Table(ATTACKS, attack_rows(leakage))]),
+        Section("classes", "Every class", [_classes(leakage, space) for space in leakage.spaces]),
+        Section("origins", "Origins", [Table(["what", "value"], _origins(leakage), words=2)]),
     ]
-    lead = f"PRIVATE: this page holds real images and must not be shared. {found.images:,} synthetic images beside {found.train.compared:,} training and {found.held.compared:,} held-out images."
-    return Report(f"What a set for {found.teacher} gives away", lead, tiles, verdicts(found), sections, guide=GUIDE)
+    lead = f"PRIVATE: this page holds real images and must not be shared. {leakage.images:,} synthetic images beside {leakage.train.compared:,} training and {leakage.held.compared:,} held-out images."
+    return Report(f"What a set for {leakage.teacher} gives away", lead, tiles, verdicts(leakage), sections, guide=GUIDE)
 
 
-def _about(found: Leakage) -> str:
+def _about(leakage: Leakage) -> str:
     return (
-        f"Nearest real images are compared among equally many of both kinds ({found.equal:,} each, {found.draws} draws). Held-out images in the "
-        f"set's place: {found.control:,}, compared with nothing else. P-values are of near-copies, of nearness and of class means, corrected for "
+        f"Nearest real images are compared among equally many of both kinds ({leakage.equal:,} each, {leakage.draws} draws). Held-out images in the "
+        f"set's place: {leakage.control:,}, compared with nothing else. P-values are of near-copies, of nearness and of class means, corrected for "
         "all tests of this table. Class means: by how many standard deviations the training mean is nearer than the held-out mean."
     )
 
 
-def _pairs(found: Leakage, space: SpaceFigures, shards: ShardSet, train: Reader, held: Reader) -> list[Block]:
-    reader, spec = shards.split(found.split), shards.manifest.teacher.spec
+def _pairs(leakage: Leakage, space: SpaceFigures, shards: ShardSet, train: Reader, held: Reader) -> list[Block]:
+    reader, spec = shards.split(leakage.split), shards.manifest.teacher.spec
     shown = space.pairs[:SHOWN]
     size = size_shown(spec, 3 * len(shown), BUDGET)
     cells = []
     for pair in shown:
         three = [reader.read(pair.number)[0], train(pair.train), held(pair.held)]
-        name = found.class_name(pair.label)
+        name = leakage.class_name(pair.label)
         picture = pictures(three, size, f"an image of class {name}, the nearest training image, the nearest held-out image")
         mark = "near-copy, " if pair.near else ""
         caption = f"{name}: {mark}ratio {number(pair.ratio)}, distance {number(pair.distance)}"
@@ -102,11 +102,11 @@ def _ratios(space: SpaceFigures) -> Figure:
     )
 
 
-def _classes(found: Leakage, space: SpaceFigures) -> Folded:
+def _classes(leakage: Leakage, space: SpaceFigures) -> Folded:
     heads = ["class", "images", "nearest is training", "95 %", "p, corrected", "mean nearer by, std", "p, corrected"]
     rows = [
         [
-            found.class_name(row.label),
+            leakage.class_name(row.label),
             f"{row.images:,}",
             percent(100 * row.auc, 1),
             f"{100 * row.auc_interval[0]:.1f} to {100 * row.auc_interval[1]:.1f}",
@@ -119,17 +119,17 @@ def _classes(found: Leakage, space: SpaceFigures) -> Folded:
     return Folded(f"{space.shown}: {len(space.by_class)} classes, p-values corrected for their number", [Table(heads, rows)])
 
 
-def _origins(found: Leakage) -> list[list[str]]:
+def _origins(leakage: Leakage) -> list[list[str]]:
     facts = [
-        ("shards", found.shards),
-        ("split", found.split),
-        ("teacher", found.teacher),
-        ("teacher's digest", found.teacher_digest),
-        ("other network", found.other),
-        ("its digest", found.other_digest),
-        ("training images", f"{found.train.name}, {found.train.layout}"),
-        ("held-out images", f"{found.held.name}, {found.held.layout}"),
-        ("random exchanges", str(found.permutations)),
-        ("seed of the draws", str(found.seed)),
+        ("shards", leakage.shards),
+        ("split", leakage.split),
+        ("teacher", leakage.teacher),
+        ("teacher's digest", leakage.teacher_digest),
+        ("other network", leakage.other),
+        ("its digest", leakage.other_digest),
+        ("training images", f"{leakage.train.name}, {leakage.train.layout}"),
+        ("held-out images", f"{leakage.held.name}, {leakage.held.layout}"),
+        ("random exchanges", str(leakage.permutations)),
+        ("seed of the draws", str(leakage.seed)),
     ]
     return [[name, value] for name, value in facts if value]

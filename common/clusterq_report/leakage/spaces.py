@@ -64,12 +64,12 @@ class Space:
 
 def spaces(other: str | None) -> list[Space]:
     """Return pixels, pixels up to a shift and a reflection, the teacher's features, and those of `other`, where it is named."""
-    found = [
+    known = [
         Space(PIXELS, "pixels", lambda images: [_flat(images)], _flat, whole=True),
         Space(MOVED, "pixels, shifted or mirrored", moved, lambda images: _inner(images.small), whole=True),
         _of_network(TEACHER, "the teacher's features"),
     ]
-    return found if other is None else [*found, _of_network(OTHER, f"features of {other}")]
+    return known if other is None else [*known, _of_network(OTHER, f"features of {other}")]
 
 
 def moved(images: Images) -> list[Tensor]:

@@ -21,10 +21,10 @@ SPACES = [
 ATTACKS = ["attack", "AUC", "95 %", "found at 1 % false", "95 % ", "at 0.1 %", "95 %  "]
 
 
-def space_rows(found: Leakage) -> list[list[str]]:
+def space_rows(leakage: Leakage) -> list[list[str]]:
     """Return a row for each space; the last cell has the corrected p-values of near-copies, nearness and class means."""
     rows = []
-    for space in found.spaces:
+    for space in leakage.spaces:
         copies, near, means = space.copies, space.nearness, space.means
         chances = [copies.corrected, near.corrected, *([] if means is None else [means.corrected])]
         rows.append(
@@ -37,16 +37,16 @@ def space_rows(found: Leakage) -> list[list[str]]:
                 _share(near.value, near.interval),
                 _share(near.control, near.control_interval),
                 "–" if means is None else _shift(means),
-                ", ".join(number(one, 2) for one in chances),
+                ", ".join(number(chance, 2) for chance in chances),
             ]
         )
     return rows
 
 
-def attack_rows(found: Leakage) -> list[list[str]]:
+def attack_rows(leakage: Leakage) -> list[list[str]]:
     """Return a row for each attack."""
     rows = []
-    for attack in found.membership.attacks:
+    for attack in leakage.membership.attacks:
         interval = "–" if attack.auc_interval is None else f"{attack.auc_interval[0]:.3f} to {attack.auc_interval[1]:.3f}"
         row = [f"{attack.model}, {attack.score}", "–" if attack.auc is None else f"{attack.auc:.3f}", interval]
         for rate in ("1", "0.1"):
@@ -60,10 +60,10 @@ def attack_rows(found: Leakage) -> list[list[str]]:
     return rows
 
 
-def summary_lines(found: Leakage) -> list[str]:
+def summary_lines(leakage: Leakage) -> list[str]:
     """Return the tables and the verdicts, one line each."""
-    lines = [*_table(SPACES, space_rows(found)), "", *_table(ATTACKS, attack_rows(found)), ""]
-    return lines + [f"{MARKS[remark.level]} {remark.sentence}" for remark in verdicts(found)]
+    lines = [*_table(SPACES, space_rows(leakage)), "", *_table(ATTACKS, attack_rows(leakage)), ""]
+    return lines + [f"{MARKS[remark.level]} {remark.sentence}" for remark in verdicts(leakage)]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -81,5 +81,5 @@ def _share(value: float, interval: tuple[float, float]) -> str:
     return f"{percent(100 * value, 1)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def _shift(one: BesideControl) -> str:
-    return f"{one.value:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]"
+def _shift(compared: BesideControl) -> str:
+    return f"{compared.value:+.3f} [{compared.interval[0]:+.3f}, {compared.interval[1]:+.3f}]"

@@ -10,25 +10,25 @@ from clusterq_report.leakage.findings import LEVEL, TEACHER, Attack, BesideContr
 MOST_NAMED = 5
 
 
-def verdicts(found: Leakage) -> list[Remark]:
+def verdicts(leakage: Leakage) -> list[Remark]:
     """Return the remarks, in the order of the page."""
     remarks = [
         Remark(
             "warning", "This result shows and names real images. It must not leave the house; the set may, if you decide so."
         )
     ]
-    remarks += _about_real(found)
-    for space in found.spaces:
-        remarks += [*_exact(found, space), *_copies(found, space), *_nearness(found, space), *_means(space)]
-    remarks += _membership(found)
-    remarks.append(Remark("plain", _summary(found)))
+    remarks += _about_real(leakage)
+    for space in leakage.spaces:
+        remarks += [*_exact(leakage, space), *_copies(leakage, space), *_nearness(leakage, space), *_means(space)]
+    remarks += _membership(leakage)
+    remarks.append(Remark("plain", _summary(leakage)))
     return remarks
 
 
-def leaks(found: Leakage) -> list[str]:
+def leaks(leakage: Leakage) -> list[str]:
     """Return the names of the tests that found leakage of the set, such as `near-copies in pixels`; empty if none did."""
     named = []
-    for space in found.spaces:
+    for space in leakage.spaces:
         named += [f"exact copies in {space.shown}"] if space.copies.exact else []
         named += [f"near-copies in {space.shown}"] if space.copies.found else []
         named += [f"nearness in {space.shown}"] if space.nearness_found else []
@@ -36,44 +36,44 @@ def leaks(found: Leakage) -> list[str]:
     return named
 
 
-def _summary(found: Leakage) -> str:
-    alarms = leaks(found)
-    said = (
+def _summary(leakage: Leakage) -> str:
+    alarms = leaks(leakage)
+    summary = (
         f"Found: {', '.join(alarms)}."
         if alarms
         else "No test found that the set lies nearer to the training images than to held-out ones."
     )
     return (
-        f"{said} That is no guarantee: details that these distances do not see, attacks by someone who knows more, and images that were "
+        f"{summary} That is no guarantee: details that these distances do not see, attacks by someone who knows more, and images that were "
         "not compared are not covered."
     )
 
 
-def _about_real(found: Leakage) -> Iterator[Remark]:
-    for what, real in (("training", found.train), ("held-out", found.held)):
+def _about_real(leakage: Leakage) -> Iterator[Remark]:
+    for what, real in (("training", leakage.train), ("held-out", leakage.held)):
         if real.unreadable:
             yield Remark("warning", f"{real.unreadable} {what} images could not be read and do not count.")
-        for said in real.remarks:
-            yield Remark("plain", f"{what.capitalize()} images: {said}")
+        for remark in real.remarks:
+            yield Remark("plain", f"{what.capitalize()} images: {remark}")
         if real.compared + real.unreadable < real.images:
             missing = " A copy of another one is not seen." if what == "training" else ""
             yield Remark("plain", f"{real.compared:,} of {real.images:,} {what} images were compared, drawn by class.{missing}")
-    if found.images < found.of_images:
+    if leakage.images < leakage.of_images:
         yield Remark(
             "plain",
-            f"{found.images:,} of the set's {found.of_images:,} images were compared; a larger {setting_name('images')} compares more.",
+            f"{leakage.images:,} of the set's {leakage.of_images:,} images were compared; a larger {setting_name('images')} compares more.",
         )
-    if found.in_both:
+    if leakage.in_both:
         yield Remark(
             "warning",
-            f"{found.in_both:,} held-out images are training images, too; they hide leakage. Take held-out images that are not.",
+            f"{leakage.in_both:,} held-out images are training images, too; they hide leakage. Take held-out images that are not.",
         )
-    if found.alone:
+    if leakage.alone:
         yield Remark(
             "warning",
-            f"{found.alone} classes have only training or only held-out images: nearness and class means leave them out, near-copies do not.",
+            f"{leakage.alone} classes have only training or only held-out images: nearness and class means leave them out, near-copies do not.",
         )
-    pixels = found.spaces[0].nearness
+    pixels = leakage.spaces[0].nearness
     if not pixels.neutral:
         yield Remark(
             "warning",
@@ -82,66 +82,66 @@ def _about_real(found: Leakage) -> Iterator[Remark]:
         )
 
 
-def _exact(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
+def _exact(leakage: Leakage, space: SpaceFigures) -> Iterator[Remark]:
     if space.copies.exact:
-        yield Remark("warning", f"{space.copies.exact:,} of {found.images:,} images equal a training image in {space.shown}.")
+        yield Remark("warning", f"{space.copies.exact:,} of {leakage.images:,} images equal a training image in {space.shown}.")
 
 
-def _copies(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
-    one = space.copies
-    low, high = one.rate_interval
-    of = f" of {one.originals:,} training images" if one.count else " of training images"
+def _copies(leakage: Leakage, space: SpaceFigures) -> Iterator[Remark]:
+    copies = space.copies
+    low, high = copies.rate_interval
+    of = f" of {copies.originals:,} training images" if copies.count else " of training images"
     sentence = (
-        f"In {space.shown}, {one.count:,} of {found.images:,} images are near-copies{of}; about {number(one.expected, 2)} false alarms are expected "
-        f"({percent(100 * one.rate, 2)} [{percent(100 * low, 2)}, {percent(100 * high, 2)}] of held-out images), and {one.of_held:,} are near-copies of "
-        f"held-out images by the same rule (p = {number(one.corrected, 2)}, corrected)"
+        f"In {space.shown}, {copies.count:,} of {leakage.images:,} images are near-copies{of}; about {number(copies.expected, 2)} false alarms are expected "
+        f"({percent(100 * copies.rate, 2)} [{percent(100 * low, 2)}, {percent(100 * high, 2)}] of held-out images), and {copies.of_held:,} are near-copies of "
+        f"held-out images by the same rule (p = {number(copies.corrected, 2)}, corrected)"
     )
-    if one.found:
+    if copies.found:
         yield Remark("warning", f"{sentence}: more than chance explains. Look at the pairs.")
-    elif one.count:
+    elif copies.count:
         yield Remark("plain", f"{sentence}: no more than chance explains, but look at the pairs: a single copy is no excess.")
     else:
         yield Remark("good", f"{sentence}. A copy that is changed more than this distance sees does not show.")
 
 
-def _nearness(found: Leakage, space: SpaceFigures) -> Iterator[Remark]:
-    one = space.nearness
+def _nearness(leakage: Leakage, space: SpaceFigures) -> Iterator[Remark]:
+    nearness = space.nearness
     sentence = (
-        f"In {space.shown}, the nearest real image is a training image for {_shares(one)} of the set, and for {_shares(one, control=True)} of "
-        f"held-out images in the set's place; 50 % would be chance (p = {number(one.corrected, 2)}, corrected)"
+        f"In {space.shown}, the nearest real image is a training image for {_shares(nearness)} of the set, and for {_shares(nearness, control=True)} of "
+        f"held-out images in the set's place; 50 % would be chance (p = {number(nearness.corrected, 2)}, corrected)"
     )
     if space.nearness_found:
         yield Remark("warning", f"{sentence}: the set lies nearer to the training images than chance explains.")
-    elif one.corrected < LEVEL or not one.neutral:
+    elif nearness.corrected < LEVEL or not nearness.neutral:
         yield Remark("plain", f"{sentence}: {_not_the_set(space)}")
-    elif one.interval[1] < 0.5:
+    elif nearness.interval[1] < 0.5:
         yield Remark("plain", f"{sentence}: the set lies nearer to held-out images, which is no sign of leakage.")
     else:
         yield Remark("plain", f"{sentence}: no difference was found. This sees a shift of many images, not one copy.")
     # Corrected for classes so far, not for spaces.
-    level = LEVEL / len(found.spaces)
+    level = LEVEL / len(leakage.spaces)
     few = sorted((row for row in space.by_class if row.auc_corrected < level), key=lambda row: row.auc_corrected)
-    if few and one.neutral:
+    if few and nearness.neutral:
         yield Remark(
-            "warning", f"Classes nearer to training images in {space.shown}: {_classes(found, [row.label for row in few])}."
+            "warning", f"Classes nearer to training images in {space.shown}: {_classes(leakage, [row.label for row in few])}."
         )
 
 
 def _means(space: SpaceFigures) -> Iterator[Remark]:
-    one = space.means
-    if one is None:
+    means = space.means
+    if means is None:
         return
-    low, high = one.interval
+    low, high = means.interval
     sentence = (
-        f"In {space.shown}, the training mean is the nearer one for {space.mean_towards} of {space.mean_classes} class means, by {number(one.value, 2)} "
-        f"[{number(low, 2)}, {number(high, 2)}] standard deviations on average; of held-out images {number(one.control, 2)} (p = {number(one.corrected, 2)}, "
+        f"In {space.shown}, the training mean is the nearer one for {space.mean_towards} of {space.mean_classes} class means, by {number(means.value, 2)} "
+        f"[{number(low, 2)}, {number(high, 2)}] standard deviations on average; of held-out images {number(means.control, 2)} (p = {number(means.corrected, 2)}, "
         "corrected)"
     )
     if space.means_found:
         yield Remark("warning", f"{sentence}: class averages of the training images show.")
-    elif one.corrected < LEVEL or not one.neutral:
+    elif means.corrected < LEVEL or not means.neutral:
         yield Remark("plain", f"{sentence}: {_not_the_set(space)}")
-    elif one.interval[1] < 0:
+    elif means.interval[1] < 0:
         yield Remark("plain", f"{sentence}: held-out means are nearer, which is no sign of leakage.")
     else:
         yield Remark("plain", f"{sentence}: no difference was found. It says nothing of single images.")
@@ -153,11 +153,11 @@ def _not_the_set(space: SpaceFigures) -> str:
     return "held-out images differ from chance, too, so this says little about the set."
 
 
-def _membership(found: Leakage) -> Iterator[Remark]:
-    for attack in found.membership.attacks:
+def _membership(leakage: Leakage) -> Iterator[Remark]:
+    for attack in leakage.membership.attacks:
         yield Remark("plain", _attacked(attack))
-    for one in found.membership.differences:
-        low, high = one.interval
+    for difference in leakage.membership.differences:
+        low, high = difference.interval
         how = (
             "better than the teacher"
             if low > 0
@@ -165,8 +165,10 @@ def _membership(found: Leakage) -> Iterator[Remark]:
             if high < 0
             else "as well as the teacher, within chance"
         )
-        sentence = f"By {one.score}, the student tells training from held-out images {how}"
-        yield Remark("plain", f"{sentence}: its AUC is {one.difference:+.3f} [{low:+.3f}, {high:+.3f}] against the teacher's.")
+        sentence = f"By {difference.score}, the student tells training from held-out images {how}"
+        yield Remark(
+            "plain", f"{sentence}: its AUC is {difference.difference:+.3f} [{low:+.3f}, {high:+.3f}] against the teacher's."
+        )
     yield Remark(
         "plain",
         "These attacks are weak ones. A stronger one with shadow models may find more; one that finds nothing proves nothing.",
@@ -185,11 +187,11 @@ def _attacked(attack: Attack) -> str:
     return f"{sentence}, and finds {caught}." if caught else f"{sentence}."
 
 
-def _shares(one: BesideControl, *, control: bool = False) -> str:
-    value, (low, high) = (one.control, one.control_interval) if control else (one.value, one.interval)
+def _shares(compared: BesideControl, *, control: bool = False) -> str:
+    value, (low, high) = (compared.control, compared.control_interval) if control else (compared.value, compared.interval)
     return f"{percent(100 * value, 1)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _classes(found: Leakage, labels: list[int]) -> str:
-    named = ", ".join(found.class_name(label) for label in labels[:MOST_NAMED])
+def _classes(leakage: Leakage, labels: list[int]) -> str:
+    named = ", ".join(leakage.class_name(label) for label in labels[:MOST_NAMED])
     return named + (f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else "")

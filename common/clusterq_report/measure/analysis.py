@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.images import normalise
 from clusterq_common.run.run_folder import ANALYSIS, STUDENT
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.measure.costs import layer_costs
 from clusterq_report.measure.features import BatchNormDistances, Scatter
 from clusterq_report.measure.layers import quantized_layers
+from clusterq_report.measure.measuring_batch import measuring_batch
 from clusterq_report.sample_selection import first_of_classes, first_shards, spread_classes
 
 # Number of images, evenly over the set, for all measurements except scatter. For scatter: classes, and images of each.
 IMAGES = 256
 CLASSES, IMAGES_OF_A_CLASS = 16, 16
-# The outputs of every layer are held for one batch, so batches are small.
-SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 64, 8
 
 
 def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> None:
@@ -87,7 +87,8 @@ def analyse(teacher: Teacher, student: nn.Module | None, shards: ShardSet, devic
 
 def _batches(reader: SplitReader, numbers: list[int], spec: InputSpec, device: torch.device) -> Iterator[Tensor]:
     """Yield normalised images (N, C, H, W) on the device, a batch at a time."""
-    size = SMALL_BATCH if spec.longer_side <= SMALL_IMAGE else LARGE_BATCH
+    # The outputs of every layer, of teacher and student, are held for one batch, so batches are half as large.
+    size = measuring_batch(spec) // 2
     for start in range(0, len(numbers), size):
         pixels = [torch.from_numpy(reader.read(number)[0]) for number in numbers[start : start + size]]
         batch = torch.stack(pixels).permute(0, 3, 1, 2).to(device)

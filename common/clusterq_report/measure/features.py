@@ -5,11 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterq_common.taps import BatchNormTaps, batchnorm_layers
+from clusterq_common.taps import BatchNormTaps, Statistics, batchnorm_layers
+from clusterq_report.measure.within_classes import around_class_means
 
 
 class BatchNormDistances:
     """Accumulator of BatchNorm inputs over batches, for comparison with the running statistics.
+
+    Moments are summed in float64, because there may be any number of batches; `taps` makes statistics of them.
 
     Attributes:
         scales: by layer, (C,) divisor of BatchNorm: sqrt(running var + eps). Distances are in these units.
@@ -39,10 +42,10 @@ class BatchNormDistances:
         """
         layers = []
         for name, sums in self._sums.items():
-            first, second = sums / self._count[name]
-            # The moments are already relative to the running mean.
-            std = torch.sqrt((second - first.square()).clamp_min(0) + self._layers[name].eps)
-            mean = (first / self.scales[name]).square().mean().sqrt()
+            # The moments are relative to the running mean, and so is this mean.
+            statistics = Statistics.of_moments(*(sums / self._count[name]))
+            std = torch.sqrt(statistics.var + self._layers[name].eps)
+            mean = (statistics.mean / self.scales[name]).square().mean().sqrt()
             layers.append({"layer": name, "mean": float(mean), "std": float((std / self.scales[name] - 1).abs().mean())})
         return layers
 
@@ -68,7 +71,7 @@ class Scatter:
         They follow a one-way random effects model, so that few images of a class do not appear as distance between classes. The
         result is empty unless two classes have two images each.
         """
-        _, group, count = torch.unique(self._labels, return_inverse=True, return_counts=True)
+        count = torch.unique(self._labels, return_counts=True)[1]
         classes, images = len(count), len(self._labels)
         if classes < 2 or images <= classes:
             return []
@@ -77,9 +80,9 @@ class Scatter:
         layers = []
         for name, batches in self._rows.items():
             values = torch.cat(batches) / scales[name]
-            means = values.new_zeros(classes, values.shape[1]).index_add(0, group, values) / count[:, None]
-            within = (values - means[group]).square().sum(0) / (images - classes)
-            between = (count[:, None] * (means - values.mean(0)).square()).sum(0) / (classes - 1)
+            around = around_class_means(values, self._labels)
+            within = around.deviations.square().sum(0) / (images - classes)
+            between = (count[:, None] * (around.means - values.mean(0)).square()).sum(0) / (classes - 1)
             between = ((between - within) / each).clamp_min(0)
             layers.append({"layer": name, "between": float(between.mean()), "within": float(within.mean())})
         return layers

@@ -15,7 +15,7 @@ from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_common.teacher.trust import ARCH, WEIGHTS, refuse_foreign_code
 from clusterq_report.measure.analysis import write_analysis
-from clusterq_report.run_data import Source, section
+from clusterq_report.run_data import RunData, section
 
 
 def analyse_folder(folder: Path, given: dict[str, str]) -> None:
@@ -28,7 +28,7 @@ def analyse_folder(folder: Path, given: dict[str, str]) -> None:
     Raises:
         ClusterqError: a comparison; code that came with the folder; or see `load_teacher` and `measure`.
     """
-    source = Source.open(folder)
+    source = RunData.open(folder)
     if source.kind == "comparison":
         raise ClusterqError(
             f"{folder} is a comparison, expected one run's folder; name one of those under {folder / 'students'}.",
@@ -42,7 +42,7 @@ def analyse_folder(folder: Path, given: dict[str, str]) -> None:
     measure(source, teacher, device)
 
 
-def measure(source: Source, teacher: Teacher, device: torch.device) -> None:
+def measure(source: RunData, teacher: Teacher, device: torch.device) -> None:
     """Write the analysis.json of a run whose teacher is at hand.
 
     Raises:

@@ -11,7 +11,7 @@ from clusterq_report.charts.bars import Bars, bar_chart, interval_chart
 from clusterq_report.charts.confusion_matrix import heat_map
 from clusterq_report.html.blocks import Block, Figure, Folded, Heading, Paragraph, Table
 from clusterq_report.html.text import class_label
-from clusterq_report.run_data import Source, pair, real, reals, section
+from clusterq_report.run_data import RunData, pair, real, reals, section
 from clusterq_report.run_predictions import Ints
 
 MODELS = ("teacher", "calibrated", "student")
@@ -21,24 +21,24 @@ MOST_CELLS = 40
 WORST = 15
 
 
-def measured(source: Source) -> dict[str, dict[str, object]]:
+def measured(source: RunData) -> dict[str, dict[str, object]]:
     """Return the sections of result.json on models that were evaluated on real images, by the model's name."""
     return {name: section(source.result, name) for name in MODELS if real(section(source.result, name).get("top1")) is not None}
 
 
-def top1(source: Source, model: str) -> float | None:
+def top1(source: RunData, model: str) -> float | None:
     """Return a model's top-1 in percent, or None."""
     return real(section(source.result, model).get("top1"))
 
 
-def with_interval(source: Source, model: str) -> str:
+def with_interval(source: RunData, model: str) -> str:
     """Return a model's top-1 with its interval as text, such as `88.58 % (87.67 to 89.43)`."""
     ends = pair(section(source.result, model).get("top1_interval"))
     text = percent(top1(source, model))
     return text if ends is None else f"{text} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
-def below_teacher(source: Source, model: str = "student") -> Interval | None:
+def below_teacher(source: RunData, model: str = "student") -> Interval | None:
     """Return how many points a model is below the float teacher, paired by image, or None without predictions of two images."""
     predictions = source.predictions
     if not {"teacher", model, "label"} <= predictions.keys() or len(predictions["label"]) < 2:
@@ -46,22 +46,22 @@ def below_teacher(source: Source, model: str = "student") -> Interval | None:
     return paired((predictions["teacher"] == predictions["label"])[None], (predictions[model] == predictions["label"])[None])
 
 
-def drop(source: Source) -> list[Block]:
+def drop(source: RunData) -> list[Block]:
     """Return a figure of the points below the float teacher, each with its interval; empty without an evaluation."""
     teacher = top1(source, "teacher")
     if teacher is None:
         return []
-    found: list[tuple[str, float, tuple[float, float] | None]] = []
+    drops: list[tuple[str, float, tuple[float, float] | None]] = []
     for model, label in (("calibrated", "calibrated"), ("student", "fine-tuned")):
         value, apart = top1(source, model), below_teacher(source, model)
         if apart is not None:
-            found.append((label, apart.mean, (apart.low, apart.high)))
+            drops.append((label, apart.mean, (apart.low, apart.high)))
         elif value is not None:
-            found.append((label, teacher - value, None))
-    if not found:
+            drops.append((label, teacher - value, None))
+    if not drops:
         return []
     title = "Points of top-1 below the float teacher"
-    drawn = interval_chart(found, title=title, x_label="points below the teacher", zero_label="the float teacher")
+    drawn = interval_chart(drops, title=title, x_label="points below the teacher", zero_label="the float teacher")
     caption = (
         "Dots: measured on the same images. Lines: 95 % intervals, paired by image: what other images of the same kind might have given. "
         "They know nothing of other seeds. Right of the vertical line is worse than the teacher."
@@ -69,7 +69,7 @@ def drop(source: Source) -> list[Block]:
     return [Figure(title, drawn, caption, wide=True)]
 
 
-def class_names(source: Source, count: int) -> list[str]:
+def class_names(source: RunData, count: int) -> list[str]:
     """Return class names: from the shards' manifest, else from the images' folders if each class has one, else numbers."""
     names = source.manifest.class_names if source.manifest else None
     if names and len(names) == count:
@@ -83,7 +83,7 @@ def class_names(source: Source, count: int) -> list[str]:
     ]
 
 
-def overall(source: Source) -> list[Block]:
+def overall(source: RunData) -> list[Block]:
     """Return the table of accuracies of teacher, calibrated and fine-tuned student."""
     parts = measured(source)
     if not parts:
@@ -110,14 +110,14 @@ def overall(source: Source) -> list[Block]:
     return [Table(heads, rows), *two_classes(source)]
 
 
-def two_classes(source: Source) -> list[Block]:
+def two_classes(source: RunData) -> list[Block]:
     """Return a table of AUROC, sensitivity and specificity with their intervals; empty for more than two classes."""
-    found = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
-    if not found:
+    binaries = {name: binary for name, part in measured(source).items() if (binary := section(part.get("binary")))}
+    if not binaries:
         return []
     heads = ["", "AUROC", "95 % interval", "sensitivity", "95 % interval", "specificity", "95 % interval"]
     rows = []
-    for name, binary in found.items():
+    for name, binary in binaries.items():
         row = [name]
         for key, decimals, unit in (("auroc", 4, ""), ("sensitivity", 2, " %"), ("specificity", 2, " %")):
             value, ends = real(binary.get(key)), pair(binary.get(f"{key}_interval"))
@@ -147,7 +147,7 @@ class Loss:
         return self.teacher - self.student
 
 
-def losses(source: Source) -> list[Loss]:
+def losses(source: RunData) -> list[Loss]:
     """Return the loss of each class, sorted by the number of lost images, largest first."""
     teacher, student = (reals(section(source.result, name).get("per_class")) for name in ("teacher", "student"))
     if not student or len(teacher) != len(student):
@@ -166,7 +166,7 @@ def losses(source: Source) -> list[Loss]:
     return sorted(lost, key=lambda loss: (-loss.points * max(1, loss.images), loss.label))
 
 
-def by_class(source: Source) -> list[Block]:
+def by_class(source: RunData) -> list[Block]:
     """Return a figure of each class's top-1, teacher beside student; with many classes, of those that lost most."""
     lost_classes = losses(source)
     if not lost_classes:
@@ -193,7 +193,7 @@ def _interval(share: float | None, images: int) -> tuple[float, float] | None:
     )
 
 
-def confusion(source: Source) -> list[Block]:
+def confusion(source: RunData) -> list[Block]:
     """Return the student's confusions: a heat map with few classes, and the most frequent mistakes beside the teacher's counts."""
     predictions = source.predictions
     classes = len(reals(section(source.result, "student").get("per_class")))
@@ -234,8 +234,8 @@ def _worst(student: Ints, teacher: Ints, names: Sequence[str]) -> list[Block]:
             ]
         )
     heads = ["true class", "named", "student", "teacher", "of the class's images"]
-    title, found = "The most frequent mistakes", Table(heads, rows, words=2)
-    return [Folded(title, [found])] if len(names) <= MOST_CELLS else [Heading(title), found]
+    title, table = "The most frequent mistakes", Table(heads, rows, words=2)
+    return [Folded(title, [table])] if len(names) <= MOST_CELLS else [Heading(title), table]
 
 
 def _counts(labels: Ints, named: Ints, classes: int) -> Ints:

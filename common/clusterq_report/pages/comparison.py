@@ -10,7 +10,7 @@ from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Figure, Table
 from clusterq_report.html.page import Remark, Report, Section
 from clusterq_report.pages import provenance
-from clusterq_report.run_data import Source, real, word
+from clusterq_report.run_data import RunData, real, word
 
 FIGURE = r"-?\d{1,9}(?:\.\d{1,9})?"
 # Format of tools/compare/paired.py: `91.17 ± 0.01` over seeds, `0.85 [0.60, 1.10]` over images.
@@ -27,7 +27,7 @@ FEW_SEEDS = 3
 Value = tuple[float, tuple[float, float] | None]
 
 
-def comparison_report(source: Source) -> Report:
+def comparison_report(source: RunData) -> Report:
     """Return the page of a comparison by compare_methods.py, from its table.json."""
     tail = [
         Section("again", "Run it again", provenance.again(source) if source.environment else []),
@@ -36,43 +36,43 @@ def comparison_report(source: Source) -> Report:
     return rows_report(source.table, tail)
 
 
-def rows_report(found: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -> Report:
+def rows_report(rows: Sequence[dict[str, Any]], tail: Sequence[Section] = ()) -> Report:
     """Return the page of a table with the columns of compare_methods.py or of `clusterq-finetune compare`.
 
     Args:
-        found: rows of the table.
+        rows: rows of the table.
         tail: sections at the end.
     """
-    names = list(dict.fromkeys(str(name) for row in found for name in row))
-    labels = [_label(row, found) for row in found]
-    listed = [[word(row.get(name), "") for name in names] for row in found]
+    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    labels = [_label(row, rows) for row in rows]
+    listed = [[word(row.get(name), "") for name in names] for row in rows]
     words = max((place + 1 for place, name in enumerate(names) if name in WORDS[:-1]), default=1)
     sections = [
-        Section("accuracy", "Accuracy", _accuracy(found, labels), opened=True),
-        Section("below", "Below the teacher", _below(found, labels), opened=True),
-        Section("cost", "Cost", _cost(found, labels)),
-        Section("table", "Table", [Table(names, listed, words=words, sortable=True)] if found else []),
+        Section("accuracy", "Accuracy", _accuracy(rows, labels), opened=True),
+        Section("below", "Below the teacher", _below(rows, labels), opened=True),
+        Section("cost", "Cost", _cost(rows, labels)),
+        Section("table", "Table", [Table(names, listed, words=words, sortable=True)] if rows else []),
         *tail,
     ]
-    repeats = {value[0] for row in found if (value := _figure(row, REPEATS))}
-    images = sorted(usable(real(row.get("images")) for row in found))
-    tiles = {"Rows": f"{len(found)}"}
+    repeats = {value[0] for row in rows if (value := _figure(row, REPEATS))}
+    images = sorted(usable(real(row.get("images")) for row in rows))
+    tiles = {"Rows": f"{len(rows)}"}
     tiles |= {"Runs of a row": ", ".join(number(n) for n in sorted(repeats))} if repeats else {}
     tiles |= {"Training images": ", ".join(dict.fromkeys(number(n) for n in images))} if images else {}
     best = max(
-        ((value[0], label) for row, label in zip(found, labels, strict=True) if (value := _figure(row, STUDENT))), default=None
+        ((value[0], label) for row, label in zip(rows, labels, strict=True) if (value := _figure(row, STUDENT))), default=None
     )
-    lead = f"{count(len(found), 'way')} to a low-bit student."
+    lead = f"{count(len(rows), 'way')} to a low-bit student."
     lead += f" Highest top-1: {best[1]}, {best[0]:.2f} %." if best else ""
-    return Report("Comparison of methods", lead, tiles, _remarks(found, repeats), sections)
+    return Report("Comparison of methods", lead, tiles, _remarks(rows, repeats), sections)
 
 
-def _remarks(found: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
-    remarks = [] if found else [Remark("warning", "The table has no row.")]
+def _remarks(rows: Sequence[dict[str, Any]], repeats: set[float]) -> list[Remark]:
+    remarks = [] if rows else [Remark("warning", "The table has no row.")]
     if repeats and min(repeats) < FEW_SEEDS:
         sentence = f"Rows of {count(min(repeats), 'run')}: how much chance there is between seeds is not known;"
         remarks.append(Remark("warning", f"{sentence} three or more tell."))
-    if any("first set minus this" in row for row in found):
+    if any("first set minus this" in row for row in rows):
         sentence = "Two rows differ beyond chance of the images if their paired difference (first set minus this) leaves out 0; seeds add their own."
         remarks.append(Remark("plain", sentence))
     return remarks
@@ -107,28 +107,28 @@ def written(value: Any) -> Value | None:
     return middle, (float(match[3]), float(match[4])) if match[3] else None
 
 
-def _label(row: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
+def _label(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Return the text that distinguishes this row from the others."""
-    telling = [name for name in WORDS if len({word(other.get(name)) for other in found}) > 1 and name in row]
+    telling = [name for name in WORDS if len({word(other.get(name)) for other in rows}) > 1 and name in row]
     return ", ".join(word(row[name]) for name in telling or WORDS[:1] if name in row) or "row"
 
 
-def _accuracy(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
+def _accuracy(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
     groups = [
         _bars(label, [_figure(row, columns) for columns in (CALIBRATED, STUDENT)])
-        for row, label in zip(found, labels, strict=True)
+        for row, label in zip(rows, labels, strict=True)
     ]
     if not any(value is not None for group in groups for value in group.values):
         return []
     names = ["after calibration", "after fine-tuning"]
     drawn = bar_chart(groups, names, title="Top-1", x_label="top-1, percent", high=100.0, decimals=2)
-    teacher = next((value for row in found if (value := _figure(row, TEACHER))), None)
+    teacher = next((value for row in rows if (value := _figure(row, TEACHER))), None)
     teacher_text = "" if teacher is None else f" The teacher has {teacher[0]:.2f} %."
     return [Figure("Top-1", drawn, f"Means over seeds; thin lines: one standard deviation between seeds.{teacher_text}")]
 
 
-def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
-    pairs = [(label, value) for row, label in zip(found, labels, strict=True) if (value := _figure(row, BELOW))]
+def _below(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
+    pairs = [(label, value) for row, label in zip(entries, labels, strict=True) if (value := _figure(row, BELOW))]
     if not pairs:
         return []
     title = "Points below the teacher"
@@ -140,8 +140,8 @@ def _below(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block
     return [Figure(title, drawn, caption)]
 
 
-def _cost(found: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
-    groups = [_bars(label, [_figure(row, columns) for columns in COST]) for row, label in zip(found, labels, strict=True)]
+def _cost(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[Block]:
+    groups = [_bars(label, [_figure(row, columns) for columns in COST]) for row, label in zip(rows, labels, strict=True)]
     if not any(value is not None for group in groups for value in group.values):
         return []
     drawn = bar_chart(groups, ["images", "student"], title="Cost", x_label="CPU minutes")

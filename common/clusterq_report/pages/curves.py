@@ -15,7 +15,7 @@ def series(columns: Mapping[str, Points], prefix: str) -> dict[str, Points]:
 
 
 def curves(
-    found: Mapping[str, Points],
+    series: Mapping[str, Points],
     *,
     title: str,
     y_label: str,
@@ -27,8 +27,8 @@ def curves(
 
     Series with values of zero or below get a figure with a linear axis; both figures then name their series. The caption states the number of missing values.
     """
-    above = {name: points for name, points in found.items() if min(usable(y for _, y in points), default=0.0) > 0}
-    below = {name: points for name, points in found.items() if name not in above}
+    above = {name: points for name, points in series.items() if min(usable(y for _, y in points), default=0.0) > 0}
+    below = {name: points for name, points in series.items() if name not in above}
     figures = []
     parted = bool(above) and any(usable(y for _, y in points) for points in below.values())
     for group in (above, below):
@@ -37,20 +37,20 @@ def curves(
             continue
         lines = [thinned(name, points) for name, points in group.items()]
         gaps = sum(y is None for points in group.values() for _, y in points)
-        said = caption
-        said += " Bands: least and largest value of neighbouring steps." if any(line.band for line in lines) else ""
-        said += f" Gaps: {count(gaps, 'value that is', 'values that are')} not finite." if gaps else ""
+        text = caption
+        text += " Bands: least and largest value of neighbouring steps." if any(line.band for line in lines) else ""
+        text += f" Gaps: {count(gaps, 'value that is', 'values that are')} not finite." if gaps else ""
         log = needs_logarithm(values)
         drawn = line_chart(lines, title=title, x_label=x_label, y_label=y_label, log=log, x_range=_extent(group), notes=notes)
-        figures.append(Figure(f"{title}: {', '.join(group)}" if parted else title, drawn, said))
+        figures.append(Figure(f"{title}: {', '.join(group)}" if parted else title, drawn, text))
     return figures
 
 
 def shares(
-    found: Mapping[str, Points], *, title: str, caption: str, x_label: str = "step", notes: Sequence[tuple[float, str]] = ()
+    series: Mapping[str, Points], *, title: str, caption: str, x_label: str = "step", notes: Sequence[tuple[float, str]] = ()
 ) -> list[Figure]:
     """Return a figure of series that are shares of one, in percent. The axis ends at 100 at most."""
-    percent = {n: [(x, None if y is None else 100 * y) for x, y in points] for n, points in found.items()}
+    percent = {n: [(x, None if y is None else 100 * y) for x, y in points] for n, points in series.items()}
     if not any(usable(y for _, y in points) for points in percent.values()):
         return []
     drawn = line_chart(
@@ -65,14 +65,14 @@ def shares(
     return [Figure(title, drawn, caption)]
 
 
-def _extent(found: Mapping[str, Points]) -> tuple[float, float]:
+def _extent(series: Mapping[str, Points]) -> tuple[float, float]:
     """Return the smallest and the largest x, before points are thinned."""
-    xs = [x for points in found.values() for x, _ in points]
+    xs = [x for points in series.values() for x, _ in points]
     return min(xs), max(xs)
 
 
-def _percent_range(found: Mapping[str, Points]) -> tuple[float, float]:
+def _percent_range(series: Mapping[str, Points]) -> tuple[float, float]:
     """Return the axis range of the values, which need not start at zero and is limited to 0 and 100."""
-    scale = linear([y for points in found.values() for _, y in points], 0, 1)
+    scale = linear([y for points in series.values() for _, y in points], 0, 1)
     low, high = max(0.0, scale.low), min(100.0, scale.high)
     return (low, high) if low < high else (scale.low, scale.high)

@@ -4,18 +4,31 @@ from typing import Any
 
 from clusterq_common.quantities import number, percent, size
 from clusterq_report.html.blocks import Block, Folded, Paragraph, Table
-from clusterq_report.run_data import Source, real, reals, rows, section, word
+from clusterq_report.run_data import RunData, real, reals, rows, section, word
 
+# The target in which files are timed.
+TIMED = "ort-cpu"
 LATENCY_HEADS = ["batch", "ms", "images/s", "float, ms", "float, images/s", "of float's time", "95 % interval"]
 KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
 
 
-def exported_file(source: Source) -> list[Block]:
+def exported_file(source: RunData) -> list[Block]:
     """Return the section: what was measured and on what, the latencies, and the kernels; empty without a benchmark."""
     found = source.benchmark
     if not found:
         return []
     return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
+
+
+def timed_in(found: dict[str, Any]) -> str:
+    """Return where a file was timed, in words: the same for every target, which is named where it is another one.
+
+    >>> timed_in({"file": {"target": "openvino (checked with openvino 2026.4.1)"}})
+    'in ONNX Runtime on the CPU, not in openvino'
+    """
+    words = word(section(found.get("file")).get("target"), "").split()
+    elsewhere = f", not in {words[0]}" if words and words[0] != TIMED else ""
+    return f"in ONNX Runtime on the CPU{elsewhere}"
 
 
 def facts(found: dict[str, Any]) -> str:
@@ -29,8 +42,8 @@ def facts(found: dict[str, Any]) -> str:
     words += f"{number(real(kernels.get('integer_layers')))} of {number(real(kernels.get('layers')))} convolutions and matrix products "
     words += f"run in integers, in which {percent(100 * (real(kernels.get('integer_share')) or 0.0))} of the time is spent. "
     return words + (
-        f"Timed in ONNX Runtime {word(section(found.get('versions')).get('onnxruntime'))} with {number(real(found.get('threads')))} threads on "
-        f"{word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
+        f"Timed {timed_in(found)} (version {word(section(found.get('versions')).get('onnxruntime'))}) with "
+        f"{number(real(found.get('threads')))} threads on {word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
     )
 
 

@@ -1,5 +1,6 @@
 """Drawing of report.html, and of layers.csv beside it, from a folder. Free of torch: measurements with networks are made before."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
@@ -9,7 +10,7 @@ from clusterq_report.pages.comparison import comparison_report
 from clusterq_report.pages.finetuned_run import finetuning_report
 from clusterq_report.pages.generator_run import generator_report
 from clusterq_report.pages.layers import Layers, costs_csv
-from clusterq_report.run_data import Source
+from clusterq_report.run_data import RunData
 
 PAGES = {"generator": generator_report, "fine-tuning": finetuning_report, "comparison": comparison_report}
 
@@ -26,7 +27,7 @@ def draw_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         ClusterqError: the folder is neither, or a file in it was not written by a run.
     """
-    source = Source.open(folder)
+    source = replace(RunData.open(folder), page=out)
     path = out or folder / REPORT
     try:
         page, layers = PAGES[source.kind](source).html(), Layers.of(source)
@@ -35,5 +36,5 @@ def draw_report(folder: Path, out: Path | None = None) -> Path:
     atomic_write(path, page)
     costs = costs_csv(layers)
     if costs:
-        atomic_write(folder / LAYERS if out is None else path.with_name(f"{path.stem}-{LAYERS}"), costs)
+        atomic_write(folder / LAYERS if out is None else path.with_name(source.costs_csv), costs)
     return path

@@ -9,11 +9,11 @@ from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Paragraph
 from clusterq_report.html.gallery import stored_images
 from clusterq_report.html.page import Level, Remark, Report, Section
-from clusterq_report.pages import accuracy, deployment, loss_terms, provenance
+from clusterq_report.pages import accuracy, chosen_bits, deployment, loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.pages.curves import curves, series, shares
 from clusterq_report.pages.layers import Layers
-from clusterq_report.run_data import Points, Source, pair, real, reals, rows, section, word
+from clusterq_report.run_data import Points, RunData, pair, real, reals, rows, section, word
 
 # Thresholds for warnings, in points: half-width of an interval, loss of a student or a class, gap between synthetic and real
 # images, and decrease of the agreement.
@@ -21,20 +21,21 @@ WIDE_INTERVAL, LARGE_LOSS, LARGE_GAP, FELL_BACK = 2.0, 10.0, 5.0, 1.0
 MUCH_BEYOND = 0.05
 
 
-def finetuning_report(source: Source) -> Report:
+def finetuning_report(source: RunData) -> Report:
     """Return the page of a fine-tuning, made from its folder.
 
     Raises:
         ClusterqError: a file in the folder was not written by a run.
     """
     arch = shown_arch(word(section(source.config.get("teacher")).get("arch"), "a teacher"))
-    bits = word(section(source.config.get("quant")).get("bits"))
+    bits = chosen_bits.in_words(source)
     gone = f"The shards that it learned from do not lie in {source.shards} (any more), or are others now."
     sections = [
         Section("accuracy", "Accuracy on real images", accuracy.overall(source), opened=True),
         Section("classes", "Classes", [*accuracy.by_class(source), *accuracy.confusion(source)]),
         Section("learning", "Learning", _learning(source)),
         Section("speed", "The exported file", deployment.exported_file(source)),
+        Section("bits", "Choice of bits", chosen_bits.choice_of_bits(source)),
         Section("reconstruction", "Reconstruction", inside.reconstruction(source)),
         Section("layers", "Layer by layer: costs and errors", inside.quantization(source)),
         Section("images", "Images it learned from", stored_images(source, gone)),
@@ -44,10 +45,10 @@ def finetuning_report(source: Source) -> Report:
         Section("origins", "Origins", provenance.origins(source)),
     ]
     headline = [*accuracy.drop(source), *provenance.next_step(source)]
-    return Report(f"{arch} at {bits}", _lead(source, arch, bits), _tiles(source, bits), _remarks(source), sections, headline)
+    return Report(f"{arch} at {bits}", _lead(source, arch, bits), _tiles(source), _remarks(source), sections, headline)
 
 
-def _apart(source: Source) -> str:
+def _apart(source: RunData) -> str:
     """Return the difference from the teacher with its interval in words, such as `, 0.50 points below it`; empty if not known."""
     apart = accuracy.below_teacher(source)
     if apart is None:
@@ -59,9 +60,9 @@ def _apart(source: Source) -> str:
     return f": {abs(apart.mean):.2f} points {'below' if apart.mean >= 0 else 'above'} it (95 % interval: {side(apart.low)} to {side(apart.high)})"
 
 
-def _tiles(source: Source, bits: str) -> dict[str, str]:
+def _tiles(source: RunData) -> dict[str, str]:
     result, recipe = source.result, section(source.config.get("recipe"))
-    tiles = {"Bits": bits}
+    tiles = chosen_bits.tile(source)
     before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
     if after is not None:
         apart = accuracy.below_teacher(source)
@@ -84,7 +85,7 @@ def _tiles(source: Source, bits: str) -> dict[str, str]:
     return tiles | {"Seed": provenance.seed(source)}
 
 
-def _exported(source: Source) -> dict[str, str]:
+def _exported(source: RunData) -> dict[str, str]:
     """Return size and speed of the exported file, where a benchmark measured them: the time of the first batch size."""
     found, tiles = source.benchmark, {}
     stored = real(section(found.get("bytes")).get("file"))
@@ -94,11 +95,13 @@ def _exported(source: Source) -> dict[str, str]:
     times, ratio = reals(section(row.get("milliseconds")).get("file")), reals(row.get("ratio"))
     if times and times[0] is not None:
         beside = f", {ratio[0]:.2f} of float's" if ratio and ratio[0] is not None else ""
-        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = f"{times[0]:.2f} ms{beside}"
+        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = (
+            f"{times[0]:.2f} ms{beside}, {deployment.timed_in(found)}"
+        )
     return tiles
 
 
-def _lead(source: Source, arch: str, bits: str) -> str:
+def _lead(source: RunData, arch: str, bits: str) -> str:
     before, after = accuracy.top1(source, "teacher"), accuracy.top1(source, "student")
     shards = section(source.result.get("shards"))
     if not source.result:
@@ -111,7 +114,7 @@ def _lead(source: Source, arch: str, bits: str) -> str:
     return f"{arch} was brought to {bits} {learned}: top-1 {after:.2f} % where the teacher has {before:.2f} %, on {images}{_apart(source)}."
 
 
-def _learning(source: Source) -> list[Block]:
+def _learning(source: RunData) -> list[Block]:
     if not source.metrics:
         return [Paragraph("No step is on record: nothing was trained, or not yet.")]
     losses = _losses(source)
@@ -153,7 +156,7 @@ def _learning(source: Source) -> list[Block]:
     return [*blocks, *loss_terms.legend(losses, loss_terms.STUDENT)]
 
 
-def _losses(source: Source) -> dict[str, Points]:
+def _losses(source: RunData) -> dict[str, Points]:
     losses = series(source.steps, "loss/")
     return {
         name: loss_terms.from_zero(points, section(source.config.get("recipe"))) if name == "kl" else points
@@ -161,7 +164,7 @@ def _losses(source: Source) -> dict[str, Points]:
     }
 
 
-def _heldout_kl(source: Source) -> Points:
+def _heldout_kl(source: RunData) -> Points:
     return loss_terms.from_zero(source.epochs.get("heldout/kl", []), section(source.config.get("recipe")), weighted=False)
 
 
@@ -171,7 +174,7 @@ def _recorded(columns: Mapping[str, Points], *keys: str) -> dict[str, Points]:
     return {name: columns[key] for name, key in zip(names, keys, strict=True) if key in columns}
 
 
-def _remarks(source: Source) -> list[Remark]:
+def _remarks(source: RunData) -> list[Remark]:
     remarks = []
     if not source.result:
         remarks.append(
@@ -203,7 +206,7 @@ def _remarks(source: Source) -> list[Remark]:
     return remarks
 
 
-def _about_accuracy(source: Source) -> list[Remark]:
+def _about_accuracy(source: RunData) -> list[Remark]:
     student = section(source.result.get("student"))
     ends, apart = pair(student.get("top1_interval")), accuracy.below_teacher(source)
     remarks = []
@@ -242,7 +245,7 @@ def _about_accuracy(source: Source) -> list[Remark]:
     return remarks
 
 
-def _about_synthetic(source: Source) -> list[Remark]:
+def _about_synthetic(source: RunData) -> list[Remark]:
     student, remarks = section(source.result.get("student")), []
     synthetic, on_real = real(student.get("heldout/agreement")), real(student.get("agreement"))
     if synthetic is not None and on_real is not None:
@@ -265,7 +268,7 @@ def _about_synthetic(source: Source) -> list[Remark]:
     return remarks
 
 
-def _about_layers(source: Source) -> list[Remark]:
+def _about_layers(source: RunData) -> list[Remark]:
     layers, remarks = Layers.of(source), []
     beyond = [(real(row.get("clipped")) or 0.0, word(row.get("site"))) for row in layers.rows("activations")]
     if beyond and max(beyond)[0] > MUCH_BEYOND:

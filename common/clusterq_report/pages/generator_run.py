@@ -6,7 +6,7 @@ from clusterq_common.quantities import count, percent
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_report.charts.bars import Bars, bar_chart
-from clusterq_report.charts.lines import small_lines
+from clusterq_report.charts.lines import small_multiples_of_lines
 from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Figure, Paragraph
 from clusterq_report.html.gallery import stored_images
@@ -16,7 +16,7 @@ from clusterq_report.pages import loss_terms, provenance
 from clusterq_report.pages import network_sections as inside
 from clusterq_report.pages.curves import curves, series, shares
 from clusterq_report.pages.layers import Layers
-from clusterq_report.run_data import Points, Source, real, section, word
+from clusterq_report.run_data import Points, RunData, real, section, word
 
 NO_SHARDS = "There are no shards yet; samples/ in the run's folder has grids of images along the way."
 MOST_CLASSES = 40
@@ -27,7 +27,7 @@ FEW_AGREE = 0.5
 MANY_CLIPPED = 0.1
 
 
-def generator_report(source: Source) -> Report:
+def generator_report(source: RunData) -> Report:
     """Return the page of a generator's run, made from its folder.
 
     Raises:
@@ -75,14 +75,14 @@ def generator_report(source: Source) -> Report:
     )
 
 
-def _progress(source: Source, *, bank: bool) -> dict[str, str]:
+def _progress(source: RunData, *, bank: bool) -> dict[str, str]:
     steps, total = source.steps_done, _total_steps(source)
     if bank:
         return {"Batches": f"{steps:,}"}
     return {"Steps": f"{steps:,}" + (f" of {total:,}" if total and steps < total else "")}
 
 
-def _total_steps(source: Source) -> int | None:
+def _total_steps(source: RunData) -> int | None:
     train = section(source.config.get("train"))
     epochs, steps = real(train.get("epochs")), real(train.get("steps_per_epoch"))
     return None if epochs is None or steps is None else int(epochs * steps)
@@ -94,7 +94,7 @@ def _late(points: Points) -> float | None:
     return 100 * math.fsum(values) / len(values) if values else None
 
 
-def _learning(source: Source) -> list[Block]:
+def _learning(source: RunData) -> list[Block]:
     if not source.metrics:
         return [Paragraph("Not one step is on record yet.")]
     train = section(source.config.get("train"))
@@ -147,7 +147,7 @@ def _learning(source: Source) -> list[Block]:
     )
 
 
-def _drift_by_layer(source: Source, notes: list[float]) -> list[Block]:
+def _drift_by_layer(source: RunData, notes: list[float]) -> list[Block]:
     """Return a figure of the centroids' drift by layer; empty for runs without centroids or without this record."""
     layers = series(source.steps, "drift/")
     if not layers:
@@ -155,12 +155,12 @@ def _drift_by_layer(source: Source, notes: list[float]) -> list[Block]:
     numbered = Layers.of(source)
     layers = {numbered.label(name): points for name, points in layers.items()}
     title = "Drift of class centroids by layer"
-    drawn, axes = small_lines(layers, title=title, notes=notes)
+    drawn, axes = small_multiples_of_lines(layers, title=title, notes=notes)
     caption = "The same in each semantic layer, in its running stds, so that layers compare; over steps. A layer that stays far above the others is "
     return [Figure(title, drawn, f"{caption}where classes do not settle. {axes}", wide=True)]
 
 
-def _bank_losses(source: Source) -> list[Block]:
+def _bank_losses(source: RunData) -> list[Block]:
     losses = series(source.steps, "loss/")
     blocks: list[Block] = [*loss_terms.legend(losses, loss_terms.GENERATOR)]
     for name, last in losses.items():
@@ -176,7 +176,7 @@ def _bank_losses(source: Source) -> list[Block]:
     return blocks
 
 
-def _emission(source: Source) -> list[Block]:
+def _emission(source: RunData) -> list[Block]:
     manifest = source.manifest
     if manifest is None or manifest.generation is None:
         return []
@@ -213,7 +213,7 @@ def _emission(source: Source) -> list[Block]:
     return [Figure("Candidates rejected by class", drawn, caption)]
 
 
-def _remarks(source: Source, *, bank: bool) -> list[Remark]:
+def _remarks(source: RunData, *, bank: bool) -> list[Remark]:
     notes = []
     manifest, total = source.manifest, _total_steps(source)
     steps = source.steps_done

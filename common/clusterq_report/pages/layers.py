@@ -9,7 +9,7 @@ from clusterq_common.escape import csv_table
 from clusterq_common.quantities import number, percent, size
 from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Block, Paragraph, Table
-from clusterq_report.run_data import Source, real, rows, section, word
+from clusterq_report.run_data import RunData, real, rows, section, word
 
 FLOAT_BITS = 32
 
@@ -25,7 +25,7 @@ class Layers:
     analysis: Mapping[str, Any]
 
     @classmethod
-    def of(cls, source: Source) -> "Layers":
+    def of(cls, source: RunData) -> "Layers":
         """Return the measurements of the present student and shards; those of other ones are ignored."""
         analysis, result = source.analysis, source.result
         student = section(result.get("student")).get("sha256")
@@ -106,8 +106,8 @@ class Layers:
         return (sum(a for a, _ in known), sum(b for _, b in known)) if known and len(known) == len(sizes) else None
 
 
-def cost_table(layers: Layers) -> list[Block]:
-    """Return the table of costs; empty where nothing was measured."""
+def cost_table(layers: Layers, file: str) -> list[Block]:
+    """Return the table of costs, of which the CSV `file` has the same; empty where nothing was measured."""
     costs = layers.costs
     if not any(row["weights"] for row in costs):
         return []
@@ -136,7 +136,7 @@ def cost_table(layers: Layers) -> list[Block]:
     said += (
         " dB: signal to quantization noise, of the output (all errors so far), of the weights against the teacher's, of rounding alone, "
         "and of the input; a dash where there is no error, or no quantizer. Sort by a column: where many multiply-adds or weights meet few "
-        f"dB, more bits ({setting_name('layer_bits')}) cost most and help most. layers.csv beside this page has the same."
+        f"dB, more bits ({setting_name('layer_bits')}) cost most and help most. {file} beside this page has the same."
     )
     return [Paragraph(said), Table(heads, listed, words=2, sortable=True)]
 

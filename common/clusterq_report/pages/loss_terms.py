@@ -39,8 +39,8 @@ def legend(names: Iterable[str], meanings: dict[str, str]) -> list[Folded]:
 def not_finite(losses: Mapping[str, Points]) -> list[Remark]:
     """Return a warning where values of these losses are missing because they were not finite."""
     missing = sum(y is None for points in losses.values() for _, y in points)
-    said = f"{count(missing, 'loss value is', 'loss values are')} not finite: the training went astray; try a smaller {setting_name('lr')}."
-    return [Remark("warning", said)] if missing else []
+    sentence = f"{count(missing, 'loss value is', 'loss values are')} not finite: the training went astray; try a smaller {setting_name('lr')}."
+    return [Remark("warning", sentence)] if missing else []
 
 
 def from_zero(kl: Points, settings: Mapping[str, Any], *, weighted: bool = True) -> Points:
@@ -57,6 +57,6 @@ def from_zero(kl: Points, settings: Mapping[str, Any], *, weighted: bool = True)
 
 def negative(*kl: Points) -> list[Remark]:
     """Return a warning where a KL divergence is really negative."""
-    found = [y for points in kl for _, y in points if y is not None and y < 0]
-    said = f"A KL divergence of {number(min(found, default=0.0))} is on record, which cannot be: the program or the record is at fault."
-    return [Remark("warning", said)] if found else []
+    negative = [y for points in kl for _, y in points if y is not None and y < 0]
+    sentence = f"A KL divergence of {number(min(negative, default=0.0))} is on record, which cannot be: the program or the record is at fault."
+    return [Remark("warning", sentence)] if negative else []

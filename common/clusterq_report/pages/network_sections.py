@@ -5,18 +5,18 @@ from typing import Any
 from clusterq_common.quantities import count, number, percent
 from clusterq_common.setting_names import setting_name
 from clusterq_report.charts.bars import Bars, bar_chart, grid_histogram
-from clusterq_report.charts.lines import Line, line_chart, small_charts
+from clusterq_report.charts.lines import Line, line_chart, small_multiples
 from clusterq_report.charts.svg import usable
 from clusterq_report.html.blocks import Block, Figure, Folded, Paragraph, Table
 from clusterq_report.pages.layers import Layers, cost_table
-from clusterq_report.run_data import Source, real, reals, rows, word
+from clusterq_report.run_data import RunData, real, reals, rows, word
 
 MOST_HISTOGRAMS = 48
 LAYER_AXIS = "layer, by its number"
 NUMBERED = "The table of layers has the names of the numbers; a BatchNorm layer has the number of the layer before it."
 
 
-def features(source: Source) -> list[Block]:
+def features(source: RunData) -> list[Block]:
     """Return figures on the distance of the images' BatchNorm statistics and on the separation of classes, by teacher layer."""
     layers = Layers.of(source)
     norms, scatter = layers.rows("batchnorm"), layers.rows("scatter")
@@ -68,11 +68,11 @@ def _scatter(layers: Layers, scatter: list[dict[str, Any]]) -> Figure:
     return Figure(title, drawn, caption)
 
 
-def quantization(source: Source) -> list[Block]:
+def quantization(source: RunData) -> list[Block]:
     """Return the table of layers' costs, and figures on quantization: errors by layer, ranges, and weights over their grid."""
     layers = Layers.of(source)
     outputs, sites, weights = (layers.rows(name) for name in ("outputs", "activations", "weights"))
-    costs = cost_table(layers)
+    costs = cost_table(layers, source.costs_csv)
     if not outputs:
         return costs
     lines = [
@@ -93,8 +93,8 @@ def quantization(source: Source) -> list[Block]:
     return [*costs, Figure(title, drawn, caption), *_ranges(layers, sites), *_histograms(layers, weights)]
 
 
-def _by_layer(layers: Layers, name: str, found: list[dict[str, Any]], key: str, value: str) -> Line:
-    numbered = [(layers.numbers.get(word(row.get(key))), real(row.get(value))) for row in found]
+def _by_layer(layers: Layers, name: str, entries: list[dict[str, Any]], key: str, value: str) -> Line:
+    numbered = [(layers.numbers.get(word(row.get(key))), real(row.get(value))) for row in entries]
     return Line(name, [(place, y) for place, y in numbered if place is not None])
 
 
@@ -150,10 +150,10 @@ def _histograms(layers: Layers, weights: list[dict[str, Any]]) -> list[Block]:
         return []
     caption = "The student's filled, the teacher's as a line, in steps of each channel's grid; thin lines are grid points."
     caption += "" if len(chosen) == len(weights) else f" {len(chosen)} of {len(weights)} layers."
-    return [Figure("Weights against their grid", small_charts(drawn), caption, wide=True)]
+    return [Figure("Weights against their grid", small_multiples(drawn), caption, wide=True)]
 
 
-def reconstruction(source: Source) -> list[Block]:
+def reconstruction(source: RunData) -> list[Block]:
     """Return a figure of each block's error before and after its rounding was learned."""
     blocks = rows(source.result.get("reconstruction"))
     if not blocks:

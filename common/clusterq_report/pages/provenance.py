@@ -1,5 +1,7 @@
 """Parts of a page about where things come from: settings, versions, digests, and the command that makes them again."""
 
+import os
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from clusterq_common.run.run_folder import CONFIG, RESULT
 from clusterq_common.setting_names import setting_name
 from clusterq_report.html.blocks import Block, Code, Folded, Paragraph, Table
 from clusterq_report.html.redact_paths import ELSEWHERE, SAID, shown_path
-from clusterq_report.run_data import Source, real, section, word
+from clusterq_report.run_data import RunData, real, section, word
 
 # What a command line may start with, by the name of the program's file or of its package. A received folder could name any other
 # program for its reader to copy and run.
@@ -24,16 +26,17 @@ PROGRAMS = {
 }
 # Flags that say what to do with a folder that exists: no part of what was done.
 ABOUT_FOLDER = {"--resume", "--overwrite"}
+SHOW_PROGRAM = "import onnx, sys; print(onnx.load(sys.argv[1]).doc_string)"
 LONGEST_LIST = 24
 DEEPEST = 3
 
 
-def again(source: Source) -> list[Block]:
+def again(source: RunData) -> list[Block]:
     """Return the commands that repeat the run, to be typed in its folder, and a record of the one that started it."""
     started = _started(source)
     if source.kind == "comparison":
         return [*_record(started), Paragraph(SAID)] if started else []
-    first = "In the run's folder, from the saved settings, every default included:"
+    first = f"In {_place(source)}, from the saved settings, every default included:"
     if source.kind == "generator":
         commands = [(first, f"clusterq-gen train --config {CONFIG} --out ../again")]
         elsewhere = f"{setting_name('weights')} (and {setting_name('arch')}, for a file of your own)"
@@ -55,7 +58,7 @@ def again(source: Source) -> list[Block]:
     return [*blocks, *_record(started), Paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")]
 
 
-def next_step(source: Source) -> list[Block]:
+def next_step(source: RunData) -> list[Block]:
     """Return the command that goes on from here, to be typed in the run's folder."""
     if source.kind == "generator":
         said, command = _after_generator(source)
@@ -64,16 +67,30 @@ def next_step(source: Source) -> list[Block]:
     elif real(section(source.result.get("student")).get("top1")) is None:
         said = "Next, measure the accuracy on real images (put in your folder)"
         command = "clusterq-finetune evaluate --student . --val path/to/real/images"
+    elif isinstance(path := section(source.benchmark.get("file")).get("path"), str):
+        # Its doc string holds a program that runs it.
+        said = "Next, run the file: it holds a program that does, to be printed"
+        command = shell_command("python", "-c", SHOW_PROGRAM, re.split(r"[\\/]", path)[-1])
+        return [Paragraph(f"{said}; in the file's folder:"), Code(command)]
     else:
         said, command = "Next, write it as a file for other programs", "clusterq-finetune export --student . --out model.onnx"
-    return [Paragraph(f"{said}; in the run's folder:"), Code(command)]
+    return [Paragraph(f"{said}; in {_place(source)}:"), Code(command)]
 
 
-def _after_generator(source: Source) -> tuple[str, str]:
+def _after_generator(source: RunData) -> tuple[str, str]:
     if source.manifest is None:
         return "The run is not finished. To go on", "clusterq-gen train --out . --resume"
     bits = word(section(source.config.get("quant")).get("bits"), "w4a4")
     return "Next, make a low-bit model from these images", shell_command("clusterq-finetune", "--shards", ".", "--bits", bits)
+
+
+def _place(source: RunData) -> str:
+    """Return where the run's commands are typed: "the run's folder", with its name if the page lies elsewhere."""
+    if source.page is None:
+        return "the run's folder"
+    relative = os.path.relpath(source.folder, source.page.parent)
+    outside = relative.startswith(os.pardir)
+    return f"the run's folder, {f'{ELSEWHERE}/{source.folder.name}' if outside else relative}"
 
 
 def _record(started: str) -> list[Block]:
@@ -88,12 +105,12 @@ def _record(started: str) -> list[Block]:
     return [Paragraph(f"As it was started{cut}:"), Code(started)]
 
 
-def _command(source: Source) -> list[str]:
+def _command(source: RunData) -> list[str]:
     found = source.environment.get("command")
     return [word(one) for one in found] if isinstance(found, list) else []
 
 
-def _started(source: Source) -> str:
+def _started(source: RunData) -> str:
     """The command line as a person types it: the program's name instead of where it was installed; empty for an unknown program."""
     words = _command(source)
     if not words:
@@ -105,7 +122,7 @@ def _started(source: Source) -> str:
     return f"{name} {shell_command(*(shown_path(one, source.folder) for one in words[1:] if one not in ABOUT_FOLDER))}"
 
 
-def _value_of(flag: str, source: Source) -> str | None:
+def _value_of(flag: str, source: RunData) -> str | None:
     words = _command(source)
     for place, one in enumerate(words):
         if one == flag and place + 1 < len(words):
@@ -115,7 +132,7 @@ def _value_of(flag: str, source: Source) -> str | None:
     return None
 
 
-def settings(source: Source) -> list[Block]:
+def settings(source: RunData) -> list[Block]:
     """Everything in config.yaml, a table for each section."""
     found: list[Block] = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
@@ -129,7 +146,7 @@ def settings(source: Source) -> list[Block]:
     return found
 
 
-def origins(source: Source) -> list[Block]:
+def origins(source: RunData) -> list[Block]:
     """Digests, versions and machine: what must agree for two runs to be the same."""
     manifest, result, environment = source.manifest, source.result, source.environment
     facts: list[tuple[str, Any]] = [
@@ -155,7 +172,7 @@ def origins(source: Source) -> list[Block]:
     return [Table(["what", "value"], listed, words=2)] if listed else []
 
 
-def seed(source: Source) -> str:
+def seed(source: RunData) -> str:
     """The run's seed."""
     return number(real(section(source.config.get("runtime")).get("seed")))
 

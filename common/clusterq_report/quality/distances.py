@@ -81,6 +81,8 @@ class Spread:
 def spread(points: Tensor, labels: Tensor, classes: int) -> Spread:
     """Return the mean over all pairs, by sums: sum over ordered pairs of ||x - y||^2 = 2 (n sum ||x||^2 - ||sum x||^2).
 
+    These are distances between two points, summed over the coordinates. `measure.within_classes` has the variance of each coordinate.
+
     Args:
         points: (N, D), any dtype, at least two.
         labels: (N,) int64, below `classes`.

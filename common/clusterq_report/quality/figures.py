@@ -113,7 +113,7 @@ class Measured:
         for pair in candidates:
             turn.append((seen[pair.label], pair.distance, pair))
             seen[pair.label] += 1
-        return [pair for _, _, pair in sorted(turn, key=lambda one: one[:2])[:MOST_PAIRS]]
+        return [pair for _, _, pair in sorted(turn, key=lambda candidate: candidate[:2])[:MOST_PAIRS]]
 
     def contradicted(self, numbers: list[int], most: int) -> list[Contradiction]:
         """Return images whose label the teacher contradicts, sorted by confidence.
@@ -135,7 +135,7 @@ class Measured:
                 named=int(collected.top1[at]),
                 confidence=min(1.0, float(collected.confidence[at])),
             )
-            for _, at in sorted(turn, key=lambda one: one[0])[:most]
+            for _, at in sorted(turn, key=lambda candidate: candidate[0])[:most]
         ]
 
 

@@ -109,8 +109,8 @@ def _about(real: Real, seen: int) -> RealImages:
     return RealImages(name=real.name, layout=real.layout, images=real.images, unreadable=real.drawn - seen)
 
 
-def _frechet(one: Gaussian, other: Gaussian, real: Gaussian) -> Frechet:
-    squared = squared_frechet_distance(one, other)
+def _frechet(features: Gaussian, other: Gaussian, real: Gaussian) -> Frechet:
+    squared = squared_frechet_distance(features, other)
     return Frechet(squared=squared, relative=squared / real.variance if real.variance > 0 else None)
 
 

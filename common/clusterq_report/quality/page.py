@@ -21,63 +21,67 @@ MOST_ROWS = 1000
 GUIDE = "docs/shard-quality.md"
 
 
-def quality_page(found: Quality, shards: ShardSet) -> Report:
+def quality_page(quality: Quality, shards: ShardSet) -> Report:
     """Return the page of a set.
 
     Raises:
         ClusterqError: an image that it shows cannot be read.
     """
-    own = found.sources["set"]
+    own = quality.sources["set"]
     tiles = {
-        "Teacher": found.teacher,
-        "Images measured": f"{own.images:,} of {found.of_images:,}",
+        "Teacher": quality.teacher,
+        "Images measured": f"{own.images:,} of {quality.of_images:,}",
         "Teacher names the label": percent(100 * own.agreement),
         "Mean confidence": percent(100 * own.confidence.mean, 1),
         "Exact copies": f"{own.exact:,}",
         "Near-duplicates": percent(100 * own.near),
     }
     if own.other is not None:
-        tiles[f"{found.other} names the label"] = percent(100 * own.other)
+        tiles[f"{quality.other} names the label"] = percent(100 * own.other)
     if own.frechet is not None:
         tiles["Frechet distance, of real variance"] = number(own.frechet.relative)
-    heads, rows = summary_rows(found)
+    heads, rows = summary_rows(quality)
     sections = [
-        Section("figures", "The figures and their references", [Paragraph(_about(found)), Table(heads, rows)], opened=True),
-        Section("images", "Images", gallery(shards, found.split), opened=True),
+        Section("figures", "The figures and their references", [Paragraph(_about(quality)), Table(heads, rows)], opened=True),
+        Section("images", "Images", gallery(shards, quality.split), opened=True),
         Section(
-            "teacher", "What the teacher makes of them", [*_certainty(found), *_agreement(found), *contradicted(found, shards)]
+            "teacher",
+            "What the teacher makes of them",
+            [*_certainty(quality), *_agreement(quality), *contradicted(quality, shards)],
         ),
-        Section("inside", "Inside the teacher", _batchnorm(found)),
-        Section("diversity", "Diversity", _diversity(found)),
-        Section("duplicates", "Duplicates", [*_near(found), *closest_pairs(found, shards)]),
-        Section("classes", "Every class", _classes(found)),
-        Section("origins", "Origins", [Table(["what", "value"], _origins(found), words=2)]),
+        Section("network", "Inside the teacher", _batchnorm(quality)),
+        Section("diversity", "Diversity", _diversity(quality)),
+        Section("duplicates", "Duplicates", [*_near(quality), *closest_pairs(quality, shards)]),
+        Section("classes", "Every class", _classes(quality)),
+        Section("origins", "Origins", [Table(["what", "value"], _origins(quality), words=2)]),
     ]
     beside = (
-        f"{found.sources['real'].images:,} real images and pure noise" if found.real else "pure noise, without one real image"
+        f"{quality.sources['real'].images:,} real images and pure noise"
+        if quality.real
+        else "pure noise, without one real image"
     )
-    lead = f"{own.images:,} synthetic images made for {found.teacher}, measured beside {beside}."
-    return Report(f"Quality of synthetic images for {found.teacher}", lead, tiles, verdicts(found), sections, guide=GUIDE)
+    lead = f"{own.images:,} synthetic images made for {quality.teacher}, measured beside {beside}."
+    return Report(f"Quality of synthetic images for {quality.teacher}", lead, tiles, verdicts(quality), sections, guide=GUIDE)
 
 
-def _about(found: Quality) -> str:
+def _about(quality: Quality) -> str:
     explanation = (
         "Pure noise: as many images without any content, each value drawn with the mean and std of the teacher's normalisation."
     )
-    if found.real is not None:
-        explanation += f" Real images: {found.sources['real'].images:,} of {found.real.images:,} in {found.real.name} ({found.real.layout})."
+    if quality.real is not None:
+        explanation += f" Real images: {quality.sources['real'].images:,} of {quality.real.images:,} in {quality.real.name} ({quality.real.layout})."
     return (
         explanation
         + " Distances within a row of pixels or features are in units of the typical distance of the column's own images."
     )
 
 
-def _certainty(found: Quality) -> list[Block]:
+def _certainty(quality: Quality) -> list[Block]:
     def drawn(title: str, x_label: str, of: Callable[[ImageFigures], Distribution], caption: str) -> Figure:
         middles = [100 * (place + 0.5) / BINS for place in range(BINS)]
         lines = [
-            Line(COLUMNS[name], [(x, 100 * share) for x, share in zip(middles, of(one).shares, strict=True)])
-            for name, one in found.sources.items()
+            Line(COLUMNS[name], [(x, 100 * share) for x, share in zip(middles, of(source).shares, strict=True)])
+            for name, source in quality.sources.items()
         ]
         chart = line_chart(lines, title=title, x_label=x_label, y_label="percent of images", x_range=(0, 100))
         return Figure(title, chart, caption)
@@ -87,33 +91,36 @@ def _certainty(found: Quality) -> list[Block]:
         drawn(
             "The teacher's confidence",
             "confidence in its first class, percent",
-            lambda one: one.confidence,
+            lambda source: source.confidence,
             f"{bins} Images of which the teacher is as sure as of real ones carry its classes; all of them at the right end are easy ones.",
         ),
         drawn(
             "Entropy of the teacher's answer",
             "entropy, percent of the most possible",
-            lambda one: one.entropy,
+            lambda source: source.entropy,
             f"{bins} 0: one class alone; 100: all classes alike.",
         ),
     ]
 
 
-def _agreement(found: Quality) -> list[Block]:
-    if found.sources["set"].agreement == 1 and found.other is None:
+def _agreement(quality: Quality) -> list[Block]:
+    if quality.sources["set"].agreement == 1 and quality.other is None:
         return [Paragraph("The teacher names the stored label on every image of every class.")]
-    names = ["teacher", *([found.other] if found.other else [])]
+    names = ["teacher", *([quality.other] if quality.other else [])]
     groups, caption = _of_classes(
-        found,
-        lambda one: [100 * one.agreement, *([] if one.other is None else [100 * one.other])],
-        lambda one: one.agreement if one.other is None else one.other,
+        quality,
+        lambda class_figures: [
+            100 * class_figures.agreement,
+            *([] if class_figures.other is None else [100 * class_figures.other]),
+        ],
+        lambda class_figures: class_figures.agreement if class_figures.other is None else class_figures.other,
     )
     chart = bar_chart(groups, names, title="Labels confirmed", x_label="percent of a class's images", high=100.0, decimals=1)
     return [Figure("Labels confirmed, by class", chart, "Share of images of which a network names the stored label." + caption)]
 
 
-def _batchnorm(found: Quality) -> list[Block]:
-    names = [layer.layer for layer in found.sources["set"].batchnorm]
+def _batchnorm(quality: Quality) -> list[Block]:
+    names = [layer.layer for layer in quality.sources["set"].batchnorm]
     places = {float(n): f"{n} {name}" for n, name in enumerate(names, start=1)}
     blocks: list[Block] = []
     for key, title, caption in (
@@ -121,8 +128,8 @@ def _batchnorm(found: Quality) -> list[Block]:
         ("std", "Distance of BatchNorm stds", "Mean over channels of |std / running std - 1|."),
     ):
         lines = [
-            Line(COLUMNS[name], [(n, getattr(layer, key)) for n, layer in enumerate(one.batchnorm, start=1)])
-            for name, one in found.sources.items()
+            Line(COLUMNS[name], [(n, getattr(layer, key)) for n, layer in enumerate(source.batchnorm, start=1)])
+            for name, source in quality.sources.items()
         ]
         chart = line_chart(
             lines, title=title, x_label="BatchNorm layer, by its number", y_label="running stds", log=True, places=places
@@ -130,19 +137,23 @@ def _batchnorm(found: Quality) -> list[Block]:
         blocks.append(
             Figure(title, chart, f"{caption} 0 would be exactly as in training. The table has the names of the numbers.")
         )
-    heads = ["number", "layer", *(f"{COLUMNS[name]}, {what} off" for name in found.sources for what in ("mean", "std"))]
+    heads = ["number", "layer", *(f"{COLUMNS[name]}, {what} off" for name in quality.sources for what in ("mean", "std"))]
     rows = [
         [str(n), layers[0].layer, *(number(value) for layer in layers for value in (layer.mean, layer.std))]
-        for n, layers in enumerate(zip(*(one.batchnorm for one in found.sources.values()), strict=True), start=1)
+        for n, layers in enumerate(zip(*(source.batchnorm for source in quality.sources.values()), strict=True), start=1)
     ]
     return [*blocks, Folded("Every layer", [Table(heads, rows, words=2, sortable=True)])]
 
 
-def _diversity(found: Quality) -> list[Block]:
+def _diversity(quality: Quality) -> list[Block]:
     groups, caption = _of_classes(
-        found,
-        lambda one: [one.features_nearest, one.features_nearest_other, one.features_within],
-        lambda one: float("inf") if one.features_nearest is None else one.features_nearest,
+        quality,
+        lambda class_figures: [
+            class_figures.features_nearest,
+            class_figures.features_nearest_other,
+            class_figures.features_within,
+        ],
+        lambda class_figures: float("inf") if class_figures.features_nearest is None else class_figures.features_nearest,
     )
     names = ["nearest of the class", "nearest of as many others", "any two of the class"]
     chart = bar_chart(
@@ -156,12 +167,14 @@ def _diversity(found: Quality) -> list[Block]:
     return [Figure("Distances in the teacher's features, by class", chart, explanation + caption)]
 
 
-def _near(found: Quality) -> list[Block]:
+def _near(quality: Quality) -> list[Block]:
     explanation = f"Near-duplicates are images with another one of their class closer than {NEAR:g} of the typical distance in pixels: the two share 99 % of "
     explanation += "their variance."
-    if not found.sources["set"].near:
+    if not quality.sources["set"].near:
         return [Paragraph(f"{explanation} There are none.")]
-    groups, caption = _of_classes(found, lambda one: [100 * one.near], lambda one: -one.near)
+    groups, caption = _of_classes(
+        quality, lambda class_figures: [100 * class_figures.near], lambda class_figures: -class_figures.near
+    )
     chart = bar_chart(
         groups, ["near-duplicates"], title="Near-duplicates", x_label="percent of a class's images", high=100.0, decimals=1
     )
@@ -169,47 +182,47 @@ def _near(found: Quality) -> list[Block]:
 
 
 def _of_classes(
-    found: Quality, values: Callable[[ClassFigures], Sequence[float | None]], order: Callable[[ClassFigures], float]
+    quality: Quality, values: Callable[[ClassFigures], Sequence[float | None]], order: Callable[[ClassFigures], float]
 ) -> tuple[list[Bars], str]:
     """Return bars for each class, or for the first ones in `order`, and a sentence that states the selection."""
-    classes = found.per_class
+    classes = quality.per_class
     caption = ""
     if len(classes) > MOST_BARS:
         caption = f" The {WORST} of {len(classes)} classes where it is worst."
-        classes = sorted(classes, key=lambda one: (order(one), one.label))[:WORST]
-    return [Bars(found.class_name(one.label), values(one)) for one in classes], caption
+        classes = sorted(classes, key=lambda class_figures: (order(class_figures), class_figures.label))[:WORST]
+    return [Bars(quality.class_name(class_figures.label), values(class_figures)) for class_figures in classes], caption
 
 
-def _classes(found: Quality) -> list[Block]:
+def _classes(quality: Quality) -> list[Block]:
     heads = ["class", "images", "teacher names it", "else mostly", "confidence", "entropy", "clipped"]
-    heads += [f"{found.other} names it"] if found.other else []
+    heads += [f"{quality.other} names it"] if quality.other else []
     heads += ["copies", "near-duplicates", "nearest, pixels", "nearest, features", "others, features"]
     rows = []
-    for figures in by_trouble(found.per_class)[:MOST_ROWS]:
+    for figures in by_trouble(quality.per_class)[:MOST_ROWS]:
         shares = [percent(100 * value, 1) for value in (figures.confidence, figures.entropy, figures.clipped)]
         shares += [] if figures.other is None else [percent(100 * figures.other, 1)]
         near = [f"{figures.exact:,}", percent(100 * figures.near, 1)]
         distances = [
             number(value) for value in (figures.pixels_nearest, figures.features_nearest, figures.features_nearest_other)
         ]
-        taken = "–" if figures.taken_for is None else found.class_name(figures.taken_for)
-        seen = [found.class_name(figures.label), f"{figures.images:,}", percent(100 * figures.agreement, 1), taken]
+        taken = "–" if figures.taken_for is None else quality.class_name(figures.taken_for)
+        seen = [quality.class_name(figures.label), f"{figures.images:,}", percent(100 * figures.agreement, 1), taken]
         rows.append([*seen, *shares, *near, *distances])
     explanation = "Those with the most near-duplicates and contradicted labels first."
-    explanation += f" {MOST_ROWS} of {len(found.per_class)}." if len(found.per_class) > MOST_ROWS else ""
-    title = count(len(found.per_class), "class", "classes")
+    explanation += f" {MOST_ROWS} of {len(quality.per_class)}." if len(quality.per_class) > MOST_ROWS else ""
+    title = count(len(quality.per_class), "class", "classes")
     return [Folded(title, [Paragraph(explanation), Table(heads, rows, sortable=True)])]
 
 
-def _origins(found: Quality) -> list[list[str]]:
+def _origins(quality: Quality) -> list[list[str]]:
     facts = [
-        ("shards", found.shards),
-        ("split", found.split),
-        ("teacher", found.teacher),
-        ("teacher's digest", found.teacher_digest),
-        ("other network", found.other),
-        ("its digest", found.other_digest),
-        ("real images", found.real and f"{found.real.name}, {found.real.layout}"),
-        ("seed of the draws", str(found.seed)),
+        ("shards", quality.shards),
+        ("split", quality.split),
+        ("teacher", quality.teacher),
+        ("teacher's digest", quality.teacher_digest),
+        ("other network", quality.other),
+        ("its digest", quality.other_digest),
+        ("real images", quality.real and f"{quality.real.name}, {quality.real.layout}"),
+        ("seed of the draws", str(quality.seed)),
     ]
     return [[name, value] for name, value in facts if value]

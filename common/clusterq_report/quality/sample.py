@@ -9,21 +9,16 @@ from torch import Tensor
 
 from clusterq_common.images import to_pixels
 from clusterq_common.run.seeding import stream
-from clusterq_common.shards.read import SplitReader
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
+from clusterq_report.measure.measuring_batch import measuring_batch
 
 # (pixels (N, C, H, W) uint8, labels (N,) int64)
 Batch = tuple[Tensor, Tensor]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 128, 16
 # A single image of a class would have no neighbour.
 LEAST_OF_A_CLASS = 2
-
-
-def batch_size(spec: InputSpec) -> int:
-    """Return the number of images in a batch for the networks."""
-    return SMALL_BATCH if spec.longer_side <= SMALL_IMAGE else LARGE_BATCH
 
 
 def sampled(labels: Ints, most: int, seed: int) -> Ints:
@@ -60,10 +55,10 @@ def stored(reader: SplitReader, numbers: Ints, spec: InputSpec) -> Iterator[Batc
     Raises:
         ClusterqError: a sample cannot be read.
     """
-    size = batch_size(spec)
+    size = measuring_batch(spec)
     for start in range(0, len(numbers), size):
         read = [reader.read(int(number)) for number in numbers[start : start + size]]
-        pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read])
+        pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _, _ in read])
         yield pixels, torch.tensor([label for _, label, _ in read])
 
 
@@ -73,6 +68,6 @@ def noise(labels: Tensor, spec: InputSpec, seed: int) -> Iterator[Batch]:
     Each value is drawn from a normal distribution with the mean and std of the teacher's normalisation (for many teachers those of
     their training data), and then rounded to eight bits. They carry the given labels (N,).
     """
-    for number, own in enumerate(labels.split(batch_size(spec))):
+    for number, own in enumerate(labels.split(measuring_batch(spec))):
         random = stream(seed, "quality noise", number)
         yield to_pixels(torch.randn(len(own), *spec.shape, generator=random), spec), own

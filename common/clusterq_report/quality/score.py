@@ -10,16 +10,16 @@ def batchnorm_distance(figures: ImageFigures) -> float:
     return sum(math.hypot(layer.mean, layer.std) for layer in figures.batchnorm) / len(figures.batchnorm)
 
 
-def balance(found: Quality) -> float:
+def balance(quality: Quality) -> float:
     """Return exp(entropy of the labels' shares) over the number of classes: 1 if all classes have equally many images."""
-    counts = [one.images for one in found.per_class]
+    counts = [class_figures.images for class_figures in quality.per_class]
     shares = [count / sum(counts) for count in counts if count]
-    return math.exp(-sum(share * math.log(share) for share in shares)) / (len(counts) + len(found.missing))
+    return math.exp(-sum(share * math.log(share) for share in shares)) / (len(counts) + len(quality.missing))
 
 
-def score(found: Quality) -> float:
+def score(quality: Quality) -> float:
     """Return balance x agreement x (1 - BatchNorm distance over that of noise), from 0 to 1; 0 where the set is no nearer than noise."""
-    own, noise = found.sources["set"], found.sources["noise"]
+    own, noise = quality.sources["set"], quality.sources["noise"]
     distance, of_noise = batchnorm_distance(own), batchnorm_distance(noise)
     near = 1 - distance / of_noise if distance < of_noise else 0.0
-    return balance(found) * own.agreement * near
+    return balance(quality) * own.agreement * near

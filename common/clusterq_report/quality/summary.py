@@ -11,27 +11,27 @@ COLUMNS = {"set": "this set", "noise": "pure noise", "real": "real images"}
 MARKS = {"good": "+", "plain": " ", "warning": "!"}
 
 
-def summary_rows(found: Quality) -> tuple[list[str], list[list[str]]]:
+def summary_rows(quality: Quality) -> tuple[list[str], list[list[str]]]:
     """Return the heads and a row for each figure: its name and its value for each source. Rows without any value are left out."""
-    sources = {name: found.sources[name] for name in COLUMNS if name in found.sources}
+    sources = {name: quality.sources[name] for name in COLUMNS if name in quality.sources}
     heads = ["", *(COLUMNS[name] for name in sources)]
-    rows = [[figure_name, *(shown(source) for source in sources.values())] for figure_name, shown in _figures(found).items()]
+    rows = [[figure_name, *(shown(source) for source in sources.values())] for figure_name, shown in _figures(quality).items()]
     return heads, [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 
-def summary_lines(found: Quality) -> list[str]:
+def summary_lines(quality: Quality) -> list[str]:
     """Return the table and the verdicts, one line each."""
-    heads, rows = summary_rows(found)
+    heads, rows = summary_rows(quality)
     first = max(len(row[0]) for row in rows)
     widths = [max(len(row[place]) for row in [heads, *rows]) for place in range(1, len(heads))]
     lines = [
         "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
         for row in [heads, *rows]
     ]
-    return [*lines, "", *(f"{MARKS[remark.level]} {remark.sentence}" for remark in verdicts(found))]
+    return [*lines, "", *(f"{MARKS[remark.level]} {remark.sentence}" for remark in verdicts(quality))]
 
 
-def _figures(found: Quality) -> dict[str, Callable[[ImageFigures], str]]:
+def _figures(quality: Quality) -> dict[str, Callable[[ImageFigures], str]]:
     def share(value: float | None, decimals: int = 1) -> str:
         return percent(None if value is None else 100 * value, decimals)
 
@@ -40,32 +40,36 @@ def _figures(found: Quality) -> dict[str, Callable[[ImageFigures], str]]:
 
     def near(space: Callable[[ImageFigures], Diversity]) -> dict[str, Callable[[ImageFigures], str]]:
         return {
-            "nearest of its class": lambda one: number(space(one).nearest),
-            "nearest of as many others": lambda one: number(space(one).nearest_other),
-            "any two of a class": lambda one: number(space(one).within),
+            "nearest of its class": lambda source: number(space(source).nearest),
+            "nearest of as many others": lambda source: number(space(source).nearest_other),
+            "any two of a class": lambda source: number(space(source).within),
         }
 
-    pixels = {f"pixels: {name}": shown for name, shown in near(lambda one: one.pixels).items()}
-    features = {f"features: {name}": shown for name, shown in near(lambda one: one.features).items()}
-    other = found.other or "the other network"
+    pixels = {f"pixels: {name}": shown for name, shown in near(lambda source: source.pixels).items()}
+    features = {f"features: {name}": shown for name, shown in near(lambda source: source.features).items()}
+    other = quality.other or "the other network"
     return {
-        "images": lambda one: f"{one.images:,}",
-        "classes": lambda one: f"{one.classes:,}",
-        "teacher names the label": lambda one: share(one.agreement, 2),
-        f"{other} names the label": lambda one: share(one.other, 2),
-        f"{other} agrees with the teacher": lambda one: share(one.other_teacher, 2),
-        "confidence, mean": lambda one: share(one.confidence.mean),
-        "confidence, 5th to 95th percentile": lambda one: f"{share(one.confidence.low)} to {share(one.confidence.high)}",
-        "entropy, of the most possible": lambda one: share(one.entropy.mean),
-        "BatchNorm mean off, running stds": lambda one: mean([layer.mean for layer in one.batchnorm]),
-        "BatchNorm std off, share": lambda one: mean([layer.std for layer in one.batchnorm]),
-        "clipped pixel values": lambda one: share(one.clipped, 2),
-        "pixels: typical distance, of 255": lambda one: number(one.pixels.typical),
+        "images": lambda source: f"{source.images:,}",
+        "classes": lambda source: f"{source.classes:,}",
+        "teacher names the label": lambda source: share(source.agreement, 2),
+        f"{other} names the label": lambda source: share(source.other, 2),
+        f"{other} agrees with the teacher": lambda source: share(source.other_teacher, 2),
+        "confidence, mean": lambda source: share(source.confidence.mean),
+        "confidence, 5th to 95th percentile": lambda source: (
+            f"{share(source.confidence.low)} to {share(source.confidence.high)}"
+        ),
+        "entropy, of the most possible": lambda source: share(source.entropy.mean),
+        "BatchNorm mean off, running stds": lambda source: mean([layer.mean for layer in source.batchnorm]),
+        "BatchNorm std off, share": lambda source: mean([layer.std for layer in source.batchnorm]),
+        "clipped pixel values": lambda source: share(source.clipped, 2),
+        "pixels: typical distance, of 255": lambda source: number(source.pixels.typical),
         **pixels,
         **features,
-        "images with an exact copy": lambda one: f"{one.exact:,}",
-        "images with a near-duplicate": lambda one: share(one.near, 2),
-        "Frechet distance to real (of real: halves)": lambda one: number(one.frechet.squared if one.frechet else None),
-        "the same, of the real variance": lambda one: number(one.frechet.relative if one.frechet else None),
-        "score among sets of this teacher, 0 to 1": lambda one: number(score(found) if one is found.sources["set"] else None),
+        "images with an exact copy": lambda source: f"{source.exact:,}",
+        "images with a near-duplicate": lambda source: share(source.near, 2),
+        "Frechet distance to real (of real: halves)": lambda source: number(source.frechet.squared if source.frechet else None),
+        "the same, of the real variance": lambda source: number(source.frechet.relative if source.frechet else None),
+        "score among sets of this teacher, 0 to 1": lambda source: number(
+            score(quality) if source is quality.sources["set"] else None
+        ),
     }

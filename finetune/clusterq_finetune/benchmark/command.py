@@ -134,6 +134,11 @@ def _refuse_unused(
         )
     if teacher and student is None:
         raise ClusterqError(f"--{next(iter(teacher))}: there is no --student, expected one whose teacher it is; leave it out.")
+    refuse_idle_evaluation(val, classes, evaluation)
+
+
+def refuse_idle_evaluation(val: Path | None, classes: Path | None, evaluation: EvaluationConfig | None) -> None:
+    """Raise ClusterqError for settings of an evaluation on real images where there are none."""
     if val is None and classes is not None:
         raise ClusterqError("--classes: there is no --val, expected images that it names the classes of; leave it out.")
     if val is None and evaluation is not None and evaluation.model_fields_set:
@@ -173,7 +178,7 @@ def _noise(about: Description, count: int) -> Tensor:
 
 def _latency(models: Mapping[str, OnnxModel], about: Description, sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
     """Time a call of each file at each batch size, its input at hand."""
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     with progress("timing", turns * len(sizes)) as ticker:
         for size in sizes:
             images = {name: model.feed(_noise(about, size)) for name, model in models.items()}
@@ -187,8 +192,8 @@ def _latency(models: Mapping[str, OnnxModel], about: Description, sizes: Sequenc
             }
             if FLOAT in models:
                 row["ratio"] = list(ratio_of(seconds[FILE], seconds[FLOAT]))
-            found.append(row)
-    return found
+            results.append(row)
+    return results
 
 
 def _kernels(model: OnnxModel, about: Description, threads: int) -> dict[str, Any]:
@@ -216,7 +221,7 @@ def _on_real(
     )
     ordered = {TEACHER if name == FLOAT else name: models[name] for name in (FLOAT, FILE) if name in models}
     with progress("evaluating", len(images), images=1) as ticker:
-        found = evaluate_models(
+        results = evaluate_models(
             ordered,
             images,
             device=torch.device("cpu"),
@@ -224,7 +229,7 @@ def _on_real(
             progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
         )
     result: dict[str, Any] = {name: {} for name in ordered}
-    add_evaluation(result, found, images, about.input)
+    add_evaluation(result, results, images, about.input)
     return {FLOAT if name == TEACHER else name: values for name, values in result.items()}
 
 

@@ -33,10 +33,10 @@ def float_export(folder: Path, exported: Description, given: dict[str, str]) -> 
         raise ClusterqError(
             f"--student: {folder} holds no {STUDENT}, expected the folder of the fine-tuning that the file is from."
         )
-    found = sha256_file(folder / STUDENT)
-    if exported.student != found:
+    digest = sha256_file(folder / STUDENT)
+    if exported.student != digest:
         raise ClusterqError(
-            f"--student: the file was exported from a student with SHA-256 {exported.student[:16]}, but that in {folder} has {found[:16]}, "
+            f"--student: the file was exported from a student with SHA-256 {exported.student[:16]}, but that in {folder} has {digest[:16]}, "
             "expected the same; name its folder, or export again."
         )
     saved = read_yaml(folder / CONFIG)

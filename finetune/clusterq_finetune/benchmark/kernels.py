@@ -57,12 +57,12 @@ def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
     # The first run allocates memory; each run has the same calls in the same order. A call's time is the median of its runs, since
     # whatever else the machine does may stop one for longer than all others take.
     calls = len(events) // (RUNS + 1)
-    found: dict[tuple[str, bool], list[float]] = defaultdict(list)
+    durations: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for number in range(calls):
         about = events[calls + number]["args"]
         times = [event["dur"] for event in events[calls + number :: calls]]
-        found[about["op_name"], _in_integers(about)].append(median(times))
-    total = max(sum(sum(times) for times in found.values()), 1)
+        durations[about["op_name"], _in_integers(about)].append(median(times))
+    total = max(sum(sum(times) for times in durations.values()), 1)
     kernels = [
         Kernel(
             operator=operator,
@@ -71,7 +71,7 @@ def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
             calls=len(times),
             share=sum(times) / total,
         )
-        for (operator, integers), times in found.items()
+        for (operator, integers), times in durations.items()
     ]
     return sorted(kernels, key=lambda kernel: -kernel.share)
 

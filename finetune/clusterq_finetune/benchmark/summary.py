@@ -17,10 +17,10 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         *_table(result["latency"], "float" in sizes),
         "",
     ]
-    for name, found in result["kernels"].items():
+    for name, kernels in result["kernels"].items():
         lines.append(
-            f"{name}: {found['integer_layers']} of {found['layers']} convolutions and matrix products in integers, "
-            f"{100 * found['integer_share']:.0f} % of the time: {_shown(found['kernels'])}"
+            f"{name}: {kernels['integer_layers']} of {kernels['layers']} convolutions and matrix products in integers, "
+            f"{100 * kernels['integer_share']:.0f} % of the time: {_shown(kernels['kernels'])}"
         )
     return [*lines, *_images(result)]
 
@@ -50,12 +50,12 @@ def _shown(kernels: list[dict[str, Any]]) -> str:
 def _images(result: dict[str, Any]) -> list[str]:
     lines = []
     for name in ("float", "file"):
-        found = result.get("real_images", {}).get(name)
-        if found:
-            low, high = found["top1_interval"]
-            agrees = "" if found["agreement"] is None else f", same class as float on {found['agreement']:.2f} %"
+        images = result.get("real_images", {}).get(name)
+        if images:
+            low, high = images["top1_interval"]
+            agrees = "" if images["agreement"] is None else f", same class as float on {images['agreement']:.2f} %"
             lines.append(
-                f"{name}: top-1 {found['top1']:.2f} % ({low:.2f} to {high:.2f}) on {found['images']} real images{agrees}"
+                f"{name}: top-1 {images['top1']:.2f} % ({low:.2f} to {high:.2f}) on {images['images']} real images{agrees}"
             )
     synthetic = result.get("synthetic_images")
     if synthetic:

@@ -57,4 +57,4 @@ def median_of(values: Sequence[float]) -> MedianOf:
 
 def ratio_of(above: Sequence[float], below: Sequence[float]) -> MedianOf:
     """Return the median of the ratios within a turn, with its interval."""
-    return median_of([one / other for one, other in zip(above, below, strict=True)])
+    return median_of([mine / other for mine, other in zip(above, below, strict=True)])

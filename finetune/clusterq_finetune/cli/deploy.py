@@ -7,15 +7,16 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help, named_teacher
-from clusterq_cli.flags import with_flags
+from clusterq_cli.flags import Sections, with_flags
 from clusterq_cli.help import examples
-from clusterq_cli.main import run_guarded, same_command
+from clusterq_cli.main import run_guarded, same_command, say_begin
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.targets import TargetName
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
@@ -32,17 +33,26 @@ BENCHMARK_EXAMPLES = examples(
 QUANTIZE_EXAMPLES = examples(
     "clusterq-finetune quantize --arch resnet18 --bits w8a8 --recipe calibrated --out model.onnx",
     "clusterq-finetune quantize --arch resnet20_cifar10 --bits w4a8 --preset quick --val real/ --out model.onnx",
-    "clusterq-finetune quantize --arch net.py:build --weights net.pth --bits w8a8 --target tensorrt --out model.onnx",
+    "clusterq-finetune quantize --arch net.py:build --weights net.pth --input-size 32 --in-channels 3 --num-classes 10 "
+    "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --bits w8a8 --target tensorrt --out model.onnx",
 )
 QUANTIZE_BRIEF = brief_help(
-    *("arch", "weights", "input_size", "num_classes", "mean", "std", "bits", "target", "recipe", "preset", "out", "val"),
-    *("shards", "work", "with_preprocessing", "device", "threads", "seed", "time_budget", "overwrite", "dry_run"),
+    *("arch", "weights", "input_size", "in_channels", "num_classes", "mean", "std", "bits", "target", "recipe", "preset"),
+    *("out", "val", "shards", "work", "with_preprocessing", "device", "threads", "seed", "time_budget", "overwrite", "dry_run"),
     *("as_json", "quiet"),
     out="The ONNX file to write; its report is written beside it",
-    recipe="How the student is made: calibrated (minutes), fast, best or paper (default: fast)",
+    recipe="How the student is made: calibrated (minutes), fast, best or paper",
     preset="Size of the synthetic set: auto, quick, paper-cifar or paper-imagenet",
     val="Real images, only to report accuracy at the end",
 )
+QUANTIZE_SECTIONS: Sections = {
+    "teacher": TeacherConfig,
+    "quant": QuantConfig,
+    "choice": BitChoice,
+    "onnx": OnnxConfig,
+    "evaluation": EvaluationConfig,
+    "runtime": RuntimeConfig,
+}
 # The presets of clusterq-gen, which is another program.
 Preset = Literal["auto", "quick", "paper-cifar", "paper-imagenet"]
 
@@ -118,7 +128,7 @@ def benchmark(
     run_guarded(run, debug=debug, quiet=quiet)
 
 
-@with_flags({"teacher": TeacherConfig, "quant": QuantConfig, "onnx": OnnxConfig, "runtime": RuntimeConfig}, typer.Option)
+@with_flags(QUANTIZE_SECTIONS, typer.Option)
 def quantize(
     flags: dict[str, dict[str, Any]],
     out: Annotated[Path, typer.Option("--out", help="The ONNX file to write; its report is written beside it.")],
@@ -126,6 +136,7 @@ def quantize(
     val: Annotated[
         Path | None, typer.Option("--val", help=f"Real images to evaluate on, after the last step: {LAYOUTS_OR_OWN}.")
     ] = None,
+    classes: Classes = None,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -178,6 +189,7 @@ def quantize(
                 else "--recipe calibrated makes a set of its own kind"
             )
             raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
+        say_begin(f"{flags['teacher']['arch']}, recipe {recipe}, for {target}, to {out}")
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_finetune.export import summary_lines as export_lines
         from clusterq_finetune.quantize.command import plan_of, quantize
@@ -193,6 +205,7 @@ def quantize(
             preset=preset or "auto",
             set_flags=set_flags_of(set_flags),
             shards=None if shards is None else str(shards),
+            classes=None if classes is None else str(classes),
             time_budget=None if time_budget is None else parse_time_budget(time_budget),
         )
         result = quantize(

@@ -8,9 +8,10 @@ import typer
 from clusterq_cli.app import App, Debug, Json, Quiet, TimeBudget, brief_help, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
-from clusterq_cli.main import run_guarded, run_to_end, same_command
+from clusterq_cli.main import run_guarded, run_to_end, same_command, say_begin
 from clusterq_cli.report import add_report
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import without_secrets
 from clusterq_common.export.for_target import quant_for
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.settings import merged, need_sections, read_yaml, under_present_names
@@ -92,6 +93,7 @@ def finetune(
         values.pop("shards_digest", None)  # of the set then; the one now is its own
         if shards is None and saved is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
+        say_begin(f"a student from {without_secrets(shards or str(config))}")
         from clusterq_common.sharing.place import saved_folder
         from clusterq_finetune import commands
         from clusterq_finetune.evaluation.predictions import KeptPredictions

@@ -9,7 +9,7 @@ from clusterq_common.shards.batches import BEFORE_TRAINING
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import EpochBatches, ShardBatch, ShardDataset, batches
 
 
@@ -24,7 +24,7 @@ def calibration_batches(shards: ShardSet, config: FinetuneConfig) -> Iterator[Sh
 def calibration_images(shards: ShardSet, config: FinetuneConfig, spec: InputSpec) -> Iterator[Tensor]:
     """Yield the first images of that pass as network inputs, in batches."""
     for pixels in first_pixels(shards, config, config.recipe.calibration_images).split(config.recipe.batch_size):
-        yield view(pixels, spec, config.recipe.low_pass)
+        yield to_network_input(pixels, spec, config.recipe.low_pass)
 
 
 def first_pixels(shards: ShardSet, config: FinetuneConfig, count: int) -> Tensor:

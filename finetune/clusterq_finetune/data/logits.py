@@ -9,7 +9,7 @@ from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.recheck import logits_tolerance
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import RecipeConfig
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardBatch
 
 
@@ -48,7 +48,7 @@ def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, dev
                 setting="teacher_logits",
             )
         return LogitsSource(False, None, None)
-    images = view(batch.pixels.to(device), teacher.spec)
+    images = to_network_input(batch.pixels.to(device), teacher.spec)
     now = teacher.model(images).float().cpu()
     apart = (batch.logits.float() - now).abs().amax(1)
     allowed = logits_tolerance(now)

@@ -10,7 +10,7 @@ from clusterq_common.images import normalise
 from clusterq_common.teacher.spec import InputSpec
 
 
-def view(pixels: Tensor, spec: InputSpec, low_pass: float = 0.0) -> Tensor:
+def to_network_input(pixels: Tensor, spec: InputSpec, low_pass: float = 0.0) -> Tensor:
     """Convert pixels, (N, C, H, W) uint8, to normalised float32 in channels_last order.
 
     Args:

@@ -227,7 +227,7 @@ def evaluate_models(
                 pixels, labels = batch.pixels.to(device), batch.labels.to(device)
                 inputs = normalise(pixels, images.spec).contiguous(memory_format=torch.channels_last)
                 teacher_top1 = None
-                said: dict[str, Tensor] = {}
+                outputs: dict[str, Tensor] = {}
                 for name, model in models.items():
                     begin = _now(device)
                     logits = model.eval()(inputs)
@@ -235,12 +235,12 @@ def evaluate_models(
                     named = counts[name].add(logits, labels, teacher_top1)
                     teacher_top1 = named if name == TEACHER else teacher_top1
                     if predictions is not None:
-                        said[name] = logits
+                        outputs[name] = logits
                 if predictions is not None:
-                    predictions.add(batch.names, batch.labels, said)
+                    predictions.add(batch.names, batch.labels, outputs)
             if progress is not None:
                 # Timing has waited for the device already.
-                so_far = {name: found.top1() for name, found in counts.items()} if count else {}
+                so_far = {name: counted.top1() for name, counted in counts.items()} if count else {}
                 progress(min(len(images), (count + len(read.unreadable)) * ranks.world), len(images), so_far)
             mark = time.monotonic()
     for name, model in models.items():
@@ -255,8 +255,8 @@ def evaluate_models(
             setting="val",
         )
     return {
-        name: found.result(agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, read=read)
-        for name, found in counts.items()
+        name: counted.result(agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, read=read)
+        for name, counted in counts.items()
     }
 
 

@@ -21,7 +21,7 @@ from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import evaluate_models
-from clusterq_finetune.evaluation.parity import Twin, integer_twin
+from clusterq_finetune.evaluation.parity import Compared, integer_student
 from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.student import load_student
@@ -76,7 +76,7 @@ def evaluate_saved(
     images = open_validation(val, made.spec, classes=classes, geometry=made.geometry, pixel_range=black_and_white, own=True)
     with process_group(), progress("evaluating", len(images), images=1) as ticker:
         predictions = keep.collector() if keep.npz is not None or keep.csv is not None else None
-        found = evaluate_models(
+        results = evaluate_models(
             made.models,
             images,
             device=made.device,
@@ -88,9 +88,9 @@ def evaluate_saved(
         if predictions is not None:
             keep.save(predictions, keep.npz)
         for name, model in made.models.items():
-            if isinstance(model, Twin):
+            if isinstance(model, Compared):
                 made.result[name] = made.result.get(name, {}) | model.comparison()
-    add_evaluation(made.result, found, images, made.spec)
+    add_evaluation(made.result, results, images, made.spec)
     return made.result
 
 
@@ -114,7 +114,7 @@ class _Evaluated:
 def _of_student(
     folder: Path, device: torch.device, evaluation: EvaluationConfig, arch: str | None, *, integer: bool
 ) -> _Evaluated:
-    """Load a saved student, and with `integer` also its twin in integer arithmetic."""
+    """Load a saved student, and with `integer` also the same student in integer arithmetic."""
     student, spec, config = load_student(folder, device, arch)
     models: dict[str, nn.Module] = {"student": student}
     if integer:
@@ -122,7 +122,7 @@ def _of_student(
             raise ClusterqError(
                 f"--integer: the student in {folder} is at {config.quant.bits}, expected quantized layers; leave --integer out."
             )
-        models["integer"] = integer_twin(student)
+        models["integer"] = integer_student(student)
     result = {"student": {"bits": config.quant.bits, "sha256": sha256_file(folder / STUDENT)}}
     geometry = evaluation.override_with(config.evaluation.override_with(known_geometry(spec.size, config.teacher.arch)))
     return _Evaluated(models, result, device, spec, geometry, config.evaluation.black_and_white)
@@ -144,7 +144,7 @@ def _add_exported(made: _Evaluated, path: Path, exported: OnnxModel, folder: Pat
             f"--onnx: {path} was exported from a student with SHA-256 {about.student[:16]}, but that in {folder} has "
             f"{own[:16]}, expected the same; export again, or leave --student out."
         )
-    made.models["onnx"] = Twin(made.models["student"], exported)
+    made.models["onnx"] = Compared(made.models["student"], exported)
     made.result["onnx"] = {"bits": about.bits, "sha256": sha256_file(path)}
 
 

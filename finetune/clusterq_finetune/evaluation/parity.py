@@ -9,7 +9,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.quant.integer import integer_arithmetic
 
 
-class Twin(nn.Module):
+class Compared(nn.Module):
     """A model that returns the result of `compute` and counts how often `student` agrees.
 
     Each batch runs through both, and images/s counts both.
@@ -42,7 +42,7 @@ class Twin(nn.Module):
         return {"agreement_with_student": 100 * sum(agreed) / sum(images), "largest_logit_difference": max(apart)}
 
 
-def integer_twin(student: nn.Module) -> Twin:
+def integer_student(student: nn.Module) -> Compared:
     """Return `student` as integer hardware computes it. The speed of this simulation says nothing about hardware."""
 
     def compute(x: Tensor) -> Tensor:
@@ -50,4 +50,4 @@ def integer_twin(student: nn.Module) -> Twin:
             logits: Tensor = student(x)
         return logits
 
-    return Twin(student, compute)
+    return Compared(student, compute)

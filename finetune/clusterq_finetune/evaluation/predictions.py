@@ -14,6 +14,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell
 from clusterq_common.files import atomic_write
+from clusterq_common.setting_names import setting_name
 
 TOP = 5
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -114,13 +115,16 @@ class KeptPredictions:
         """Make sure, before any work, that there are images to predict and places to write to.
 
         Raises:
-            ClusterqError: there is no `--val`, or a path cannot be written.
+            ClusterqError: there are no real images, or a path cannot be written.
         """
-        for flag, path in (("--predictions-csv", self.csv), ("--predictions", self.npz)):
-            need_place(flag, path)
+        for setting, path in (("predictions_csv", self.csv), ("predictions", self.npz)):
+            need_place(setting, path)
         if val is None and (self.probabilities or self.csv is not None):
-            flag = "--probabilities" if self.probabilities else "--predictions-csv"
-            raise ClusterqError(f"{flag}: there is no --val, expected real images to predict; pass --val, or leave it out.")
+            val_name = setting_name("val")
+            raise ClusterqError(
+                f"there is no {val_name}, expected real images to predict; pass {val_name}, or leave it out.",
+                setting="probabilities" if self.probabilities else "predictions_csv",
+            )
 
     def collector(self) -> Predictions:
         """Return an empty store for an evaluation's predictions."""
@@ -138,12 +142,12 @@ class KeptPredictions:
 NOTHING_MORE = KeptPredictions()
 
 
-def need_place(flag: str, path: Path | None) -> None:
-    """Make sure, before any work, that a file can be put where a flag says.
+def need_place(setting: str, path: Path | None) -> None:
+    """Make sure, before any work, that a file can be put where a setting says.
 
     Raises:
         ClusterqError: the path is a folder, or lies in none.
     """
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        found = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-        raise ClusterqError(f"{flag}: {path} {found}, expected a file to write; name one in a folder that exists.")
+        problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise ClusterqError(f"{path} {problem}, expected a file to write; name one in a folder that exists.", setting=setting)

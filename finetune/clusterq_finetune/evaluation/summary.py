@@ -15,13 +15,13 @@ USUAL_MODES = [["RGB"], ["L"]]
 
 
 def add_evaluation(
-    result: dict[str, Any], found: dict[str, EvaluationResult], images: ValidationImages, spec: InputSpec
+    result: dict[str, Any], results: dict[str, EvaluationResult], images: ValidationImages, spec: InputSpec
 ) -> None:
     """Put what was measured into the sections of the models it is about, and on what and how beside them."""
-    for name, evaluation in found.items():
+    for name, evaluation in results.items():
         result[name] |= evaluation.model_dump(exclude=ABOUT_IMAGES)
     # Every model saw the same images.
-    first = next(iter(found.values()))
+    first = next(iter(results.values()))
     about = {"layout": images.layout, "images": first.images + len(first.unreadable)}
     result["evaluated_on"] = about | first.model_dump(include=ABOUT_IMAGES)
     result["preprocessing"] = describe_preprocessing(spec, images.geometry)
@@ -48,7 +48,7 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     modes = about.get("modes", {})
     if modes and list(modes) not in USUAL_MODES:
         lines.append("pixel modes: " + ", ".join(f"{mode} {count}" for mode, count in modes.items()))
-    return lines + [Remark.model_validate(one).line() for one in about.get("remarks", [])]
+    return lines + [Remark.model_validate(remark).line() for remark in about.get("remarks", [])]
 
 
 def top1_so_far(top1: dict[str, float]) -> str:
@@ -56,11 +56,11 @@ def top1_so_far(top1: dict[str, float]) -> str:
     return "top-1 " + ", ".join(f"{name} {value:.2f} %" for name, value in top1.items()) if top1 else ""
 
 
-def _binary(name: str, found: dict[str, Any]) -> str:
+def _binary(name: str, scores: dict[str, Any]) -> str:
     """The figures of a classifier with two classes."""
 
     def said(what: str, decimals: int, unit: str) -> str:
-        value, ends = found[what], found[f"{what}_interval"]
+        value, ends = scores[what], scores[f"{what}_interval"]
         if value is None:
             return "unknown"
         interval = f" ({ends[0]:.{decimals}f} to {ends[1]:.{decimals}f})" if ends is not None else ""

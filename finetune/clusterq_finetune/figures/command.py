@@ -26,7 +26,7 @@ from clusterq_finetune.figures.config import (
     ImagesConfig,
     LayersConfig,
 )
-from clusterq_finetune.figures.sources import MOST_CLASSES, Source, chosen_classes, open_sets, real, stored
+from clusterq_finetune.figures.sources import MOST_CLASSES, ImageGroup, chosen_classes, open_sets, real, stored
 from clusterq_finetune.figures.spread import Array
 from clusterq_finetune.figures.table import read_curves
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
@@ -63,12 +63,14 @@ def features(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: R
     from clusterq_finetune.figures.draw import write
     from clusterq_finetune.figures.features import draw_features
 
-    found = _measured(flags, runs, val, images, config, runtime)
-    with progress("projecting", len(found.layers)) as ticker:
-        drawing = draw_features(found.sources, found.values, found.layers, found.order, found.class_names, config, files)
-        ticker.advance(len(found.layers))
+    measured = _measured(flags, runs, val, images, config, runtime)
+    with progress("projecting", len(measured.layers)) as ticker:
+        drawing = draw_features(
+            measured.sources, measured.values, measured.layers, measured.order, measured.class_names, config, files
+        )
+        ticker.advance(len(measured.layers))
     write(drawing, where, files)
-    return _result(drawing.caption, where, found)
+    return _result(drawing.caption, where, measured)
 
 
 def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -82,17 +84,19 @@ def diversity(flags: Flags, runs: Sequence[Path], val: Val, out: Path, runtime: 
     from clusterq_finetune.figures.diversity import draw_diversity
     from clusterq_finetune.figures.draw import write
 
-    found = _measured(flags, runs, val, images, config, runtime)
-    known = list(found.class_names)
+    measured = _measured(flags, runs, val, images, config, runtime)
+    known = list(measured.class_names)
     shown = list(config.shown_classes) if config.shown_classes is not None else known[:2]
     for label in shown:
         if label not in known:
             raise ClusterqError(
                 f"--shown-classes: found {label}, expected some of {known}; add it to --classes, or choose another."
             )
-    drawing = draw_diversity(found.sources, found.values, found.layers, found.order, found.class_names, shown, config, files)
+    drawing = draw_diversity(
+        measured.sources, measured.values, measured.layers, measured.order, measured.class_names, shown, config, files
+    )
     write(drawing, where, files)
-    return _result(drawing.caption, where, found)
+    return _result(drawing.caption, where, measured)
 
 
 def grid(flags: Flags, runs: Sequence[Path], val: Val, out: Path) -> dict[str, Any]:
@@ -141,7 +145,9 @@ def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, An
     return {
         "files": {kind: str(path) for kind, path in where.items()},
         "caption": drawing.caption,
-        "curves": [{"analysis": one.analysis, "kind": one.kind, "settings": [row.name for row in one.rows]} for one in curves],
+        "curves": [
+            {"analysis": curve.analysis, "kind": curve.kind, "settings": [row.name for row in curve.rows]} for curve in curves
+        ],
     }
 
 
@@ -149,7 +155,7 @@ def sensitivity(flags: Flags, tables: Sequence[Path], out: Path) -> dict[str, An
 class _Measured:
     """Images, and what they are inside the teacher."""
 
-    sources: list[Source]
+    sources: list[ImageGroup]
     values: list[dict[str, Array]]
     layers: list[str]
     order: list[str]
@@ -178,24 +184,24 @@ def _measured(
 
 def _sources(
     flags: Flags, sets: dict[str, ShardSet], val: Val, classes: Sequence[int], per_class: int, arch: str
-) -> list[Source]:
+) -> list[ImageGroup]:
     """Real images first, if any are asked for, then the sets in their order."""
     evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
     if val.path is None and (val.classes is not None or evaluation != EvaluationConfig()):
         flag = "--val-classes" if val.classes is not None else "--crop-pct, --interpolation or --pixel-range"
         raise ClusterqError(f"{flag}: there is no --val, expected real images that it is about; pass --val, or leave it out.")
-    found = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
+    groups = [stored(name, shards, classes, per_class) for name, shards in sets.items()]
     if val.path is not None:
         spec = next(iter(sets.values())).manifest.teacher.spec
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
         deep = evaluation.black_and_white
         images = open_validation(val.path, spec, classes=val.classes, geometry=geometry, pixel_range=deep, own=True)
-        found.insert(0, real(images, classes, per_class))
-    for source in found:
+        groups.insert(0, real(images, classes, per_class))
+    for source in groups:
         few = len(source.labels) < per_class * len(classes)
         if few:
             info(f"Note: {source.name} has {len(source.labels)} images of these classes, fewer than {per_class} of each.")
-    return found
+    return groups
 
 
 def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.device) -> Teacher:
@@ -204,7 +210,7 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
     Raises:
         ClusterqError: nothing names it, or a set was made for another.
     """
-    run = next((folder for one in sets if (folder := run_folder_of(one)) is not None), None)
+    run = next((folder for shards in sets if (folder := run_folder_of(shards)) is not None), None)
     first = sets[0].manifest
     teacher = load_checked_teacher(find_teacher(flags, run, first), first, device)
     for one in sets[1:]:
@@ -218,7 +224,7 @@ def _teacher(flags: dict[str, Any], sets: Sequence[ShardSet], device: torch.devi
 
 def class_names(sets: Sequence[ShardSet], classes: Sequence[int]) -> dict[int, str]:
     """Title of each class: its number, and its name where a set knows it."""
-    names = next((one.manifest.class_names for one in sets if one.manifest.class_names), None)
+    names = next((shards.manifest.class_names for shards in sets if shards.manifest.class_names), None)
     return {label: f"{label} {_short(names[label])}" if names else str(label) for label in classes}
 
 
@@ -237,11 +243,11 @@ def _files(flags: Flags, out: Path) -> tuple[FileConfig, dict[str, Path]]:
     return files, files_of(out, files, given=flags.get("file", {}))
 
 
-def _result(caption: str, where: dict[str, Path], found: _Measured) -> dict[str, Any]:
+def _result(caption: str, where: dict[str, Path], measured: _Measured) -> dict[str, Any]:
     return {
         "files": {kind: str(path) for kind, path in where.items()},
         "caption": caption,
-        "images": {source.name: len(source.labels) for source in found.sources},
-        "layers": found.layers,
-        "classes": list(found.class_names),
+        "images": {source.name: len(source.labels) for source in measured.sources},
+        "layers": measured.layers,
+        "classes": list(measured.class_names),
     }

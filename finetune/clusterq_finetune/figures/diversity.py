@@ -23,7 +23,7 @@ from clusterq_finetune.figures.draw import (
     style,
 )
 from clusterq_finetune.figures.measure import short_layer
-from clusterq_finetune.figures.sources import Source
+from clusterq_finetune.figures.sources import ImageGroup
 from clusterq_finetune.figures.spread import Array, within_class_distances, within_class_spread
 
 PIXELS = "pixels"
@@ -33,7 +33,7 @@ BY_LAYER_HEIGHT, BOXES_HEIGHT, LABEL_WIDTH = 2.1, 2.0, 1.2
 
 
 def draw_diversity(
-    sources: Sequence[Source],
+    sources: Sequence[ImageGroup],
     values: Sequence[dict[str, Array]],
     layers: Sequence[str],
     order: Sequence[str],
@@ -74,7 +74,7 @@ def draw_diversity(
     return Drawing(figure, title, caption, numbers)
 
 
-def _looks(sources: Sequence[Source]) -> list[dict[str, Any]]:
+def _looks(sources: Sequence[ImageGroup]) -> list[dict[str, Any]]:
     """Return a distinct colour, marker and dash for each source."""
     colours = iter(LINE_COLOURS)
     return [
@@ -85,7 +85,7 @@ def _looks(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 def _by_layer(
     axes: Axes,
-    sources: Sequence[Source],
+    sources: Sequence[ImageGroup],
     values: Sequence[dict[str, Array]],
     order: Sequence[str],
     looks: Sequence[dict[str, Any]],
@@ -110,7 +110,7 @@ def _by_layer(
 
 def _boxes(
     panels: Sequence[Axes],
-    sources: Sequence[Source],
+    sources: Sequence[ImageGroup],
     values: Sequence[dict[str, Array]],
     layers: Sequence[str],
     order: Sequence[str],
@@ -135,17 +135,17 @@ def _boxes(
     return numbers
 
 
-def _draw_boxes(axes: Axes, found: Sequence[Array], looks: Sequence[dict[str, Any]]) -> None:
+def _draw_boxes(axes: Axes, values: Sequence[Array], looks: Sequence[dict[str, Any]]) -> None:
     stats = [
         {"whislo": low, "q1": lower, "med": middle, "q3": upper, "whishi": high, "fliers": []}
-        for low, lower, middle, upper, high in found
+        for low, lower, middle, upper, high in values
     ]
     drawn = axes.bxp(stats, showfliers=False, patch_artist=True, widths=0.55, medianprops={"color": "black"})
     for box, look in zip(drawn["boxes"], looks, strict=True):
         box.set(facecolor=look["color"], alpha=0.45, edgecolor=look["color"])
 
 
-def _images(panels: Sequence[Axes], sources: Sequence[Source], label: int, class_names: dict[int, str], shown: int) -> None:
+def _images(panels: Sequence[Axes], sources: Sequence[ImageGroup], label: int, class_names: dict[int, str], shown: int) -> None:
     panels[0].set_title(f"class {class_names[label]}", size=SIZE, loc="left")
     for axes, source in zip(panels, sources, strict=True):
         own = source.pixels[np.flatnonzero(source.labels == label)[:shown]]
@@ -153,7 +153,7 @@ def _images(panels: Sequence[Axes], sources: Sequence[Source], label: int, class
         axes.set_ylabel(source.name, rotation=0, ha="right", va="center", size=SMALL)
 
 
-def _number(what: str, layer: str, source: Source, low: float, middle: float, high: float) -> dict[str, Any]:
+def _number(what: str, layer: str, source: ImageGroup, low: float, middle: float, high: float) -> dict[str, Any]:
     return {
         "what": what,
         "layer": layer,
@@ -164,7 +164,7 @@ def _number(what: str, layer: str, source: Source, low: float, middle: float, hi
     }
 
 
-def _caption(sources: Sequence[Source], classes: int, shown_classes: Sequence[int], config: DiversityConfig) -> str:
+def _caption(sources: Sequence[ImageGroup], classes: int, shown_classes: Sequence[int], config: DiversityConfig) -> str:
     return (
         "Top: root of the variance within a class of each image's channel means at the inputs of BatchNorm layers (mean over channels, in running standard "
         f"deviations); median over {classes} classes, band: quartiles. Middle: distances between all pairs of images of one class, root mean square over pixels "

@@ -12,7 +12,7 @@ from clusterq_finetune.figures.config import FeaturesConfig, FileConfig
 from clusterq_finetune.figures.draw import CLASS_COLOURS, FAINT, PAGE_WIDTH, SMALL, Drawing, new_figure, style
 from clusterq_finetune.figures.measure import short_layer
 from clusterq_finetune.figures.project import Projection, project
-from clusterq_finetune.figures.sources import Source
+from clusterq_finetune.figures.sources import ImageGroup
 from clusterq_finetune.figures.spread import Array, Ints, nearest_own_class
 
 LARGEST_PANEL, LEGEND_WIDTH = 2.4, 0.9
@@ -20,7 +20,7 @@ POINT = 7.0
 
 
 def draw_features(
-    sources: Sequence[Source],
+    sources: Sequence[ImageGroup],
     values: Sequence[dict[str, Array]],
     layers: Sequence[str],
     order: Sequence[str],
@@ -99,7 +99,7 @@ def _panel(axes: Axes, flat: Projection, points: Array, labels: Ints, class_name
         spine.set_visible(True)
 
 
-def _nearest(sources: Sequence[Source], own: Sequence[Array], column: int) -> list[str]:
+def _nearest(sources: Sequence[ImageGroup], own: Sequence[Array], column: int) -> list[str]:
     """Return the lines below a panel: shares of images nearest to their own class's mean, in all channels."""
     labels = [source.labels for source in sources]
     themselves = nearest_own_class(own[column], labels[column], own[column], labels[column])
@@ -110,7 +110,7 @@ def _nearest(sources: Sequence[Source], own: Sequence[Array], column: int) -> li
     return lines
 
 
-def _caption(sources: Sequence[Source], config: FeaturesConfig) -> str:
+def _caption(sources: Sequence[ImageGroup], config: FeaturesConfig) -> str:
     classes = len({int(label) for source in sources for label in source.labels})
     start = "started from PCA" if config.seed is None else f"started at random, seed {config.seed}"
     how = (

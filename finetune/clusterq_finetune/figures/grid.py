@@ -7,13 +7,13 @@ import torch
 
 from clusterq_finetune.figures.config import FileConfig
 from clusterq_finetune.figures.draw import PAGE_HEIGHT, PAGE_WIDTH, SIZE, Drawing, mosaic, new_figure, show_pixels, style
-from clusterq_finetune.figures.sources import Source
+from clusterq_finetune.figures.sources import ImageGroup
 
 LABEL_WIDTH, LARGEST_CELL = 1.2, 0.75
 
 
 def draw_grid(
-    sources: Sequence[Source], class_names: dict[int, str], per_class: int, files: FileConfig, *, title: str = ""
+    sources: Sequence[ImageGroup], class_names: dict[int, str], per_class: int, files: FileConfig, *, title: str = ""
 ) -> Drawing:
     """Draw a grid of images. Rows are sources, `per_class` lines of images each; columns are classes.
 
@@ -53,14 +53,14 @@ def draw_grid(
     return Drawing(figure, title, caption, [])
 
 
-def _in_columns(source: Source, class_names: dict[int, Any], per_class: int) -> torch.Tensor:
+def _in_columns(source: ImageGroup, class_names: dict[int, Any], per_class: int) -> torch.Tensor:
     """Return (per_class x classes, C, H, W): the n-th images of all classes, for each n; white where a class has fewer."""
     blank = torch.full_like(source.pixels[0], 255)
     own = {label: source.pixels[torch.from_numpy(source.labels == label)] for label in class_names}
     return torch.stack([own[label][n] if n < len(own[label]) else blank for n in range(per_class) for label in class_names])
 
 
-def _caption(sources: Sequence[Source], per_class: int) -> str:
+def _caption(sources: Sequence[ImageGroup], per_class: int) -> str:
     many = "The first image" if per_class == 1 else f"The first {per_class} images"
     shards = [source for source in sources if not source.real]
     caption = f"{many} of each class in each set of shards, chosen by nobody; columns: the class asked of the generator"

@@ -13,9 +13,9 @@ from clusterq_common.images import normalise
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_report.measure.features import BatchNormDistances
+from clusterq_report.measure.measuring_batch import measuring_batch
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-SMALL_IMAGE, SMALL_BATCH, LARGE_BATCH = 64, 100, 16
 # Number of layers drawn by default.
 FEW_LAYERS = 3
 
@@ -32,7 +32,7 @@ def channel_means(teacher: Teacher, pixels: Tensor, device: torch.device) -> dic
         pixels: (N, C, H, W) uint8.
         device: device of the teacher.
     """
-    size = SMALL_BATCH if teacher.spec.longer_side <= SMALL_IMAGE else LARGE_BATCH
+    size = measuring_batch(teacher.spec)
     scales = BatchNormDistances(teacher.model).scales
     rows: dict[str, list[Tensor]] = {}
     teacher.model.eval()
@@ -79,8 +79,9 @@ def chosen_layers(order: Sequence[str], wanted: Sequence[str] | None) -> list[st
         if word not in known:
             shown = ", ".join(f"{number}: {name}" for number, name in enumerate(order, 1))
             raise ClusterqError(
-                f"--layers: found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
-                f"layers ({shown}); choose among them."
+                f"found {word!r}, expected names{' or numbers' if len(known) > count else ''} of this teacher's {count} BatchNorm "
+                f"layers ({shown}); choose among them.",
+                setting="layers",
             )
     chosen = {known[word] for word in wanted}
     return [name for name in order if name in chosen]

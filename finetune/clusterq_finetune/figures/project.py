@@ -8,6 +8,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_finetune.figures.config import FeaturesConfig
 from clusterq_finetune.figures.spread import Array
 
@@ -42,7 +43,8 @@ def _pca(values: Array, layer: str) -> Projection:
     """Return the two directions of most variance, in the units of `values`. The axes state their share of it."""
     if min(values.shape) < 2:
         raise ClusterqError(
-            f"--layers: {layer} has {values.shape[1]} channels for {values.shape[0]} images, expected two of both at least; choose another."
+            f"{layer} has {values.shape[1]} channels for {values.shape[0]} images, expected two of both at least; choose another.",
+            setting="layers",
         )
     pca = PCA(n_components=2, svd_solver="full")
     points = np.asarray(pca.fit_transform(values), dtype=np.float64)
@@ -57,8 +59,9 @@ def _tsne(values: Array, config: FeaturesConfig, layer: str) -> Projection:
     """
     if config.perplexity >= len(values):
         raise ClusterqError(
-            f"--perplexity: found {config.perplexity:g} for {len(values)} images, expected less than their number, a third at most for "
-            "a picture that says something; lower it, or show more images with --per-class."
+            f"found {config.perplexity:g} for {len(values)} images, expected less than their number, a third at most for "
+            f"a picture that says something; lower it, or show more images with {setting_name('per_class')}.",
+            setting="perplexity",
         )
     # Scaled as scikit-learn scales its own start from PCA.
     start = _pca(values, layer).points if config.seed is None else "random"

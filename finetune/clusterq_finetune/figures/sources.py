@@ -12,6 +12,7 @@ from torch import Tensor
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
 from clusterq_common.run.run_folder import SHARDS
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import Manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.data.real import ValidationImages
@@ -27,7 +28,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageGroup:
     """Images of one run, or real images.
 
     Attributes:
@@ -61,13 +62,14 @@ def open_sets(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, S
         )
     if names is not None and len(names) != len(paths):
         raise ClusterqError(
-            f"--names: found {len(names)} names for {len(paths)} runs, expected one each, in their order; correct it."
+            f"found {len(names)} names for {len(paths)} runs, expected one each, in their order; correct it.", setting="names"
         )
     chosen = [_name_of(path) for path in paths] if names is None else list(names)
     if len({*chosen, REAL}) != len(chosen) + 1:
         raise ClusterqError(
-            f"--names: the runs would be called {', '.join(chosen)}, expected names that differ (and are not {REAL!r}); give some "
-            "with --names."
+            f"the runs would be called {', '.join(chosen)}, expected names that differ (and are not {REAL!r}); give some "
+            f"with {setting_name('names')}.",
+            setting="names",
         )
     sets = {name: ShardSet.open(path) for name, path in zip(chosen, paths, strict=True)}
     specs = [shards.manifest.teacher.spec for shards in sets.values()]
@@ -98,16 +100,18 @@ def chosen_classes(sets: dict[str, ShardSet], wanted: tuple[int, ...] | None, mo
         return chosen
     if len(wanted) > most:
         raise ClusterqError(
-            f"--classes: found {len(wanted)}, expected at most {most}, as many as can be told apart; choose fewer."
+            f"found {len(wanted)}, expected at most {most}, as many as can be told apart; choose fewer.", setting="classes"
         )
     for label in wanted:
         if label >= len(least) or not least[label]:
             what = "has no images in one of the sets" if label < len(least) else f"is none of {len(least)}"
-            raise ClusterqError(f"--classes: class {label} {what}, expected classes that all of them have; choose others.")
+            raise ClusterqError(
+                f"class {label} {what}, expected classes that all of them have; choose others.", setting="classes"
+            )
     return list(wanted)
 
 
-def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) -> Source:
+def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) -> ImageGroup:
     """Read the first images of each class in a set's training split.
 
     Raises:
@@ -118,10 +122,10 @@ def stored(name: str, shards: ShardSet, classes: Sequence[int], per_class: int) 
     images = [reader.read(number)[0] for own in numbers.values() for number in own]
     labels = np.array([label for label, own in numbers.items() for _ in own], dtype=np.int64)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return Source(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
+    return ImageGroup(name, f"{name}: {_made(shards.manifest)}", pixels, labels)
 
 
-def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> Source:
+def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> ImageGroup:
     """Read the first real images of each class in the order of their names, preprocessed for the teacher. Skips unreadable ones.
 
     Raises:
@@ -135,16 +139,18 @@ def real(images: ValidationImages, classes: Sequence[int], per_class: int) -> So
             if sample.pixels is not None:
                 own[sample.label].append(sample.pixels)
                 ticker.advance()
-            if all(len(found) == per_class for found in own.values()):
+            if all(len(images_of_class) == per_class for images_of_class in own.values()):
                 break
     empty = next((label for label in classes if not own[label]), None)
     if empty is not None:
         raise ClusterqError(
-            f"--val: {images.root} holds no readable image of class {empty}, expected some of every class shown; choose others with --classes."
+            f"{images.root} holds no readable image of class {empty}, expected some of every class shown; "
+            f"choose others with {setting_name('classes')}.",
+            setting="val",
         )
     read = [pixels for label in classes for pixels in own[label]]
     labels = np.array([label for label in classes for _ in own[label]], dtype=np.int64)
-    return Source(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), labels)
+    return ImageGroup(REAL, f"{REAL}: {images.layout} {images.root.name}", torch.stack(read), labels)
 
 
 def _name_of(path: Path) -> str:

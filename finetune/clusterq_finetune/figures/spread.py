@@ -3,6 +3,9 @@
 from typing import Any
 
 import numpy as np
+import torch
+
+from clusterq_report.measure.within_classes import around_class_means
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -36,11 +39,8 @@ def nearest_own_class(values: Array, labels: Ints, centres: Array, centre_labels
 
 def within_class_spread(values: Array, labels: Ints) -> Array:
     """Return, by class, (classes,): the root of the unbiased within-class variance, mean over channels; NaN for a single image."""
-    spreads = []
-    for label in np.unique(labels):
-        own = values[labels == label]
-        spreads.append(float(np.sqrt(own.var(0, ddof=1).mean())) if len(own) > 1 else float("nan"))
-    return np.array(spreads)
+    variances: Array = around_class_means(torch.from_numpy(values), torch.from_numpy(labels)).variances().numpy()
+    return np.asarray(np.sqrt(variances.mean(1)))
 
 
 def within_class_distances(values: Array, labels: Ints) -> Array:

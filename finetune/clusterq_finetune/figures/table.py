@@ -10,7 +10,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.run.run_folder import RESULT, TABLE
 from clusterq_finetune.results import read_result
 from clusterq_report.pages.comparison import written
-from clusterq_report.run_data import Source, word
+from clusterq_report.run_data import RunData, word
 
 # Name of a set whose setting is a number, as tools/analyses.py writes it: `ema-rate-0.2`.
 VALUE = re.compile(r"(.+)-(\d+(?:\.\d+)?)")
@@ -81,7 +81,7 @@ def read_curves(path: Path) -> list[Curve]:
         raise ClusterqError(
             f"{path}: there is no {TABLE}, expected the folder of one analysis of tools/analyses.py or of a comparison; {hint}."
         )
-    table = Source(folder, "comparison").table
+    table = RunData(folder, "comparison").table
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in table:
         kind = ", ".join(word(row.get(name), "") for name in ("bits", "protocol", "recipe"))
@@ -144,7 +144,7 @@ def _single(folder: Path, row: dict[str, Any], mean: float, seeds: int) -> tuple
         for one in sorted((folder / "students").glob("*"))
         if one.name.rpartition("-")[0] == name and (one / RESULT).is_file()
     ]
-    values = [read_result(one)["student"].get("top1") for one in students]
-    top1 = tuple(float(one) for one in values if isinstance(one, int | float))
+    values = [read_result(student)["student"].get("top1") for student in students]
+    top1 = tuple(float(value) for value in values if isinstance(value, int | float))
     same = len(top1) == seeds and abs(sum(top1) / seeds - mean) < 0.006
     return top1 if same else ()

@@ -13,10 +13,12 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
-from clusterq_common.export.for_target import file_for, format_for, quant_for, said_of
+from clusterq_common.export.for_target import file_for, format_for, quant_for, said_of, stored_wider
 from clusterq_common.export.targets import TARGETS
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.progress.console import info, print_result
+from clusterq_common.progress.console import info, print_result, warn
+from clusterq_common.quant.choice_config import BitChoice
+from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quantities import count, duration
 from clusterq_common.run.child_process import run_program
 from clusterq_common.run.extras import need
@@ -29,13 +31,14 @@ from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.pace import said, seconds_per_image
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands
-from clusterq_finetune.benchmark.command import benchmark
+from clusterq_finetune.benchmark.command import benchmark, refuse_idle_evaluation
 from clusterq_finetune.config import EvaluationConfig, RecipeConfig, resolve
 from clusterq_finetune.config.recipe import LEAST_STEPS
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.export import export
-from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
+from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, SET_AND_STUDENT_SHARE, STUDENT, Plan
 from clusterq_finetune.results import read_result
+from clusterq_report.pages.deployment import timed_in
 from clusterq_report.pages.draw import draw_report
 
 # Passes of an image through the teacher, forward and back, that an image of a training step stands for; those of a step of
@@ -82,6 +85,9 @@ def quantize(
             f"--target: {plan.target} takes no ONNX file, which quantize writes, expected another target; fine-tune, then export with "
             f"--target {plan.target}."
         )
+    classes = None if plan.classes is None else Path(plan.classes)
+    evaluation = EvaluationConfig.validated(plan.evaluation)
+    refuse_idle_evaluation(val, classes, evaluation)
     going_on = plan.refuse_other(work)
     _refuse_file(out, work, overwrite=overwrite)
     device = prepare_device(RuntimeConfig.validated(plan.runtime))
@@ -101,7 +107,8 @@ def quantize(
             teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
             val=val,
             shards=shards if val is None else None,
-            evaluation=EvaluationConfig(),
+            classes=classes,
+            evaluation=evaluation,
             threads=plan.runtime.get("threads"),
         )
         draw_report(work / STUDENT)
@@ -136,11 +143,22 @@ def _announce(
     """
     pace, evaluation = seconds_per_image(teacher, device), ""
     if val is not None:
-        images = len(open_validation(val, teacher.spec, own=True))
-        evaluation = f"{count(images, 'real image')} in {val}, {said(EVALUATION_PASSES * images * pace)}"
+        reading = EvaluationConfig.validated(plan.evaluation)
+        classes = None if plan.classes is None else Path(plan.classes)
+        images = len(open_validation(val, teacher.spec, classes=classes, pixel_range=reading.black_and_white, own=True))
+        seconds = EVALUATION_PASSES * images * pace
+        evaluation = f"{count(images, 'real image')} in {val}, {said(seconds)}"
+        if plan.time_budget is not None and seconds > (1 - SET_AND_STUDENT_SHARE) * plan.time_budget:
+            warn(
+                f"--time-budget: the benchmark's evaluation on {count(images, 'real image')} takes longer than the share of the budget that is "
+                "left for it, and is not shortened; fewer images in --val would be."
+            )
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
     print_result(TARGETS[plan.target].speed)
+    wider = stored_wider(plan.target, QuantConfig(bits=plan.bits).parsed_bits.weights, plan.file)
+    if wider is not None:
+        print_result(wider)
     samples = _training_images(plan, work)
     if samples is not None:
         print_result(f"1. set of images: {plan.shards or work / SET}, which is there")
@@ -156,11 +174,14 @@ def _announce(
         unknown = samples is None and recipe.epochs > 0 and recipe.steps_per_epoch is None
         more = f", longer where the set has more than {counted:,} images" if unknown else ""
         planned = f", planned to end within {duration(plan.time_budget)} of the start" if plan.time_budget is not None else ""
-        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}{planned}")
+        chosen = ", and the choice of bits by layer before it" if plan.choice else ""
+        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}{chosen}{planned}")
         if evaluation:
             print_result(f"   then teacher and student on {evaluation}")
     print_result(f"3. export: {out}")
-    print_result(f"4. benchmark: speed beside float, and both files on {evaluation or 'held-out images of the set'}")
+    print_result(
+        f"4. benchmark: speed beside float {timed_in({'file': {'target': plan.target}})}, and both files on {evaluation or 'held-out images of the set'}"
+    )
     print_result(f"5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
 
@@ -224,14 +245,17 @@ def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None, seconds
         "quant": {**plan.quant, "bits": plan.bits},
         "recipe": {"recipe": plan.recipe},
         "runtime": plan.runtime,
+        "choice": plan.choice,
+        "evaluation": plan.evaluation,
     }
+    classes = None if plan.classes is None else Path(plan.classes)
     resume = (folder / CONFIG).is_file()
     commands.finetune(
         flags,
         shards,
         folder,
         val,
-        None,
+        classes,
         resume=resume,
         overwrite=False,
         dry_run=False,
@@ -268,6 +292,8 @@ def plan_of(flags: dict[str, dict[str, Any]], **values: Any) -> Plan:
     quant = quant_for(target, {**flags.get("quant", {}), "bits": values["bits"]})
     quant.pop("bits")
     file_for(target, flags.get("onnx", {}))
+    BitChoice.validated(flags.get("choice", {}))
+    EvaluationConfig.validated(flags.get("evaluation", {}))
     teacher = TeacherConfig.validated(flags.get("teacher", {})).model_dump(mode="json", exclude_none=True)
     return Plan.validated(
         {
@@ -275,6 +301,8 @@ def plan_of(flags: dict[str, dict[str, Any]], **values: Any) -> Plan:
             "quant": quant,
             "file": flags.get("onnx", {}),
             "runtime": flags.get("runtime", {}),
+            "choice": flags.get("choice", {}),
+            "evaluation": flags.get("evaluation", {}),
             **values,
         }
     )

@@ -4,7 +4,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from clusterq_common.errors import ClusterqError
+from clusterq_common.escape import shell_command
 from clusterq_common.export.targets import TargetName
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig
@@ -62,6 +65,8 @@ class Plan(Settings):
         preset: of the set.
         set_flags: more flags of `clusterq-gen train`.
         shards: a set that is there already; None: one is made.
+        choice, evaluation: values of `BitChoice` and `EvaluationConfig` that differ from the defaults.
+        classes: file of the names of the real images' classes.
         time_budget: seconds for all stages; None: as long as their own plans take.
     """
 
@@ -75,6 +80,9 @@ class Plan(Settings):
     preset: str
     set_flags: tuple[str, ...] = ()
     shards: str | None = None
+    choice: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    classes: str | None = None
     time_budget: float | None = None
 
     def set_command(self, work: Path) -> list[str]:
@@ -109,9 +117,11 @@ class Plan(Settings):
         saved, own = Plan.from_yaml(path).model_dump(mode="json"), self.model_dump(mode="json")
         for name, value in own.items():
             if saved[name] != value:
+                serves = name not in {"teacher", "shards"} and (work / SET).is_dir()
+                reuse = f" To use its images: {shell_command('--shards', work / SET)} and another --work." if serves else ""
                 raise ClusterqError(
                     f"--work: the stages in {work} were made with {name} {saved[name]}, this command has {value}, expected the same; choose "
-                    "another --work, or give the same flags."
+                    f"another --work, or give the same flags.{reuse}"
                 )
         return True
 

@@ -1,6 +1,6 @@
 """Inputs and targets of a block for its reconstruction."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clusterq_common.capture import Call, capture, submodules
 from clusterq_common.device.setup import to_device_async
 from clusterq_common.teacher.spec import InputSpec
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.recipes.blocks import Block
 
 BYTES = 4
@@ -23,6 +23,10 @@ class BlockBatch(NamedTuple):
     float_input: Tensor
     student_input: Tensor
     target: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "BlockBatch":
+        """Return a batch with `change` applied to each tensor."""
+        return BlockBatch(*map(change, self))
 
 
 class BlockData:
@@ -38,7 +42,7 @@ class BlockData:
         spec: format of the images.
         device: device of both networks.
         limit: number of bytes that may be held.
-        low_pass: see `view`.
+        low_pass: see `to_network_input`.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class BlockData:
             yield self.batch(indices)
 
     def _compute(self, pixels: Tensor) -> BlockBatch:
-        images = view(pixels.to(self.device), self.spec, self.low_pass)
+        images = to_network_input(pixels.to(self.device), self.spec, self.low_pass)
         float_input, target = run_until(self.teacher, self.block, images)
         student_input, _ = run_until(self.student, self.block, images, output=False)
         assert target is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common import schedules
-from clusterq_common.device.cuda_graph import GraphedStep, Recorder
+from clusterq_common.device.cuda_graph import GraphedStep, Recorder, StaticInputs
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.quant.adaround import LearnedRounding, learned_rounding
 from clusterq_common.quant.convert import activation_sites
@@ -90,7 +90,7 @@ class BlockTraining:
         if recorder is not None:
             groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
         self.beta = torch.zeros((), device=device)
-        self._held: BlockBatch | None = None
+        self.inputs: StaticInputs[BlockBatch] = StaticInputs()
         self._regularised = False
         self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=recorder is not None and device.type == "cuda")
@@ -105,22 +105,14 @@ class BlockTraining:
         if self.graph is None:
             self._device_step(batch, beta)
         else:
-            self._hold(batch, beta)
+            self.inputs.hold(batch)
+            self._regularised = beta is not None
+            if beta is not None:
+                self.beta.fill_(beta)
             self.graph(phase=beta is None)
 
-    def _hold(self, batch: BlockBatch, beta: float | None) -> None:
-        """Copy the step's inputs into the memory that the graph reads."""
-        if self._held is None:
-            self._held = BlockBatch(*(torch.empty_like(part) for part in batch))
-        for held, part in zip(self._held, batch, strict=True):
-            held.copy_(part)
-        self._regularised = beta is not None
-        if beta is not None:
-            self.beta.fill_(beta)
-
     def _held_step(self) -> dict[str, Tensor]:
-        assert self._held is not None
-        return self._device_step(self._held, self.beta if self._regularised else None)
+        return self._device_step(self.inputs.held, self.beta if self._regularised else None)
 
     def _device_step(self, batch: BlockBatch, beta: float | Tensor | None) -> dict[str, Tensor]:
         """Take the step on the device, without synchronising or reading a value, as a CUDA graph requires."""

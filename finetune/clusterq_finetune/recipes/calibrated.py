@@ -32,7 +32,7 @@ def calibrate_student(
         return calibration_images(shards, config, teacher.spec)
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        return ((batch, batch) for batch in (one.to(device) for one in images()))
+        return ((batch, batch) for batch in (part.to(device) for part in images()))
 
     if way == "corrected":
         with float_activations(student):

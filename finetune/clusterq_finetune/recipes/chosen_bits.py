@@ -35,7 +35,7 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.trust import remember_code
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.calibration import first_pixels
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardDataset
 from clusterq_finetune.recipes.calibrated import calibrate_student
 from clusterq_finetune.recipes.heldout import measure_heldout
@@ -53,11 +53,11 @@ def need_choice(config: FinetuneConfig, shards: ShardSet) -> None:
         ClusterqError: the bits to choose are switched off, activations have no site at layers, or there are no held-out images.
     """
     choice, quant = config.choice, config.quant
-    if choice.weights and quant.widths.weights == FLOAT:
+    if choice.weights and quant.parsed_bits.weights == FLOAT:
         raise ClusterqError(
             f"{quant.bits} leaves weights in float, expected bits to choose; give for example w4a8.", setting="bits"
         )
-    if choice.average_input_bits is not None and (quant.widths.activations == FLOAT or quant.activation_sites != "all"):
+    if choice.average_input_bits is not None and (quant.parsed_bits.activations == FLOAT or quant.activation_sites != "all"):
         raise ClusterqError(
             f"it needs quantized inputs of layers, found {quant.bits} with {setting_name('activation_sites', quant.activation_sites)}; use "
             f"w4a4 and {setting_name('activation_sites', 'all')}.",
@@ -83,8 +83,8 @@ def bits_for_run(
     stored = ranks.from_first(lambda: _stored(path))
     if stored is None:
         config, result = choose_bits(config, teacher, shards, device)
-        found: dict[str, Any] = {"layer_bits": list(config.quant.layer_bits), "choice": result}
-        stored = ranks.from_first(lambda: found)
+        changes: dict[str, Any] = {"layer_bits": list(config.quant.layer_bits), "choice": result}
+        stored = ranks.from_first(lambda: changes)
     quant = QuantConfig.validated({**config.quant.model_dump(), "layer_bits": stored["layer_bits"]})
     config = config.model_copy(update={"quant": quant})
 
@@ -100,16 +100,16 @@ def bits_for_run(
 def _stored(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    found = read_json(path, what="the bits that this run has chosen")
+    stored = read_json(path, what="the bits that this run has chosen")
     if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("layer_bits"), list)
-        or not isinstance(found.get("choice"), dict)
+        not isinstance(stored, dict)
+        or not isinstance(stored.get("layer_bits"), list)
+        or not isinstance(stored.get("choice"), dict)
     ):
         raise ClusterqError(
             f"{path} holds no chosen bits, expected layer_bits and choice; start anew with {setting_name('overwrite')}."
         )
-    return found
+    return stored
 
 
 def choose_bits(
@@ -164,7 +164,7 @@ def _measure(
 ) -> list[LayerSensitivity]:
     choice, recipe = config.choice, config.recipe
     pixels = first_pixels(shards, config, choice.sensitivity_images)
-    batches = [view(part, teacher.spec, recipe.low_pass).to(device) for part in pixels.split(recipe.batch_size)]
+    batches = [to_network_input(part, teacher.spec, recipe.low_pass).to(device) for part in pixels.split(recipe.batch_size)]
     what = {"weights": choice.weights, "inputs": choice.average_input_bits is not None}
     with progress("measuring layers", passes(len(order), **what), images=len(pixels), phase="choice of bits") as ticker:
         return measure_sensitivity(
@@ -221,5 +221,5 @@ def _reachable(layers: list[LayerChoice]) -> list[float]:
 
 
 def _more_inputs(config: FinetuneConfig) -> str:
-    widths = config.quant.widths
+    widths = config.quant.parsed_bits
     return "they have 8 at most" if widths.activations >= 8 else setting_name("bits", f"w{widths.weights}a8")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.device.compiled import Compiled
-from clusterq_common.device.cuda_graph import GraphedStep, Recorder
+from clusterq_common.device.cuda_graph import GraphedStep, Recorder, StaticInputs
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.rates import set_learning_rate
 from clusterq_common.device.reduce import average_gradients
@@ -18,7 +18,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.augment import augment
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardBatch
 from clusterq_finetune.recipes.ema import WeightEma
 from clusterq_finetune.recipes.features import feature_distance, feature_modules, outputs_of
@@ -54,7 +54,7 @@ class Distillation:
         self.stored_logits = stored_logits
         self.ranks = Ranks.current()
         self.graph = None if recorder is None else GraphedStep(self._held_step, recorder)
-        self._held: ShardBatch | None = None
+        self.inputs: StaticInputs[ShardBatch] = StaticInputs()
         self.compiled = Compiled(student) if recipe.compile else None
         self.optimizer = build_optimizer(student, recipe, device)
         if recipe.lr_unit == "relative":
@@ -78,7 +78,7 @@ class Distillation:
         elif whole != self.config.recipe.batch_size:  # the last batch of a pass, in memory of its own
             values = self.graph.recorder.plain(lambda: self._device_step(batch, whole))
         else:
-            self._hold(batch)
+            self.inputs.hold(batch)
             values = self.graph()
         self.ema.update(self.step)
         return {"step": self.step, **values, "lr": rate}
@@ -92,17 +92,9 @@ class Distillation:
         seen = ShardBatch(pixels, batch.labels, batch.logits if self.stored_logits else None)
         return seen.each(lambda part: part.to(self.device, non_blocking=True))
 
-    def _hold(self, batch: ShardBatch) -> None:
-        """Copy a batch into the memory that the graph reads."""
-        if self._held is None:
-            self._held = batch.each(torch.empty_like)
-        for held, part in zip(self._held, batch, strict=True):
-            if held is not None and part is not None:
-                held.copy_(part)
-
     def _held_step(self) -> dict[str, Tensor]:
-        assert self._held is not None
-        return self._device_step(self._held, len(self._held.labels))
+        batch = self.inputs.held
+        return self._device_step(batch, len(batch.labels))
 
     def _device_step(self, batch: ShardBatch, whole: int) -> dict[str, Tensor]:
         """Take the step on the device, without synchronising or reading a value, as a CUDA graph requires."""
@@ -134,7 +126,7 @@ class Distillation:
     @torch.no_grad()
     def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
         """Return a batch's images as network input, and the teacher's logits for them."""
-        images = view(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
+        images = to_network_input(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
         return images, (self.teacher.model(images) if batch.logits is None else batch.logits).float()
 
     def state_dict(self) -> dict[str, Any]:

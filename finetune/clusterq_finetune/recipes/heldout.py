@@ -15,7 +15,7 @@ from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import FinetuneConfig, RecipeConfig
-from clusterq_finetune.data.network_input import view
+from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardDataset, batches, in_order
 
 MEASURED = ("heldout/agreement", "heldout/student_accuracy", "heldout/teacher_accuracy", "heldout/kl")
@@ -47,7 +47,7 @@ def measure_heldout(
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches(heldout, in_order(heldout, config.recipe.batch_size, Ranks.current())):
-        images = view(batch.pixels.to(device), teacher.spec, config.recipe.low_pass)
+        images = to_network_input(batch.pixels.to(device), teacher.spec, config.recipe.low_pass)
         own = batch.logits is None or config.recipe.low_pass > 0
         wanted = teacher.model(images).float() if own else batch.logits.to(device).float()
         logits = student(images)

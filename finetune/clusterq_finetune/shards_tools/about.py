@@ -37,11 +37,11 @@ class About:
     written: datetime | None
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """Return the facts as lines of text."""
         lines = [f"version:   {set_version(self.manifest)}", f"maker:     {self.maker.told()}", f"age:       {self.age()}"]
-        for one, name in self.parents:
+        for signature, name in self.parents:
             lines.append(
-                f"parent:    {one.set[:19]}... signed by {name or 'a key that you have not named as trusted'} ({one.fingerprint})"
+                f"parent:    {signature.set[:19]}... signed by {name or 'a key that you have not named as trusted'} ({signature.fingerprint})"
             )
         if self.origin is not None:
             lines.append(f"address:   {self.origin.address}")
@@ -58,20 +58,21 @@ class About:
         return "unknown: it is not signed, and the server gives no date"
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the facts as JSON-ready values."""
         return {
             "version": set_version(self.manifest),
             "maker": self.maker.facts(),
             "age": self.age(),
             "parents": [
-                {"set": one.set, "key": one.fingerprint, "signed_at": one.signed_at, "name": name} for one, name in self.parents
+                {"set": signature.set, "key": signature.fingerprint, "signed_at": signature.signed_at, "name": name}
+                for signature, name in self.parents
             ],
             "origin": None if self.origin is None else self.origin.model_dump(mode="json"),
         }
 
 
 def about(named: str, config: SharingConfig) -> About:
-    """Look at a set in a folder or at an address, of which its small files alone are fetched.
+    """Return facts on a set in a folder, or at an address, from which only small files are fetched.
 
     Raises:
         ClusterqError: there is no usable set, its signature does not hold, or the rules refuse it.
@@ -87,7 +88,7 @@ def about(named: str, config: SharingConfig) -> About:
 
 
 def _named(signatures: list[Signature], known: dict[bytes, str]) -> list[tuple[Signature, str | None]]:
-    return [(one, known.get(one.public_key)) for one in signatures] if can_check_keys() else []
+    return [(signature, known.get(signature.public_key)) for signature in signatures] if can_check_keys() else []
 
 
 def _age(text: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
 from clusterq_common.quantities import count, size
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards import derive
 from clusterq_common.shards import preview as pictures
 from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_manifest
@@ -17,7 +18,7 @@ SHOWN_ROWS = 50
 
 
 def describe(manifest: Manifest) -> list[str]:
-    """A summary in lines."""
+    """Return a summary as lines of text."""
     spec, teacher = manifest.teacher.spec, manifest.teacher
     lines = [
         f"set:       {manifest.digest} ({manifest.format}, {manifest.created_by})",
@@ -47,7 +48,7 @@ def describe(manifest: Manifest) -> list[str]:
 
 
 def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> tuple[Manifest, list[Problem]]:
-    """All that is wrong with a set; with the teacher at hand also with its labels and logits.
+    """Return all problems of a set; with the teacher given, also those of its labels and logits.
 
     Raises:
         ClusterqError: there is no manifest, it is inconsistent, or the teacher is another one.
@@ -55,7 +56,10 @@ def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> t
     folder = shard_folder(path)
     manifest = read_manifest(folder)
     if weights is not None and arch is None and manifest.teacher.is_factory:
-        raise ClusterqError("--arch is missing: --weights alone do not make a model; pass --arch path/to/file.py:factory too.")
+        raise ClusterqError(
+            f"{setting_name('arch')} is missing: {setting_name('weights')} alone do not make a model; "
+            f"pass {setting_name('arch', 'path/to/file.py:factory')} too."
+        )
     total = sum(split.samples for split in manifest.splits.values())
     with progress("verifying", total, images=1) as ticker:
         problems = verify_set(folder, manifest, advance=ticker.advance)
@@ -75,10 +79,10 @@ def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> t
 
 
 def table(problems: list[Problem]) -> list[str]:
-    """The problems in lines, one each; a single line when there are none."""
+    """Return the problems, one line each; a single line if there are none."""
     if not problems:
         return ["nothing is wrong"]
-    lines = [f"{one.file:<28} {one.key or '-':<9} {one.what}" for one in problems[:SHOWN_PROBLEMS]]
+    lines = [f"{problem.file:<28} {problem.key or '-':<9} {problem.what}" for problem in problems[:SHOWN_PROBLEMS]]
     more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
     return [f"{'file':<28} {'sample':<9} problem", *lines, *more, count(len(problems), "problem")]
 
@@ -93,7 +97,7 @@ def preview(path: Path, out: Path, split: SplitName, classes: list[int] | None, 
     known = shards.manifest.teacher.spec.num_classes
     chosen = list(range(min(known, SHOWN_ROWS))) if classes is None else classes
     if chosen and chosen[-1] >= known:
-        raise ClusterqError(f"--classes: found class {chosen[-1]}, expected at most {known - 1}; correct it.")
+        raise ClusterqError(f"found class {chosen[-1]}, expected at most {known - 1}; correct it.", setting="classes")
     return pictures.preview(shards, split, chosen, per_class, out)
 
 
@@ -106,7 +110,7 @@ def merge(paths: list[Path], out: Path, *, drop_duplicates: bool) -> Manifest:
     if len(paths) < 2:
         raise ClusterqError("shards merge: found one set, expected two or more; name them all.")
     sets = [ShardSet.open(path) for path in paths]
-    total = sum(split.samples for one in sets for split in one.manifest.splits.values())
+    total = sum(split.samples for shards in sets for split in shards.manifest.splits.values())
     with progress("merging", total, images=1) as ticker:
         return derive.merge(
             sets, out, drop_duplicates=drop_duplicates, signatures=signatures_under(sets), advance=ticker.advance

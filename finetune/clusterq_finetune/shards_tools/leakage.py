@@ -16,14 +16,15 @@ from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
 from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.facts import teacher_facts
-from clusterq_common.shards.read import ShardSet, SplitReader
+from clusterq_common.shards.read import ShardSet
+from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.membership import STUDENT, membership
-from clusterq_finetune.shards_tools.networks import other_network
+from clusterq_finetune.shards_tools.networks import need_other_arch, other_network
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.html.gallery import Pixels
@@ -71,11 +72,12 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         ClusterqError: the set cannot be read, a network is missing or does not fit, or there are too few real images.
     """
     if not out.parent.is_dir():
-        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or name another.")
+        raise ClusterqError(f"{out.parent} is no folder, expected one that exists; make it, or name another.", setting="out")
     if out.suffix == ".json":
-        raise ClusterqError(f"--out: {out.name} is the name of the figures, expected one for the page; end it in .html.")
-    if where.other_weights is not None and where.other_arch is None:
-        raise ClusterqError("--other-arch is missing: --other-weights alone do not make a model; pass --other-arch NAME too.")
+        raise ClusterqError(
+            f"{out.name} is the name of the figures, expected one for the page; end it in .html.", setting="out"
+        )
+    need_other_arch(where.other_arch, where.other_weights)
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
     manifest = shards.manifest
@@ -117,7 +119,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         )
     attacked = membership(seen[TRAIN], seen[HELD], [TEACHER, *judged], config.seed)
     other = featured.get(OTHER)
-    found = Leakage(
+    leakage = Leakage(
         shards=manifest.digest,
         split=config.split,
         of_images=len(reader),
@@ -139,10 +141,10 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         spaces=compared.spaces,
         membership=attacked,
     )
-    page = leakage_page(found, shards, _pixels(train), _pixels(held)).html()
-    atomic_write(out.with_suffix(".json"), json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
+    page = leakage_page(leakage, shards, _pixels(train), _pixels(held)).html()
+    atomic_write(out.with_suffix(".json"), json.dumps(leakage.model_dump(mode="json"), indent=1) + "\n")
     atomic_write(out, page)
-    return found
+    return leakage
 
 
 def _drawn(labels: list[int], most: int, seed: int) -> list[int]:
@@ -154,8 +156,9 @@ def _student(folder: Path, arch: str | None, teacher: Teacher, device: torch.dev
     student, spec, _ = load_student(folder, device, arch)
     if spec != teacher.spec:
         raise ClusterqError(
-            f"--student: {folder} takes other images or classes than the set's teacher, expected a student of that teacher; choose "
-            "another one."
+            f"{folder} takes other images or classes than the set's teacher, expected a student of that teacher; choose "
+            "another one.",
+            setting="student",
         )
     return student
 
@@ -169,7 +172,7 @@ def _real(setting: str, path: Path, where: Where, teacher: Teacher) -> Validatio
 
 def _stored(reader: SplitReader, numbers: list[int]) -> tuple[Tensor, Tensor, list[int]]:
     read = [reader.read(number) for number in numbers]
-    pixels = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one, _, _ in read])
+    pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _, _ in read])
     return pixels, torch.tensor([label for _, label, _ in read]), numbers
 
 

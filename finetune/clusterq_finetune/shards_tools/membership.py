@@ -1,4 +1,4 @@
-"""Membership attacks: can training images be told from held-out ones by a network's answers?"""
+"""Membership attacks, which tell training images from held-out ones by a network's outputs."""
 
 import math
 
@@ -17,7 +17,7 @@ RATES = {"1": 500, "0.1": 5000}
 
 
 def membership(train: Images, held: Images, models: list[str], seed: int, resamples: int = 1000) -> Membership:
-    """Attack each network by its loss, by its confidence, and by its likelihood ratio to another network, where there is one.
+    """Attack each network by its loss, its confidence, and its likelihood ratio to another network if there is one.
 
     - loss (Yeom et al., 2018): the label's log(p / (1 - p)), which orders images as the loss does and does not saturate.
     - confidence (Salem et al., 2019): the same of the network's own class; needs no label.
@@ -33,11 +33,11 @@ def membership(train: Images, held: Images, models: list[str], seed: int, resamp
     attacks, scores = [], {}
     for model in models:
         kinds = {
-            "loss": [_numpy(one.margins[model]) for one in (train, held)],
-            "confidence": [_numpy(one.confidences[model]) for one in (train, held)],
+            "loss": [_numpy(group.margins[model]) for group in (train, held)],
+            "confidence": [_numpy(group.confidences[model]) for group in (train, held)],
         }
         if OTHER in train.margins:
-            kinds["likelihood ratio"] = [_numpy(one.margins[model] - one.margins[OTHER]) for one in (train, held)]
+            kinds["likelihood ratio"] = [_numpy(group.margins[model] - group.margins[OTHER]) for group in (train, held)]
         for kind, (positive, negative) in kinds.items():
             scores[model, kind] = positive, negative
             area, interval = auroc(positive, negative)
@@ -72,11 +72,11 @@ def _caught(positive: Scores, negative: Scores, rate: float, seed: int, resample
     """Return `caught_share` and its 95 % interval: percentiles over draws of both kinds with replacement."""
     positive, negative = np.sort(positive), np.sort(negative)
     random = stream(seed, "leakage bootstrap")
-    found = []
+    resampled = []
     for _ in range(resamples):
-        mine, others = (torch.randint(len(one), (len(one),), generator=random).numpy() for one in (positive, negative))
-        found.append(caught_share(positive[mine], negative[others], rate))
-    low, high = np.quantile(found, [0.025, 0.975]).tolist()
+        mine, others = (torch.randint(len(scores), (len(scores),), generator=random).numpy() for scores in (positive, negative))
+        resampled.append(caught_share(positive[mine], negative[others], rate))
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
     value = caught_share(positive, negative, rate)
     return value, min(value, low), max(value, high)
 

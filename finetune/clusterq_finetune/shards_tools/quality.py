@@ -12,20 +12,21 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import progress
-from clusterq_common.setting_names import settings_renamed
+from clusterq_common.setting_names import setting_name, settings_renamed
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
-from clusterq_finetune.shards_tools.networks import other_network
+from clusterq_finetune.shards_tools.networks import need_other_arch, other_network
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
+from clusterq_report.measure.measuring_batch import measuring_batch
 from clusterq_report.quality.collect import Networks
 from clusterq_report.quality.config import QualityConfig
 from clusterq_report.quality.findings import Quality
 from clusterq_report.quality.measure import Real, choose, measure
 from clusterq_report.quality.page import quality_page
-from clusterq_report.quality.sample import Batch, Ints, batch_size, sampled
+from clusterq_report.quality.sample import Batch, Ints, sampled
 
 # Settings of shared code, and what they are called here.
 REAL_SETTINGS = {"val": "real", "classes": "real_classes"}
@@ -60,12 +61,15 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
         ClusterqError: the set cannot be read or is damaged, a network is missing or does not fit, or the real images do not.
     """
     if not out.parent.is_dir():
-        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it, or name another.")
-    if where.other_weights is not None and where.other_arch is None:
-        raise ClusterqError("--other-arch is missing: --other-weights alone do not make a model; pass --other-arch NAME too.")
+        raise ClusterqError(f"{out.parent} is no folder, expected one that exists; make it, or name another.", setting="out")
+    need_other_arch(where.other_arch, where.other_weights)
     if where.real is None and (where.real_classes is not None or where.reading != EvaluationConfig()):
-        flag = "--real-classes" if where.real_classes is not None else "--crop-share, --interpolation or --pixel-range"
-        raise ClusterqError(f"{flag}: there is no --real, expected images that it belongs to; pass --real, or leave it out.")
+        reading = f"{setting_name('crop_pct')}, {setting_name('interpolation')} or {setting_name('pixel_range')}"
+        given = setting_name("real_classes") if where.real_classes is not None else reading
+        real_name = setting_name("real")
+        raise ClusterqError(
+            f"{given}: there is no {real_name}, expected images that it belongs to; pass {real_name}, or leave it out."
+        )
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
     manifest = shards.manifest
@@ -74,17 +78,19 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     numbers = choose(shards, config)
     if len(numbers) < 2:
-        raise ClusterqError(f"--split: {config.split} has {len(numbers)} images, expected two or more; choose another split.")
+        raise ClusterqError(
+            f"{config.split} has {len(numbers)} images, expected two or more; choose another split.", setting="split"
+        )
     real = None if where.real is None else _real(where.real, where, teacher, len(numbers), config.seed)
     total = 2 * len(numbers) + (real.drawn if real is not None else 0)
     with progress("measuring", total, images=1) as ticker:
-        found = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
-    atomic_write(out, quality_page(found, shards).html())
-    return found
+        measured = measure(shards, numbers, config, Networks(teacher, other, device), real, ticker.advance)
+    atomic_write(out, quality_page(measured, shards).html())
+    return measured
 
 
 def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> Real:
-    """As many real images as are measured of the set, of each class its share."""
+    """Draw as many real images as are measured of the set, in the proportions of the classes."""
     geometry = where.reading.override_with(known_geometry(teacher.spec.size, teacher.config.arch))
     deep = where.reading.black_and_white
     with settings_renamed(REAL_SETTINGS):
@@ -95,7 +101,7 @@ def _real(path: Path, where: Where, teacher: Teacher, most: int, seed: int) -> R
 
 
 def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
-    """Readable ones, a batch at a time.
+    """Yield readable images, a batch at a time.
 
     Raises:
         ClusterqError: fewer than two can be read, or one cannot be understood.
@@ -104,7 +110,7 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
     samples = images.chosen(lambda number, _: number in wanted)
     while True:
         with settings_renamed(REAL_SETTINGS):
-            batch = images.collate(list(islice(samples, batch_size(images.spec))))
+            batch = images.collate(list(islice(samples, measuring_batch(images.spec))))
         if not batch.names and not batch.unreadable:
             break
         seen += len(batch.labels)
@@ -112,5 +118,6 @@ def _batches(images: ValidationImages, numbers: Ints) -> Iterator[Batch]:
             yield batch.pixels, batch.labels
     if seen < 2:
         raise ClusterqError(
-            f"--real: {seen} of the {len(numbers)} images in {images.root} can be read, expected two or more; check the folder."
+            f"{seen} of the {len(numbers)} images in {images.root} can be read, expected two or more; check the folder.",
+            setting="real",
         )

@@ -15,7 +15,7 @@ from clusterq_common.shards.write import SIGNATURE
 from clusterq_common.sharing.address import is_address
 from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.keys import PASSPHRASE, load_private
-from clusterq_common.sharing.makers import Maker, say_maker
+from clusterq_common.sharing.makers import Maker, report_maker
 from clusterq_common.sharing.offer import look
 from clusterq_common.sharing.pull import pull
 from clusterq_common.sharing.push import Pushed, push
@@ -25,7 +25,7 @@ SHOWN_FACTS = 100
 
 
 def fetch(address: str, out: Path | None, config: SharingConfig) -> dict[str, Any]:
-    """Bring a set here; returns what is known of where it came from, and its folder.
+    """Fetch a set. Returns the record of its origin, and its folder.
 
     Raises:
         ClusterqError: it is no address, or see `look` and `pull`.
@@ -35,7 +35,7 @@ def fetch(address: str, out: Path | None, config: SharingConfig) -> dict[str, An
             f"shards pull: {address} is no address, expected hf://, s3://, gs:// or https://; a folder needs no pull."
         )
     offer = look(address, config, None)
-    say_maker(offer.remote.shown, offer.maker, config)
+    report_maker(offer.remote.shown, offer.maker, config)
     folder = pull(offer, config, out)
     return {**offer.origin().model_dump(mode="json"), "folder": str(folder), "maker": offer.maker.facts()}
 
@@ -71,7 +71,7 @@ def sign_set(folder: Path, key_file: Path, *, overwrite: bool) -> Signature:
 
 
 def signature_problems(maker: Maker, config: SharingConfig) -> list[Problem]:
-    """Return the problems of the maker for `verify`: keys were named, and this set is of none of them."""
+    """Return the problems of the maker for `verify`: trusted keys were given, and the set is signed with none of them."""
     if config.trust is None or maker.name is not None:
         return []
     return [Problem(SIGNATURE, None, f"{maker.told()}, and {config.trust} names no key that has signed it")]
@@ -88,13 +88,13 @@ def compare(first: Path, second: Path) -> SetDiff:
         return diff(one, other, advance=ticker.advance)
 
 
-def diff_lines(found: SetDiff) -> list[str]:
-    """A comparison for a terminal."""
-    shown = list(found.facts.items())[:SHOWN_FACTS]
+def diff_lines(difference: SetDiff) -> list[str]:
+    """Return a comparison as lines of text."""
+    shown = list(difference.facts.items())[:SHOWN_FACTS]
     lines = [f"{name}: {_short(ours)} -> {_short(theirs)}" for name, (ours, theirs) in shown]
-    if len(found.facts) > SHOWN_FACTS:
-        lines.append(f"... and {len(found.facts) - SHOWN_FACTS} more")
-    for name, split in found.splits.items():
+    if len(difference.facts) > SHOWN_FACTS:
+        lines.append(f"... and {len(difference.facts) - SHOWN_FACTS} more")
+    for name, split in difference.splits.items():
         classes = sorted({*split.added, *split.gone})
         where = f", in {len(classes)} classes" if classes else ""
         lines.append(f"{name}: {split.common} images in both, {split.added.total()} added, {split.gone.total()} gone{where}")

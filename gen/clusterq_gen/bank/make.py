@@ -14,6 +14,7 @@ from clusterq_common.progress.console import progress
 from clusterq_common.run.run_folder import METRICS, SAMPLES, TENSORBOARD
 from clusterq_common.run.seeding import stream
 from clusterq_common.run.tensorboard import EventFiles
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import batch_path, is_finished, made_of, read_answers, read_losses, read_pixels, write_batch
 from clusterq_gen.bank.layout import BankLayout
@@ -48,7 +49,7 @@ class BankRun:
             return optimiser.optimise(noise, self.layout.labels(number), number)
         except NotFiniteError as error:
             raise ClusterqError(
-                f"batch {number} of the bank: {error}; finished batches are kept: try a smaller --bank-lr in a new run."
+                f"batch {number} of the bank: {error}; finished batches are kept: try a smaller {setting_name('bank_lr')} in a new run."
             ) from error
 
 
@@ -59,7 +60,7 @@ def make_bank(config: GenConfig, teacher: Teacher, folder: Path, device: torch.d
     process r makes the batches r, r + world, ...
 
     Raises:
-        ClusterqError: see `BankRun.optimise`. Or there is no device for --cuda-graphs.
+        ClusterqError: see `BankRun.optimise`. Or there is no device for `cuda_graphs`.
     """
     ranks, made = Ranks.current(), made_of(config, teacher)
     layout = BankLayout.of(config, teacher.spec.num_classes)

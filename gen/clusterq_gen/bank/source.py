@@ -84,8 +84,9 @@ class BankSource:
         missing = [path for path in paths if not is_finished(path, made)]
         if missing:
             raise ClusterqError(
-                f"--run: {run} holds {len(paths) - len(missing)} of {len(paths)} batches of its bank ({missing[0].name} is missing, damaged "
-                "or of another making), expected all; use `clusterq-gen train --resume`."
+                f"{run} holds {len(paths) - len(missing)} of {len(paths)} batches of its bank ({missing[0].name} is missing, damaged "
+                "or of another making), expected all; use `clusterq-gen train --resume`.",
+                setting="run",
             )
         return cls(paths, config, teacher.spec, device, keep_misclassified=keep_misclassified)
 

@@ -20,6 +20,9 @@ class ImageSteps:
     step serves every batch. Steps with a crop run eagerly between replayed ones, because a recording has fixed shapes and the
     crop's size changes them.
 
+    `StaticInputs` holds batches that are copied in whole. Here the images are parameters, and of the rest each part changes at its
+    own time: labels once a batch, draws and the learning rate in every step.
+
     Attributes:
         images: (N, C, H, W) float32, normalised, channels_last.
 

@@ -7,7 +7,9 @@ import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import warn
+from clusterq_common.quantities import count
 from clusterq_common.run.environment import commit, device_name, versions
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.facts import teacher_facts
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, SplitName, format_for, set_digest
 from clusterq_common.shards.write import Written, samples_per_shard
@@ -65,7 +67,7 @@ def gather(
         if [shard.content for shard in written.shards] != [listed[plan.name].content]:
             raise ClusterqError(
                 f"{folder / plan.name} was damaged, and made anew it holds other images (other versions or threads than the "
-                "manifest states?); replace the whole set with --overwrite."
+                f"manifest states?); replace the whole set with {setting_name('overwrite')}."
             )
         mended[plan.name] = written.shards[0]
     for name, split in before.splits.items() if before else ():
@@ -93,8 +95,8 @@ def describe_set(
     if "train" not in splits:
         raise ClusterqError(
             f"the teacher agreed with none of {tally.candidates} generated images, expected some for the shards; train longer "
-            f"({'--bank-steps' if is_bank(config.method.method) else '--epochs'}), or keep what it takes for other classes with "
-            "--keep-misclassified."
+            f"({setting_name('bank_steps' if is_bank(config.method.method) else 'epochs')}), or keep what it takes for other classes with "
+            f"{setting_name('keep_misclassified')}."
         )
     warn_of_short_classes(tally.short)
     earlier = before.generation if before else None
@@ -151,16 +153,16 @@ def read_class_names(emit: EmitConfig, classes: int) -> list[str] | None:
     path = Path(emit.class_names)
     if not path.is_file():
         raise ClusterqError(
-            f"--class-names: {path} does not exist, expected a file with one class name a line, in index order."
+            f"{path} does not exist, expected a file with one class name a line, in index order.", setting="class_names"
         )
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ClusterqError(
-            f"--class-names: {path} is no text in UTF-8, expected one class name a line; save it as UTF-8."
+            f"{path} is no text in UTF-8, expected one class name a line; save it as UTF-8.", setting="class_names"
         ) from error
     if len(names) != classes:
-        raise ClusterqError(f"--class-names: {path} holds {len(names)} names, expected {classes}, one for each class.")
+        raise ClusterqError(f"{path} holds {len(names)} names, expected {classes}, one for each class.", setting="class_names")
     return names
 
 
@@ -169,4 +171,4 @@ def warn_of_short_classes(short: list[int]) -> None:
     if classes:
         shown = ", ".join(f"{label} ({missing} missing)" for label, missing in classes[:SHOWN_CLASSES])
         more = " ..." if classes[SHOWN_CLASSES:] else ""
-        warn(f"{len(classes)} classes got fewer images than wanted: {shown}{more}")
+        warn(f"{count(len(classes), 'class', 'classes')} got fewer images than wanted: {shown}{more}")

@@ -56,7 +56,7 @@ class GeneratorSource:
         path = run / GENERATOR
         if not path.is_file():
             raise ClusterqError(
-                f"--run: {run} holds no {GENERATOR}, expected a finished training; use `clusterq-gen train --resume`."
+                f"{run} holds no {GENERATOR}, expected a finished training; use `clusterq-gen train --resume`.", setting="run"
             )
         generator = build_generator(config.generator, spec)
         try:

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.progress.console import Ticker, info, progress
+from clusterq_common.progress.console import info, progress
+from clusterq_common.progress.ticker import Ticker
 from clusterq_common.run.child_process import end_with_parent
 from clusterq_common.run.environment import versions
 from clusterq_common.shards.manifest import Manifest, read_manifest
@@ -94,10 +95,10 @@ def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:
 
 
 def _made(journal: Journal, plan: ShardPlan) -> tuple[ShardPlan, Written, EmissionCounts]:
-    found = journal.finished(plan)
-    if found is None:
+    recorded = journal.finished(plan)
+    if recorded is None:
         raise RuntimeError(f"{journal.folder / plan.name} was written and is not there")
-    return plan, *found
+    return plan, *recorded
 
 
 @contextmanager

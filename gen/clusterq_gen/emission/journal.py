@@ -52,7 +52,7 @@ class Journal:
         return (written, tally) if whole else None
 
     def note(self, plan: ShardPlan, written: Written, tally: EmissionCounts) -> None:
-        """The shard is on disk."""
+        """Record a finished shard."""
         shards = [shard.model_dump() for shard in written.shards]
         values = {"made_of": self._made_of(plan), "written": {**asdict(written), "shards": shards}, "tally": asdict(tally)}
         path = self._note(plan)
@@ -60,7 +60,7 @@ class Journal:
         atomic_write(path, json.dumps(values))
 
     def close(self) -> None:
-        """The manifest lists everything now."""
+        """Delete the journal."""
         shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
 
     def _verifies(self, shard: Shard) -> bool:

@@ -15,6 +15,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.images import normalise
 from clusterq_common.progress.console import info
 from clusterq_common.run.environment import device_name, versions
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.load import Teacher
 from clusterq_gen.bank.files import is_finished, read_pixels, write_batch
@@ -81,7 +82,8 @@ class RefinedCandidates:
                 batch = self._optimiser.optimise(start, labels, number)
             except NotFiniteError as error:
                 raise ClusterqError(
-                    f"--refine-steps: {error}, expected finite ones; shards that are finished are kept: try a smaller --refine-lr."
+                    f"{error}, expected finite ones; shards that are finished are kept: try a smaller {setting_name('refine_lr')}.",
+                    setting="refine_steps",
                 ) from error
             write_batch(path, batch, self._made)
         return path

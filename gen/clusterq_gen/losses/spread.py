@@ -44,7 +44,11 @@ class ClassSpreadLoss:
 
 
 def _shares_within(parts: list[Tensor], batch: StepBatch) -> Tensor:
-    """Return W / T of each part, (parts,); infinite where no two images share a class. Parts are (N, values) each."""
+    """Return W / T of each part, (parts,); infinite where no two images share a class. Parts are (N, values) each.
+
+    This is a share, differentiable and over the images of all processes. Reports measure other quantities on stored images: the
+    variance within classes itself (`clusterq_report.measure.within_classes`) and distances of pairs (`clusterq_report.quality.distances`).
+    """
     keep = torch.ones_like(batch.labels, dtype=torch.bool) if batch.mixture is None else batch.mixture.amax(1) == 1
     values = torch.cat(parts, dim=1)
     # Class means over all processes' images; the second moments are unused.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import is_factory
 from clusterq_gen.config import MethodConfig
@@ -33,7 +34,7 @@ def build_method(config: MethodConfig, seed: int) -> Method:
     if not any(term.weight and term.warmup for term in method.terms):
         names = ", ".join(term.name for term in method.terms if term.warmup)
         raise ClusterqError(
-            f"--method {config.method}: every loss of its warm-up ({names}) has weight 0, expected one above 0; see --help for the "
+            f"{setting_name('method', config.method)}: every loss of its warm-up ({names}) has weight 0, expected one above 0; see --help for the "
             "weights."
         )
     return method
@@ -43,5 +44,5 @@ def _own(config: MethodConfig, seed: int) -> Method:
     """Return a method from a user's file."""
     method = call_function(config.method, config, seed, setting="method", expected=EXPECTED)
     if not isinstance(method, Method):
-        raise ClusterqError(f"--method: {config.method} returned {type(method).__name__}; {EXPECTED}.")
+        raise ClusterqError(f"{config.method} returned {type(method).__name__}; {EXPECTED}.", setting="method")
     return method

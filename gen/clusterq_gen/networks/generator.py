@@ -20,8 +20,6 @@ from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.networks.synced_norm import SyncedBatchNorm2d
 from clusterq_gen.networks.upsampled_conv import UpsampledConv2d
 
-# Longest side of an image at which GDFQ multiplies noise and embedding.
-LARGEST_PRODUCT_SIZE = 64
 # Weights for `sum` and `scaled`, chosen so that the class dominates the noise from the first step on.
 NOISE_SHARE, CLASS_SHARE = 0.5, 2.0
 SLOPE = 0.2
@@ -31,7 +29,8 @@ def build_generator(config: GeneratorConfig, spec: InputSpec) -> "Generator":
     """Build a generator with new weights for a teacher's images."""
     conditioning = config.conditioning
     if conditioning == "paper":
-        conditioning = "product" if spec.longer_side <= LARGEST_PRODUCT_SIZE else "batchnorm"
+        # GDFQ multiplies noise and embedding for CIFAR's images only.
+        conditioning = "product" if spec.small else "batchnorm"
     if conditioning == "batchnorm":
         return ConditionalBatchNormGenerator(config, spec)
     return EmbeddingGenerator(config, spec, conditioning)

@@ -17,7 +17,7 @@ from clusterq_gen.training.latent import candidate_noise
 COLUMNS = 10
 MOST_CLASSES = 20
 MARGIN = 2
-# Larger images are scaled down: at 224x224 a grid of 200 took longer to encode than many steps of training on a GPU.
+# Larger images are scaled down, for display alone: at 224x224 a grid of 200 took longer to encode than many steps of training on a GPU.
 MOST_PIXELS = 64
 
 

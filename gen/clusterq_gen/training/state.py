@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -63,14 +64,15 @@ class Training:
         world = Ranks.current().world
         if config.train.batch_size % world:
             raise ClusterqError(
-                f"--batch-size: {config.train.batch_size} images cannot be shared evenly by {world} processes, expected a multiple of "
-                f"{world}; the batch is that of all processes together."
+                f"{config.train.batch_size} images cannot be shared evenly by {world} processes, expected a multiple of "
+                f"{world}; the batch is that of all processes together.",
+                setting="batch_size",
             )
         if config.method.mixing:
             try:
                 classes_in_mixture(teacher.spec.num_classes, config.method.mix_classes)
             except ValueError as error:
-                raise ClusterqError(f"--mix-classes: {error}; choose a smaller number.") from error
+                raise ClusterqError(f"{error}; choose a smaller number.", setting="mix_classes") from error
         # Layers draw their initial weights from the global generator, which is seeded here and restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.runtime.seed, "generator").initial_seed())
@@ -120,6 +122,8 @@ class Training:
         own = Ranks.current().share(train.batch_size)
         dtype = self.generator.to_map.weight.dtype
 
+        # Several draws of a step need the labels, which are dealt once for all of them; kept draws go on using these functions.
+        @lru_cache(maxsize=1)
         def whole(step: int) -> tuple[Tensor, ClassGroups]:
             return batch_labels(seed, step, batch_size=train.batch_size, per_batch=per_batch, num_classes=classes)
 
@@ -214,7 +218,7 @@ class Training:
             try:
                 layers = SemanticLayers.choose(taps.moments, self.stored_statistics(), method.start_layer, method.fda_units)
             except ValueError as error:
-                raise ClusterqError(f"--start-layer: {error}; choose a smaller number.") from error
+                raise ClusterqError(f"{error}; choose a smaller number.", setting="start_layer") from error
             self.centroids = Centroids(self.teacher.spec.num_classes, layers)
 
     def state_dict(self) -> dict[str, Any]:

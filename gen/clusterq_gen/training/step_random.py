@@ -11,6 +11,8 @@ from clusterq_common.device.setup import to_device_async
 class StepRandom:
     """The draws of one step, by name.
 
+    Kept draws are renewed one by one, each by its own function, so they are no batch for `StaticInputs`.
+
     Attributes:
         device: device of the draws.
         kept: whether a draw keeps the same memory in every step, as a CUDA graph of the step requires.

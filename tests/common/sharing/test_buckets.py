@@ -165,6 +165,6 @@ def test_a_bucket_that_is_not_there(bucket: Any) -> None:
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(
-        ClusterqError, match=r"s3://sets/team/digits: the package s3fs is not installed.*pip install clusterq\[remote\]"
+        ClusterqError, match=r"s3://sets/team/digits: the package s3fs is not installed.*pip install '\.\[remote\]'"
     ):
         look(ADDRESS, PLAIN)

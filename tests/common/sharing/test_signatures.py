@@ -369,8 +369,8 @@ def test_without_the_package_a_signature_counts_for_nothing(
     write_set(tmp_path / "set")
     signed(tmp_path / "set", keys["a"])
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    assert "pip install clusterq[sign]" in judged(tmp_path / "set")
-    with pytest.raises(ClusterqError, match=r"the package cryptography is not installed.*pip install clusterq\[sign\]"):
+    assert "pip install '.[sign]' in clusterq's checkout" in judged(tmp_path / "set")
+    with pytest.raises(ClusterqError, match=r"the package cryptography is not installed.*pip install '\.\[sign\]'"):
         judged(tmp_path / "set", trusting(keys, "a", required=False))
     edit_manifest(tmp_path / "set", lambda values: values.update(license="CC0-1.0"))
     with pytest.raises(ClusterqError, match="under another manifest"):

@@ -1,4 +1,4 @@
-"""Common form of all layouts: images by index, decoded and preprocessed when a loader asks for them."""
+"""Common interface of all layouts: images by index, decoded and preprocessed when a loader requests them."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ PROBED = 16
 
 
 class Sample(NamedTuple):
-    """One image as it was read.
+    """One image as read.
 
     Attributes:
         pixels: (C, H, W) uint8; None for one that cannot be decoded.
@@ -101,29 +101,29 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Name by which a person finds the image."""
+        """Return the name by which a person finds the image."""
 
     @abstractmethod
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
-        """The image as PIL gives it, not yet decoded or decoded, for as long as it is in use.
+        """Open the image with PIL, decoded or not, for as long as the block runs.
 
         Raises:
             OSError, SyntaxError, ValueError: it cannot be read.
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        """Pixels (C, H, W) uint8, or None for an image that cannot be decoded; label; name.
+        """Return pixels (C, H, W) uint8, or None for an image that cannot be decoded; label; name.
 
         Raises:
             ClusterqError: an image that cannot be understood without a setting.
         """
-        found = self.sample(index)
-        if found.refused:
-            raise ClusterqError(found.refused)
-        return found.pixels, found.label, found.name
+        sample = self.sample(index)
+        if sample.refused:
+            raise ClusterqError(sample.refused)
+        return sample.pixels, sample.label, sample.name
 
     def sample(self, index: int) -> Sample:
-        """The image, and what there is to say of it."""
+        """Return the image and the remarks on it."""
         # Names go into results, which hold Unicode alone; file systems hold any bytes.
         label, name = self.labels[index], encodable(self.name(index), "utf-8")
         try:
@@ -154,7 +154,7 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         return Sample(pixels, label, name, mode, remarks)
 
     def probe(self) -> None:
-        """Look at the headers of a few images, so that what cannot be understood without a setting is refused at once.
+        """Read the headers of a few images, so that an image that needs a setting is refused at once.
 
         Raises:
             ClusterqError: such an image.
@@ -189,27 +189,27 @@ class ValidationImages(Dataset[tuple[Tensor | None, int, str]], ABC):
         Raises:
             ClusterqError: labels that cannot be read.
         """
-        found: dict[int, int] = {}
+        labels: dict[int, int] = {}
 
         def note(index: int, label: int) -> bool:
-            found[index] = label
+            labels[index] = label
             return False
 
         for _ in self.chosen(note):
             pass
-        return found
+        return labels
 
     def samples(self) -> "Samples":
-        """The same images for a loader that also wants to know what there is to say of each."""
+        """Return the same images with the remarks on each."""
         return Samples(self)
 
     def batches(self, batch_size: int, workers: int, ranks: Ranks) -> Iterator[ValidationBatch]:
-        """This process's share of the images: every world-th one, so that each is counted once, however many processes there are."""
+        """Yield this process's share of the images: every world-th one, so that each is counted once."""
         own = range(ranks.rank, len(self), ranks.world)
         yield from DataLoader(self.samples(), batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=self.collate)
 
     def collate(self, samples: Sequence[Sample]) -> ValidationBatch:
-        """Samples of a loader as one batch, unreadable ones apart.
+        """Combine a loader's samples into one batch, unreadable ones apart.
 
         Raises:
             ClusterqError: outside a loader's processes, whose errors would arrive as tracebacks: see `ValidationBatch.refused`.
@@ -249,7 +249,7 @@ def _remarks_of(image: Image.Image) -> Iterator[str]:
 
 
 class Samples(Dataset[Sample]):
-    """A set's images by index, each with what there is to say of it."""
+    """A set's images by index, each with its remarks."""
 
     def __init__(self, images: ValidationImages) -> None:
         self.images = images

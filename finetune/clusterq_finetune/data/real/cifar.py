@@ -23,7 +23,7 @@ MOST_REMEMBERED = 1 << 20
 
 
 class CifarBatch(ValidationImages):
-    """The images of one batch, in memory: (N, 32, 32, 3) uint8."""
+    """Images of one batch in memory, (N, 32, 32, 3) uint8."""
 
     def __init__(self, root: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: list[int], spec: InputSpec) -> None:
         super().__init__(root, "CIFAR's python batches", labels, spec)
@@ -37,7 +37,7 @@ class CifarBatch(ValidationImages):
 
 
 def cifar_batch(path: Path) -> Path | None:
-    """The test batch that a path means: a file of that name, or one in a folder of that kind."""
+    """Return the test batch at a path: a file of that name, or one in such a folder."""
     names = {name for name, _ in BATCHES.values()}
     if path.is_file():
         return path if path.name in names else None
@@ -46,7 +46,7 @@ def cifar_batch(path: Path) -> Path | None:
 
 
 def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
-    """The test images of CIFAR-10 or CIFAR-100.
+    """Open the test images of CIFAR-10 or CIFAR-100.
 
     Raises:
         ClusterqError: a teacher of another number of classes, or a file that is no such batch.
@@ -78,13 +78,13 @@ def open_cifar(batch: Path, spec: InputSpec) -> CifarBatch:
 
 
 def _refuse_far_places(data: bytes) -> None:
-    """A pickle numbers what it remembers; a single high number would make Python reserve all memory below it."""
+    """Refuse high memo numbers in a pickle: a single one would make Python reserve all memory below it."""
     if any("PUT" in code.name and int(place or 0) > MOST_REMEMBERED for code, place, _ in pickletools.genops(data)):
         raise pickle.UnpicklingError(f"it remembers a value at a place above {MOST_REMEMBERED}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows the three names that a pickled array needs, and no other: nothing a stranger wrote can be called."""
+    """Unpickler that knows only the three names of a pickled array, so that no foreign code can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in {"numpy.core.multiarray", "numpy._core.multiarray"} and name == "_reconstruct":

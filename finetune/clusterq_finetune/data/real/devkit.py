@@ -1,4 +1,4 @@
-"""ImageNet's development kit: the classes of the validation images, as numbers of its own and the wnids they mean."""
+"""ImageNet's development kit: the validation images' classes, as its own numbers, and the wnids of these numbers."""
 
 import gzip
 import io
@@ -19,7 +19,7 @@ MAT_HEADER, MAT_TAG, MAT_PACKED = 128, 8, 15
 
 
 def read_devkit(folder: Path) -> tuple[str, bytes]:
-    """The ground truth and meta.mat, from the devkit's archive in a folder or from its unpacked folder.
+    """Read the ground truth and meta.mat, from the devkit's archive in a folder or from its unpacked folder.
 
     Raises:
         ClusterqError: there is none, or it is damaged or far too large.
@@ -41,7 +41,7 @@ def read_devkit(folder: Path) -> tuple[str, bytes]:
 
 
 def wnid_of_number(meta: bytes) -> dict[int, str]:
-    """The wnids of the devkit's class numbers, by its table of synsets (meta.mat).
+    """Return the wnids of the devkit's class numbers, by its table of synsets (meta.mat).
 
     Raises:
         ClusterqError: scipy is missing, or the table cannot be read or unpacks to far more than any.
@@ -54,18 +54,18 @@ def wnid_of_number(meta: bytes) -> dict[int, str]:
         ) from error
     try:
         synsets = loadmat(io.BytesIO(_unpacked(meta)), squeeze_me=True)["synsets"]
-        return {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
+        return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     except Exception as error:  # loadmat raises anything on a broken file
         why = str(error) if isinstance(error, _UnusualError) else type(error).__name__
         raise ClusterqError(f"the devkit's meta.mat cannot be read ({why}); get the devkit again.", setting="val") from error
 
 
 class _UnusualError(ValueError):
-    """Said as it is."""
+    """Parse error whose message is shown unchanged."""
 
 
 def _unpacked(meta: bytes) -> bytes:
-    """The same MATLAB file without packed elements, which scipy would unpack to any size.
+    """Return the same MATLAB file without compressed elements, which scipy would expand to any size.
 
     Raises:
         _UnusualError, zlib.error: it is none of format 5, or unpacks to more than `LARGEST_META`.
@@ -97,7 +97,7 @@ def _small_file(path: Path) -> bytes:
 
 
 def _from_archive(archive: Path) -> list[bytes | None]:
-    """The ground truth and meta.mat in the devkit's archive; None for one that is missing."""
+    """Return the ground truth and meta.mat in the devkit's archive; None for a missing one."""
     try:
         with gzip.open(archive) as file:
             data = file.read(LARGEST_DEVKIT + 1)

@@ -1,4 +1,4 @@
-"""Images that are files of their own: class folders, and ImageNet as Kaggle ships it."""
+"""Images in files of their own: class folders, and ImageNet as Kaggle ships it."""
 
 import csv
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class ImageFiles(ValidationImages):
 
 
 def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> ImageFiles:
-    """A folder with one subfolder of images for each class; see `class_index` for which class is which.
+    """Open a folder with one subfolder of images for each class; `class_index` assigns the classes.
 
     Raises:
         ClusterqError: no images, images outside class folders, or class folders that do not fit the teacher.
@@ -61,13 +61,13 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
             setting="val",
         )
     index = class_index([folder.name for folder in folders], f"{path} has", "class folders", spec, classes)
-    found: list[tuple[Path, int]] = []
+    labelled: list[tuple[Path, int]] = []
     skipped: list[Path] = []
     for folder in folders:
         images, others = _sorted_out(folder, "*")
-        found += [(image, index[folder.name]) for image in images]
+        labelled += [(image, index[folder.name]) for image in images]
         skipped += others
-    if not found:
+    if not labelled:
         instead = f" ({len(skipped)} other files, the first is {skipped[0].name})" if skipped else ""
         raise ClusterqError(
             f"no images in the {len(folders)} class folders of {path}{instead}, expected files such as .JPEG or .png; check the path.",
@@ -83,19 +83,21 @@ def open_class_folders(path: Path, spec: InputSpec, classes: Path | None) -> Ima
         # Said at once, too: whoever meant the other order need not wait for the figures.
         warn(order.line())
         remarks.append(order)
-    listed = ImageFiles(path, "class folders", [image for image, _ in found], [label for _, label in found], spec, remarks)
+    listed = ImageFiles(
+        path, "class folders", [image for image, _ in labelled], [label for _, label in labelled], spec, remarks
+    )
     listed.class_names = list(index)
     return listed
 
 
 def kaggle_solution(path: Path) -> Path | None:
-    """Kaggle's file of labels for a flat folder of ImageNet's validation images: in it, or above it as in Kaggle's archive."""
+    """Return Kaggle's file of labels for a flat folder of ImageNet's validation images: in it, or above it as in Kaggle's archive."""
     places = [path, *path.resolve().parents[:4]]
     return next((place / KAGGLE_SOLUTION for place in places if (place / KAGGLE_SOLUTION).is_file()), None)
 
 
 def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
-    """ImageNet's validation images in one flat folder, with `LOC_val_solution.csv` (`ImageId,PredictionString`).
+    """Open ImageNet's validation images in one flat folder, with `LOC_val_solution.csv` (`ImageId,PredictionString`).
 
     Raises:
         ClusterqError: another teacher than one of ImageNet's 1000 classes, a broken table, an image without a line in it.
@@ -130,7 +132,7 @@ def open_kaggle(path: Path, solution: Path, spec: InputSpec) -> ImageFiles:
     remarks = [
         *_remark(SKIPPED, path, others),
         *_remark(
-            f"lines of {KAGGLE_SOLUTION} without an image", path, sorted(labels_by_id.keys() - {one.stem for one in paths})
+            f"lines of {KAGGLE_SOLUTION} without an image", path, sorted(labels_by_id.keys() - {path.stem for path in paths})
         ),
     ]
     return ImageFiles(path, "flat folder with Kaggle's labels", paths, labels, spec, remarks)
@@ -141,7 +143,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _table(path: Path) -> list[dict[str, str | None]]:
-    """The rows of a CSV file in UTF-8, with or without the mark that Windows puts in front.
+    """Return the rows of a CSV file in UTF-8, with or without a byte order mark.
 
     Raises:
         ClusterqError: it is none.
@@ -154,7 +156,7 @@ def _table(path: Path) -> list[dict[str, str | None]]:
 
 
 def _sorted_out(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
-    """The images below a folder, and everything else there but plain folders; both sorted.
+    """Return the images below a folder, and everything else there but plain folders; both sorted.
 
     Hidden folders (`.ipynb_checkpoints` holds copies) and links to folders are among everything else; broken links, too.
     """
@@ -169,6 +171,6 @@ def _sorted_out(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
 
 
 def _remark(what: str, root: Path, about: Sequence[Path | str]) -> list[Remark]:
-    """A remark, where there is something to remark."""
-    names = [str(one.relative_to(root)) if isinstance(one, Path) else one for one in about]
+    """Return a remark, or none for an empty list."""
+    names = [str(item.relative_to(root)) if isinstance(item, Path) else item for item in about]
     return [Remark.of(what, names)] if names else []

@@ -17,7 +17,7 @@ NAMES_SHOWN = 3
 
 
 def imagenet_wnids(spec: InputSpec | None = None) -> list[str]:
-    """The 1000 wnids of ImageNet-1k in index order.
+    """Return the 1000 wnids of ImageNet-1k in index order.
 
     Raises:
         ClusterqError: the teacher of `spec` has another number of classes.

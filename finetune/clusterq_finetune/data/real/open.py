@@ -25,7 +25,7 @@ def open_validation(
     pixel_range: PixelRange | None = None,
     own: bool = False,
 ) -> ValidationImages:
-    """List the images of a place, whatever its layout; none is decoded yet.
+    """List the images of a place in any known layout, without decoding them.
 
     Args:
         path: a folder or a file; see `LAYOUTS`. With `own` also a dataset of the user's, or a function that returns one, `path/to/file.py:name`.

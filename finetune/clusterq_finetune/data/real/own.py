@@ -24,7 +24,7 @@ COLOURS = {3, 4}
 
 
 def is_own(path: Path) -> bool:
-    """Return whether `val` names something in a file of code rather than a place."""
+    """Return whether `val` names a function or class in a Python file rather than a folder or file of images."""
     file, _, function = str(path).rpartition(":")
     return file.endswith(".py") and function.isidentifier() and not path.exists()
 
@@ -44,7 +44,7 @@ def open_own(path: Path, spec: InputSpec) -> "OwnImages":
 
 
 class OwnImages(ValidationImages):
-    """Images of a user's own dataset, read by index where it has a length and indices, else one after the other."""
+    """Images of a user's dataset, read by index if it has a length and indices, else in order."""
 
     def __init__(self, path: Path, spec: InputSpec) -> None:
         super().__init__(path, shown_arch(str(path)), [], spec)
@@ -79,7 +79,7 @@ class OwnImages(ValidationImages):
         return self._sample(item, index)
 
     def probe(self) -> None:
-        """Look at the first image, so that what cannot be understood is refused at once."""
+        """Read the first image, so that a kind that cannot be used is refused at once."""
         if self.by_index:
             refused = self.sample(0).refused if len(self) else ""
         else:
@@ -110,7 +110,7 @@ class OwnImages(ValidationImages):
                 yield self._sample(item, index)
 
     def _by_number(self) -> Iterator[tuple[int, object]]:
-        """Images with their numbers, without those that cannot be had.
+        """Yield images with their numbers, without those that cannot be read.
 
         Raises:
             ClusterqError: the user's code failed.
@@ -125,7 +125,7 @@ class OwnImages(ValidationImages):
             yield index, item
 
     def _in_order(self, items: Iterable[object]) -> Generator[tuple[int, object], None, None]:
-        """Images with their numbers. What gives each image once is made anew afterwards.
+        """Yield images with their numbers in order. A dataset that can be read only once is made anew afterwards.
 
         Raises:
             ClusterqError: the user's code failed.
@@ -197,10 +197,10 @@ class OwnImages(ValidationImages):
             if array.ndim == 2 and array.dtype.kind in "iuf":
                 whole = np.can_cast(array.dtype, np.int32)
                 return Image.fromarray(np.ascontiguousarray(array, np.int32 if whole else np.float32))
-            found = f"{array.dtype} {array.shape}"
+            shown = f"{array.dtype} {array.shape}"
         else:
-            found = type(value).__name__
+            shown = type(value).__name__
         raise ClusterqError(
-            f"item {index} of {self.layout} has an image that is {found}; {IMAGES} {setting_name('pixel_range')}; mend the file.",
+            f"item {index} of {self.layout} has an image that is {shown}; {IMAGES} {setting_name('pixel_range')}; mend the file.",
             setting="val",
         )

@@ -8,7 +8,7 @@ NAMES_SHOWN = 10
 
 
 class Remark(Settings):
-    """One such thing.
+    """One kind of thing that a reader skipped, reordered or guessed.
 
     Attributes:
         what: in words, as "no known image file, skipped".
@@ -22,11 +22,11 @@ class Remark(Settings):
 
     @classmethod
     def of(cls, what: str, names: Iterable[str]) -> "Remark":
-        """A remark on everything in `names`, in their order."""
+        """Return a remark on everything in `names`, in their order."""
         listed = list(names)
         return cls(what=what, count=len(listed), names=listed[:NAMES_SHOWN])
 
     def line(self) -> str:
-        """The remark for a person."""
+        """Return the remark as one line."""
         more = ", ..." if self.count > len(self.names) else ""
         return f"{self.what}: {self.count} ({', '.join(self.names)}{more})"

@@ -34,7 +34,7 @@ class Span:
 
 
 class ImagesInTars(ValidationImages):
-    """Images read from where they lie in their tars; nothing is unpacked to disk."""
+    """Images read directly from their tars, without unpacking to disk."""
 
     def __init__(self, root: Path, layout: str, spans: list[Span], labels: list[int], spec: InputSpec) -> None:
         super().__init__(root, layout, labels, spec)
@@ -52,7 +52,7 @@ class ImagesInTars(ValidationImages):
 
 
 def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
-    """`ILSVRC2012_img_val.tar`, with the devkit beside it: `ILSVRC2012_devkit_t12.tar.gz`, or unpacked.
+    """Open `ILSVRC2012_img_val.tar`, with the devkit beside it: `ILSVRC2012_devkit_t12.tar.gz`, or unpacked.
 
     The devkit numbers classes in its own way; its `meta.mat` says which wnid a number means (scipy reads it).
 
@@ -88,7 +88,7 @@ def open_imagenet_tar(path: Path, spec: InputSpec) -> ImagesInTars:
 
 
 def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTars:
-    """webdataset tars with an image (`.jpg`, `.png`, ...) and a class index (`.cls`) for each key. Nothing else is looked at.
+    """Open webdataset tars with an image (`.jpg`, `.png`, ...) and a class index (`.cls`) for each key. Other members are ignored.
 
     Raises:
         ClusterqError: an image without a label, a label without an image or out of range, two of either for one key, or no sample at all.
@@ -145,7 +145,7 @@ def open_webdataset(path: Path, tars: list[Path], spec: InputSpec) -> ImagesInTa
 
 
 def _members(path: Path) -> list[Member]:
-    """All files in a tar, found by their headers alone.
+    """Return all files in a tar, from the headers alone.
 
     Raises:
         ClusterqError: it is no plain tar, or one of its members is absurdly large.

@@ -1,0 +1,16 @@
+"""What the tests of fine-tuning and of exported files share."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+from torch.onnx._internal.exporter import _registration
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """torch's ONNX exporter reads the source of all its operators at each export, a third of a small network's time: once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        apis = _registration.onnxscript_apis
+        patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
+        yield
