@@ -103,7 +103,8 @@ def train(
     """Train a generator for a classifier, or optimise images without one, then write class-labelled shards."""
 
     def run() -> None:
-        say_begin(f"{flags.get('teacher', {}).get('arch') or config or 'the run'} to {out}")
+        begins = flags.get("teacher", {}).get("arch") or config
+        say_begin(f"the run in {out}" if begins is None else f"{begins} to {out}")
         from clusterq_gen import commands
 
         seconds = None if time_budget is None else parse_time_budget(time_budget)

@@ -1,5 +1,6 @@
 """What a person sees of a running command: progress on terminals and elsewhere, --quiet, Ctrl-C."""
 
+import codecs
 import json
 import os
 import pty
@@ -38,6 +39,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Iterator[li
         monkeypatch.setenv(name, value)
     keyboard, screen = pty.openpty()
     shown = [""]
+    # A read may end within a character.
+    decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read() -> None:
         while True:
@@ -45,7 +48,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Iterator[li
                 data = os.read(keyboard, 65536)
             except OSError:  # the other end is closed
                 return
-            shown[0] += data.decode()
+            shown[0] += decoder.decode(data)
 
     reader = threading.Thread(target=read)
     reader.start()
