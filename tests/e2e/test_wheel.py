@@ -144,3 +144,9 @@ def test_packaged_files_are_read_from_the_wheel_alone(wheel: Path, tmp_path: Pat
     body = "from importlib.resources import files; import clusterq_finetune; print(files(clusterq_finetune).joinpath(program).read_text())"
     table = alone(ALONE.format(body=body), wheel, tmp_path, "tables/imagenet_wnids.txt")
     assert len(table.split()) == 1000
+
+
+def test_a_student_is_exported_by_the_wheel_alone(wheel: Path, digits_run: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
+    alone(START, wheel, tmp_path, "clusterq-finetune", "export", "--student", str(digits_run), "--out", "digits.onnx")
+    onnx.checker.check_model(str(tmp_path / "digits.onnx"))
