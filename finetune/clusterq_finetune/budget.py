@@ -31,7 +31,7 @@ def fit_into(
 ) -> FinetuneConfig:
     """Return the largest plan that fits into the budget.
 
-    Where there is more time than the recipe takes, the reconstruction gets more steps, up to MOST_BLOCK_STEPS: they gain accuracy, which
+    Where there is more time than the recipe takes, the reconstruction gets more steps, up to MOST_BLOCK_STEPS: they gain some accuracy, which
     more epochs do not. Where there is less, the steps of both phases shrink together.
 
     Args:
