@@ -101,10 +101,9 @@ def test_only_the_whole_suite_in_ci_has_a_coverage_floor(dev: ModuleType, monkey
     dev.main(["test", "-x"])
     assert dev.ran[-1].endswith("python -m pytest -x")
     dev.main(["test"])
-    assert (
-        "python -m slipcover --source common,gen,finetune --skip-covered --fail-under=90 -m pytest --numprocesses"
-        in dev.ran[-1]
-    )
+    tested, checked = dev.ran[-2:]
+    assert "python -m slipcover --source common,gen,finetune --json --out .coverage.json -m pytest --numprocesses" in tested
+    assert checked.endswith("-m slipcover --merge .coverage.json --out .coverage.json --skip-covered --fail-under=90")
 
 
 def test_lint_runs_every_check_and_hands_back_the_first_failure(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
