@@ -72,10 +72,10 @@ def phases(config: GenConfig, num_classes: int, speed: Speed) -> list[Phase]:
         return [Phase("bank", steps * speed.image_step), emission]
     train = config.train
     warm, late = train.warmup_epochs * train.steps_per_epoch, (train.epochs - train.warmup_epochs) * train.steps_per_epoch
-    phases = [Phase("generator", speed.step * (warm + speed.student_share * late))]
+    expected = [Phase("generator", speed.step * (warm + speed.student_share * late))]
     if config.emit.refine_steps:
-        phases.append(Phase("refinement", images * config.emit.refine_steps * speed.image_step))
-    return [*phases, emission]
+        expected.append(Phase("refinement", images * config.emit.refine_steps * speed.image_step))
+    return [*expected, emission]
 
 
 def _generator_step(

@@ -130,12 +130,13 @@ def test_every_layer_reads_one_quantizer(capsys: pytest.CaptureFixture[str]) -> 
         assert torch.allclose(student(images), logits, atol=1e-4)
 
 
-def test_below_eight_bits_sums_keep_eight_and_layers_their_own() -> None:
+def test_below_eight_bits_sums_keep_eight_and_layers_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     student, _ = made(Net(), bits="w4a4")
     bits = {name: quantizer.bits for name, quantizer in activation_sites(student).items()}
     assert {bits[f"{name}.output_quantizer"] for name in ("stem.2", "blocks.0", "blocks.1", "blocks.2")} == {8}
     assert {bits[f"{name}.input_quantizer"] for name in ("blocks.0.conv1", "blocks.1.conv1", "last")} == {4}
     assert bits["blocks.0.bn2.output_quantizer"] == 4, "of branch_outputs"
+    assert "max poolings read: 4 outputs at 8 bits" in capsys.readouterr().out, "branches are not among them"
 
 
 def test_float_by_a_pattern() -> None:

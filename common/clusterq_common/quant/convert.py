@@ -283,7 +283,9 @@ def _summary_of_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> lis
         return []
     if not sums.outputs and not sums.left:
         return ["  no residual sums: no addition of two activations, and no max pooling"]
-    outputs = sum(_output_quantizer(student, name) is not None for name in sums.outputs)
+    # The other outputs are those of branches, with the bits of the line on these.
+    quantized = [quantizer for name in sums.outputs if (quantizer := _output_quantizer(student, name)) is not None]
+    outputs = sum(quantizer.bits == SUM_BITS for quantizer in quantized)
     shared = sum(bool(student.get_submodule(name).reads) for name in sums.inputs)
     lines = [
         f"  residual sums and what they and max poolings read: {outputs} outputs at {SUM_BITS} bits, which {shared} layers share"

@@ -71,7 +71,7 @@ def sums_and_poolings(model: nn.Module, layers: Iterable[str], example: Tensor) 
 
 
 class _Flow(TorchFunctionMode):
-    """What happens to the tensors of one forward pass.
+    """Recorder of what modules and functions do to the tensors of one forward pass.
 
     Attributes:
         running: modules whose forward has begun and not ended.

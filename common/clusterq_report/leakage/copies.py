@@ -29,7 +29,7 @@ class Threshold:
     @property
     def interval(self) -> tuple[float, float]:
         """Its 95 % interval: the share below an order statistic is distributed as Beta(rank, control + 1 - rank)."""
-        return tuple(_share_below(self.rank, self.control, level) for level in (0.025, 0.975))  # type: ignore[return-value]
+        return _share_below(self.rank, self.control, 0.025), _share_below(self.rank, self.control, 0.975)
 
     def excess(self, alarms: int, images: int) -> float:
         """Return the probability of at least so many false alarms among so many images (beta-binomial, exact for images like the control's)."""

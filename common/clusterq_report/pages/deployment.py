@@ -20,13 +20,16 @@ def exported_file(source: RunData) -> list[Block]:
     return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
 
 
-def timed_in(found: dict[str, Any]) -> str:
+def timed_in(target: str) -> str:
     """Return where a file was timed, in words: the same for every target, which is named where it is another one.
 
-    >>> timed_in({"file": {"target": "openvino (checked with openvino 2026.4.1)"}})
+    Args:
+        target: as the file says it, with or without remarks behind its name; empty for none.
+
+    >>> timed_in("openvino (checked with openvino 2026.4.1)")
     'in ONNX Runtime on the CPU, not in openvino'
     """
-    words = word(section(found.get("file")).get("target"), "").split()
+    words = target.split()
     elsewhere = f", not in {words[0]}" if words and words[0] != TIMED else ""
     return f"in ONNX Runtime on the CPU{elsewhere}"
 
@@ -42,7 +45,7 @@ def facts(found: dict[str, Any]) -> str:
     words += f"{number(real(kernels.get('integer_layers')))} of {number(real(kernels.get('layers')))} convolutions and matrix products "
     words += f"run in integers, in which {percent(100 * (real(kernels.get('integer_share')) or 0.0))} of the time is spent. "
     return words + (
-        f"Timed {timed_in(found)} (version {word(section(found.get('versions')).get('onnxruntime'))}) with "
+        f"Timed {timed_in(word(about.get('target'), ''))} (version {word(section(found.get('versions')).get('onnxruntime'))}) with "
         f"{number(real(found.get('threads')))} threads on {word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
     )
 

@@ -96,7 +96,7 @@ def _exported(source: RunData) -> dict[str, str]:
     if times and times[0] is not None:
         beside = f", {ratio[0]:.2f} of float's" if ratio and ratio[0] is not None else ""
         tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = (
-            f"{times[0]:.2f} ms{beside}, {deployment.timed_in(found)}"
+            f"{times[0]:.2f} ms{beside}, {deployment.timed_in(word(section(found.get('file')).get('target'), ''))}"
         )
     return tiles
 

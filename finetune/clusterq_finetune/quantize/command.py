@@ -85,9 +85,7 @@ def quantize(
             f"--target: {plan.target} takes no ONNX file, which quantize writes, expected another target; fine-tune, then export with "
             f"--target {plan.target}."
         )
-    classes = None if plan.classes is None else Path(plan.classes)
-    evaluation = EvaluationConfig.validated(plan.evaluation)
-    refuse_idle_evaluation(val, classes, evaluation)
+    refuse_idle_evaluation(val, plan.class_file, plan.reading)
     going_on = plan.refuse_other(work)
     _refuse_file(out, work, overwrite=overwrite)
     device = prepare_device(RuntimeConfig.validated(plan.runtime))
@@ -107,8 +105,8 @@ def quantize(
             teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
             val=val,
             shards=shards if val is None else None,
-            classes=classes,
-            evaluation=evaluation,
+            classes=plan.class_file,
+            evaluation=plan.reading,
             threads=plan.runtime.get("threads"),
         )
         draw_report(work / STUDENT)
@@ -143,9 +141,8 @@ def _announce(
     """
     pace, evaluation = seconds_per_image(teacher, device), ""
     if val is not None:
-        reading = EvaluationConfig.validated(plan.evaluation)
-        classes = None if plan.classes is None else Path(plan.classes)
-        images = len(open_validation(val, teacher.spec, classes=classes, pixel_range=reading.black_and_white, own=True))
+        pixel_range = plan.reading.black_and_white
+        images = len(open_validation(val, teacher.spec, classes=plan.class_file, pixel_range=pixel_range, own=True))
         seconds = EVALUATION_PASSES * images * pace
         evaluation = f"{count(images, 'real image')} in {val}, {said(seconds)}"
         if plan.time_budget is not None and seconds > (1 - SET_AND_STUDENT_SHARE) * plan.time_budget:
@@ -180,7 +177,7 @@ def _announce(
             print_result(f"   then teacher and student on {evaluation}")
     print_result(f"3. export: {out}")
     print_result(
-        f"4. benchmark: speed beside float {timed_in({'file': {'target': plan.target}})}, and both files on {evaluation or 'held-out images of the set'}"
+        f"4. benchmark: speed beside float {timed_in(plan.target)}, and both files on {evaluation or 'held-out images of the set'}"
     )
     print_result(f"5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
@@ -248,14 +245,13 @@ def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None, seconds
         "choice": plan.choice,
         "evaluation": plan.evaluation,
     }
-    classes = None if plan.classes is None else Path(plan.classes)
     resume = (folder / CONFIG).is_file()
     commands.finetune(
         flags,
         shards,
         folder,
         val,
-        classes,
+        plan.class_file,
         resume=resume,
         overwrite=False,
         dry_run=False,

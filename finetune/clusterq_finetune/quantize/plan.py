@@ -11,7 +11,7 @@ from clusterq_common.escape import shell_command
 from clusterq_common.export.targets import TargetName
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_finetune.config import RecipeName
+from clusterq_finetune.config import EvaluationConfig, RecipeName
 
 PLAN, EXPORTED = "quantize.yaml", "exported.json"
 SET, STUDENT = "set", "student"
@@ -84,6 +84,16 @@ class Plan(Settings):
     evaluation: dict[str, Any] = Field(default_factory=dict)
     classes: str | None = None
     time_budget: float | None = None
+
+    @property
+    def class_file(self) -> Path | None:
+        """The file of the names of the real images' classes."""
+        return None if self.classes is None else Path(self.classes)
+
+    @property
+    def reading(self) -> EvaluationConfig:
+        """How real images are read."""
+        return EvaluationConfig.validated(self.evaluation)
 
     def set_command(self, work: Path) -> list[str]:
         """Return the arguments of `clusterq-gen` that make the set."""
