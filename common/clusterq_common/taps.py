@@ -18,6 +18,9 @@ from clusterq_common.capture import Call, capture
 from clusterq_common.device.reduce import mean_across, sum_across
 from clusterq_common.device.setup import at_least_float32
 
+# Values of one tensor that stay in a core's second cache while several operations read them.
+CACHED_VALUES = 2**16
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -223,32 +226,44 @@ def _moments_of(name: str, layer: _BatchNorm, x: Tensor) -> Moments:
         if x.dim() == 2:
             centred = at_least_float32(x) - shift
             return Moments(name, centred, centred.square(), shift)
-        first, second = _ShiftedMoments.apply(at_least_float32(x), shift)
+        first, second = _ShiftedMoments.apply(x, shift)
     return Moments(name, first, second, shift)
+
+
+def _samples_at_once(x: Tensor) -> int:
+    """Return how many samples of x (N, C, ...) to handle at once: as many as a CPU's caches hold; elsewhere all."""
+    # A compiler fuses the operations itself.
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return max(len(x), 1)
+    return max(CACHED_VALUES * torch.get_num_threads() // max(x[0].numel(), 1), 1)
 
 
 class _ShiftedMoments(torch.autograd.Function):
     """Autograd function for mean and mean square over positions of `x - shift`; x (N, C, ...), results (N, C).
 
     It is written by hand because autograd would keep and read several full-size intermediates for each layer. This one keeps only
-    the layer's input, which BatchNorm keeps anyway.
+    the layer's input, which BatchNorm keeps anyway, and on a CPU its intermediates stay in the cache.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        centred = x - shift.view(1, -1, *[1] * (x.dim() - 2))
-        positions = tuple(range(2, x.dim()))
         ctx.save_for_backward(x, shift)
-        ctx.positions = x[0, 0].numel()
-        first = centred.mean(positions)
-        # torch's own norms and variances over positions take several times as long on a CPU.
-        second = centred.square_().mean(positions)
-        return first, second
+        positions = tuple(range(2, x.dim()))
+        means, squares = [], []
+        for part in x.split(_samples_at_once(x)):
+            centred = part - shift.view(1, -1, *[1] * len(positions))  # in shift's type, where x is narrower
+            means.append(centred.mean(positions))
+            # torch's own norms and variances over positions take several times as long on a CPU.
+            squares.append(centred.square_().mean(positions))
+        return torch.cat(means), torch.cat(squares)
 
     @staticmethod
     def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, None]:
         x, shift = ctx.saved_tensors
-        shape = (*grad_first.shape, *[1] * (x.dim() - 2))
-        slope = grad_second * (2 / ctx.positions)
-        constant = grad_first / ctx.positions - slope * shift
-        return torch.addcmul(constant.view(shape).expand_as(x), x, slope.view(shape)), None
+        slope = grad_second * (2 / x[0, 0].numel())
+        constant = grad_first / x[0, 0].numel() - slope * shift
+        gradient, count = torch.empty_like(x), _samples_at_once(x)
+        for out, part, *rows in zip(*(tensor.split(count) for tensor in (gradient, x, constant, slope)), strict=True):
+            begin, growth = (row.view(*row.shape, *[1] * (x.dim() - 2)) for row in rows)
+            out.copy_(torch.addcmul(begin, part, growth))
+        return gradient, None

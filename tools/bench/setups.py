@@ -21,7 +21,8 @@ from clusterq_common.quant.convert import convert, recompute_values
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_gen.config import GenConfig
+from clusterq_gen.bank.optimise import Optimiser
+from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.presets import resolve
 from clusterq_gen.training.loop import graphed_steps, train_step
 from clusterq_gen.training.state import Training
@@ -162,6 +163,44 @@ def finetune_steps(setup: Setup, bits: str, *, compiled: bool = False) -> dict[s
         steps["float training, compiled"] = stepping(network, Compiled(network), classified)
         steps[f"fine-tuning, {bits}, compiled"] = stepping(student, Compiled(student), distilled)
     return steps
+
+
+def refinement_step(setup: Setup) -> Callable[[], object]:
+    """Return a step of refinement on a batch of noise, with `quick`'s terms: BatchNorm statistics alone."""
+    device, teacher = prepare_device(setup.runtime), setup.load()
+    bank = EmitConfig(refine_steps=50).refinement
+    assert bank is not None
+    images = torch.randn(setup.batch_size, *teacher.spec.shape, device=device)
+    steps = Optimiser.start(bank, setup.runtime, teacher, device).steps_for(images.shape, labelled=False)
+    steps.begin(images, None)
+    return lambda: steps.take_step(bank.bank_lr, None, None)
+
+
+def network_products(setup: Setup, dtype: torch.dtype) -> Callable[[], None]:
+    """Return the convolutions and linear layers of one forward pass and of its gradient with respect to the images, without anything else."""
+    device, teacher = prepare_device(setup.runtime), setup.load()
+    products: list[tuple[Network, torch.Tensor, torch.Tensor]] = []
+
+    def record(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        layer = copy.deepcopy(module).to(dtype).requires_grad_(False)
+        for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
+            hooks.clear()
+        inputs = given[0].detach().to(dtype).clone(memory_format=torch.preserve_format).requires_grad_()
+        products.append((layer, inputs, torch.randn_like(output, dtype=dtype)))
+
+    layers = [m for m in teacher.model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    images = torch.randn(setup.batch_size, *teacher.spec.shape, device=device)
+    with torch.no_grad():
+        teacher.model(images.contiguous(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        for layer, inputs, gradient in products:
+            torch.autograd.grad(layer(inputs), inputs, gradient)
+
+    return run
 
 
 def float_networks(setup: Setup) -> Callable[[], None]:

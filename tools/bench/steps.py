@@ -3,11 +3,13 @@
     python tools/bench/steps.py generator --arch resnet20_cifar10 --batch-size 200
     python tools/bench/steps.py generator --arch resnet18 --batch-size 16
     python tools/bench/steps.py finetune --arch resnet20_cifar10 --batch-size 256 --compiled
+    python tools/bench/steps.py refinement --arch resnet20_cifar10 --batch-size 100 --amp auto
     python tools/bench/steps.py memory --arch resnet20_cifar10 --batch-size 200
 
 generator: a whole step after warm-up, the generator's and the student's, of methods beside each other and beside the step as the field's
 released code writes it (plain.py). finetune: a step of distillation with stored logits beside a training step of the float network
-at the same precision, and beside one with plain fake-quantization. Interleaved turns in one process, medians of ratios within a turn. memory: peak resident memory of a few steps, each kind in a fresh
+at the same precision, and beside one with plain fake-quantization. refinement: a step on a batch of images
+beside the network's convolutions and matrix products alone, forward and back to the images. Interleaved turns in one process, medians of ratios within a turn. memory: peak resident memory of a few steps, each kind in a fresh
 process, beside that of one training step of the float networks that take part.
 """
 
@@ -15,13 +17,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from statistics import median
 from typing import Annotated
 
 import torch
 import typer
 from interleaved import interleaved, table
 from plain import PlainTraining
-from setups import GeneratorStep, Setup, finetune_steps, float_networks
+from setups import GeneratorStep, Setup, finetune_steps, float_networks, network_products, refinement_step
 
 from clusterq_cli.main import run_guarded
 
@@ -79,6 +82,25 @@ def finetune(
         actions = finetune_steps(Setup(arch, batch_size, amp, threads), bits, compiled=compiled)
         print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
         print(table(interleaved(actions, repeats), "float training"))
+
+    run_guarded(run, debug=False)
+
+
+@app.command()
+def refinement(arch: Arch, batch_size: Batch, repeats: Repeats = 9, threads: Threads = None, amp: Amp = "off") -> None:
+    """One step of refinement, beside the network's products alone."""
+
+    def run() -> None:
+        setup = Setup(arch, batch_size, amp, threads)
+        actions = {
+            "refinement": refinement_step(setup),
+            "products, float32": network_products(setup, torch.float32),
+            "products, bf16": network_products(setup, torch.bfloat16),
+        }
+        print(f"{arch}, batch {batch_size}, {torch.get_num_threads()} threads, amp {amp}, {repeats} turns")
+        seconds = interleaved(actions, repeats)
+        print(table(seconds, "products, float32"))
+        print(f"{batch_size / median(seconds['refinement']):.0f} image-steps/s")
 
     run_guarded(run, debug=False)
 
