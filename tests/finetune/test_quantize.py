@@ -20,6 +20,7 @@ from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_finetune.config import RecipeConfig
+from clusterq_finetune.prepare import Request
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
@@ -172,10 +173,10 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
     """Bits that are chosen, classes and crop reach the stages; without real images the latter two are refused, not ignored."""
     names = tmp_path / "classes.txt"
     names.write_text("".join(f"{path.name}\n" for path in sorted(digits_teacher.val.iterdir())))
-    given: list[tuple[object, ...]] = []
+    given: list[Request] = []
 
-    def fine_tune(*values: object, **_: object) -> None:
-        given.append(values)
+    def fine_tune(request: Request) -> None:
+        given.append(request)
         raise ClusterqError("far enough")
 
     monkeypatch.setattr("clusterq_finetune.commands.finetune", fine_tune)
@@ -188,10 +189,9 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
     assert "weights of 4 bits are stored in 8; --integers packed or --integers int4 makes the file smaller" in done.out
     assert "and the choice of bits by layer before it" in done.out
     assert "speed beside float in ONNX Runtime on the CPU, and both files" in done.out
-    ((flags, _, _, val, classes),) = given
-    assert isinstance(flags, dict)
-    assert (flags["choice"], flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
-    assert (val, classes) == (digits_teacher.val, names)
+    [request] = given
+    assert (request.flags["choice"], request.flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
+    assert (request.val, request.classes) == (digits_teacher.val, names)
     for flag, value in (("--classes", names), ("--crop-pct", "off")):
         done = finetune(*command, flag, value, "--work", tmp_path / "new")
         assert (done.code, f"{flag}: there is no --val" in done.err) == (2, True), done.err
