@@ -13,7 +13,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import sha256_file
-from clusterq_common.png import MODES
+from clusterq_common.images.png import MODES
 from clusterq_common.progress.console import expecting, info, print_result, warn
 from clusterq_common.progress.time_budget import Phase, timetable
 from clusterq_common.run.child_process import is_part

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise, pixel_bounds, to_pixels
+from clusterq_common.images.normalise import normalise, pixel_bounds, to_pixels
 from clusterq_common.teacher.spec import InputSpec
 from tests.common.shard_samples import COLOUR, GREY
 from tests.png_tensors import decode_png, encode_png

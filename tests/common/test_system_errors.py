@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from clusterq_cli.main import run_guarded
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, home_folder
+from clusterq_common.images import png
 from clusterq_common.run.run_folder import PREDICTIONS
 from clusterq_common.shards.index import cache_folder
 from clusterq_common.shards.read import ShardSet

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterq_common.archives.tar import BLOCK, LARGEST_EXTENSION, Member, TarFormatError, TarHeaders, member_bytes
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.verify import verify_set
-from clusterq_common.tar import BLOCK, LARGEST_EXTENSION, Member, TarFormatError, TarHeaders, member_bytes
 from tests.common.shard_samples import edit_manifest, write_set
 
 END = bytes(2 * BLOCK)

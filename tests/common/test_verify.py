@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
+from clusterq_common.images import png
 from clusterq_common.shards.derive import repair
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import read_manifest

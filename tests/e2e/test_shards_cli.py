@@ -42,7 +42,7 @@ def test_verify_finds_labels_and_logits_that_are_not_the_teachers(
     """A set that is consistent in itself but lies about the teacher: only the teacher can tell."""
     from dataclasses import replace
 
-    from clusterq_common import png
+    from clusterq_common.images import png
     from clusterq_common.shards.digest import sample_digest
     from clusterq_common.shards.manifest import read_manifest, set_digest
     from clusterq_common.shards.read import ShardSet

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clusterq_common import png
+from clusterq_common.images import png
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet

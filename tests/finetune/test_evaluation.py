@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import load_teacher

@@ -28,7 +28,7 @@ from clusterq_common.export.for_target import (
 from clusterq_common.export.onnx_file import onnx_bytes, onnx_model
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.targets import TARGETS, TargetName
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.teacher.spec import Geometry

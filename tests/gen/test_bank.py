@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.taps import batchnorm_layers, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import TeacherConfig

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise, to_pixels
+from clusterq_common.images.normalise import normalise, to_pixels
 from clusterq_common.shards.manifest import SplitName, read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.taps import batchnorm_layers, batchnorm_taps

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert

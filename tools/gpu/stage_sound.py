@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.files import sha256_file
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from clusterq_common.archives import directory_size
+from clusterq_common.archives.zip_directory import directory_size
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, make_folder

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec

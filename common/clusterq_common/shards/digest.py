@@ -2,8 +2,8 @@
 
 import hashlib
 
-from clusterq_common import png
-from clusterq_common.png import Array
+from clusterq_common.images import png
+from clusterq_common.images.png import Array
 
 
 def sample_digest(label: int, pixels: Array) -> bytes:

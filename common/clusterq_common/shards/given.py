@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise, to_array, to_pixels
+from clusterq_common.images.normalise import normalise, to_array, to_pixels
 from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.facts import teacher_facts

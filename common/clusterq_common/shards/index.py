@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from clusterq_common.archives.tar import BLOCK, TarFormatError, TarHeaders, shortened
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, home_folder, sha256_file
 from clusterq_common.progress.console import info
 from clusterq_common.shards.manifest import Manifest, Shard
-from clusterq_common.tar import BLOCK, TarFormatError, TarHeaders, shortened
 
 MEMBERS = ("png", "cls", "json", "logits.npy")
 # A member is refused above this, before it is read: small things are small, an image is at most its raw pixels and some.

@@ -7,9 +7,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, ValidationError
 
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
-from clusterq_common.png import Array
+from clusterq_common.images import png
+from clusterq_common.images.png import Array
 from clusterq_common.settings import Settings
 from clusterq_common.shards.index import ADVICE
 from clusterq_common.shards.sample import Logits

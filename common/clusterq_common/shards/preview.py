@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.files import atomic_file
-from clusterq_common.png import Array
+from clusterq_common.images.contact_sheet import contact_sheet
+from clusterq_common.images.png import Array
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 

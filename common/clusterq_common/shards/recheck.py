@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.verify import Problem

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterq_common.files import BINARY, read_at
-from clusterq_common.png import Array
+from clusterq_common.images.png import Array
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.index import MEMBERS, Index

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clusterq_common.capture import classifier_input
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.leakage.spaces import Images

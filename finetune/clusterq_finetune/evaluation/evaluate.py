@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import sum_across
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import InputSpec
