@@ -69,11 +69,11 @@ def test_from_a_classifier_to_a_file(
     assert "fine-tun" in done.err or "calibrat" in done.err
     # The next step is the command's own, and so is the set.
     assert not [line for line in done.err.splitlines() if line.startswith(("next:", "Set:"))], done.err
-    found = json.loads(lines[-1])
+    result = json.loads(lines[-1])
     about = OnnxModel(out).description
     assert (about.bits, about.target.split()[0], about.batchnorm_kept) == ("w8a8", "ort-cpu", ())
-    assert found["benchmark"]["real_images"]["file"]["agreement"] > 80
-    assert "The exported file" in Path(found["report"]).read_text()
+    assert result["benchmark"]["real_images"]["file"]["agreement"] > 80
+    assert "The exported file" in Path(result["report"]).read_text()
     before = {path: path.stat().st_mtime_ns for path in (work / SET / SHARDS / MANIFEST, work / STUDENT / "result.json", out)}
     done = finetune(*command, "--quiet")
     assert done.code == 0, done.err
@@ -232,7 +232,7 @@ def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monk
     paths = os.pathsep.join(path for path in sys.path if path)
     parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
     _wait_for(running.exists)
-    (child,) = (int(one) for one in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
+    (child,) = (int(process) for process in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     _wait_for(lambda: not _runs(child))
