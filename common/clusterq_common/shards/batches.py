@@ -10,7 +10,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 
-# Of the pass that calibration goes through; those of training start at 0.
+# Epoch number of the pass for calibration. Passes of training start at 0.
 BEFORE_TRAINING = -1
 
 
