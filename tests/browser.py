@@ -14,11 +14,11 @@ class Browser:
     """Chromium or Chrome with an empty profile in `folder`; a test without one is skipped."""
 
     def __init__(self, folder: Path) -> None:
-        found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-        if not found:
+        programs = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+        if not programs:
             pytest.skip("no chromium or google-chrome on the path")
         own = ["--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]
-        self.words = [found[0], *(f"--{word}" for word in QUIET.split()), *own]
+        self.words = [programs[0], *(f"--{word}" for word in QUIET.split()), *own]
         self.log = folder / "network.json"
 
     def open(self, page: Path, *flags: str, query: str = "") -> str:

@@ -184,7 +184,7 @@ def _demo() -> ModuleType:
 @pytest.fixture(scope="session")
 def cifar_subset(real_data: Path) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
     """The first images of each class of the real CIFAR-10 test set, normalised, with labels."""
-    from clusterq_common.images import normalise
+    from clusterq_common.images.normalise import normalise
     from clusterq_common.teacher.spec import InputSpec
     from clusterq_finetune.data.real import open_validation
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from clusterq_common import png
-from clusterq_common.images import to_array
+from clusterq_common.images import png
+from clusterq_common.images.normalise import to_array
 from clusterq_common.teacher.spec import InputSpec
 
 

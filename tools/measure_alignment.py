@@ -25,7 +25,7 @@ from torch import Tensor
 
 from clusterq_common.capture import classifier_input
 from clusterq_common.files import atomic_write
-from clusterq_common.images import normalise, to_pixels
+from clusterq_common.images.normalise import normalise, to_pixels
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_gen.commands import config_of_run
 from clusterq_gen.emission.candidate_source import GeneratorSource

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.device.setup import to_device
-from clusterq_common.images import normalise, to_pixels
+from clusterq_common.images.normalise import normalise, to_pixels
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.convert import convert
 from clusterq_common.run.kept import Records

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.run.seeding import stream
 from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig

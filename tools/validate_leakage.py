@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from clusterq_common.files import atomic_write
-from clusterq_common.images import to_pixels
+from clusterq_common.images.normalise import to_pixels
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.read import ShardSet

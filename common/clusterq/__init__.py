@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clusterq._result import evaluate as evaluate
     from clusterq._result import export_onnx as export_onnx
     from clusterq_common.errors import ClusterqError as ClusterqError
-    from clusterq_common.images import normalise as normalise
+    from clusterq_common.images.normalise import normalise as normalise
     from clusterq_common.quant.calibrate import calibrate as calibrate
     from clusterq_common.quant.config import QuantConfig as QuantConfig
     from clusterq_common.quant.convert import convert as convert
@@ -84,7 +84,7 @@ _PLACES = {
     "integer_arithmetic": "clusterq_common.quant.integer",
     "load_student": "clusterq._load",
     "load_teacher": "clusterq._load",
-    "normalise": "clusterq_common.images",
+    "normalise": "clusterq_common.images.normalise",
     "open_images": "clusterq._load",
     "open_shards": "clusterq._load",
     "reconstruct": "clusterq._learn",

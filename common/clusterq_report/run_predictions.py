@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from clusterq_common.archives import directory_size
+from clusterq_common.archives.zip_directory import directory_size
 from clusterq_common.errors import ClusterqError
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -5,7 +5,6 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +23,12 @@ from clusterq_common.run.checkpoint import save_weights
 from clusterq_common.run.environment import device_name, versions
 from clusterq_common.run.kept import InFolder
 from clusterq_common.run.run_folder import PREDICTIONS, RESULT, STUDENT
-from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.place import pinned
 from clusterq_finetune.data.calibration import first_pixels
 from clusterq_finetune.data.real import ValidationImages
 from clusterq_finetune.dry_run import plan_lines
 from clusterq_finetune.estimate import is_worth_measuring
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 from clusterq_finetune.prepare import Job, Request, prepare
 from clusterq_finetune.recipes.calibrated import calibrate_student
@@ -41,53 +38,20 @@ from clusterq_finetune.recipes.reconstruct import reconstruct
 from clusterq_finetune.resume import open_folder
 from clusterq_report.command import report_at_end
 
-# The usual limits for sets from addresses, and no rule on who made them.
-ANY_MAKER = SharingConfig()
 
+def finetune(request: Request) -> dict[str, Any]:
+    """Make a quantized student from shards and a teacher. Returns the content of result.json.
 
-def finetune(
-    flags: dict[str, dict[str, Any]],
-    shards_path: str | Path,
-    out: Path | None,
-    val: Path | None,
-    classes: Path | None,
-    *,
-    resume: bool,
-    overwrite: bool,
-    dry_run: bool,
-    keep: KeptPredictions = NOTHING_MORE,
-    sharing: SharingConfig = ANY_MAKER,
-    time_budget: float | None = None,
-    own_set: bool = False,
-) -> dict[str, Any]:
-    """Shards and teacher in, quantized student out. Returns what result.json holds.
-
-    Real images (`val`) are only looked at after the last step, and only to report. Under torchrun every process calls this; the
-    first one writes, and has the result. `keep` says what is kept of each image beyond the usual. `time_budget` is in seconds: a new
-    run's steps are planned to fit. `shards_path` may be an address, and `sharing`
-    says what is asked of a set; `own_set`: the caller has made it.
+    Real images (`request.val`) are read after the last step, and only to report accuracy. Under torchrun every process calls this.
+    The first one writes, and has the result; the others return nothing.
 
     Raises:
         ClusterqError: see `prepare`, `open_folder` and `distill`.
     """
-    request = Request(
-        flags,
-        shards_path,
-        out,
-        val,
-        classes,
-        resume,
-        overwrite,
-        dry_run,
-        keep=keep,
-        sharing=sharing,
-        time_budget=time_budget,
-        own_set=own_set,
-    )
     begin = time.monotonic()
     with process_group() as ranks, ExitStack() as held:
         job = prepare(request, ranks)
-        if dry_run:
+        if request.dry_run:
             for line in plan_lines(job):
                 print_result(line)
             return {}

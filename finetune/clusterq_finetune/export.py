@@ -20,7 +20,7 @@ from clusterq_common.export.for_target import (
 from clusterq_common.export.qdq import WEIGHT_SUFFIX, size_of
 from clusterq_common.export.targets import TargetName
 from clusterq_common.files import sha256_file, write_output
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.run.environment import versions
 from clusterq_common.run.extras import need

@@ -42,21 +42,23 @@ class Request:
         shards: folder or address of the set.
         out: folder of the student; None: a default one.
         val, classes: real images for the evaluation, and the names of their classes.
-        resume, overwrite, dry_run: what may be done with `out`.
+        resume: continue the run in `out`.
+        overwrite: delete the run in `out` first.
+        dry_run: print the plan, and write nothing.
         keep: which predictions are kept beyond the usual.
-        sharing: requirements on the set.
+        sharing: limits for a set at an address, and whose sets are taken. The default takes any maker's.
         time_budget: seconds; a new run's steps are planned to fit.
         own_set: whether the same command has made the set, so that its maker is not told.
     """
 
     flags: dict[str, dict[str, Any]]
     shards: str | Path
-    out: Path | None
-    val: Path | None
-    classes: Path | None
-    resume: bool
-    overwrite: bool
-    dry_run: bool
+    out: Path | None = None
+    val: Path | None = None
+    classes: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
     keep: KeptPredictions = NOTHING_MORE
     sharing: SharingConfig = field(default_factory=SharingConfig)
     time_budget: float | None = None

@@ -18,6 +18,7 @@ from clusterq_finetune.commands import finetune
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardDataset, batches, in_order
+from clusterq_finetune.prepare import Request
 from clusterq_finetune.results import read_result
 from clusterq_finetune.student import load_student
 from clusterq_report.run_data import section
@@ -69,16 +70,37 @@ def reproduce(
             "name the set it was made from.",
             setting="shards",
         )
-    values = config.model_dump()
-    values["runtime"]["threads"] = saved["threads"]
-    flags = {section: values[section] for section in ("quant", "recipe", "runtime")}
-    flags["output"] = {"report": report}
-    flags["teacher"] = {name: value for name, value in values["teacher"].items() if value is not None}
-    result = finetune(flags, shards.folder, out, None, None, resume=False, overwrite=False, dry_run=False, sharing=rules)
+    result = finetune(Request(_same_settings(config, saved["threads"], report=report), shards.folder, out, sharing=rules))
     if not result:
         return {}  # not the first of several processes
     if result["teacher"]["digest"] != saved["teacher"]["digest"]:
         raise ClusterqError(f"{path} was made for a teacher with digest {saved['teacher']['digest'][:19]}; pass those weights.")
+    original = path if path.is_dir() else path.parent
+    return _verdict(saved, result, (original, out), shards, config.teacher.arch)
+
+
+def _same_settings(config: FinetuneConfig, threads: int, *, report: bool) -> dict[str, dict[str, Any]]:
+    """Return a fine-tuning's settings by section, as flags of a new one."""
+    values = config.model_dump()
+    values["runtime"]["threads"] = threads
+    flags = {section: values[section] for section in ("quant", "recipe", "runtime")}
+    flags["output"] = {"report": report}
+    flags["teacher"] = {name: value for name, value in values["teacher"].items() if value is not None}
+    return flags
+
+
+def _verdict(
+    saved: dict[str, Any], result: dict[str, Any], folders: tuple[Path, Path], shards: ShardSet, arch: str
+) -> dict[str, Any]:
+    """Return how the students of two results compare; see `reproduce`.
+
+    Args:
+        saved, result: the first result and the new one.
+        folders: theirs, in the same order. The first may lack its student.
+        shards: the set of both.
+        arch: architecture of both.
+    """
+    original, out = folders
     verdict = {"expected": saved["student"]["sha256"], "found": result["student"]["sha256"], "out": str(out)}
     if verdict["expected"] == verdict["found"]:
         return {"verdict": "identical", **verdict}
@@ -87,10 +109,9 @@ def reproduce(
         info(f"other versions than then: {', '.join(differing)}")
     if saved.get("processes", 1) != result["processes"]:
         info(f"{result['processes']} processes now, {saved.get('processes', 1)} then: sums round differently")
-    original = path if path.is_dir() else path.parent
     if not (original / STUDENT).is_file():
         return {"verdict": "different", **verdict}
-    verdict |= compare_students(original, out, shards, config.teacher.arch)
+    verdict |= compare_students(original, out, shards, arch)
     same = verdict["agreement"] is not None and verdict["agreement"] >= EQUIVALENT_AGREEMENT
     return {"verdict": "equivalent" if same else "different", **verdict}
 

@@ -13,7 +13,7 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.files import sha256_file
-from clusterq_common.png import MODES
+from clusterq_common.images.png import MODES
 from clusterq_common.progress.console import expecting, info, print_result, warn
 from clusterq_common.progress.time_budget import Phase, timetable
 from clusterq_common.run.child_process import is_part
@@ -74,26 +74,16 @@ def train(
     if time_budget is not None and planned is None:
         info(f"--time-budget: the run in {out} keeps the plan that it was started with")
 
-    def open_folder() -> tuple[bool, bool]:
-        _hold(held, out)
-        resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
-        if not resuming:
-            config.to_yaml(out / CONFIG)
-            remember_code(out, config.teacher, config.method.method, class_names=config.emit.class_names)
-        write_environment(out / ENVIRONMENT, device)
-        return resuming, resuming and (out / GENERATOR).is_file()
-
     speed: Speed | None = None
     with process_group() as ranks, ExitStack() as held:
-        if config.train.compile:
-            need_compiler(device)
-        if config.train.cuda_graphs:
-            need_cuda_graphs(device)
+        _need_speedups(config, device)
         if planned is not None:
             speed = measure_speed(config, teacher, device)
             fitting = fit_into(config, planned, teacher.spec.num_classes, speed)
             config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
-        resuming, trained = ranks.from_first(open_folder)
+        resuming, trained = ranks.from_first(
+            lambda: _open_folder(config, out, device, held, resume=resume, overwrite=overwrite)
+        )
         if not trained:
             held.enter_context(expecting(_announce(config, teacher, device, speed)))
         if is_bank(config.method.method):
@@ -112,10 +102,36 @@ def train(
     if ranks.first and config.output.report:
         report_at_end(out, shell_command("clusterq-gen", "report", out, "--analyse"), teacher, device)
     if not is_part():
-        command = shell_command(
-            "clusterq-finetune", "--shards", out, "--bits", config.quant.bits, "--val", "PATH_TO_REAL_IMAGES"
-        )
-        info(f"next: {command}")
+        _name_next_command(out, config.quant.bits)
+
+
+def _need_speedups(config: GenConfig, device: torch.device) -> None:
+    if config.train.compile:
+        need_compiler(device)
+    if config.train.cuda_graphs:
+        need_cuda_graphs(device)
+
+
+def _open_folder(
+    config: GenConfig, out: Path, device: torch.device, held: ExitStack, *, resume: bool, overwrite: bool
+) -> tuple[bool, bool]:
+    """Open the run's folder for this program alone, and write its settings.
+
+    Returns:
+        Whether a run in it is continued, and whether that run's generator is trained.
+    """
+    _hold(held, out)
+    resuming = open_run_folder(out, resume=resume, overwrite=overwrite)
+    if not resuming:
+        config.to_yaml(out / CONFIG)
+        remember_code(out, config.teacher, config.method.method, class_names=config.emit.class_names)
+    write_environment(out / ENVIRONMENT, device)
+    return resuming, resuming and (out / GENERATOR).is_file()
+
+
+def _name_next_command(out: Path, bits: str) -> None:
+    command = shell_command("clusterq-finetune", "--shards", out, "--bits", bits, "--val", "PATH_TO_REAL_IMAGES")
+    info(f"next: {command}")
 
 
 def _refuse_before_a_folder(config: GenConfig, teacher: Teacher) -> None:

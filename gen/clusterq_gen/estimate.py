@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clusterq_common.device.cuda_graph import STEPS_TO_FULL_SPEED, Recorder, recorder_if
 from clusterq_common.device.timing import seconds_of
-from clusterq_common.images import normalise, to_array
+from clusterq_common.images.normalise import normalise, to_array
 from clusterq_common.progress.time_budget import Phase
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.digest import encode_samples

@@ -37,17 +37,17 @@ def test_names_are_the_same_for_type_checkers_and_at_run_time() -> None:
     assert len(cq.__all__) <= 25
     assert (Path(cq.__file__).parent / "py.typed").is_file()
     for name in cq.__all__:
-        found = getattr(cq, name)
-        assert inspect.getdoc(found), name
+        value = getattr(cq, name)
+        assert inspect.getdoc(value), name
     assert cq.__version__
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         _ = cq.absent
 
 
 def test_errors_speak_of_arguments(teacher: cq.Teacher, shards: cq.ShardSet, tmp_path: Path) -> None:
-    with pytest.raises(ClusterqError, match=r"^arch: ") as found:
+    with pytest.raises(ClusterqError, match=r"^arch: ") as caught:
         cq.load_teacher("resnet_of_nobody")
-    assert "--" not in str(found.value)
+    assert "--" not in str(caught.value)
     with pytest.raises(cq.ClusterqError, match="is no folder"):
         cq.open_images(tmp_path / "absent", teacher.spec)
     with pytest.raises(cq.ClusterqError, match="holds no student"):

@@ -21,8 +21,8 @@ def calibrated(teacher: cq.Teacher, shards: cq.ShardSet, bits: str = "w3a3") -> 
     return student
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+def same(first: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return first.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.items())
 
 
 def test_the_whole_job(
@@ -33,13 +33,13 @@ def test_the_whole_job(
     cq.calibrate(student, shards.images("train", limit=64))
     cq.distill(student, teacher, shards, cq.Recipe(epochs=1, steps_per_epoch=4))
     images = cq.open_images(digits_teacher.val, teacher.spec)
-    found = cq.evaluate(student, images, teacher=teacher)
-    assert found.top1 > 80
-    assert found.agreement is not None
-    assert not found.unreadable
+    evaluated = cq.evaluate(student, images, teacher=teacher)
+    assert evaluated.top1 > 80
+    assert evaluated.agreement is not None
+    assert not evaluated.unreadable
     cq.export_onnx(student, teacher.spec, tmp_path / "student.onnx")
     with cq.integer_arithmetic(student):
-        assert cq.evaluate(student, images).top1 == pytest.approx(found.top1, abs=2)
+        assert cq.evaluate(student, images).top1 == pytest.approx(evaluated.top1, abs=2)
 
     labels = torch.arange(10) % 5
     with cq.batchnorm_taps(teacher.model) as taps:
@@ -54,14 +54,14 @@ def test_the_whole_job(
     batch = next(iter(shards.images(limit=32)))
     assert (exported(batch).argmax(1) == student(batch).argmax(1)).float().mean() > 0.9
     assert exported.description.bits == "w4a4"
-    assert cq.evaluate(exported, images).top1 == pytest.approx(found.top1, abs=2)
+    assert cq.evaluate(exported, images).top1 == pytest.approx(evaluated.top1, abs=2)
 
 
 def test_bits_are_chosen(teacher: cq.Teacher, shards: cq.ShardSet) -> None:
-    found = cq.choose_bits(teacher, shards, cq.QuantConfig(bits="w4a8"), average_bits=3.5, sensitivity_images=20)
-    widths = [int(entry.rpartition("=w")[2].partition("a")[0]) for entry in found.layer_bits]
+    choice = cq.choose_bits(teacher, shards, cq.QuantConfig(bits="w4a8"), average_bits=3.5, sensitivity_images=20)
+    widths = [int(entry.rpartition("=w")[2].partition("a")[0]) for entry in choice.layer_bits]
     assert len(set(widths)) > 1
-    assert {entry[-2:] for entry in found.layer_bits} == {"a8"}
+    assert {entry[-2:] for entry in choice.layer_bits} == {"a8"}
     with pytest.raises(cq.ClusterqError, match="nothing is asked for"):
         cq.choose_bits(teacher, shards)
 
@@ -110,12 +110,12 @@ def test_finetune_is_the_command_to_the_bit(
     assert same(student.state_dict(), load_file(tmp_path / "run" / "student.safetensors"))
     assert same(teacher.model.state_dict(), before)
 
-    said: list[str] = []
+    logged: list[str] = []
     told: list[tuple[str, int, int]] = []
-    again = cq.finetune(teacher, shards, quant, recipe, log=said.append, progress=lambda *values: told.append(values))
+    again = cq.finetune(teacher, shards, quant, recipe, log=logged.append, progress=lambda *values: told.append(values))
     assert same(again.state_dict(), student.state_dict())
-    assert any("quantized 6 layers" in line for line in said)
-    assert not any("--" in line for line in said)
+    assert any("quantized 6 layers" in line for line in logged)
+    assert not any("--" in line for line in logged)
     assert {what for what, _, _ in told} == {"reconstructing", "fine-tuning"}
     assert told[-1] == ("fine-tuning", 2, 2)
     assert capfd.readouterr() == ("", "")

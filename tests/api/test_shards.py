@@ -128,9 +128,9 @@ def test_what_fails_leaves_no_set(teacher: cq.Teacher, pixels: tuple[torch.Tenso
 def test_webdataset_reads_the_same(tmp_path: Path, logits: bool) -> None:
     write_set(tmp_path, logits=logits)
     shards = cq.ShardSet.open(tmp_path)
-    reader, found = shards.split("train"), list(shards.as_webdataset("train"))
-    assert len(found) == len(reader) == 12
-    for number, sample in enumerate(found):
+    reader, samples = shards.split("train"), list(shards.as_webdataset("train"))
+    assert len(samples) == len(reader) == 12
+    for number, sample in enumerate(samples):
         image, label, stored = reader.read(number)
         assert sample["__key__"] == reader.key(number)
         np.testing.assert_array_equal(sample["png"].permute(1, 2, 0).numpy(), image)
@@ -181,7 +181,7 @@ def spoil(folder: Path, name: str, data: bytes, place: int) -> None:
     """Put a member into the first shard, and let the manifest agree."""
     path = folder / "synth-train-000000.tar"
     with tarfile.open(path) as tar:
-        members = [(one, tar.extractfile(one).read()) for one in tar.getmembers()]  # type: ignore[union-attr]
+        members = [(info, tar.extractfile(info).read()) for info in tar.getmembers()]  # type: ignore[union-attr]
     more = tarfile.TarInfo(name)
     more.size = len(data)
     members.insert(place, (more, data))
@@ -207,14 +207,14 @@ def test_members_out_of_place_are_refused(tmp_path: Path) -> None:
     write_set(tmp_path)
     path = tmp_path / "synth-train-000000.tar"
     with tarfile.open(path) as tar:
-        (member,) = [one for one in tar.getmembers() if one.name == "00000000.cls"]
+        (member,) = [other for other in tar.getmembers() if other.name == "00000000.cls"]
         stream = tar.extractfile(member)
         assert stream is not None
         data = stream.read()
-        rest = [(one, tar.extractfile(one).read()) for one in tar.getmembers() if one.name != "00000000.cls"]  # type: ignore[union-attr]
+        rest = [(other, tar.extractfile(other).read()) for other in tar.getmembers() if other.name != "00000000.cls"]  # type: ignore[union-attr]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for one, content in [*rest, (member, data)]:
-            tar.addfile(one, io.BytesIO(content))
+        for other, content in [*rest, (member, data)]:
+            tar.addfile(other, io.BytesIO(content))
     facts = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     edit_manifest(tmp_path, lambda manifest: manifest["splits"]["train"]["shards"][0].update(facts))
     with pytest.raises(cq.ClusterqError, match="behind each other"):
@@ -227,5 +227,5 @@ def test_images_are_the_same_each_time(tmp_path: Path) -> None:
     assert len(images) == 3
     first, again = list(images), list(images)
     assert [len(batch) for batch in first] == [3, 3, 1]
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert all(torch.equal(image, other) for image, other in zip(first, again, strict=True))
     assert sum(len(batch) for batch in cq.ShardSet.open(tmp_path).images()) == 12

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clusterq_common import png
+from clusterq_common.images import png
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import (
     MEANING,

@@ -66,10 +66,10 @@ def gated(activation: nn.Module | None = None, gate: nn.Module | None = None) ->
     ],
 )
 def test_activations_are_found_by_what_they_compute(activation: nn.Module, kind: str | None) -> None:
-    found = activations_around(gated(activation, nn.Hardsigmoid()), torch.zeros(1, 3, 9, 9))
+    around = activations_around(gated(activation, nn.Hardsigmoid()), torch.zeros(1, 3, 9, 9))
     expected = {"activation": Around(kind, read=True)} if kind else {}
     # Neither the ReLU that a convolution alone reads, nor tanh, nor softmax.
-    assert found == {**expected, "gate": Around("hardsigmoid", read=True)}
+    assert around == {**expected, "gate": Around("hardsigmoid", read=True)}
 
 
 def test_the_sum_of_it_is_what_the_quantizers_say() -> None:

@@ -58,10 +58,10 @@ def loaded(tmp_path: Path, content: Any, key: str | None = None) -> tuple[bool, 
     ],
 )
 def test_weights_are_found_and_the_choice_is_told(content: Any, told: str, tmp_path: Path) -> None:
-    same, said = loaded(tmp_path, content)
+    same, remarks = loaded(tmp_path, content)
     assert same
-    assert told in said
-    assert bool(said) == bool(told)
+    assert told in remarks
+    assert bool(remarks) == bool(told)
 
 
 def test_narrow_weights_are_taken(tmp_path: Path) -> None:
@@ -117,16 +117,16 @@ def test_of_several_in_one_dict_one_has_to_be_named(prefixes: tuple[str, str], t
 
 def test_tensors_that_are_no_values_are_refused(tmp_path: Path) -> None:
     name = next(name for name, value in STATE.items() if value.dim() > 1)
-    for changed, said in (
+    for changed, words in (
         ({name: STATE[name].to_sparse()}, "a sparse tensor in"),
         ({name: STATE[name].to("meta")}, "no values in"),
     ):
-        with pytest.raises(ClusterqError, match=said):
+        with pytest.raises(ClusterqError, match=words):
             loaded(tmp_path, {**STATE, **changed})
 
 
 @pytest.mark.parametrize(
-    ("begin", "said"),
+    ("begin", "words"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page"),
@@ -134,9 +134,9 @@ def test_tensors_that_are_no_values_are_refused(tmp_path: Path) -> None:
         (b"\x89HDF\r\n\x1a\n", "as Keras writes"),
     ],
 )
-def test_what_lies_in_the_place_of_weights_is_named(begin: bytes, said: str, tmp_path: Path) -> None:
+def test_what_lies_in_the_place_of_weights_is_named(begin: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(begin)
-    with pytest.raises(ClusterqError, match=said):
+    with pytest.raises(ClusterqError, match=words):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -147,7 +147,7 @@ def test_values_that_the_file_does_not_hold_are_not_compared(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "words"),
     [
         ({"epoch": 3}, r"holds a dict of int and no state dict"),
         ([STATE], r"holds a list and no state dict"),
@@ -159,8 +159,8 @@ def test_values_that_the_file_does_not_hold_are_not_compared(tmp_path: Path) -> 
         (under("module.", {**STATE, "0.weight": torch.ones(1)}), r"does not fit the architecture"),
     ],
 )
-def test_what_does_not_fit_is_told_with_what_the_file_holds(content: Any, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ClusterqError, match=said):
+def test_what_does_not_fit_is_told_with_what_the_file_holds(content: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterqError, match=words):
         loaded(tmp_path, content)
 
 

@@ -45,22 +45,22 @@ def test_allocation_is_the_best_of_all(layers: list[tuple[int, dict[int, float]]
         for widths in itertools.product(*errors)
         if sum(size * bits for size, bits in zip(sizes, widths, strict=True)) <= budget
     ]
-    found = allocate(sizes, errors, budget)
+    allocated = allocate(sizes, errors, budget)
     if not fitting:
-        assert found is None
+        assert allocated is None
         return
-    assert found is not None
-    assert sum(size * bits for size, bits in zip(sizes, found, strict=True)) <= budget
-    assert sum(options[bits] for options, bits in zip(errors, found, strict=True)) == pytest.approx(min(fitting))
+    assert allocated is not None
+    assert sum(size * bits for size, bits in zip(sizes, allocated, strict=True)) <= budget
+    assert sum(options[bits] for options, bits in zip(errors, allocated, strict=True)) == pytest.approx(min(fitting))
 
 
 def test_a_large_budget_is_kept_and_nearly_used() -> None:
     sizes = [7_654_321, 1_234_567, 89]
     errors = [{bits: weight * 4.0**-bits for bits in WIDTHS} for weight in (1.0, 3.0, 50.0)]
-    found = allocate(sizes, errors, 4 * sum(sizes))
-    assert found is not None
-    assert 3.5 * sum(sizes) < sum(size * bits for size, bits in zip(sizes, found, strict=True)) <= 4 * sum(sizes)
-    assert found[2] == 8, "a few weights that matter"
+    allocated = allocate(sizes, errors, 4 * sum(sizes))
+    assert allocated is not None
+    assert 3.5 * sum(sizes) < sum(size * bits for size, bits in zip(sizes, allocated, strict=True)) <= 4 * sum(sizes)
+    assert allocated[2] == 8, "a few weights that matter"
 
 
 def images() -> list[torch.Tensor]:
@@ -76,11 +76,11 @@ def test_sensitivity_is_that_of_a_student_with_one_rounded_tensor(quant: QuantCo
     before = {name: value.clone() for name, value in net.state_dict().items()}
     order = quantizable_layers(net, images()[0])
     calls: list[int] = []
-    found = measure_sensitivity(net, order, images(), quant, inputs=True, advance=calls.append)
+    sensitivity = measure_sensitivity(net, order, images(), quant, inputs=True, advance=calls.append)
     assert sum(calls) == passes(len(order), weights=True, inputs=True)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert [layer.name for layer in found] == order
-    assert found[0].input_kl == {}, "the image keeps its bits"
+    assert [layer.name for layer in sensitivity] == order
+    assert sensitivity[0].input_kl == {}, "the image keeps its bits"
 
     wanted = F.log_softmax(torch.cat([net(batch) for batch in images()]).double(), dim=1)
     for position, bits, what in ((0, 2, "w2a32"), (1, 3, "w3a32"), (1, 4, "w32a4"), (4, 2, "w32a2")):
@@ -89,7 +89,7 @@ def test_sensitivity_is_that_of_a_student_with_one_rounded_tensor(quant: QuantCo
         calibrate(student, images(), config, seed=position)
         given = F.log_softmax(torch.cat([student(batch) for batch in images()]).double(), dim=1)
         slow = float((wanted.exp() * (wanted - given)).sum(1).mean().detach())
-        measured = found[position].weight_kl if what.endswith("a32") else found[position].input_kl
+        measured = sensitivity[position].weight_kl if what.endswith("a32") else sensitivity[position].input_kl
         assert measured[bits] == pytest.approx(slow, rel=1e-3, abs=1e-9)
 
 

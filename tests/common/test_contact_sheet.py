@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clusterq_common.contact_sheet import contact_sheet
+from clusterq_common.images.contact_sheet import contact_sheet
 
 
 def test_each_image_is_whole_in_its_place_and_all_else_is_white() -> None:

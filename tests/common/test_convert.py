@@ -68,8 +68,8 @@ def test_teacher_is_untouched_and_names_are_kept() -> None:
 
 
 def test_first_and_last_are_those_that_run_first_and_last() -> None:
-    found = bits(converted(OddOrder(), 12, 2, bits="w3a4"))
-    assert found == {
+    widths = bits(converted(OddOrder(), 12, 2, bits="w3a4"))
+    assert widths == {
         "early.weight_quantizer": 3,
         "early.input_quantizer": 8,  # the image has eight bits
         "late.weight_quantizer": 3,
@@ -110,9 +110,9 @@ def test_linear_bottlenecks_are_quantized() -> None:
 
 def test_relu_sites_quantize_relu_outputs_only() -> None:
     model = get_model("resnet20_cifar10").eval()
-    found = bits(converted(model, activation_sites="relu"))
+    widths = bits(converted(model, activation_sites="relu"))
     relus = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
-    assert {name for name in found if "weight" not in name} == {f"{name}.output_quantizer" for name in relus}
+    assert {name for name in widths if "weight" not in name} == {f"{name}.output_quantizer" for name in relus}
     with pytest.raises(ClusterqError, match="no ReLU"):
         converted(OddOrder(), 12, 2, activation_sites="relu")
 
@@ -217,9 +217,9 @@ def test_w8a8_of_a_trained_model_stays_with_it(real_data: Path, cifar_subset: Ca
     calibrate(student, images[mixed].split(64), config)
     with torch.no_grad():
         teacher = (model(images).argmax(1) == labels).float().mean()
-        found = (student(images).argmax(1) == labels).float().mean()
+        accuracy = (student(images).argmax(1) == labels).float().mean()
     assert teacher > 0.9
-    assert teacher - found <= 0.003
+    assert teacher - accuracy <= 0.003
 
 
 def test_a_method_of_a_layers_own_is_never_replaced() -> None:

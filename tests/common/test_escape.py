@@ -64,8 +64,8 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as left:
             run_guarded(fail, debug=debug)
         assert left.value.code == 2
-        said = capsys.readouterr().err
-        assert all(is_plain(line) for line in said.splitlines())
+        printed = capsys.readouterr().err
+        assert all(is_plain(line) for line in printed.splitlines())
     assert len(ClusterqError("x" * 100_000).args[0]) < 11_000
 
 

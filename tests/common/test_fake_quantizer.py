@@ -58,8 +58,8 @@ def test_gradients_on_the_borders_of_the_grid(seed: int) -> None:
     """The borders belong to the inside, to the last bit; the fast path of a CPU compares without them."""
     made = quantizer(torch.rand(50, generator=torch.Generator().manual_seed(seed)) - 0.3, 4, "symmetric")
     low, high = (limit * made.scale for limit in (made.grid.low, made.grid.high))
-    one = torch.tensor(torch.inf)
-    x = torch.cat([low.nextafter(-one), low, high, high.nextafter(one)]).requires_grad_(True)
+    infinity = torch.tensor(torch.inf)
+    x = torch.cat([low.nextafter(-infinity), low, high, high.nextafter(infinity)]).requires_grad_(True)
     made(x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 0]
@@ -280,7 +280,7 @@ def test_long_tensors_are_walked_piece_by_piece_to_the_same_values(
     monkeypatch.setattr(straight_through, "LONG", 1)
     monkeypatch.setattr(straight_through, "PIECE", 50)
     monkeypatch.setattr(straight_through, "_piece_by_piece", lambda *given: walks.append(given) or by_piece(*given))
-    found = each(x)
-    assert torch.equal(found, plain)
-    assert found.stride() == plain.stride()
+    pieces = each(x)
+    assert torch.equal(pieces, plain)
+    assert pieces.stride() == plain.stride()
     assert len(walks) == (order != "gaps")

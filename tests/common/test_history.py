@@ -21,7 +21,7 @@ def test_each_round_of_an_emission_is_a_step(tmp_path: Path) -> None:
     write_set(tmp_path / "set", seed=3)
     edit_manifest(tmp_path / "set", lambda m: m["generation"].update(rounds=[{"train": 4, "heldout": 1}, {"train": 2}]))
     manifest = read_manifest(tmp_path / "set")
-    assert [(one.depth, one.what, one.how) for one in history(manifest)] == [
+    assert [(step.depth, step.what, step.how) for step in history(manifest)] == [
         (0, "emitted", "4 train, 1 heldout images of each class by gdfq, seed 3"),
         (0, "extended", "2 train images of each class"),
     ]
@@ -31,16 +31,16 @@ def test_each_round_of_an_emission_is_a_step(tmp_path: Path) -> None:
 def test_given_images_are_said_to_be_given(tmp_path: Path) -> None:
     write_set(tmp_path / "set")
     edit_manifest(tmp_path / "set", lambda m: m["generation"].update(method="given"))
-    assert [one.what for one in history(read_manifest(tmp_path / "set"))] == ["given"]
+    assert [step.what for step in history(read_manifest(tmp_path / "set"))] == ["given"]
 
 
 def test_a_derived_set_tells_of_all_that_it_comes_from(tmp_path: Path) -> None:
     both = merge([opened(tmp_path / "a", seed=1), opened(tmp_path / "b", seed=2)], tmp_path / "both")
     few = subset(ShardSet.open(tmp_path / "both"), tmp_path / "few", per_class=2)
-    told = [(one.depth, one.what) for one in history(few)]
+    told = [(step.depth, step.what) for step in history(few)]
     assert told == [(2, "emitted"), (2, "emitted"), (1, "merge"), (0, "subset")]
     assert history(few)[-1].how == "of 1 set: per_class 2"
-    assert [one.set for one in history(few)][2:] == [both.digest, few.digest]
+    assert [step.set for step in history(few)][2:] == [both.digest, few.digest]
     assert lines(few)[0].startswith("    emitted")
 
 
@@ -49,14 +49,14 @@ def test_a_history_in_circles_ends(tmp_path: Path) -> None:
     circular = Derivation(operation="merge", inputs=[manifest.digest, "sha256:" + "9" * 64], settings={})
     turning = manifest.model_copy(update={"derivation": circular})
     assert isinstance(turning, Manifest)
-    assert [(one.depth, one.what) for one in history(turning)] == [(1, "unknown"), (0, "merge")]
+    assert [(step.depth, step.what) for step in history(turning)] == [(1, "unknown"), (0, "merge")]
 
 
 def plain_diff(first: ShardSet, second: ShardSet) -> tuple[int, Counter[int], Counter[int]]:
     """Images in both, and by class those only in the second and only in the first, with a set of all images each."""
     seen = []
-    for one in (first, second):
-        split = one.split("train")
+    for shards in (first, second):
+        split = shards.split("train")
         seen.append([(split.label(number), split.read(number)[0].tobytes()) for number in range(len(split))])
     common = sum(sample in seen[1] for sample in seen[0])
     added = Counter(label for label, pixels in seen[1] if (label, pixels) not in seen[0])
@@ -69,18 +69,22 @@ def test_images_are_compared_wherever_they_lie(tmp_path: Path) -> None:
     cut = subset(first, tmp_path / "cut", classes=[0, 2])
     merge([ShardSet.open(tmp_path / "cut"), opened(tmp_path / "b", 7, seed=5)], tmp_path / "second")
     second = ShardSet.open(tmp_path / "second")
-    found = diff(first, second).splits["train"]
-    assert (found.common, found.added, found.gone) == plain_diff(first, second)
-    assert (found.common, found.gone) == (cut.splits["train"].samples, {1: 4})
+    difference = diff(first, second).splits["train"]
+    assert (difference.common, difference.added, difference.gone) == plain_diff(first, second)
+    assert (difference.common, difference.gone) == (cut.splits["train"].samples, {1: 4})
 
 
 def test_shards_that_both_have_are_not_read_again(tmp_path: Path) -> None:
     first, second = opened(tmp_path / "a", 10), opened(tmp_path / "b", 15)
     counted: list[int] = []
-    found = diff(first, second, advance=counted.append)
-    assert (found.splits["train"].common, found.splits["train"].added.total(), found.splits["train"].gone.total()) == (10, 5, 0)
+    difference = diff(first, second, advance=counted.append)
+    assert (
+        difference.splits["train"].common,
+        difference.splits["train"].added.total(),
+        difference.splits["train"].gone.total(),
+    ) == (10, 5, 0)
     assert len(counted) == images_to_look_at(first, second) == 5
-    assert not found.same_images
+    assert not difference.same_images
     assert diff(first, first).facts == {}
     assert diff(first, first).same_images
 
@@ -96,11 +100,11 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
             m["teacher"].update(digest="sha256:" + "7" * 64),
         ),
     )
-    found = diff(first, ShardSet.open(tmp_path / "b"))
-    assert found.facts == {
+    difference = diff(first, ShardSet.open(tmp_path / "b"))
+    assert difference.facts == {
         "generation.settings.lr": (0.1, 0.2),
         "generation.settings.more": (None, 1),
         "license": (None, "MIT"),
         "teacher.digest": ("sha256:" + "0" * 64, "sha256:" + "7" * 64),
     }
-    assert found.as_json()["splits"]["train"] == {"common": 12, "added": {}, "gone": {}}
+    assert difference.as_json()["splits"]["train"] == {"common": 12, "added": {}, "gone": {}}

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise, pixel_bounds, to_pixels
+from clusterq_common.images.normalise import normalise, pixel_bounds, to_pixels
 from clusterq_common.teacher.spec import InputSpec
 from tests.common.shard_samples import COLOUR, GREY
 from tests.png_tensors import decode_png, encode_png
@@ -17,8 +17,8 @@ from tests.png_tensors import decode_png, encode_png
 def test_pixels_survive_every_way_there_and_back(spec: InputSpec) -> None:
     pixels = torch.randint(256, (5, *spec.shape), dtype=torch.uint8)
     assert torch.equal(to_pixels(normalise(pixels, spec), spec), pixels)
-    for one in pixels:
-        assert torch.equal(decode_png(encode_png(one), spec), one)
+    for image in pixels:
+        assert torch.equal(decode_png(encode_png(image), spec), image)
     assert encode_png(pixels[0]) == encode_png(pixels[0].clone())
     plain = (pixels.double() / 255 - torch.tensor(spec.mean).view(1, -1, 1, 1)) / torch.tensor(spec.std).view(1, -1, 1, 1)
     torch.testing.assert_close(normalise(pixels, spec).double(), plain, rtol=1e-5, atol=1e-5)

@@ -83,9 +83,9 @@ def test_every_layer_gives_what_fake_quantization_gives(settings: Sizes) -> None
     assert len(seen) == 5
     with torch.no_grad(), integer_arithmetic(student):
         for name, (x, expected) in seen.items():
-            found = student.get_submodule(name)(x)
-            assert found.dtype == torch.float32
-            assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), name
+            output = student.get_submodule(name)(x)
+            assert output.dtype == torch.float32
+            assert float((output - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), name
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:12], ids=lambda settings: "-".join(map(str, settings.values())))
@@ -94,8 +94,8 @@ def test_the_whole_net_names_the_same_classes(settings: Sizes) -> None:
     with torch.no_grad():
         expected = student(images)
         with integer_arithmetic(student):
-            found = student(images)
-    assert float((found.argmax(1) == expected.argmax(1)).float().mean()) >= 31 / 32
+            logits = student(images)
+    assert float((logits.argmax(1) == expected.argmax(1)).float().mean()) >= 31 / 32
 
 
 @pytest.mark.parametrize(("bits", "beyond_float32"), [("w8a8", True), ("w4a4", False)])
@@ -114,7 +114,7 @@ def test_the_accumulator_is_the_integer_sum(bits: str, beyond_float32: bool) -> 
     assert quantized.weight_quantizer is not None
     a, w = quantized.input_quantizer.to_int(x), quantized.weight_quantizer.to_int(layer.weight)
     with integer_arithmetic(student):
-        found = student(x)
+        output = student(x)
     largest = 0
     for row in range(3):
         for channel in range(4):
@@ -123,7 +123,7 @@ def test_the_accumulator_is_the_integer_sum(bits: str, beyond_float32: bool) -> 
             total = sum(p * q for p, q in zip(left, right, strict=True))
             largest = max(largest, abs(total))
             wanted = total * (float(a.scale) * float(w.scale[channel]))
-            assert float(found[row, channel]) == float(torch.tensor(wanted, dtype=torch.float64).float())
+            assert float(output[row, channel]) == float(torch.tensor(wanted, dtype=torch.float64).float())
     assert (largest > 2**24) is beyond_float32
 
 
@@ -168,8 +168,8 @@ def test_output_quantizers_go_on() -> None:
     assert isinstance(branch, QuantConv2d)
     assert branch.output_quantizer is not None
     with integer_arithmetic(grid):
-        found = branch(torch.relu(torch.randn(4, 16, 8, 8)))
-    assert torch.equal(found, branch.output_quantizer.to_int(found).dequantize()), "on the output's grid"
+        output = branch(torch.relu(torch.randn(4, 16, 8, 8)))
+    assert torch.equal(output, branch.output_quantizer.to_int(output).dequantize()), "on the output's grid"
     uncalibrated = convert(Varied().eval(), QuantConfig(), torch.zeros(1, 3, 16, 16), lambda _: None)
     with pytest.raises(RuntimeError, match="no range yet"), integer_arithmetic(uncalibrated):
         uncalibrated(images)
@@ -187,9 +187,9 @@ def test_a_trained_model_in_integers(real_data: Path, cifar_subset: Callable[[in
     with torch.no_grad():
         expected = student(images)
         with integer_arithmetic(student):
-            found = student(images)
-    same = int((found.argmax(1) == expected.argmax(1)).sum())
-    apart = (found - expected).abs()
+            logits = student(images)
+    same = int((logits.argmax(1) == expected.argmax(1)).sum())
+    apart = (logits - expected).abs()
     # Measured: all 500 the same. Where a value lies on a boundary of the grid, float32's rounding of a sum decides which
     # integer it becomes, and the layers behind carry that on: one image in ten differs by more than 0.001, one by 1.13, of
     # logits up to 19.2. The others differ by float32's last bits.

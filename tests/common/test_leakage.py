@@ -32,28 +32,28 @@ def test_nearest_neighbours(whole: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     candidates = torch.randint(256, (30, 6), generator=random, dtype=torch.uint8)
     candidates[9], candidates[20] = versions[1][3], versions[1][3]
     if not whole:
-        versions, candidates = [one.float() / 7 for one in versions], candidates.float() / 7
-    found = nearest(versions, candidates, 8, whole=whole)
+        versions, candidates = [version.float() / 7 for version in versions], candidates.float() / 7
+    listed = nearest(versions, candidates, 8, whole=whole)
     for query in range(12):
-        each = [min(float((one[query].double() - other.double()).norm()) for one in versions) for other in candidates]
+        each = [min(float((version[query].double() - other.double()).norm()) for version in versions) for other in candidates]
         order = sorted(range(30), key=lambda number: (each[number], number))[:8]
-        assert found.numbers[query].tolist() == order
-        assert found.distances[query].tolist() == pytest.approx([each[number] for number in order], rel=1e-12)
-    assert found.distances[3, :2].tolist() == [0, 0], "copies lie at no distance, not at rounding's"
-    assert found.numbers[3, :2].tolist() == [9, 20]
+        assert listed.numbers[query].tolist() == order
+        assert listed.distances[query].tolist() == pytest.approx([each[number] for number in order], rel=1e-12)
+    assert listed.distances[3, :2].tolist() == [0, 0], "copies lie at no distance, not at rounding's"
+    assert listed.numbers[3, :2].tolist() == [9, 20]
     assert nearest(versions, candidates, 99, whole=whole).numbers.shape == (12, 30)
 
 
 def test_versions_are_all_shifts_by_a_pixel_and_reflections() -> None:
     picture = pictures(1, 0, side=6)
-    found = moved(images_of(picture, torch.zeros(1, dtype=torch.int64)))
-    assert len(found) == 18
+    versions = moved(images_of(picture, torch.zeros(1, dtype=torch.int64)))
+    assert len(versions) == 18
     plain = [
         torch.tensor([[[int(image[c, y + down, x + right]) for x in range(4)] for y in range(4)] for c in range(2)]).flatten()
         for image in (picture[0], picture[0].flip(2))
         for down, right in itertools.product(range(3), range(3))
     ]
-    assert all(any(one[0].long().equal(other) for one in found) for other in plain)
+    assert all(any(version[0].long().equal(other) for version in versions) for other in plain)
 
 
 def plain_share(distances: Tensor, kinds: list[int]) -> float:
@@ -85,14 +85,16 @@ def test_the_share_whose_nearest_image_is_a_training_image(of_train: list[int], 
     places = torch.cat(list(arrangements))
     for some in arrangements:
         kinds.add(some)
-    found = kinds.result()
-    assert len(found.shares) == 21
+    nearness = kinds.result()
+    assert len(nearness.shares) == 21
     for at, place in enumerate(places):
-        drawn = [one[place].tolist() for one in arrangements.draws]
-        assert float(found.shares[at]) == pytest.approx(sum(plain_share(distances, one) for one in drawn) / len(drawn))
-        own = sum(plain_share(distances[labels == 3], one) for one in drawn) / len(drawn)
-        assert float(found.by_class[at, 3]) == pytest.approx(own)
-    assert found.by_class[:, 2].isnan().all(), "no query of this class"
+        drawn = [draw[place].tolist() for draw in arrangements.draws]
+        assert float(nearness.shares[at]) == pytest.approx(
+            sum(plain_share(distances, kinds_of) for kinds_of in drawn) / len(drawn)
+        )
+        own = sum(plain_share(distances[labels == 3], kinds_of) for kinds_of in drawn) / len(drawn)
+        assert float(nearness.by_class[at, 3]) == pytest.approx(own)
+    assert nearness.by_class[:, 2].isnan().all(), "no query of this class"
 
 
 def test_assignments_keep_classes_and_draws_are_of_equal_size() -> None:
@@ -129,10 +131,10 @@ def test_queries_with_one_nearest_image_count_as_one() -> None:
     )
     for places in arrangements:
         kinds.add(places)
-    found = kinds.result()
-    assert float(found.shares[0]) == 7 / 8
-    assert found.effective == pytest.approx(64 / (36 + 1 + 1))
-    low, high = share_interval(7 / 8, found.effective)
+    nearness = kinds.result()
+    assert float(nearness.shares[0]) == 7 / 8
+    assert nearness.effective == pytest.approx(64 / (36 + 1 + 1))
+    low, high = share_interval(7 / 8, nearness.effective)
     assert low < 0.3 < 7 / 8 < high
 
 
@@ -162,8 +164,10 @@ def test_a_threshold_is_an_order_statistic_with_its_exact_interval() -> None:
     assert limit.limit == sorted(control.tolist())[3]
     assert limit.rate == 4 / 1000
     assert limit.interval == pytest.approx(scipy.beta.ppf([0.025, 0.975], 4, 996).tolist(), rel=1e-6)
-    for found in (0, 1, 5, 20, 300):
-        assert limit.excess(found, 300) == pytest.approx(float(scipy.betabinom.sf(found - 1, 300, 4, 996)), rel=1e-6, abs=1e-12)
+    for originals in (0, 1, 5, 20, 300):
+        assert limit.excess(originals, 300) == pytest.approx(
+            float(scipy.betabinom.sf(originals - 1, 300, 4, 996)), rel=1e-6, abs=1e-12
+        )
     assert calibrated(control[:10], 0.001).rank == 1, "one image's share is the least there is"
 
 
@@ -171,8 +175,10 @@ def test_excess_is_the_share_of_draws_with_as_many_below_the_threshold() -> None
     random = torch.Generator().manual_seed(0)
     draws = torch.rand(4000, 30 + 20, generator=random, dtype=torch.float64)
     below = (draws[:, 30:] < draws[:, :30].sort(dim=1).values[:, 1:2]).sum(1)
-    for found in (1, 2, 4):
-        assert Threshold(0.0, 2, 30).excess(found, 20) == pytest.approx(float((below >= found).double().mean()), abs=0.03)
+    for originals in (1, 2, 4):
+        assert Threshold(0.0, 2, 30).excess(originals, 20) == pytest.approx(
+            float((below >= originals).double().mean()), abs=0.03
+        )
 
 
 def test_ratios() -> None:
@@ -190,17 +196,17 @@ def test_class_means(of_train: list[int], of_held: list[int]) -> None:
     places = torch.cat(list(arrangements))
     for some in arrangements:
         side.add(some)
-    found = side.result()
-    assert found is not None
-    assert found.classes.tolist() == [label for label in range(3) if of_held[label] >= 2]
+    shift = side.result()
+    assert shift is not None
+    assert shift.classes.tolist() == [label for label in range(3) if of_held[label] >= 2]
     for at, place in enumerate(places):
         trained = arrangements.trained[place]
-        for column, label in enumerate(found.classes.tolist()):
+        for column, label in enumerate(shift.classes.tolist()):
             own = arrangements.labels == label
             train, held = real[own & trained].mean(0), real[own & ~trained].mean(0)
             line = made[labels == label].mean(0) - real[own].mean(0)
             expected = float((train - held) @ line) / float((real[own] @ line).std())
-            assert float(found.by_class[at, column]) == pytest.approx(expected, rel=1e-9)
+            assert float(shift.by_class[at, column]) == pytest.approx(expected, rel=1e-9)
             if of_train == of_held:
                 mean = made[labels == label].mean(0)
                 nearer = float((mean - held).square().sum() - (mean - train).square().sum())
@@ -209,10 +215,10 @@ def test_class_means(of_train: list[int], of_held: list[int]) -> None:
 
 def test_margins_do_not_saturate() -> None:
     logits = torch.tensor([[3.0, 1, 0], [60, 0, 0], [61, 0, 0]])
-    found = margin(logits, torch.tensor([0, 0, 0]))
+    margins = margin(logits, torch.tensor([0, 0, 0]))
     share = logits[0].double().softmax(0)[0]
-    assert float(found[0]) == pytest.approx(math.log(share / (1 - share)))
-    assert found[2] - found[1] == pytest.approx(1), "both probabilities round to one"
+    assert float(margins[0]) == pytest.approx(math.log(share / (1 - share)))
+    assert margins[2] - margins[1] == pytest.approx(1), "both probabilities round to one"
 
 
 def test_control_images_are_half_of_each_class_at_most() -> None:
@@ -232,9 +238,9 @@ def test_order_on_disk_changes_nothing() -> None:
     spec = InputSpec(size=8, channels=2, num_classes=3, mean=(0.5, 0.5), std=(0.5, 0.5))
     parts = []
     for order in (torch.arange(40), torch.randperm(40, generator=torch.Generator().manual_seed(0))):
-        found = collect(reading(order), list(range(40)), {}, {}, spec, torch.device("cpu"), "train", 2)
-        parts.append(found)
-        assert order[found.numbers].sort().values.tolist() == list(range(40))
+        collected = collect(reading(order), list(range(40)), {}, {}, spec, torch.device("cpu"), "train", 2)
+        parts.append(collected)
+        assert order[collected.numbers].sort().values.tolist() == list(range(40))
     assert parts[0].small.equal(parts[1].small)
     assert parts[0].labels.equal(parts[1].labels)
 
@@ -243,7 +249,7 @@ def settings(**changes: float) -> LeakageConfig:
     return LeakageConfig.validated({"permutations": 499, "false_alarms": 0.02, **changes})
 
 
-def sets(seed: int, planted: int, change: Callable[[Tensor], Tensor] = lambda one: one) -> tuple[Images, Images, Images]:
+def sets(seed: int, planted: int, change: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> tuple[Images, Images, Images]:
     """A set of 60 images with planted training images, 75 training images, and 150 held-out ones, all of one source."""
     labels = torch.arange(285) % 3
     every = pictures(285, seed)
@@ -262,18 +268,18 @@ def test_planted_copies_are_found() -> None:
     def shifted(images: Tensor) -> Tensor:
         return images.roll((1, -1), (2, 3)).flip(3)
 
-    for change, exact in ((lambda one: one, ("pixels", "moved")), (shifted, ("moved",))):
+    for change, exact in ((lambda pixels: pixels, ("pixels", "moved")), (shifted, ("moved",))):
         made, train, held = sets(0, 8, change)
-        found = {one.name: one for one in compare(made, train, held, FEW, 3, settings()).spaces}
-        for name, space in found.items():
+        by_space = {space.name: space for space in compare(made, train, held, FEW, 3, settings()).spaces}
+        for name, space in by_space.items():
             assert space.copies.exact == (8 if name in exact else 0)
             assert space.copies.found == (name in exact), space.copies
-        assert {pair.number for pair in found["moved"].pairs[:8]} == set(range(8))
-        assert [pair.train for pair in found["moved"].pairs[:8]] == [pair.number for pair in found["moved"].pairs[:8]]
+        assert {pair.number for pair in by_space["moved"].pairs[:8]} == set(range(8))
+        assert [pair.train for pair in by_space["moved"].pairs[:8]] == [pair.number for pair in by_space["moved"].pairs[:8]]
 
 
 def test_a_set_that_lies_nearer_is_found_and_one_of_strangers_is_not() -> None:
-    made, train, held = sets(1, 60, lambda one: (0.7 * one + 0.3 * pictures(len(one), 99)).to(torch.uint8))
+    made, train, held = sets(1, 60, lambda pixels: (0.7 * pixels + 0.3 * pictures(len(pixels), 99)).to(torch.uint8))
     near = compare(made, train, held, FEW[:1], 3, settings())
     assert near.spaces[0].nearness.value > 0.7
     assert near.spaces[0].nearness.found
@@ -288,11 +294,11 @@ def test_what_held_out_images_show_too_is_no_finding() -> None:
     """Training images that lie in the middle of all others, as in the features of an overfitted network."""
     made, train, held = sets(3, 0)
     train = images_of((0.5 * train.small + 64).to(torch.uint8), train.labels)
-    found = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].nearness
-    assert found.corrected < 0.05
-    assert found.control_p < 0.01
-    assert not found.neutral
-    assert not found.found
+    nearness = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].nearness
+    assert nearness.corrected < 0.05
+    assert nearness.control_p < 0.01
+    assert not nearness.neutral
+    assert not nearness.found
 
 
 def test_the_same_again_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +315,7 @@ def test_many_images_near_to_one_training_image_are_one_find() -> None:
     made, train, held = sets(5, 0)
     blurred = (train.small[:1] + torch.arange(20).view(-1, 1, 1, 1) % 3).to(torch.uint8)
     made = images_of(torch.cat([blurred, made.small[20:]]), made.labels)
-    one = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].copies
-    assert one.count >= 20
-    assert one.originals <= one.count - 19
-    assert not one.found
+    copies = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].copies
+    assert copies.count >= 20
+    assert copies.originals <= copies.count - 19
+    assert not copies.found

@@ -96,8 +96,8 @@ def report(*spaces: SpaceFigures, **changes: Any) -> Leakage:
     return plain.model_copy(update=changes)
 
 
-def said(found: Leakage) -> str:
-    return "\n".join(f"{one.level}: {one.sentence}" for one in verdicts(found))
+def said(leakage: Leakage) -> str:
+    return "\n".join(f"{verdict.level}: {verdict.sentence}" for verdict in verdicts(leakage))
 
 
 def test_a_set_that_gives_nothing_away() -> None:
@@ -129,11 +129,11 @@ FOUND = {"p": 0.001, "corrected": 0.005}
     ],
 )  # fmt: skip
 def test_alarms(changes: dict[str, Any], alarms: list[str], sentence: str) -> None:
-    found = report(space(**changes))
-    assert leaks(found) == alarms
-    assert sentence in said(found)
+    leakage = report(space(**changes))
+    assert leaks(leakage) == alarms
+    assert sentence in said(leakage)
     if alarms:
-        assert f"Found: {alarms[0]}." in said(found)
+        assert f"Found: {alarms[0]}." in said(leakage)
 
 
 def test_the_teacher_s_own_memory_is_named() -> None:
@@ -145,9 +145,9 @@ def test_where_the_teacher_places_its_training_images_apart_nothing_is_concluded
     """The figures of images that knew nothing of the training images, in the features of a teacher overfitted on 20 of each class."""
     means = beside(1.92, **FOUND, control=-2.6, control_interval=(-2.75, -2.46), control_p=0.002)
     near = beside(0.64, **FOUND, control=0.02, control_interval=(0.01, 0.07), control_p=0.002)
-    found = report(space(), space("teacher", means=means, nearness=near))
-    assert leaks(found) == []
-    assert said(found).count("the teacher places its training images apart, so this says little about the set") == 2
+    leakage = report(space(), space("teacher", means=means, nearness=near))
+    assert leaks(leakage) == []
+    assert said(leakage).count("the teacher places its training images apart, so this says little about the set") == 2
     # Another network's features do not depend on which images the teacher saw, so the test holds there.
     other = report(space(), space("other", means=means, nearness=near))
     assert leaks(other) == ["nearness in other", "class means in other"]

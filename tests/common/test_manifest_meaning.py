@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
+from clusterq_common.images import png
 from clusterq_common.shards import manifest as manifests
 from clusterq_common.shards.derive import merge, subset
 from clusterq_common.shards.manifest import GIVEN, meaning_of, read_manifest, short_classes

@@ -65,8 +65,8 @@ def test_a_file_gets_the_mode_that_the_umask_leaves(folder: Path) -> None:
 
 
 def test_two_writers_of_one_file_do_not_meet(folder: Path) -> None:
-    with atomic_file(folder / "file") as one:
-        one.write(b"one")
+    with atomic_file(folder / "file") as first:
+        first.write(b"one")
         with atomic_file(folder / "file") as other:
             other.write(b"other")
         assert (folder / "file").read_text() == "other"

@@ -66,16 +66,16 @@ def test_nearest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     points, labels = features(40, 3, 0), torch.arange(40) % 3
     labels[7] = 5
     points[12], points[20] = points[3], points[4] + 1e-9
-    found = nearest_neighbours(points, labels, seed=0)
+    nearest = nearest_neighbours(points, labels, seed=0)
     for n in range(40):
         own = [m for m in range(40) if m != n and labels[m] == labels[n]]
         expected = min(((float((points[n] - points[m]).norm()), m) for m in own), default=(math.inf, -1))
-        assert float(found.within[n]) == pytest.approx(expected[0], rel=1e-9)
-        assert int(found.twin[n]) == expected[1]
+        assert float(nearest.within[n]) == pytest.approx(expected[0], rel=1e-9)
+        assert int(nearest.twin[n]) == expected[1]
         others = [float((points[n] - points[m]).norm()) for m in range(40) if labels[m] != labels[n]]
-        assert not own or min(others) - 1e-9 <= float(found.between[n]) <= sorted(others)[-len(own)] + 1e-9
-    assert float(found.within[3]) == 0, "copies lie at no distance, not at rounding's"
-    assert math.isinf(found.between[7]), "as many others as the class has: none"
+        assert not own or min(others) - 1e-9 <= float(nearest.between[n]) <= sorted(others)[-len(own)] + 1e-9
+    assert float(nearest.within[3]) == 0, "copies lie at no distance, not at rounding's"
+    assert math.isinf(nearest.between[7]), "as many others as the class has: none"
 
 
 def test_as_many_others_are_compared_with() -> None:
@@ -83,26 +83,28 @@ def test_as_many_others_are_compared_with() -> None:
     random = torch.Generator().manual_seed(0)
     points = torch.randn(900, 4, generator=random)
     labels = torch.arange(900) % 30
-    found = nearest_neighbours(points, labels, seed=1)
-    assert float(found.within.median() / found.between.median()) == pytest.approx(1, abs=0.06)
-    assert nearest_neighbours(points, labels, seed=1).between.equal(found.between)
-    assert not nearest_neighbours(points, labels, seed=2).between.equal(found.between)
+    nearest = nearest_neighbours(points, labels, seed=1)
+    assert float(nearest.within.median() / nearest.between.median()) == pytest.approx(1, abs=0.06)
+    assert nearest_neighbours(points, labels, seed=1).between.equal(nearest.between)
+    assert not nearest_neighbours(points, labels, seed=2).between.equal(nearest.between)
 
 
 def test_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "BLOCK", 7)
     points, labels = features(30, 4, 5, shift=100.0), torch.tensor([0, 1, 1] * 10)
     labels[29] = 3
-    found = spread(points, labels, classes=4)
+    spreads = spread(points, labels, classes=4)
 
     def plain(pairs: list[tuple[int, int]]) -> float:
         return math.sqrt(sum(float((points[n] - points[m]).square().sum()) for n, m in pairs) / len(pairs))
 
     every = [(n, m) for n in range(30) for m in range(30) if n != m]
-    assert found.between == pytest.approx(plain([(n, m) for n, m in every if labels[n] != labels[m]]))
+    assert spreads.between == pytest.approx(plain([(n, m) for n, m in every if labels[n] != labels[m]]))
     for label in (0, 1):
-        assert float(found.within[label]) == pytest.approx(plain([(n, m) for n, m in every if labels[n] == labels[m] == label]))
-    assert found.within[2:].isnan().all(), "no pair"
+        assert float(spreads.within[label]) == pytest.approx(
+            plain([(n, m) for n, m in every if labels[n] == labels[m] == label])
+        )
+    assert spreads.within[2:].isnan().all(), "no pair"
     alone = spread(points, torch.zeros(30, dtype=torch.long), classes=1)
     assert alone.between == pytest.approx(float(alone.within[0])) == pytest.approx(plain(every))
 
@@ -127,7 +129,7 @@ def test_of_too_many_classes_some_are_drawn_and_two_images_of_each() -> None:
 
 def test_noise_has_the_training_datas_mean_and_std() -> None:
     spec = InputSpec(size=16, channels=3, num_classes=2, mean=(0.5, 0.4, 0.6), std=(0.1, 0.05, 0.15))
-    pixels = torch.cat([one for one, _ in noise(torch.zeros(200, dtype=torch.long), spec, seed=0)])
+    pixels = torch.cat([batch for batch, _ in noise(torch.zeros(200, dtype=torch.long), spec, seed=0)])
     assert pixels.shape == (200, 3, 16, 16)
     values = pixels.double() / 255
     assert values.mean((0, 2, 3)).tolist() == pytest.approx([0.5, 0.4, 0.6], abs=2e-3)
@@ -141,9 +143,9 @@ def test_penultimate_features(head: nn.Module) -> None:
     if isinstance(head, nn.Linear):
         tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
     model, x = nn.Sequential(body, *tail).eval(), torch.randn(5, 1, 8, 8)
-    with classifier_input(model) as found:
+    with classifier_input(model) as features:
         model(x)
-        assert torch.allclose(found.latest, body(x).mean((2, 3)), atol=1e-6)
+        assert torch.allclose(features.latest, body(x).mean((2, 3)), atol=1e-6)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -156,7 +158,7 @@ def collected(small: Tensor, labels: Tensor, top1: Tensor | None = None) -> Coll
         entropy=torch.linspace(0, math.log(10), count),
         other=None,
         clipped=torch.zeros(count),
-        digests=[one.numpy().tobytes() for one in small],
+        digests=[image.numpy().tobytes() for image in small],
         small=small,
         features=small.float(),
         batchnorm=[{"layer": "bn", "mean": 0.1, "std": 0.2}],
@@ -174,9 +176,9 @@ def test_a_collapsed_class_and_copies_are_told_from_noise() -> None:
     small[16], small[25] = small[6], small[15]  # classes 6 and 6; 5 and 5
     small[17] = small[8]  # a copy under another label: 7 and 8
     measured = Measured(collected(small, labels), 10, seed=0)
-    by_class = {one.label: one for one in measured.by_class()}
+    by_class = {row.label: row for row in measured.by_class()}
     assert by_class[3].near == 1
-    assert {label: one.near for label, one in by_class.items() if one.near} == {3: 1, 5: 0.1, 6: 0.1}
+    assert {label: row.near for label, row in by_class.items() if row.near} == {3: 1, 5: 0.1, 6: 0.1}
     assert [by_class[label].exact for label in (5, 6, 7, 8)] == [2, 2, 1, 1]
     summary = measured.summary()
     assert summary.near == pytest.approx(24 / 200)
@@ -206,7 +208,7 @@ def test_what_the_teacher_contradicts_and_how_sure_it_is() -> None:
     assert summary.confidence.shares[0] == summary.confidence.shares[1] == 0, "nobody is less sure than 0.1"
     top1[5] = 1
     wrong = Measured(collected(pictures(100), labels, top1), 10, seed=0).contradicted(list(range(100)), 3)
-    assert [one.number for one in wrong] == [92, 5, 82], "the surest, but each class in turn"
+    assert [image.number for image in wrong] == [92, 5, 82], "the surest, but each class in turn"
     assert (wrong[0].label, wrong[0].named) == (2, 7)
 
 
@@ -215,6 +217,6 @@ def test_a_thousand_classes_with_two_images_each() -> None:
     measured = Measured(collected(pictures(2000), labels), 1000, seed=0)
     rows = measured.by_class()
     assert len(rows) == 1000
-    assert all(one.features_nearest is not None and one.features_nearest_other is not None for one in rows)
+    assert all(row.features_nearest is not None and row.features_nearest_other is not None for row in rows)
     single = Measured(collected(pictures(3), torch.tensor([1, 2, 2])), 1000, seed=0).by_class()[0]
     assert (single.images, single.near, single.pixels_nearest, single.features_within) == (1, 0, None, None)

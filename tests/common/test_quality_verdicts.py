@@ -88,8 +88,8 @@ def quality(**changes: Any) -> Quality:
     return plain.model_copy(update=changes)
 
 
-def warnings(found: Quality) -> list[str]:
-    return [remark.sentence for remark in verdicts(found) if remark.level == "warning"]
+def warnings(report: Quality) -> list[str]:
+    return [remark.sentence for remark in verdicts(report) if remark.level == "warning"]
 
 
 def with_classes(*rows: ClassFigures) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def test_a_good_set_gives_no_warning() -> None:
     ],
 )  # fmt: skip
 def test_what_is_warned_of(changes: dict[str, Any], sentence: str) -> None:
-    found = warnings(quality(**changes))
-    assert len(found) == 1
-    assert sentence in found[0]
+    sentences = warnings(quality(**changes))
+    assert len(sentences) == 1
+    assert sentence in sentences[0]
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_figures_stand_beside_their_references() -> None:
     apart = {
         name: source(frechet=Frechet(squared=value, relative=value / 50)) for name, value in (("set", 5.0), ("noise", 40.0))
     }
-    found = quality(**REAL, sources={**apart, "real": halves})
-    heads, rows = summary_rows(found)
+    report = quality(**REAL, sources={**apart, "real": halves})
+    heads, rows = summary_rows(report)
     assert heads == ["", "this set", "pure noise", "real images"]
     assert ["Frechet distance to real (of real: halves)", "5", "40", "0.500"] in rows
     assert any(
-        "0.100 of their variance" in line and "two halves of the real images: 0.0100" in line for line in summary_lines(found)
+        "0.100 of their variance" in line and "two halves of the real images: 0.0100" in line for line in summary_lines(report)
     )
     assert not [row for row in summary_rows(quality())[1] if "Frechet" in row[0]], "a row that nobody has is left out"
 
@@ -189,13 +189,13 @@ def test_the_score_falls_with_batchnorm_distance_missing_classes_and_contradicte
 def test_many_classes_are_shown_by_the_worst() -> None:
     rows = [of_class(label, near=0.05 if label == 777 else 0.0) for label in range(1000)]
     own = source(near=0.001, classes=1000)
-    found = quality(names=None, per_class=rows, **with_source("set", own))
-    (drawn,) = page._near(found)
+    report = quality(names=None, per_class=rows, **with_source("set", own))
+    (drawn,) = page._near(report)
     assert isinstance(drawn, Figure)
     assert "The 20 of 1000 classes where it is worst." in drawn.caption
     assert drawn.drawing.index(">777<") < drawn.drawing.index(">1<")
     assert drawn.drawing.count('class="bar s0"') == 20
-    (folded,) = page._classes(found)
+    (folded,) = page._classes(report)
     assert isinstance(folded, Folded)
     (table,) = [block for block in folded.blocks if isinstance(block, Table)]
     assert len(table.rows) == 1000

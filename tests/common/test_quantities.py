@@ -6,8 +6,8 @@ from clusterq_common.quantities import count, duration, number, size, without_ro
 
 
 def test_sizes_have_units_that_fit_them() -> None:
-    found = [size(value) for value in (0, 1, 999, 1000, 4800, 999_499, 999_600, 1.5e9, 2e15)]
-    assert found == ["0 bytes", "1 byte", "999 bytes", "1.00 kB", "4.80 kB", "999 kB", "1.00 MB", "1.50 GB", "2,000 TB"]
+    sizes = [size(value) for value in (0, 1, 999, 1000, 4800, 999_499, 999_600, 1.5e9, 2e15)]
+    assert sizes == ["0 bytes", "1 byte", "999 bytes", "1.00 kB", "4.80 kB", "999 kB", "1.00 MB", "1.50 GB", "2,000 TB"]
 
 
 def test_one_thing_is_singular() -> None:

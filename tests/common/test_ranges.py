@@ -9,9 +9,9 @@ from clusterq_common.quant.grid import Grid
 from clusterq_common.quant.ranges import ActivationObserver, Range, least_squares_range, weight_range
 
 
-def error(x: torch.Tensor, found: Range) -> float:
-    made = FakeQuantizer(found.grid)
-    made.set_range(*found)
+def error(x: torch.Tensor, searched: Range) -> float:
+    made = FakeQuantizer(searched.grid)
+    made.set_range(*searched)
     return float((made(x) - x).square().mean())
 
 
@@ -31,18 +31,18 @@ def test_ema_weighs_recent_batches_most() -> None:
         observer.update(torch.tensor([-high / 2, high]))
     weights = [0.1 * 0.9**age for age in (2, 1, 0)]
     expected = sum(w * h for w, h in zip(weights, highs, strict=True)) / sum(weights)
-    found = observer.range(4, QuantConfig(range="minmax"))
-    assert found.high.item() == pytest.approx(expected, rel=1e-5)
-    assert found.low.item() == pytest.approx(-expected / 2, rel=1e-5)
+    observed = observer.range(4, QuantConfig(range="minmax"))
+    assert observed.high.item() == pytest.approx(expected, rel=1e-5)
+    assert observed.low.item() == pytest.approx(-expected / 2, rel=1e-5)
 
 
 def test_percentile_leaves_the_tail_outside() -> None:
     observer = ActivationObserver()
     x = torch.cat([torch.linspace(-1, 1, 9990), torch.full((10,), 100.0)])
     observer.update(x)
-    found = observer.range(8, QuantConfig(range="percentile", percentile=99.0))
-    assert 0.9 < found.high.item() <= 1.0
-    assert -1.0 <= found.low.item() < -0.9
+    observed = observer.range(8, QuantConfig(range="percentile", percentile=99.0))
+    assert 0.9 < observed.high.item() <= 1.0
+    assert -1.0 <= observed.low.item() < -0.9
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
@@ -51,15 +51,15 @@ def test_least_squares_beats_minmax_and_is_near_the_best(scheme: str, bits: int)
     x = torch.randn(4000, generator=torch.Generator().manual_seed(1)) + 0.3
     grid = Grid.choose(bits, scheme, minimum=-1.0)
     low, high = least_squares_range(x[None], grid)
-    found = error(x, Range(grid, low, high))
-    assert found <= error(x, Range(grid, x.amin()[None], x.amax()[None]))
+    least = error(x, Range(grid, low, high))
+    assert least <= error(x, Range(grid, x.amin()[None], x.amax()[None]))
     shares = torch.linspace(0.05, 1, 60).tolist()
     if scheme == "symmetric":
         best = min(error(x, Range(grid, x.amin()[None] * s, x.amax()[None] * s)) for s in shares)
     else:
         coarse = shares[::3]
         best = min(error(x, Range(grid, x.amin()[None] * a, x.amax()[None] * b)) for a in coarse for b in coarse)
-    assert found <= 1.06 * best
+    assert least <= 1.06 * best
 
 
 def test_sign_is_decided_by_every_value_seen() -> None:
@@ -88,8 +88,8 @@ def test_sample_is_bounded_and_nothing_seen_is_an_error() -> None:
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "lsq"])
 def test_weight_ranges(granularity: str, method: str) -> None:
     weight = torch.randn(4, 3, 3, 3) * torch.tensor([0.1, 1, 10, 0])[:, None, None, None]
-    found = weight_range(weight, 4, QuantConfig(weight_granularity=granularity, range=method))
-    assert found.grid.signed
-    assert found.low.shape == found.high.shape == ((4,) if granularity == "channel" else (1,))
+    searched = weight_range(weight, 4, QuantConfig(weight_granularity=granularity, range=method))
+    assert searched.grid.signed
+    assert searched.low.shape == searched.high.shape == ((4,) if granularity == "channel" else (1,))
     if method == "minmax" and granularity == "channel":
-        assert torch.equal(found.high, weight.flatten(1).amax(1))
+        assert torch.equal(searched.high, weight.flatten(1).amax(1))

@@ -43,8 +43,8 @@ def test_distances_of_batchnorm_statistics(model: nn.Sequential, images: Tensor)
         for batch in images.split(5):
             model(batch)
             distances.add(taps)
-    found = distances.result()
-    assert [row["layer"] for row in found] == ["1", "4"]
+    distance = distances.result()
+    assert [row["layer"] for row in distance] == ["1", "4"]
     x = images
     for index, layer in enumerate(model[:5]):
         if isinstance(layer, nn.BatchNorm2d):
@@ -53,7 +53,7 @@ def test_distances_of_batchnorm_statistics(model: nn.Sequential, images: Tensor)
             scale = (layer.running_var + layer.eps).sqrt()
             mean = ((x.mean((0, 2, 3)) - layer.running_mean) / scale).square().mean().sqrt()
             std = ((x.var((0, 2, 3), correction=0) + layer.eps).sqrt() / scale - 1).abs().mean()
-            row = found[0 if index == 1 else 1]
+            row = distance[0 if index == 1 else 1]
             assert (row["mean"], row["std"]) == pytest.approx((float(mean), float(std)), rel=1e-4)
         x = layer(x)
 
@@ -97,18 +97,18 @@ def test_errors_by_layer(model: nn.Sequential, images: Tensor, quantizer: str) -
     calibrate(student, [images], config, seed=0)
     student[0].weight.mul_(1.3)
     before = copy.deepcopy(student.state_dict())
-    found = quantized_layers(model, student, iter(images.split(5)), images[:1])
+    layers = quantized_layers(model, student, iter(images.split(5)), images[:1])
     assert not any(module._forward_hooks for module in [*model.modules(), *student.modules()])
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
     def decibel(reference: Tensor, other: Tensor) -> float:
         return 10 * math.log10(float(reference.square().sum() / (reference - other).square().sum()))
 
-    assert [row["layer"] for row in found["outputs"]] == ["0", "3", "5", "8"]
-    for row in found["outputs"]:
+    assert [row["layer"] for row in layers["outputs"]] == ["0", "3", "5", "8"]
+    for row in layers["outputs"]:
         part = int(row["layer"]) + 1
         assert row["sqnr"] == pytest.approx(decibel(model[:part](images), student[:part](images)), abs=1e-3)
-    site = found["activations"][1]
+    site = layers["activations"][1]
     x = student[:3](images)
     quantized = student[3].input_quantizer(x)
     assert (site["site"], site["bits"]) == ("3", 3)
@@ -118,7 +118,7 @@ def test_errors_by_layer(model: nn.Sequential, images: Tensor, quantizer: str) -
     integers = student[3].input_quantizer.to_int(x)
     unclamped = torch.round(x / integers.scale) + integers.zero_point
     assert site["clipped"] == pytest.approx(float((unclamped != integers.integers).float().mean()), abs=1e-6)
-    weights = found["weights"][0]
+    weights = layers["weights"][0]
     layer = student[0]
     assert weights["sqnr"] == pytest.approx(decibel(layer.weight, layer.weight_quantizer(layer.weight)), abs=1e-3)
     assert weights["sqnr_teacher"] == pytest.approx(decibel(model[0].weight, layer.weight_quantizer(layer.weight)), abs=1e-3)
@@ -145,9 +145,9 @@ def test_weights_on_their_grid_stand_on_its_points(model: nn.Sequential, images:
 @torch.no_grad()
 def test_a_float_student_has_no_errors(model: nn.Sequential, images: Tensor) -> None:
     student = convert(model, QuantConfig.validated({"bits": "w32a32"}), images[:1], lambda _: None).eval()
-    found = quantized_layers(model, student, iter([images]), images[:1])
-    assert [row["sqnr"] for row in found["outputs"]] == [None] * 4
-    assert found["activations"] == found["weights"] == []
+    layers = quantized_layers(model, student, iter([images]), images[:1])
+    assert [row["sqnr"] for row in layers["outputs"]] == [None] * 4
+    assert layers["activations"] == layers["weights"] == []
 
 
 class Branches(nn.Module):

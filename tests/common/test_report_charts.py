@@ -34,7 +34,7 @@ values = st.floats(-1e30, 1e30, allow_nan=False)
 
 def svg(markup: str) -> ET.Element:
     """The chart as XML; with it, that it is well-formed."""
-    return next(one for one in ET.fromstring(f"<div>{markup}</div>").iter("svg") if one.get("role") == "img")
+    return next(element for element in ET.fromstring(f"<div>{markup}</div>").iter("svg") if element.get("role") == "img")
 
 
 def chart_of(*lines: Line, log: bool = False) -> str:
@@ -63,22 +63,22 @@ def test_ticks_are_round_inside_and_evenly_apart(a: float, b: float) -> None:
 @example([5e-324])
 @example([1e20, 1e20 + 16384])
 @example([-9e299, 1e299])
-def test_a_linear_scale_covers_what_it_is_given(found: list[float | None]) -> None:
-    scale = linear(found, 100, 0)
+def test_a_linear_scale_covers_what_it_is_given(series: list[float | None]) -> None:
+    scale = linear(series, 100, 0)
     assert scale.low < scale.high
-    for value in found:
+    for value in series:
         if value is not None and math.isfinite(value):
             assert -1e-6 <= scale(value) <= 100 + 1e-6
-    zero = linear(found, 0, 1, zero=True)
+    zero = linear(series, 0, 1, zero=True)
     assert zero.low <= 0 <= zero.high
 
 
 @given(st.lists(st.floats(1e-99, 1e99), min_size=1, max_size=5))
 @example([1.0, 1.0 + 1e-15])
-def test_a_logarithmic_scale_covers_what_it_is_given(found: list[float]) -> None:
-    scale = logarithmic(found, 100, 0)
+def test_a_logarithmic_scale_covers_what_it_is_given(series: list[float]) -> None:
+    scale = logarithmic(series, 100, 0)
     assert scale.ticks
-    assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in found)
+    assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in series)
 
 
 def test_labels_have_the_decimals_that_tell_ticks_apart() -> None:
@@ -102,19 +102,21 @@ def test_a_logarithmic_scale_has_equal_ratios_and_decades() -> None:
 
 def test_a_line_is_where_its_values_are() -> None:
     chart = svg(chart_of(Line("a", [(0, 0.0), (5, 50.0), (10, 100.0)])))
-    (path,) = [one for one in chart.iter("path") if one.get("class") == "line s0 d0"]
+    (path,) = [element for element in chart.iter("path") if element.get("class") == "line s0 d0"]
     (x0, y0), (x1, y1), (x2, y2) = coordinates(path.get("d", ""))
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
     assert y0 > y2, "up is more"
-    labels = {one.text: float(one.get("y", "nan")) - 4 for one in chart.iter("text") if one.get("class") == "tick end"}
+    labels = {
+        element.text: float(element.get("y", "nan")) - 4 for element in chart.iter("text") if element.get("class") == "tick end"
+    }
     assert labels["0"] == pytest.approx(y0, abs=0.2)
     assert labels["100"] == pytest.approx(y2, abs=0.2)
 
 
 def test_missing_values_are_gaps_not_zeros() -> None:
     chart = svg(chart_of(Line("a", [(0, 1.0), (1, 2.0), (2, None), (3, NAN), (4, INF), (5, 3.0), (6, 4.0)])))
-    (path,) = [one for one in chart.iter("path") if one.get("class") == "line s0 d0"]
+    (path,) = [element for element in chart.iter("path") if element.get("class") == "line s0 d0"]
     assert path.get("d", "").count("M") == 2
     assert len(coordinates(path.get("d", ""))) == 4
     assert "nan" not in ET.tostring(chart, encoding="unicode").lower().replace("named", "")
@@ -123,7 +125,7 @@ def test_missing_values_are_gaps_not_zeros() -> None:
 def test_a_logarithm_is_labelled_and_leaves_out_what_it_does_not_know() -> None:
     drawn = chart_of(Line("a", [(0, 1.0), (1, 0.0), (2, -5.0), (3, 100.0)]), log=True)
     assert "y (log scale)" in drawn
-    (path,) = [one for one in svg(drawn).iter("path") if one.get("class") == "line s0 d0"]
+    (path,) = [element for element in svg(drawn).iter("path") if element.get("class") == "line s0 d0"]
     assert len(coordinates(path.get("d", ""))) == 2
     assert "log scale" not in chart_of(Line("a", [(0, 1.0), (1, 2.0)]))
 
@@ -150,17 +152,21 @@ def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
     first, second = list(chart.iter("rect"))
     assert first.get("x") == second.get("x")
     assert float(first.get("width", "0")) == pytest.approx(2 * float(second.get("width", "0")), rel=0.01)
-    (whisker,) = [one for one in chart.iter("line") if one.get("class") == "whisker"]
+    (whisker,) = [element for element in chart.iter("line") if element.get("class") == "whisker"]
     tip = float(first.get("x", "0")) + float(first.get("width", "0"))
     assert float(whisker.get("x1", "0")) < tip < float(whisker.get("x2", "0"))
     negative = svg(bar_chart([Bars("a", [-1.0]), Bars("b", [3.0])], ["s"], title="t", x_label="x"))
-    left, right = [(float(one.get("x", "0")), float(one.get("width", "0"))) for one in negative.iter("rect")]
+    left, right = [(float(element.get("x", "0")), float(element.get("width", "0"))) for element in negative.iter("rect")]
     assert left[0] + left[1] == pytest.approx(right[0], abs=0.02), "both start at zero"
 
 
 def test_a_heat_map_shows_shares_of_rows() -> None:
     chart = svg(heat_map([[8, 2, 0], [0, 5, 5], [0, 0, 0]], ["a", "b", "c"], title="t"))
-    wrong = {one[0].text: float(one.get("fill-opacity", "0")) for one in chart.iter("rect") if one.get("class") == "cell wrong"}
+    wrong = {
+        element[0].text: float(element.get("fill-opacity", "0"))
+        for element in chart.iter("rect")
+        if element.get("class") == "cell wrong"
+    }
     assert wrong == pytest.approx({"a named b: 2 of 10 (20.0 %)": 0.85 * 0.4, "b named c: 5 of 10 (50.0 %)": 0.85})
     assert "no image to show" in heat_map([[0, 0], [0, 0]], ["a", "b"], title="t")
     assert svg(heat_map([[3, 0], [0, 3]], ["a", "b"], title="no mistake")) is not None
@@ -168,7 +174,7 @@ def test_a_heat_map_shows_shares_of_rows() -> None:
 
 def test_a_histogram_stands_on_its_grid() -> None:
     chart = svg(grid_histogram(-4, 3, 0, [0.0, 0.5, 0.5, 0.0], [0.25] * 4, "conv"))
-    grid = [float(one.get("x1", "nan")) for one in chart.iter("line") if one.get("class") == "grid"]
+    grid = [float(element.get("x1", "nan")) for element in chart.iter("line") if element.get("class") == "grid"]
     assert len(grid) == 8, "a line for each of the eight integers"
     assert len(list(chart.iter("path"))) == 2
     assert "no weights" in grid_histogram(0, 0, 0, [], [], "conv")
@@ -194,7 +200,7 @@ def test_series_of_records() -> None:
 
 def test_what_a_file_holds_may_be_anything() -> None:
     hostile = json.loads("[1e999, -1e999, NaN, 1" + "0" * 400 + ', true, "7", null, [], {}]')
-    assert [real(one) for one in hostile] == [None] * 9
+    assert [real(value) for value in hostile] == [None] * 9
     assert reals([1, 2.5, "x"]) == [1.0, 2.5, None]
     assert reals({"a": 1}) == rows("no list") == rows([1, []]) == []
     assert pair([1, 2]) == (1.0, 2.0)
@@ -223,14 +229,14 @@ def test_figures_of_a_table_are_read_back(text: object, expected: object) -> Non
 
 def test_a_long_path_is_whole() -> None:
     chart = svg(chart_of(Line("a", [(n, float(n % 7)) for n in range(600)])))
-    (path,) = [one for one in chart.iter("path") if one.get("class") == "line s0 d0"]
+    (path,) = [element for element in chart.iter("path") if element.get("class") == "line s0 d0"]
     assert len(coordinates(path.get("d", ""))) == 600
 
 
 def test_equal_lines_are_said_to_be_equal() -> None:
     points: list[tuple[float, float | None]] = [(0, 1.0), (1, 2.0)]
     markup = ET.fromstring(f"<div>{chart_of(Line('a', points), Line('b', points), Line('c', [(0, 1.0), (1, 3.0)]))}</div>")
-    assert ["".join(one.itertext()) for one in markup.iter("li")] == ["a", "b (the same line as a)", "c"]
+    assert ["".join(element.itertext()) for element in markup.iter("li")] == ["a", "b (the same line as a)", "c"]
 
 
 def test_a_drop_is_drawn_with_its_interval() -> None:
@@ -241,14 +247,14 @@ def test_a_drop_is_drawn_with_its_interval() -> None:
         ("unknown", NAN, None),
     ]
     chart = svg(interval_chart(rows, title="t", x_label="x", zero_label="teacher"))
-    dots = [float(one.get("cx", "nan")) for one in chart.iter("circle")]
-    zero = next(float(one.get("x1", "nan")) for one in chart.iter("line") if one.get("class") == "axis")
+    dots = [float(element.get("cx", "nan")) for element in chart.iter("circle")]
+    zero = next(float(element.get("x1", "nan")) for element in chart.iter("line") if element.get("class") == "axis")
     assert len(dots) == 3, "a value that is no number has no dot"
     assert dots[0] - zero == pytest.approx(-6 * (dots[1] - zero), abs=0.1), "in proportion, and on both sides of zero"
     spans = [
-        (float(one.get("x1", "nan")), float(one.get("x2", "nan")))
-        for one in chart.iter("line")
-        if one.get("class") == "whisker"
+        (float(element.get("x1", "nan")), float(element.get("x2", "nan")))
+        for element in chart.iter("line")
+        if element.get("class") == "whisker"
     ]
     wide = [(a, b) for a, b in spans if b > a]
     assert [(a + b) / 2 for a, b in wide] == pytest.approx(dots[:2], abs=0.02)
@@ -283,7 +289,7 @@ def page_saying(text: str) -> str:
         grid_histogram(-2, 1, 0, [1.0], [], text),
         tag("p", text, title=text),
     ]
-    blocks: list[Block] = [Figure(text, one, text) for one in drawn]
+    blocks: list[Block] = [Figure(text, chart, text) for chart in drawn]
     picture = Picture(Markup("data:image/png;base64,"), text, 1, 1)
     blocks += [Table([text], [[text]]), Code(text), Paragraph(text), Strips([(text, picture)])]
     section = Section("a", text, [Folded(text, blocks)])
@@ -305,15 +311,15 @@ def test_text_of_strangers_is_text(text: str) -> None:
     page = page_saying(text)
     page.encode()
     ET.fromstring(page.partition("\n")[2])
-    found, plain = Elements(), Elements()
+    poisoned, plain = Elements(), Elements()
     # Options and code within a sentence have an element of their own, without attributes but this one.
-    found.feed(INLINE_CODE.sub(r"\1", UNBROKEN.sub(r"\1", page)))
+    poisoned.feed(INLINE_CODE.sub(r"\1", UNBROKEN.sub(r"\1", page)))
     plain.feed(PLAIN)
-    assert found.tags == plain.tags
-    said = ET.fromstring(page.partition("\n")[2]).find("./head/title")
-    assert said is not None
+    assert poisoned.tags == plain.tags
+    title = ET.fromstring(page.partition("\n")[2]).find("./head/title")
+    assert title is not None
     # XML reads every kind of line end as \n.
-    assert (said.text or "") == clean(text).replace("\r\n", "\n").replace("\r", "\n")
+    assert (title.text or "") == clean(text).replace("\r\n", "\n").replace("\r", "\n")
     assert not {"\x00", "\x1b", "\u202e"} & set(page)
 
 

@@ -29,8 +29,8 @@ def page_of(folder: Path, records: list[dict[str, Any]], **files: Any) -> Report
 
 
 def command(page: Report) -> str:
-    (found,) = [block.text for block in page.headline if isinstance(block, Code)]
-    return found
+    (line,) = [block.text for block in page.headline if isinstance(block, Code)]
+    return line
 
 
 def test_the_next_command_is_the_one_that_is_missing(tmp_path: Path) -> None:
@@ -43,12 +43,12 @@ def test_the_next_command_is_the_one_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_one_is_singular(tmp_path: Path) -> None:
-    said = [remark.sentence for remark in page_of(tmp_path, [{"step": 0}]).remarks]
-    assert "The run is not finished: 1 step is on record. resume goes on." in said
+    sentences = [remark.sentence for remark in page_of(tmp_path, [{"step": 0}]).remarks]
+    assert "The run is not finished: 1 step is on record. resume goes on." in sentences
     evaluated = page_of(tmp_path, [{"step": 0, "loss/ce": None}], result={"teacher": MODEL, "student": MODEL})
-    said = [remark.sentence for remark in evaluated.remarks]
-    assert "1 real image could not be read and left out of the figures." in said
-    assert "1 loss value is not finite: the training went astray; try a smaller lr." in said
+    sentences = [remark.sentence for remark in evaluated.remarks]
+    assert "1 real image could not be read and left out of the figures." in sentences
+    assert "1 loss value is not finite: the training went astray; try a smaller lr." in sentences
     assert evaluated.lead.endswith("on 1 real image.")
     assert evaluated.tiles["Recipe"] == "fast, 1 epoch"
 
@@ -95,8 +95,8 @@ def test_options_stay_in_one_piece_and_code_is_code(tmp_path: Path) -> None:
     html = page.html()
     assert "clusterq-finetune</span> evaluate --student" not in html
     assert '<span class="whole">--student</span> .' in html
-    (said,) = [remark.sentence for remark in page.remarks if remark.sentence.startswith("No real image")]
-    assert "`" in said
+    (sentence,) = [remark.sentence for remark in page.remarks if remark.sentence.startswith("No real image")]
+    assert "`" in sentence
     assert "`" not in html.split("<body>")[1].split("<script>")[0]
     shown = show(Paragraph("`--lr` <b>"), Code("`x` --lr '<b>'"))
     assert '<p><code><span class="whole">--lr</span></code> &lt;b&gt;</p>' in shown
@@ -111,12 +111,12 @@ def test_a_page_elsewhere_names_the_folder_that_it_is_about(tmp_path: Path) -> N
     file = {"path": "/home/me/it's model.onnx"}
     page_of(run, [], result={"teacher": MODEL, "student": MODEL}, analysis={"layers": costed}, benchmark={"file": file})
     html = draw_report(run, tmp_path / "model.html").read_text()
-    said = re.sub(r"<[^>]+>", "", html)
-    assert "In the run&#39;s folder, model-work/student, from the saved settings" in said
-    assert "model-layers.csv beside this page" in said
+    words = re.sub(r"<[^>]+>", "", html)
+    assert "In the run&#39;s folder, model-work/student, from the saved settings" in words
+    assert "model-layers.csv beside this page" in words
     assert (tmp_path / "model-layers.csv").is_file()
-    assert "doc_string)&#39; &#39;it&#39;&#34;&#39;&#34;&#39;s model.onnx&#39;" in said
-    assert "export --student" not in said, "the file is there"
+    assert "doc_string)&#39; &#39;it&#39;&#34;&#39;&#34;&#39;s model.onnx&#39;" in words
+    assert "export --student" not in words, "the file is there"
     (run.parent / "else").mkdir()
     assert "In the run&#39;s folder, .../student, from" in draw_report(run, run.parent / "else" / "x.html").read_text()
     own = draw_report(run).read_text()
@@ -135,9 +135,9 @@ def test_chosen_bits_are_shown(tmp_path: Path) -> None:
     }
     given = {**layer, "name": "head", "weight_bits": 5, "given": True, "weight_kl": {}}
     tried = [{"average_bits": 3.5, "bytes": 12_000, "estimated_drop": 0.8}]
-    found = {"aim": {"max_drop": 1.0, "sensitivity_images": 256}, "average_weight_bits": 3.5, "bytes": 12_000}
+    choice = {"aim": {"max_drop": 1.0, "sensitivity_images": 256}, "average_weight_bits": 3.5, "bytes": 12_000}
     page = page_of(
-        tmp_path, [], result={"bits": {**found, "layers": [layer, given], "tried": tried}, "student": MODEL, "teacher": MODEL}
+        tmp_path, [], result={"bits": {**choice, "layers": [layer, given], "tried": tried}, "student": MODEL, "teacher": MODEL}
     )
     assert page.tiles["Bits chosen, weights"] == "3.50 on average (2 to 5)"
     assert "Bits" not in page.tiles

@@ -32,9 +32,9 @@ def layer(groups: int, **settings: object) -> QuantConv2d:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=groups), nn.Conv2d(8, 2, 1)).eval()
     student = convert(net, config, torch.zeros(1, 3, 6, 6), lambda _: None)
     calibrate(student, [torch.randn(8, 3, 6, 6)], config)
-    found = student[1]
-    assert isinstance(found, QuantConv2d)
-    return found
+    quantized = student[1]
+    assert isinstance(quantized, QuantConv2d)
+    return quantized
 
 
 def rounding_of(conv: QuantConv2d) -> LearnedRounding:

@@ -83,8 +83,8 @@ def test_a_text_names_settings_and_leaves_what_it_quotes(path: str) -> None:
     assert refusal(path).text.startswith(quoted)
     done = _invoke(app, ["--path", path] if not path.startswith("-") else [f"--path={path}"])
     assert done.code == 2
-    said = f"Error: --input-size: {quoted} does not fit; check --in-channels, --integers int8 or --no-logits and help.\n"
-    assert done.err == said
+    expected = f"Error: --input-size: {quoted} does not fit; check --in-channels, --integers int8 or --no-logits and help.\n"
+    assert done.err == expected
     assert setting_name("input_size") == "input_size", "the command has ended"
 
 
@@ -100,9 +100,9 @@ def test_programs_without_commands_of_their_own_name_flags_too(capsys: pytest.Ca
 def test_an_error_crosses_processes_as_it_is() -> None:
     with settings_spelled_by(flag_of):
         sent = pickle.dumps(refusal("net.pth"))
-    found = pickle.loads(sent)
-    assert str(found).startswith("--input-size: net.pth")
-    assert (found.setting, found.text) == ("input_size", str(found).removeprefix("--input-size: "))
+    received = pickle.loads(sent)
+    assert str(received).startswith("--input-size: net.pth")
+    assert (received.setting, received.text) == ("input_size", str(received).removeprefix("--input-size: "))
 
 
 def test_shared_code_speaks_of_the_setting_that_it_is_called_for() -> None:
@@ -169,19 +169,19 @@ def sources() -> Iterator[Path]:
 
 
 def test_no_text_below_the_command_line_has_a_flag() -> None:
-    found, looked_at = [], 0
+    flags, looked_at = [], 0
     for path in sources():
         if f"{path.parent.name}/{path.name}" in HAVE_FLAGS:
             continue
         text = path.read_text(encoding="utf-8")
-        found += [f"{path.name}: {line.strip()}" for line in text.splitlines() if COMMENT.search(line)]
+        flags += [f"{path.name}: {line.strip()}" for line in text.splitlines() if COMMENT.search(line)]
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 looked_at += 1
                 if FLAG.search(node.value) and not PAIR.fullmatch(node.value):
-                    found.append(f"{path.name}:{node.lineno}: {node.value[:80]}")
+                    flags.append(f"{path.name}:{node.lineno}: {node.value[:80]}")
     assert looked_at > 4000
-    assert found == []
+    assert flags == []
 
 
 # Modules of the programs that still spell flags by hand, below their command lines. The list only shrinks: write
@@ -206,7 +206,7 @@ NO_SETTING = re.compile(r"`clusterq-[^`]*`|--help\b")
 
 
 def test_texts_of_the_programs_spell_flags_by_hand_in_ever_fewer_modules() -> None:
-    found = set()
+    spelled = set()
     for program in (clusterq_gen, clusterq_finetune):
         root = Path(program.__file__ or "").parent
         for path in root.rglob("*.py"):
@@ -216,9 +216,9 @@ def test_texts_of_the_programs_spell_flags_by_hand_in_ever_fewer_modules() -> No
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
                 if not PAIR.fullmatch(text) and FLAG.search(NO_SETTING.sub("", text)):
-                    found.add(f"{root.name}/{within.as_posix()}")
-    assert found - SPELLED_BY_HAND == set(), "name the setting"
-    assert SPELLED_BY_HAND - found == set(), "nothing is left there: take it off the list"
+                    spelled.add(f"{root.name}/{within.as_posix()}")
+    assert spelled - SPELLED_BY_HAND == set(), "name the setting"
+    assert SPELLED_BY_HAND - spelled == set(), "nothing is left there: take it off the list"
 
 
 def test_no_description_of_a_setting_has_a_flag() -> None:

@@ -55,10 +55,10 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
 def test_webdataset_itself_reads_them(tmp_path: Path) -> None:
     made = write_set(tmp_path)
     urls = sorted(str(path) for path in tmp_path.glob("*.tar"))
-    found = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [int(sample["cls"]) for sample in found] == [sample.label for sample in made]
-    assert found[3]["png"] == made[3].png
-    assert json.loads(found[3]["json"])["teacher_top1"] == 0
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [int(sample["cls"]) for sample in samples] == [sample.label for sample in made]
+    assert samples[3]["png"] == made[3].png
+    assert json.loads(samples[3]["json"])["teacher_top1"] == 0
 
 
 def test_indexes_for_other_tools(tmp_path: Path) -> None:

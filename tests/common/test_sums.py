@@ -94,16 +94,16 @@ def made(model: nn.Module, **settings: object) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("add", [operator.add, torch.add, Tensor.add, add_in_place, operator.iadd])
 def test_sums_are_found_where_a_module_returns_them(add: Callable[[Tensor, Tensor], Tensor]) -> None:
     model = Net(add).eval()
-    found = sums_and_poolings(model, quantizable_layers(model, EXAMPLE), EXAMPLE)
+    sums = sums_and_poolings(model, quantizable_layers(model, EXAMPLE), EXAMPLE)
     # What the pooling reads; what the first block's shared ReLU gives last; and the branches, which have quantizers already.
-    assert set(found.outputs) == {
+    assert set(sums.outputs) == {
         *("stem.2", "blocks.0", "blocks.1", "blocks.2"),
         *("blocks.0.bn2", "blocks.1.bn2", "blocks.2.bn"),
     }
-    assert not found.left
-    assert found.inputs["blocks.0.conv1"][0] == "stem.2", "a maximum is one of the values"
-    assert "blocks.0" in found.inputs["blocks.1.conv1"]
-    assert "blocks.0" not in found.inputs["blocks.0.conv2"]
+    assert not sums.left
+    assert sums.inputs["blocks.0.conv1"][0] == "stem.2", "a maximum is one of the values"
+    assert "blocks.0" in sums.inputs["blocks.1.conv1"]
+    assert "blocks.0" not in sums.inputs["blocks.0.conv2"]
 
 
 def test_every_layer_reads_one_quantizer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,8 +118,8 @@ def test_every_layer_reads_one_quantizer(capsys: pytest.CaptureFixture[str]) -> 
         *("blocks.2.bn.output_quantizer", "blocks.2.output_quantizer"),
     }
     assert student.get_submodule("last").reads == "blocks.2.output_quantizer"
-    said = capsys.readouterr().out
-    assert "residual sums and what they and max poolings read: 7 outputs at 8 bits, which 4 layers share" in said
+    printed = capsys.readouterr().out
+    assert "residual sums and what they and max poolings read: 7 outputs at 8 bits, which 4 layers share" in printed
     seen: list[Tensor] = []
     sums = quantizers(student)["blocks.0.output_quantizer"]
     handle = student.get_submodule("blocks.1.conv1").register_forward_pre_hook(lambda _, args: seen.append(args[0]))

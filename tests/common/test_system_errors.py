@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from clusterq_cli.main import run_guarded
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, home_folder
+from clusterq_common.images import png
 from clusterq_common.run.run_folder import PREDICTIONS
 from clusterq_common.shards.index import cache_folder
 from clusterq_common.shards.read import ShardSet
@@ -87,13 +87,13 @@ def test_a_failing_disk_names_the_file(
     def fail(*_: object) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output") as found:
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output") as caught:
         patched.setattr(os, "pread", fail)
         reader.read(0)
-    assert f"at {tmp_path / 'set'}" in said(found.value, capsys)
-    with pytest.raises(OSError, match="Input/output") as found, atomic_file(tmp_path / "name"):
+    assert f"at {tmp_path / 'set'}" in said(caught.value, capsys)
+    with pytest.raises(OSError, match="Input/output") as caught, atomic_file(tmp_path / "name"):
         fail()
-    assert f"at {tmp_path / 'name'}: Input/output error" in said(found.value, capsys)
+    assert f"at {tmp_path / 'name'}: Input/output error" in said(caught.value, capsys)
 
 
 def test_a_system_without_pread_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +104,9 @@ def test_a_system_without_pread_reads_the_same(tmp_path: Path, monkeypatch: pyte
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    expected = [one.png for one in map(ShardSet.open(tmp_path / "set").split("train").read_sample, range(12))]
+    expected = [sample.png for sample in map(ShardSet.open(tmp_path / "set").split("train").read_sample, range(12))]
     monkeypatch.delattr(os, "pread")
-    assert [one.png for one in map(ShardSet.open(tmp_path / "set").split("train").read_sample, range(12))] == expected
+    assert [sample.png for sample in map(ShardSet.open(tmp_path / "set").split("train").read_sample, range(12))] == expected
     pixels, label, _ = open_validation(tmp_path / "real.tar", SPEC)[0]
     assert (label, int(pixels.float().mean())) == (1, 7)
 
@@ -119,15 +119,15 @@ def test_an_over_long_name_and_a_file_in_the_way(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     for path in (tmp_path / ("x" * 300), tmp_path / "file" / "x", tmp_path / "no" / "x", tmp_path / "folder"):
-        with pytest.raises(OSError) as found:  # noqa: PT011 (of four kinds)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (of four kinds)
             atomic_write(path, "data")
-        assert ".partial" not in said(found.value, capsys)
+        assert ".partial" not in said(caught.value, capsys)
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OSError, match="large") as found, atomic_file(tmp_path / "name"):
+    with pytest.raises(OSError, match="large") as caught, atomic_file(tmp_path / "name"):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    assert f"at {tmp_path / 'name'}: File too large" in said(found.value, capsys)
+    assert f"at {tmp_path / 'name'}: File too large" in said(caught.value, capsys)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,13 +17,13 @@ def network() -> nn.Module:
 
 def bn_inputs(model: nn.Module, images: Tensor) -> list[Tensor]:
     """What flows into each BatchNorm, found the plain way: run the layers one by one."""
-    found, x = [], images
+    inputs, x = [], images
     layers = [*model[0], *list(model)[1:]]
     for layer in layers:
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            found.append(x)
+            inputs.append(x)
         x = layer(x)
-    return found
+    return inputs
 
 
 def slow_statistics(x: Tensor, keep: list[int]) -> tuple[Tensor, Tensor]:
@@ -50,14 +50,14 @@ def test_batch_and_class_statistics_equal_the_slow_ones(memory_format: torch.mem
         mean, var = slow_statistics(x, list(range(9)))
         torch.testing.assert_close(moments.batch().mean.double(), mean, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(moments.batch().var.double(), var, rtol=1e-5, atol=1e-6)
-        found = moments.by_class(groups, keep)
-        assert found.count.tolist() == [3, 3, 0]
+        statistics = moments.by_class(groups, keep)
+        assert statistics.count.tolist() == [3, 3, 0]
         for row, members in enumerate([[1, 4, 7], [0, 3, 6]]):
             mean, var = slow_statistics(x, members)
-            torch.testing.assert_close(found.mean[row].double(), mean, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(found.var[row].double(), var, rtol=1e-5, atol=1e-5)
-        assert not found.mean[2].any(), "a class without a kept sample holds zeros"
-        assert not found.var[2].any()
+            torch.testing.assert_close(statistics.mean[row].double(), mean, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(statistics.var[row].double(), var, rtol=1e-5, atol=1e-5)
+        assert not statistics.mean[2].any(), "a class without a kept sample holds zeros"
+        assert not statistics.var[2].any()
 
 
 def test_gradients_equal_those_of_the_slow_formula() -> None:

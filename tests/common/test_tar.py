@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterq_common.archives.tar import BLOCK, LARGEST_EXTENSION, Member, TarFormatError, TarHeaders, member_bytes
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
 from clusterq_common.shards.index import index_tar
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.shards.verify import verify_set
-from clusterq_common.tar import BLOCK, LARGEST_EXTENSION, Member, TarFormatError, TarHeaders, member_bytes
 from tests.common.shard_samples import edit_manifest, write_set
 
 END = bytes(2 * BLOCK)
@@ -70,22 +70,22 @@ GNU = b"ustar  \0"
 def test_what_tarfile_writes_is_found_where_it_lies(format_: int) -> None:
     members = {"a.jpg": b"one", LONG: b"two" * 1000, "\u00e4.cls": b"3", "d/e.cls": b""}
     data = tar_of(members, format=format_)
-    found = headers(data)
-    assert {one.name: data[one.offset : one.offset + one.size] for one in found} == members
+    entries = headers(data)
+    assert {entry.name: data[entry.offset : entry.offset + entry.size] for entry in entries} == members
     assert member_bytes(data, "e.cls", "b.jpg", "absent") == [b"", b"two" * 1000, None]
 
 
 def test_posix_names_in_two_parts_and_folders() -> None:
     long = "c" * 60 + "/" + "d" * 90 + ".jpg"
     buffer = io.BytesIO(tar_of({long: b"x"}, format=tarfile.USTAR_FORMAT))
-    assert [one.name for one in headers(buffer.getvalue())] == [long]
+    assert [entry.name for entry in headers(buffer.getvalue())] == [long]
     folder = header(b"folder/", 0, b"5")
-    assert [(one.name, one.plain) for one in headers(folder + PLAIN + END)] == [("folder/", False), ("x.jpg", True)]
+    assert [(entry.name, entry.plain) for entry in headers(folder + PLAIN + END)] == [("folder/", False), ("x.jpg", True)]
 
 
 def test_a_comment_for_all_entries_is_passed_over() -> None:
     data = entry(b"pax_global_header", record(b"comment", b"0123"), b"g") + PLAIN + END
-    assert [one.name for one in headers(data)] == ["x.jpg"]
+    assert [header.name for header in headers(data)] == ["x.jpg"]
 
 
 @given(st.binary(max_size=3 * BLOCK))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
+from clusterq_common.images import png
 from clusterq_common.shards.derive import repair
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import read_manifest
@@ -61,8 +61,8 @@ def test_files(tmp_path: Path) -> None:
     third.write_bytes(data)
     (tmp_path / "synth-train-000007.tar").write_bytes(b"")
     (tmp_path / "synth-heldout-000000.tar.partial").write_bytes(b"")
-    found = problems(tmp_path)
-    by_file = {one.file: [other.what for other in found if other.file == one.file] for one in found}
+    listed = problems(tmp_path)
+    by_file = {problem.file: [other.what for other in listed if other.file == problem.file] for problem in listed}
     assert "is missing" in by_file["synth-train-000000.tar"][0]
     assert "cut short" in by_file["synth-train-000001.tar"][0]
     assert "SHA-256" in by_file["synth-train-000002.tar"][0]
@@ -101,13 +101,13 @@ def test_samples(tmp_path: Path, change: Callable[[str, bytes], tuple[str, bytes
     write_set(tmp_path)
     rewrite(tmp_path, change)
     # The shard's hash fits: only looking at the samples shows it.
-    assert any(one.key == key and words in one.what for one in problems(tmp_path)), problems(tmp_path)
+    assert any(problem.key == key and words in problem.what for problem in problems(tmp_path)), problems(tmp_path)
 
 
 def test_counts_by_class(tmp_path: Path) -> None:
     write_set(tmp_path)
     edit_manifest(tmp_path, lambda m: m["splits"]["train"].update(per_class=[3, 5, 4]))
-    assert [one.what for one in problems(tmp_path)] == ["class 0 has 4 samples in split train, the manifest says 3"]
+    assert [problem.what for problem in problems(tmp_path)] == ["class 0 has 4 samples in split train, the manifest says 3"]
 
 
 def test_repair_saves_every_sample_that_can_be_read(tmp_path: Path) -> None:

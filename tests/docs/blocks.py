@@ -37,7 +37,7 @@ class Block:
 def blocks(page: Path, text: str | None = None) -> list[Block]:
     """All fenced blocks of a page in order."""
     tokens = MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8") if text is None else text)
-    found = []
+    listed = []
     for before, token in zip([None, *tokens], tokens, strict=False):
         if token.type != "fence":
             continue
@@ -46,8 +46,8 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
         title = re.search(r'title="([^"]*)"', token.info)
         language = token.info.split()[0] if token.info.strip() else ""
         reason = mark["reason"] if mark else None
-        found.append(Block(page, token.map[0] + 2, language, title[1] if title else None, token.content, reason))
-    return found
+        listed.append(Block(page, token.map[0] + 2, language, title[1] if title else None, token.content, reason))
+    return listed
 
 
 def inline_code(text: str) -> list[str]:
@@ -64,15 +64,15 @@ def command_lines(text: str) -> list[str]:
 
 def calls(line: str) -> list[tuple[str, list[str]]]:
     """The calls of clusterq's programs in a command line: by name, or `-m clusterq_gen -- ...` under python or torchrun."""
-    found = []
+    listed = []
     for part in re.split(r"\s(?:\||\|\||&&|;)\s", line):
         words = shlex.split(re.sub(r"\s\d?>>?\s*(?:&\d|\S+)", " ", part), comments=True)
         for number, word in enumerate(words):
             if word in PROGRAMS:
-                found.append((word, words[number + 1 :]))
+                listed.append((word, words[number + 1 :]))
                 break
             if word in MODULES:
                 rest = words[number + 1 :]
-                found.append((MODULES[word], rest[1:] if rest[:1] == ["--"] else rest))
+                listed.append((MODULES[word], rest[1:] if rest[:1] == ["--"] else rest))
                 break
-    return found
+    return listed

@@ -57,7 +57,7 @@ def parse(program: str, arguments: list[str]) -> Any:
             model.model_validate(known)
         except ValidationError as error:
             # What several settings must have in common is settled with the preset or recipe, when a command runs.
-            if any(one["type"] != "missing" and one["loc"] for one in error.errors()):
+            if any(problem["type"] != "missing" and problem["loc"] for problem in error.errors()):
                 raise
     return context
 
@@ -71,14 +71,14 @@ def every_command() -> Iterator[tuple[str, Any]]:
             context = waiting.pop()
             yield context.command_path, context
             inner = getattr(context.command, "commands", {})
-            waiting += [one.context_class(one, info_name=name, parent=context) for name, one in inner.items()]
+            waiting += [command.context_class(command, info_name=name, parent=context) for name, command in inner.items()]
 
 
 @cache
 def every_flag() -> frozenset[str]:
     """All long options of both programs."""
-    found = set()
+    flags = set()
     for _, context in every_command():
         for parameter in context.command.get_params(context):
-            found |= {word for word in (*parameter.opts, *parameter.secondary_opts) if word.startswith("--")}
-    return frozenset(found)
+            flags |= {word for word in (*parameter.opts, *parameter.secondary_opts) if word.startswith("--")}
+    return frozenset(flags)

@@ -36,14 +36,14 @@ def known_flags() -> frozenset[str]:
 
 def tool_flags() -> set[str]:
     """Options of the maintainers' own tools: spelled out for argparse, parameters' names for typer."""
-    found = set()
+    flags = set()
     for path in (ROOT / "tools").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        found |= set(re.findall(r'"(--[a-z][a-z0-9-]*)"', text))
+        flags |= set(re.findall(r'"(--[a-z][a-z0-9-]*)"', text))
         functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
         names = {word.arg for node in functions for word in (*node.args.args, *node.args.kwonlyargs)}
-        found |= {f"--{name.replace('_', '-')}" for name in names}
-    return found
+        flags |= {f"--{name.replace('_', '-')}" for name in names}
+    return flags
 
 
 def problems(block: Block) -> list[str]:
@@ -76,14 +76,14 @@ def test_no_page_holds_the_marks_of_a_merge() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_blocks_exist(page: Path) -> None:
-    found = blocks(page)
-    assert not [block.place for block in found if block.language not in LANGUAGES], f"languages are {LANGUAGES}"
+    listed = blocks(page)
+    assert not [block.place for block in listed if block.language not in LANGUAGES], f"languages are {LANGUAGES}"
     text = page.read_text(encoding="utf-8")
     fences = len(re.findall(r"^[ >\t]*(?:```|~~~)", text, re.MULTILINE))
-    assert fences == 2 * len(found), "a fence that is indented or of another kind is read by nobody"
+    assert fences == 2 * len(listed), "a fence that is indented or of another kind is read by nobody"
     marks = len(re.findall("^<!-- not run:", text, re.MULTILINE))
-    assert marks == sum(block.not_run is not None for block in found), "a mark stands before its block"
-    assert not [problem for block in found for problem in problems(block)]
+    assert marks == sum(block.not_run is not None for block in listed), "a mark stands before its block"
+    assert not [problem for block in listed for problem in problems(block)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,12 +14,12 @@ def rows(heading: str) -> list[list[str]]:
     """Return the cells of each row of the table whose first column has this heading."""
     lines = TEXT.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    found = []
+    cells = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break
-        found.append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
+        cells.append([cell.strip() for cell in line.strip("|").split("|")])
+    return cells
 
 
 def test_the_table_of_extras_is_that_of_the_project() -> None:
@@ -33,7 +33,7 @@ def test_the_table_of_extras_is_that_of_the_project() -> None:
 
 def test_the_versions_of_python_are_those_that_were_run() -> None:
     run = {python for python, what in rows("Python") if not what.startswith("never run")}
-    classified = {found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r".*:: Python :: (3\.\d+)", line))}
+    classified = {match[1] for line in PROJECT["classifiers"] if (match := re.fullmatch(r".*:: Python :: (3\.\d+)", line))}
     assert run == classified, "a classifier is a promise: it comes with a run"
     assert PROJECT["requires-python"] == f">={min(run)}"
 

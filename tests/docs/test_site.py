@@ -127,21 +127,21 @@ def test_in_a_browser(site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "pages"),
     [
         ("--layer-bits", ["bits.html", "commands/clusterq-finetune.html#clusterq-finetune-panel-quant"]),
         ("--alpha-fda", ["commands/clusterq-gen.html#"]),
         ("absentword", []),
     ],
 )
-def test_the_search_works_from_disk_and_finds_options(site: Path, tmp_path: Path, words: str, found: list[str]) -> None:
+def test_the_search_works_from_disk_and_finds_options(site: Path, tmp_path: Path, words: str, pages: list[str]) -> None:
     browser = Browser(tmp_path)
     shown = browser.open(site / "faq.html", "--dump-dom", "--virtual-time-budget=8000", query=f"?q={words}")
     assert not browser.asked()
     links = re.findall(r'<a href="([^"]*)"[^>]*class="md-search-result__link"', shown)
     results = [re.sub(r"\?h=[^#]*", "", unescape(link)).removeprefix(f"{site.as_uri()}/") for link in links]
-    assert bool(results) == bool(found)
-    for page in found:
+    assert bool(results) == bool(pages)
+    for page in pages:
         assert [link for link in results if link.startswith(page)], results
 
 
@@ -163,5 +163,5 @@ def test_what_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
     assert done.returncode != 0
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     assert len(warnings) == 3
-    for said in ("extra.md", "'absent.md'", "#absent"):
-        assert said in done.stderr
+    for words in ("extra.md", "'absent.md'", "#absent"):
+        assert words in done.stderr

@@ -46,8 +46,8 @@ def tuning(digits_run: Path, finetune: Cli, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(params=["training", "tuning"])
 def program(request: pytest.FixtureRequest) -> Resumable:
-    found: Resumable = request.getfixturevalue(request.param)
-    return found
+    resumable: Resumable = request.getfixturevalue(request.param)
+    return resumable
 
 
 @pytest.mark.parametrize(("name", "steps", "optimizers"), [("training", 360, 2), ("tuning", 1, 1)])
@@ -59,7 +59,9 @@ def test_what_it_holds(name: str, steps: int, optimizers: int, request: pytest.F
     assert len(held) == optimizers
     for optimizer in held:
         assert optimizer["param_groups"]
-        assert any(torch.is_tensor(moment) and moment.any() for one in optimizer["state"].values() for moment in one.values())
+        assert any(
+            torch.is_tensor(moment) and moment.any() for moments in optimizer["state"].values() for moment in moments.values()
+        )
     ranges = {key: value for key, value in state["student"].items() if key.endswith("scale")}
     assert len(ranges) == 12, "of the weights and of the inputs of six layers"
     assert all((scale > 0).all() for scale in ranges.values())

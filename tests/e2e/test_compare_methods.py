@@ -20,10 +20,10 @@ def test_paired_intervals() -> None:
     first = np.array([[True, True, False, True], [True, False, False, True]])
     second = np.array([[True, False, False, False], [True, False, True, False]])
     apart = np.array([0.0, 50.0, -50.0, 100.0])
-    found = paired(first, second)
-    assert found.mean == pytest.approx(apart.mean()) == pytest.approx(100 * (first.mean() - second.mean()))
+    interval = paired(first, second)
+    assert interval.mean == pytest.approx(apart.mean()) == pytest.approx(100 * (first.mean() - second.mean()))
     half = 1.959964 * apart.std(ddof=1) / 2
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
+    assert (interval.low, interval.high) == pytest.approx((interval.mean - half, interval.mean + half))
     same = paired(first, first)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
 

@@ -22,8 +22,8 @@ def commands() -> Iterator[list[str]]:
 
     def below(group: Any, words: list[str]) -> Iterator[list[str]]:
         yield words
-        for name, one in getattr(group, "commands", {}).items():
-            yield from below(one, [*words, name])
+        for name, command in getattr(group, "commands", {}).items():
+            yield from below(command, [*words, name])
 
     for program, app in APPS.items():
         yield from below(typer.main.get_command(app), [program])
@@ -67,12 +67,12 @@ def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, fi
     assert done.code == 0
     assert max(map(len, done.out.splitlines())) <= 80
     assert "<bool>" not in done.out, "a flag takes no value"
-    said = " ".join(done.out.split())
+    text = " ".join(done.out.split())
     if len(words) == 1:
-        assert "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct" in said
-        assert "130 interrupted" in said
+        assert "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct" in text
+        assert "130 interrupted" in text
     if words not in (["clusterq-gen"], ["clusterq-finetune", "shards"], ["clusterq-finetune", "figures"]):
-        after = said.partition("Examples: $ ")[2]
+        after = text.partition("Examples: $ ")[2]
         assert after.startswith(" ".join(words)), "an example of this very command"
 
 
@@ -80,20 +80,20 @@ def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
     shown = gen("train", "--help-all").out
     for panel in ("Teacher", "Method", "Quant", "Generator", "Train", "Bank", "Emit", "Runtime"):
         assert f"╭─ {panel} ─" in shown
-    said = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())
+    text = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())
     assert (
         "--fda-reduction <name> how FDA and DE reduce over present classes, semantic layers and channels (one of sum, mean;"
-        in said
+        in text
     )
-    assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in said
+    assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in text
 
 
 @pytest.mark.parametrize("words", [["clusterq-gen"], ["clusterq-finetune"], ["clusterq-finetune", "shards"]], ids=" ".join)
 def test_commands_come_before_options(words: list[str], gen: Cli, finetune: Cli) -> None:
     for flag in ("--help", "--help-all"):
-        said = cli_of(words[0], gen, finetune)(*words[1:], flag).out
-        assert said.count("Usage: ") == 1
-        assert said.index("╭─ Commands ─") < said.index("╭─ Options ─"), flag
+        printed = cli_of(words[0], gen, finetune)(*words[1:], flag).out
+        assert printed.count("Usage: ") == 1
+        assert printed.index("╭─ Commands ─") < printed.index("╭─ Options ─"), flag
 
 
 def test_brackets_in_descriptions_are_shown(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +105,8 @@ def test_brackets_in_descriptions_are_shown(gen: Cli, finetune: Cli, monkeypatch
 
 def printed_examples(words: list[str], gen: Cli, finetune: Cli) -> Iterator[tuple[str, list[str]]]:
     """Each example of a command's help: its program, its words."""
-    said = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
-    for line in re.findall(r"^ \$ (.+?) *$", said, re.MULTILINE):
+    printed = cli_of(words[0], gen, finetune)(*words[1:], "--help").out
+    for line in re.findall(r"^ \$ (.+?) *$", printed, re.MULTILINE):
         program, *rest = shlex.split(line)
         yield program, rest
 
@@ -114,12 +114,12 @@ def printed_examples(words: list[str], gen: Cli, finetune: Cli) -> Iterator[tupl
 def test_examples_are_command_lines_that_parse(gen: Cli, finetune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     count = 0
-    for program, rest in (one for words in commands() for one in printed_examples(words, gen, finetune)):
-        found: Any = typer.main.get_command(APPS[program])
-        while rest and rest[0] in getattr(found, "commands", {}):
-            found = found.commands[rest.pop(0)]
-        context = found.make_context(program, [], resilient_parsing=True)
-        found.make_parser(context).parse_args(rest)
+    for program, rest in (example for words in commands() for example in printed_examples(words, gen, finetune)):
+        command: Any = typer.main.get_command(APPS[program])
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        context = command.make_context(program, [], resilient_parsing=True)
+        command.make_parser(context).parse_args(rest)
         count += 1
     assert count > 20
 
@@ -180,10 +180,10 @@ def test_version(gen: Cli, finetune: Cli) -> None:
 def test_mistyped_names(line: str, meant: str, narrow: None, gen: Cli, finetune: Cli) -> None:
     program, *words = line.split()
     done = cli_of(program, gen, finetune)(*words)
-    said = " ".join(done.err.replace("│", " ").split())
+    text = " ".join(done.err.replace("│", " ").split())
     assert done.code == 2
-    assert meant in said
-    assert "Value error" not in said
+    assert meant in text
+    assert "Value error" not in text
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -212,12 +212,14 @@ def test_completion(
     with pytest.raises(SystemExit) as end:
         typer.main.get_command(APPS[program]).main([], prog_name=program)
     assert end.value.code == 0
-    found = capsys.readouterr().out
+    printed = capsys.readouterr().out
     offered = (
-        set(re.findall(r'"([^"]+)"', found)) if shell == "zsh" else {one.partition("\t")[0] for one in found.split("\n") if one}
+        set(re.findall(r'"([^"]+)"', printed))
+        if shell == "zsh"
+        else {offer.partition("\t")[0] for offer in printed.split("\n") if offer}
     )
     assert wanted <= offered
-    assert all(one.startswith(words[-1]) for one in offered if shell != "zsh")
+    assert all(offer.startswith(words[-1]) for offer in offered if shell != "zsh")
 
 
 def test_a_mistyped_choice_in_a_file(digits_run: Path, gen: Cli, tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ def progress(run: Path) -> int:
 
 def check(run: Path, whole: Path, story: str = "") -> None:
     """The same files with the same bytes, apart from what tells of the process that wrote them."""
-    found, expected = contents(run), contents(whole)
-    assert found.keys() ^ expected.keys() == set(), story
-    assert [path for path in expected if found[path] != expected[path]] == [], story
+    left, expected = contents(run), contents(whole)
+    assert left.keys() ^ expected.keys() == set(), story
+    assert [path for path in expected if left[path] != expected[path]] == [], story
     if (whole / "result.json").is_file():
         assert facts(run) == facts(whole), story
 

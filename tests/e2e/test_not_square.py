@@ -237,7 +237,7 @@ def test_exported_files(job: Job, tuned: dict[str, Any], finetune: Cli) -> None:
     about = OnnxModel(out.read_bytes()).description.input
     assert (about.height, about.width) == job.size
     graph = onnx.load(out)
-    values = {one.key: one.value for one in graph.metadata_props}
+    values = {entry.key: entry.value for entry in graph.metadata_props}
     turned = json.dumps({**json.loads(values["input"]), "size": f"{width}x{height}"})
     onnx.helper.set_model_props(graph, {**values, "input": turned})
     with pytest.raises(cq.ClusterqError, match=f"takes images of .* and says .'batch', 1, {width}, {height}."):

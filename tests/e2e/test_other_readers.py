@@ -44,13 +44,13 @@ def test_hugging_face_datasets(folder: Path, tmp_path: Path, streaming: bool) ->
 
 
 def test_wids_gives_random_access(folder: Path, tmp_path: Path) -> None:
-    found = wids.ShardListDataset(
+    dataset = wids.ShardListDataset(
         str(folder / "wids-train.json"), base=str(folder), cache_dir=str(tmp_path), transformations=[]
     )
     ours = ShardSet.open(folder).split("train")
-    assert len(found) == 30
+    assert len(dataset) == 30
     for number in (0, 21, 29):
-        sample = found[number]
+        sample = dataset[number]
         assert sample["__key__"] == ours.key(number)
         assert int(sample[".cls"].read()) == ours.label(number)
 

@@ -96,21 +96,21 @@ def test_saved_student_evaluates_the_same(tuned: dict[str, Any], digits_teacher:
 def test_evaluation_in_integers(tuned: dict[str, Any], digits_teacher: DigitsTeacher, finetune: Cli) -> None:
     done = finetune("evaluate", "--student", tuned["out"], "--val", digits_teacher.val, "--integer", "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out.splitlines()[-1])
-    assert found["student"]["top1"] == tuned["student"]["top1"]
-    assert found["integer"]["images"] == found["student"]["images"]
-    assert found["integer"]["top1"] == pytest.approx(found["student"]["top1"], abs=1)
-    assert found["integer"]["agreement_with_student"] >= 99
-    assert 0 < found["integer"]["largest_logit_difference"] < 5
-    assert f"agrees with the student on {found['integer']['agreement_with_student']:.2f} %" in done.out
+    result = json.loads(done.out.splitlines()[-1])
+    assert result["student"]["top1"] == tuned["student"]["top1"]
+    assert result["integer"]["images"] == result["student"]["images"]
+    assert result["integer"]["top1"] == pytest.approx(result["student"]["top1"], abs=1)
+    assert result["integer"]["agreement_with_student"] >= 99
+    assert 0 < result["integer"]["largest_logit_difference"] < 5
+    assert f"agrees with the student on {result['integer']['agreement_with_student']:.2f} %" in done.out
 
 
 def test_the_in_loop_student_is_evaluated_too(digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli) -> None:
     done = finetune("evaluate", "--student", digits_run, "--val", digits_teacher.val, "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out.splitlines()[-1])
-    assert found["student"]["bits"] == "w4a4"
-    assert found["student"]["top1"] > 50
+    result = json.loads(done.out.splitlines()[-1])
+    assert result["student"]["bits"] == "w4a4"
+    assert result["student"]["top1"] > 50
 
 
 def test_a_float_student_has_no_integers(
@@ -277,14 +277,14 @@ def test_help_is_quick_and_states_defaults() -> None:
 
 
 def test_predictions_are_kept_image_by_image(tuned: dict[str, Any]) -> None:
-    with np.load(Path(tuned["out"]) / "predictions.npz", allow_pickle=False) as found:
+    with np.load(Path(tuned["out"]) / "predictions.npz", allow_pickle=False) as arrays:
         models = ("teacher", "calibrated", "student")
         best = {f"{model}_top5_{what}" for model in models for what in ("classes", "probabilities")}
-        assert set(found) == {"name", "label", *models, *best}
-        assert len(set(found["name"].tolist())) == tuned["student"]["images"]
+        assert set(arrays) == {"name", "label", *models, *best}
+        assert len(set(arrays["name"].tolist())) == tuned["student"]["images"]
         for model in models:
-            assert np.array_equal(found[f"{model}_top5_classes"][:, 0], found[model])
-            assert (np.diff(found[f"{model}_top5_probabilities"]) <= 0).all()
-            assert 100 * (found[model] == found["label"]).mean() == pytest.approx(tuned[model]["top1"])
-        agreement = 100 * (found["student"] == found["teacher"]).mean()
+            assert np.array_equal(arrays[f"{model}_top5_classes"][:, 0], arrays[model])
+            assert (np.diff(arrays[f"{model}_top5_probabilities"]) <= 0).all()
+            assert 100 * (arrays[model] == arrays["label"]).mean() == pytest.approx(tuned[model]["top1"])
+        agreement = 100 * (arrays["student"] == arrays["teacher"]).mean()
         assert agreement == pytest.approx(tuned["student"]["agreement"])

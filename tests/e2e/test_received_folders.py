@@ -177,8 +177,8 @@ def test_a_folder_is_used_with_the_architecture_on_the_command_line(received: Re
 def test_the_flag_that_the_refusal_names_is_the_one_that_helps(received: Received, finetune: Cli) -> None:
     received.name("run/evil.py:net")
     words = ["evaluate", "--student", received.student, "--val", received.teacher.val]
-    said = finetune(*words).err
-    named = said.rpartition("then add --arch ")[2].strip().removesuffix(".")
+    printed = finetune(*words).err
+    named = printed.rpartition("then add --arch ")[2].strip().removesuffix(".")
     assert named == f"{received.run}/evil.py:net"
     assert finetune(*words, "--arch", named).code == 0
     assert received.canary.exists(), "the user has looked at it and named it"
@@ -276,9 +276,9 @@ def test_a_state_folder_is_never_looked_for_where_the_program_is_started(
     monkeypatch.chdir(tmp_path)
     for name in (STATE, "XDG_STATE_HOME", "HOME"):
         monkeypatch.setenv(name, value)
-    found = own_runs.state_folder()
-    assert found is None or found.is_absolute()
-    assert found is None or not found.is_relative_to(tmp_path)
+    folder = own_runs.state_folder()
+    assert folder is None or folder.is_absolute()
+    assert folder is None or not folder.is_relative_to(tmp_path)
 
 
 def test_weights_that_a_stranger_chose_are_named(received: Received, finetune: Cli) -> None:
@@ -287,8 +287,8 @@ def test_weights_that_a_stranger_chose_are_named(received: Received, finetune: C
     values["teacher"]["arch"] = FACTORY
     config.write_text(yaml.safe_dump(values))
     words = ["--shards", received.run, "--arch", FACTORY, "--epochs", 0, "--no-report", "--dry-run"]
-    said = finetune(*words, "--out", "a").err
-    assert f"says that the weights are {received.teacher.weights}" in said
+    printed = finetune(*words, "--out", "a").err
+    assert f"says that the weights are {received.teacher.weights}" in printed
     assert "says that" not in finetune(*words, "--weights", received.teacher.weights, "--out", "b").err
 
 

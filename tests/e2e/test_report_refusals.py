@@ -46,9 +46,9 @@ def test_a_hostile_folder_harms_nobody(tuned: Path, finetune: Cli, tmp_path: Pat
 
     def poisoned(value: Any) -> Any:
         if isinstance(value, dict):
-            return {f"{key}{evil}" if key == "weight_ema" else key: poisoned(one) for key, one in value.items()}
+            return {f"{key}{evil}" if key == "weight_ema" else key: poisoned(entry) for key, entry in value.items()}
         if isinstance(value, list):
-            return [poisoned(one) for one in value]
+            return [poisoned(entry) for entry in value]
         return evil if isinstance(value, str) else value
 
     result = json.loads((run / "result.json").read_text())
@@ -64,8 +64,8 @@ def test_a_hostile_folder_harms_nobody(tuned: Path, finetune: Cli, tmp_path: Pat
     (run / "environment.json").write_text(json.dumps({"command": [evil, evil], "versions": {evil: evil}, "commit": evil}))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, f"loss/{evil}": 1.0, "loss/ce": "x", "loss/kl": 10**400}) + "\n[]\n7\n")
-    with np.load(run / "predictions.npz") as found:
-        arrays = dict(found)
+    with np.load(run / "predictions.npz") as predictions:
+        arrays = dict(predictions)
     arrays["name"] = np.array([f"{evil.replace('/', '')}/{name}" for name in arrays["name"]])
     np.savez(run / "predictions.npz", **{**arrays, "student": arrays["student"] - 5})
     done = finetune("report", run)

@@ -42,7 +42,7 @@ def test_verify_finds_labels_and_logits_that_are_not_the_teachers(
     """A set that is consistent in itself but lies about the teacher: only the teacher can tell."""
     from dataclasses import replace
 
-    from clusterq_common import png
+    from clusterq_common.images import png
     from clusterq_common.shards.digest import sample_digest
     from clusterq_common.shards.manifest import read_manifest, set_digest
     from clusterq_common.shards.read import ShardSet
@@ -67,10 +67,10 @@ def test_verify_finds_labels_and_logits_that_are_not_the_teachers(
     splits = {"train": written.split()}
     write_manifest(tmp_path, manifest.model_copy(update={"splits": splits, "digest": set_digest(splits)}))
     assert finetune("shards", "verify", tmp_path).code == 0
-    found = finetune("shards", "verify", tmp_path, *digits_teacher.flags[:4])
-    assert found.code == 2
-    assert "the teacher says" in found.out
-    assert "off the teacher's" in found.out
+    verified = finetune("shards", "verify", tmp_path, *digits_teacher.flags[:4])
+    assert verified.code == 2
+    assert "the teacher says" in verified.out
+    assert "off the teacher's" in verified.out
 
 
 def test_preview(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def planted(digits_run: Path, split: Split, tmp_path_factory: pytest.TempPathFac
     copies = [np.asarray(Image.open(file))[:, :, None] for file in sorted(split.train.glob("*/*.png"))[::20][:PLANTED]]
 
     def change(samples: list[Any]) -> list[Any]:
-        return [*(with_pixels(one, copy) for one, copy in zip(samples, copies, strict=False)), *samples[PLANTED:]]
+        return [*(with_pixels(sample, copy) for sample, copy in zip(samples, copies, strict=False)), *samples[PLANTED:]]
 
     return changed(digits_run, tmp_path_factory.mktemp("leakage") / "planted", change)
 
@@ -57,8 +57,8 @@ def measured(
 def test_planted_training_images_are_found(
     planted: Path, split: Split, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
-    found, said = measured(finetune, digits_teacher, planted, split, tmp_path / "p.html")
-    for space in found["spaces"]:
+    figures, printed = measured(finetune, digits_teacher, planted, split, tmp_path / "p.html")
+    for space in figures["spaces"]:
         assert space["copies"]["exact"] == PLANTED
         assert space["copies"]["corrected"] < 0.05
         assert all(pair["ratio"] == 0 and pair["near"] for pair in space["pairs"])
@@ -66,13 +66,13 @@ def test_planted_training_images_are_found(
     sentence = f"{PLANTED} of 120 images equal a training image in pixels."
     page = Page(tmp_path / "p.html")
     text = (tmp_path / "p.html").read_text()
-    assert f"! {sentence}" in said
+    assert f"! {sentence}" in printed
     assert sentence in page.text
     assert "PRIVATE: this page holds real images and must not be shared." in page.text
     assert page.images == 3 * 6
     assert str(split.train.parent) not in text
     saved = json.loads((tmp_path / "p.json").read_text())
-    assert saved == found
+    assert saved == figures
     assert saved["private"] == "This result names real images. Do not share it."
 
 
@@ -87,16 +87,20 @@ def test_the_names_and_order_of_files_change_nothing(
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, to)
         renamed.append(tmp_path / place.name)
-    found, said = measured(finetune, digits_teacher, digits_run, split, tmp_path / "a.html")
+    figures, printed = measured(finetune, digits_teacher, digits_run, split, tmp_path / "a.html")
     again, _ = measured(finetune, digits_teacher, digits_run, Split(*renamed), tmp_path / "b.html")
-    for one in (found, again):
-        for space in one["spaces"]:
+    for report in (figures, again):
+        for space in report["spaces"]:
             for pair in space["pairs"]:
                 del pair["train"], pair["train_name"], pair["held"], pair["held_name"]
-    assert again == found
-    assert "No test found that the set lies nearer to the training images than to held-out ones." in said
-    assert [space["name"] for space in found["spaces"]] == ["pixels", "moved", "teacher"]
-    assert (found["train"]["compared"], found["held"]["compared"], found["control"]) == (270, 270, pytest.approx(135, abs=5))
+    assert again == figures
+    assert "No test found that the set lies nearer to the training images than to held-out ones." in printed
+    assert [space["name"] for space in figures["spaces"]] == ["pixels", "moved", "teacher"]
+    assert (figures["train"]["compared"], figures["held"]["compared"], figures["control"]) == (
+        270,
+        270,
+        pytest.approx(135, abs=5),
+    )
 
 
 def test_with_another_network_and_a_student(
@@ -104,23 +108,23 @@ def test_with_another_network_and_a_student(
 ) -> None:
     """The student of the generator's own run."""
     networks = ["--student", digits_run, "--other-arch", FACTORY, "--other-weights", "random"]
-    found, said = measured(finetune, digits_teacher, digits_run, split, tmp_path / "p.html", *networks)
-    assert [space["name"] for space in found["spaces"]] == ["pixels", "moved", "teacher", "other"]
-    attacks = [(one["model"], one["score"]) for one in found["membership"]["attacks"]]
+    figures, printed = measured(finetune, digits_teacher, digits_run, split, tmp_path / "p.html", *networks)
+    assert [space["name"] for space in figures["spaces"]] == ["pixels", "moved", "teacher", "other"]
+    attacks = [(entry["model"], entry["score"]) for entry in figures["membership"]["attacks"]]
     assert attacks == [
         (model, score) for model in ("teacher", "student") for score in ("loss", "confidence", "likelihood ratio")
     ]
-    assert [one["score"] for one in found["membership"]["differences"]] == ["loss", "confidence", "likelihood ratio"]
-    assert all(one["auc_interval"][0] < 0.5 < one["auc_interval"][1] for one in found["membership"]["attacks"])
-    assert "the student tells training from held-out images" in said
+    assert [entry["score"] for entry in figures["membership"]["differences"]] == ["loss", "confidence", "likelihood ratio"]
+    assert all(entry["auc_interval"][0] < 0.5 < entry["auc_interval"][1] for entry in figures["membership"]["attacks"])
+    assert "the student tells training from held-out images" in printed
 
 
 def test_training_images_among_the_held_out_ones_are_said(
     digits_run: Path, split: Split, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     both = Split(split.train, split.train)
-    _, said = measured(finetune, digits_teacher, digits_run, both, tmp_path / "p.html")
-    assert "! 270 held-out images are training images, too; they hide leakage." in said
+    _, printed = measured(finetune, digits_teacher, digits_run, both, tmp_path / "p.html")
+    assert "! 270 held-out images are training images, too; they hide leakage." in printed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clusterq_common import png
+from clusterq_common.images import png
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
@@ -43,13 +43,13 @@ def with_pixels(sample: Sample, pixels: np.ndarray[Any, np.dtype[np.uint8]], lab
 def spoil(samples: list[Sample]) -> list[Sample]:
     """Class 3 is one picture with a little noise, class 5 holds two copies, and what is labelled 6 are images of class 7."""
     random = np.random.default_rng(0)
-    of_class = {label: [n for n, one in enumerate(samples) if one.label == label] for label in range(10)}
+    of_class = {label: [n for n, sample in enumerate(samples) if sample.label == label] for label in range(10)}
     first = pixels_of(samples[of_class[3][0]]).astype(int)
     for n in of_class[3]:
         shaken = first + random.integers(-2, 3, first.shape)
         samples[n] = with_pixels(samples[n], shaken.clip(0, 255).astype(np.uint8))
-    one, other = of_class[5][:2]
-    samples[other] = with_pixels(samples[other], pixels_of(samples[one]))
+    kept, other = of_class[5][:2]
+    samples[other] = with_pixels(samples[other], pixels_of(samples[kept]))
     for n, m in zip(of_class[6], of_class[7], strict=True):
         moved = np.where(pixels_of(samples[m]) < 255, pixels_of(samples[m]) + 1, 254).astype(np.uint8)
         samples[n] = with_pixels(samples[n], moved)
@@ -68,15 +68,15 @@ def spoiled(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_planted_defects_are_found(spoiled: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
-    found, said = measured(finetune, digits_teacher, spoiled, tmp_path / "q.html")
-    rows = {row["label"]: row for row in found["per_class"]}
+    figures, printed = measured(finetune, digits_teacher, spoiled, tmp_path / "q.html")
+    rows = {row["label"]: row for row in figures["per_class"]}
     assert rows[3]["near"] == 1
     assert rows[5]["exact"] == 2
     assert rows[6]["agreement"] < 0.2
     assert rows[6]["taken_for"] == 7
-    assert found["sources"]["set"]["agreement"] == pytest.approx(np.mean([row["agreement"] for row in rows.values()]))
-    assert {one["label"] for one in found["contradicted"]} == {6}
-    assert found["pairs"][0] == {**found["pairs"][0], "label": 5, "distance": 0}
+    assert figures["sources"]["set"]["agreement"] == pytest.approx(np.mean([row["agreement"] for row in rows.values()]))
+    assert {image["label"] for image in figures["contradicted"]} == {6}
+    assert figures["pairs"][0] == {**figures["pairs"][0], "label": 5, "distance": 0}
     page = Page(tmp_path / "q.html")
     for sentence in (
         "100 % of the 12 images of class 3 are near-duplicates of another one: the class has collapsed.",
@@ -84,10 +84,10 @@ def test_planted_defects_are_found(spoiled: Path, digits_teacher: DigitsTeacher,
         "images of class 6, less than half; most often it says 7.",
         "but its maker says that others were dropped: labels or images were changed since.",
     ):
-        assert sentence in said, said
+        assert sentence in printed, printed
         assert sentence in page.text
     assert "labelled 6, the teacher says 7" in page.text
-    assert page.images == 10 + len(found["pairs"]) + len(found["contradicted"])
+    assert page.images == 10 + len(figures["pairs"]) + len(figures["contradicted"])
     assert {"trust", "figures", "images", "teacher", "network", "diversity", "duplicates", "classes", "origins"} <= page.ids
 
 
@@ -111,10 +111,10 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
     assert done.code == 0, done.err
     lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
     steps = [record for record in map(json.loads, lines) if "epoch" not in record]
-    found, _ = measured(finetune, digits_teacher, spoiled, tmp_path / "q.html")
+    figures, _ = measured(finetune, digits_teacher, spoiled, tmp_path / "q.html")
     seen = np.mean([step["teacher/accuracy"] for step in steps])
     assert len(steps) == 3
-    assert seen == pytest.approx(found["sources"]["set"]["agreement"], abs=1e-6)
+    assert seen == pytest.approx(figures["sources"]["set"]["agreement"], abs=1e-6)
     assert np.mean([step["student/accuracy"] for step in steps]) < np.mean([step["student/agreement"] for step in steps])
     assert "student names the stored label" in Page(tmp_path / "tuned" / "report.html").text
 
@@ -122,24 +122,24 @@ def test_training_records_how_often_teacher_and_student_name_the_label(
 def test_the_untouched_set_has_none_of_them(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
-    found, said = measured(finetune, digits_teacher, digits_run, tmp_path / "q.html")
-    assert found["sources"]["set"]["agreement"] == 1
-    assert found["contradicted"] == []
-    assert found["of_images"] == found["sources"]["set"]["images"] == found["sources"]["noise"]["images"] == 120
-    assert found["sources"]["noise"]["agreement"] < 0.3
-    assert "collapsed" not in said
+    figures, printed = measured(finetune, digits_teacher, digits_run, tmp_path / "q.html")
+    assert figures["sources"]["set"]["agreement"] == 1
+    assert figures["contradicted"] == []
+    assert figures["of_images"] == figures["sources"]["set"]["images"] == figures["sources"]["noise"]["images"] == 120
+    assert figures["sources"]["noise"]["agreement"] < 0.3
+    assert "collapsed" not in printed
     assert "The teacher names the stored label on every image." in Page(tmp_path / "q.html").text
     again, _ = measured(finetune, digits_teacher, digits_run, tmp_path / "again.html")
-    assert again == found
+    assert again == figures
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "q.html").read_bytes()
 
 
 def test_in_a_run_folder_the_teacher_is_found_and_a_part_is_drawn(digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
     done = finetune("shards", "quality", digits_run, "--images", 40, "--seed", 3, "--out", tmp_path / "q.html", "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out.splitlines()[-1])
-    assert 0 <= found["score"] <= 1
-    assert [row["images"] for row in found["per_class"]] == [4] * 10
+    figures = json.loads(done.out.splitlines()[-1])
+    assert 0 <= figures["score"] <= 1
+    assert [row["images"] for row in figures["per_class"]] == [4] * 10
     assert "40 of 120 images were measured" in done.out
     assert "11.11 % would show" in done.out
     assert "40 of 120" in Page(tmp_path / "q.html").text
@@ -150,15 +150,15 @@ def test_beside_real_images_and_another_network(
 ) -> None:
     other = ["--other-arch", FACTORY, "--other-weights", "random"]
     page = tmp_path / "q.html"
-    found, said = measured(finetune, digits_teacher, digits_run, page, "--real", digits_teacher.val, *other)
-    own, noise, real = (found["sources"][name] for name in ("set", "noise", "real"))
+    figures, printed = measured(finetune, digits_teacher, digits_run, page, "--real", digits_teacher.val, *other)
+    own, noise, real = (figures["sources"][name] for name in ("set", "noise", "real"))
     assert real["images"] == own["images"], "as many, or neighbours could not be compared"
     assert real["agreement"] > 0.8
     assert real["frechet"]["squared"] < own["frechet"]["squared"] < noise["frechet"]["squared"]
     assert own["other"] < 0.4, "a network that was never trained"
-    assert (found["real"]["name"], found["real"]["layout"], found["real"]["unreadable"]) == ("val", "class folders", 0)
+    assert (figures["real"]["name"], figures["real"]["layout"], figures["real"]["unreadable"]) == ("val", "class folders", 0)
     text = Page(page).text
-    assert "real images" in said.splitlines()[0]
+    assert "real images" in printed.splitlines()[0]
     assert "The squared Frechet distance to the real images is" in text
     assert "names the label" in text
     assert str(digits_teacher.val.parent) not in page.read_text(), "a page that is passed on names no path"
@@ -168,12 +168,12 @@ def test_the_same_network_as_the_other_one_agrees(
     digits_run: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path
 ) -> None:
     other = ["--other-arch", FACTORY, "--other-weights", digits_teacher.weights]
-    found, _ = measured(finetune, digits_teacher, digits_run, tmp_path / "q.html", "--split", "heldout", *other)
-    for source in found["sources"].values():
+    figures, _ = measured(finetune, digits_teacher, digits_run, tmp_path / "q.html", "--split", "heldout", *other)
+    for source in figures["sources"].values():
         assert source["other"] == source["agreement"]
         assert source["other_teacher"] == 1
-    assert found["split"] == "heldout"
-    assert found["other_digest"] == found["teacher_digest"]
+    assert figures["split"] == "heldout"
+    assert figures["other_digest"] == figures["teacher_digest"]
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,13 @@ def pictures(run: Path) -> list[tuple[int, bytes]]:
 
 
 def recorded(run: Path) -> dict[str, list[tuple[int, float]]]:
-    found: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         for name, value in record.items():
             if name not in {"step", "epoch"} and value is not None:
-                found.setdefault(name, []).append((record["step"], value))
-    return found
+                curves.setdefault(name, []).append((record["step"], value))
+    return curves
 
 
 def agree(run: Path) -> None:

@@ -216,8 +216,8 @@ def test_ctrl_c_says_how_to_go_on(digits_run: Path, tmp_path: Path, finetune: Cl
     _, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    said, advice = err.splitlines()[-2:]
-    assert said == "Interrupted. What is finished is on disk; to go on:"
+    stopped, advice = err.splitlines()[-2:]
+    assert stopped == "Interrupted. What is finished is on disk; to go on:"
     program, *resumed = shlex.split(advice)
     assert (program, resumed) == ("clusterq-finetune", [*base, "--out", str(out), "--resume"])
     contradicting = finetune(*resumed, "--lr", 0.5)
@@ -241,6 +241,6 @@ def test_the_first_line_comes_before_torch(line: str, first: str, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-m", *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    said = done.stderr.splitlines()
-    assert said[0].startswith(first)
-    assert said[1:] == ["torch is imported now"]
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(first)
+    assert lines[1:] == ["torch is imported now"]

@@ -40,14 +40,14 @@ def finish(job: subprocess.Popen[str]) -> str:
 
 def process_of(job: str, rank: int) -> int:
     """The process that torchrun started with this rank: its environment names job and rank."""
-    found = []
+    numbers = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # ended, or somebody else's
             names = environ.read_bytes().split(b"\0")
             if {f"{JOB}={job}".encode(), f"RANK={rank}".encode()} <= set(names):
-                found.append(int(environ.parent.name))
-    assert len(found) == 1
-    return found[0]
+                numbers.append(int(environ.parent.name))
+    assert len(numbers) == 1
+    return numbers[0]
 
 
 def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path) -> None:
@@ -92,17 +92,17 @@ def test_a_whole_job(digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Pat
     assert alone.code == 0, alone.err
     shared = finish(start("clusterq_finetune", *flags, "--out", tmp_path / "shared"))
     assert len(shared.splitlines()) == len(alone.out.splitlines()), "one speaker"
-    one, two = (json.loads(text.splitlines()[-1]) for text in (alone.out, shared))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert two["teacher"]["top1"] == one["teacher"]["top1"]
-    assert two["teacher"]["images"] == one["teacher"]["images"]
-    assert two["calibrated"]["top1"] == pytest.approx(one["calibrated"]["top1"], abs=0.5)
-    assert two["student"]["top1"] == pytest.approx(one["student"]["top1"], abs=2)
+    from_one, from_two = (json.loads(text.splitlines()[-1]) for text in (alone.out, shared))
+    assert (from_one["processes"], from_two["processes"]) == (1, 2)
+    assert from_two["teacher"]["top1"] == from_one["teacher"]["top1"]
+    assert from_two["teacher"]["images"] == from_one["teacher"]["images"]
+    assert from_two["calibrated"]["top1"] == pytest.approx(from_one["calibrated"]["top1"], abs=0.5)
+    assert from_two["student"]["top1"] == pytest.approx(from_one["student"]["top1"], abs=2)
 
     again = finish(
         start("clusterq_finetune", "evaluate", "--student", tmp_path / "shared", "--val", digits_teacher.val, "--json")
     )
-    assert json.loads(again.splitlines()[-1])["student"]["top1"] == two["student"]["top1"]
+    assert json.loads(again.splitlines()[-1])["student"]["top1"] == from_two["student"]["top1"]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(digits_teacher: DigitsTeacher, tmp_path: Path) -> None:

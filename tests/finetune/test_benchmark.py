@@ -28,9 +28,9 @@ def test_the_interval_of_a_median_covers_it() -> None:
     for count in (6, 15, 30):
         inside = 0
         for _ in range(2000):
-            found = median_of([draw.expovariate(1.0) for _ in range(count)])
-            assert found.low <= found.median <= found.high
-            inside += found.low <= math.log(2) <= found.high
+            median = median_of([draw.expovariate(1.0) for _ in range(count)])
+            assert median.low <= median.median <= median.high
+            inside += median.low <= math.log(2) <= median.high
         assert 0.94 <= inside / 2000 <= 0.99
     assert median_of([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]) == (3.5, 1.0, 6.0)
     with pytest.raises(ValueError, match="expected 6 or more"):
@@ -56,17 +56,17 @@ def test_kernels_are_told_apart_by_what_they_read_and_write() -> None:
 
     first = [event("Conv", "float", "float", 1000.0), *[event("QLinearConv", "uint8", "int8", 1000.0)] * 2]
     first += [event("QuantizeLinear", "float", "uint8", 1000.0), event("MatMulIntegerToFloat", "int8", "float", 1000.0)]
-    later = [{**one, "dur": one["dur"] / 100} for one in first]
-    stopped = [{**one, "dur": 50_000.0} for one in later]  # by something else on the machine
-    found = _kernels(first + stopped + (RUNS - 1) * later)
-    assert [(one.operator, one.integers, one.calls) for one in found] == [
+    later = [{**entry, "dur": entry["dur"] / 100} for entry in first]
+    stopped = [{**entry, "dur": 50_000.0} for entry in later]  # by something else on the machine
+    kernels = _kernels(first + stopped + (RUNS - 1) * later)
+    assert [(entry.operator, entry.integers, entry.calls) for entry in kernels] == [
         ("QLinearConv", True, 2),
         ("Conv", False, 1),
         ("QuantizeLinear", False, 1),
         ("MatMulIntegerToFloat", True, 1),
     ]
-    assert integer_layers(found) == (3, 4)
-    assert math.isclose(integer_share(found), 0.6)
+    assert integer_layers(kernels) == (3, 4)
+    assert math.isclose(integer_share(kernels), 0.6)
 
 
 @pytest.fixture(scope="module")
@@ -90,27 +90,27 @@ def test_a_file_beside_its_float_export(
     flags = ("--turns", 6, "--threads", 1, "--batch", 2, "--val", digits_teacher.val, "--shards", digits_run)
     done = finetune("benchmark", model, "--student", student, *flags, "--out", out)
     assert done.code == 0, done.err
-    found = json.loads(out.read_text())
-    assert found == json.loads((student / BENCHMARK).read_text())
-    assert found["bytes"]["file"] == model.stat().st_size < found["bytes"]["float"]
-    (row,) = found["latency"]
+    record = json.loads(out.read_text())
+    assert record == json.loads((student / BENCHMARK).read_text())
+    assert record["bytes"]["file"] == model.stat().st_size < record["bytes"]["float"]
+    (row,) = record["latency"]
     assert row["batch"] == 2
     assert row["ratio"][1] <= row["ratio"][0] <= row["ratio"][2]
     assert math.isclose(row["images_per_second"]["file"], 2000 / row["milliseconds"]["file"][0])
-    kernels = found["kernels"]
+    kernels = record["kernels"]
     # But for the classifier, whose output nothing quantizes.
     assert kernels["file"]["integer_layers"] + 1 == kernels["file"]["layers"] == kernels["float"]["layers"]
     assert (kernels["float"]["integer_layers"], kernels["float"]["integer_share"]) == (0, 0)
-    assert math.isclose(sum(one["share"] for one in kernels["file"]["kernels"]), 1)
-    real = found["real_images"]
+    assert math.isclose(sum(kernel["share"] for kernel in kernels["file"]["kernels"]), 1)
+    real = record["real_images"]
     assert abs(real["float"]["top1"] - digits_teacher.accuracy) < 0.01
     assert real["file"]["agreement"] > 90
     assert real["preprocessing"].startswith("whole image at 8x8")
-    assert found["synthetic_images"]["file"]["agreement"] > 90
+    assert record["synthetic_images"]["file"]["agreement"] > 90
     assert f"| 2 | {row['milliseconds']['file'][0]:.2f} |" in done.out
     page = (student / REPORT).read_text()
     assert "The exported file" in page
-    assert all(cell in page for one in (*latency_rows(found), *kernel_rows(found)) for cell in one)
+    assert all(cell in page for cells in (*latency_rows(record), *kernel_rows(record)) for cell in cells)
 
 
 def test_a_float_file_of_anyone(student: Path, finetune: Cli, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_file_for_a_fixed_batch_is_timed_at_it_alone(student: Path, tmp_path: 
     fixed = onnx.load(student.parent / "model.onnx")
     for value in (*fixed.graph.input, *fixed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 3
-    next(one for one in fixed.metadata_props if one.key == "fixed_batch").value = "3"
+    next(entry for entry in fixed.metadata_props if entry.key == "fixed_batch").value = "3"
     onnx.save(fixed, tmp_path / "fixed.onnx")
     assert [row["batch"] for row in benchmark(tmp_path / "fixed.onnx", turns=6, threads=1)["latency"]] == [3]
     with pytest.raises(ClusterqError, match="--batch: found 1, 3, but the file takes 3 images at once"):

@@ -54,10 +54,10 @@ class Odd(nn.Module):
 )
 def test_blocks_of_pytorchcv_networks_are_their_units(name: str, size: int, blocks: int, layers: int) -> None:
     model = get_model(name, pretrained=False)
-    found, left, _ = parts_of(model, size, 3, "block")
-    names = [str(block) for block in found]
+    parts, left, _ = parts_of(model, size, 3, "block")
+    names = [str(block) for block in parts]
     assert left == []
-    assert len(found) == blocks
+    assert len(parts) == blocks
     units = {module for module, _ in model.named_modules() if module.count(".") == 2 and "unit" in module.rpartition(".")[2]}
     assert units <= set(names)
     assert set(names) - units == {"features.init_block", "output", *({"features.final_block"} & set(names))}
@@ -100,8 +100,8 @@ def test_a_block_gives_what_it_gives_in_the_network() -> None:
         assert held.held is not None
         assert again.held is None
         indices = torch.tensor([3, 19, 3])
-        for one, other in zip(held.batch(indices), again.batch(indices), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        for value, other in zip(held.batch(indices), again.batch(indices), strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
         batch = held.batch(torch.arange(20))
         torch.testing.assert_close(block.of(teacher.model)(batch.float_input.clone()), batch.target, rtol=1e-5, atol=1e-6)
         assert held.bytes == 4 * sum(tensor.numel() for tensor in batch)

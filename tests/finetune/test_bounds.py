@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clusterq_common.archives import directory_size
+from clusterq_common.archives.zip_directory import directory_size
 from clusterq_common.documents import DEEPEST, LARGEST_JSON, LARGEST_YAML, MOST_LISTS, is_nested_deeper, read_json
 from clusterq_common.documents import MOST_VALUES as MOST_JSON_VALUES
 from clusterq_common.errors import ClusterqError

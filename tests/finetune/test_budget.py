@@ -30,9 +30,9 @@ def fast(**recipe: object) -> FinetuneConfig:
 
 
 def test_phases_by_hand() -> None:
-    found = {phase.name: phase.seconds for phase in estimate(fast())}
+    seconds = {phase.name: phase.seconds for phase in estimate(fast())}
     expected = {"calibration": 10.24, "reconstruction": 10.24 + 125, "fine-tuning": 5 * (40 * 0.2 + 2), "evaluation": 6.0}
-    assert found == pytest.approx(expected)
+    assert seconds == pytest.approx(expected)
     chosen = fast().model_copy(update={"choice": fast().choice.model_copy(update={"average_bits": 4.0})})
     assert estimate(chosen)[0] == ("choice of bits", pytest.approx(7 * 20 * 256 * 0.001))
     few = phases(chosen, 100, 20, 0, SPEED)[0]

@@ -61,7 +61,7 @@ def test_the_smallest_student_that_keeps_a_drop(finetune: Cli, digits_run: Path,
     done = finetune("--shards", digits_run, *SHORT, "--max-drop", 12, "--out", out)
     assert done.code == 0, done.err
     result = json.loads((out / "result.json").read_text())["bits"]
-    tried = {one["average_bits"]: one["estimated_drop"] for one in result["tried"]}
+    tried = {attempt["average_bits"]: attempt["estimated_drop"] for attempt in result["tried"]}
     kept = [average for average, drop in tried.items() if drop <= 12]
     assert min(kept) - 0.5 <= result["average_weight_bits"] <= min(kept)
     assert min(kept) == 2 or tried[min(kept) - 0.25] > 12, "the next smaller one was tried, and lost more"
@@ -71,7 +71,7 @@ def test_the_smallest_student_that_keeps_a_drop(finetune: Cli, digits_run: Path,
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "words"),
     [
         (("--average-bits", 9), "--average-bits"),
         (("--average-bits", 4, "--target-size", "5kB"), "exclude each other"),
@@ -82,10 +82,10 @@ def test_the_smallest_student_that_keeps_a_drop(finetune: Cli, digits_run: Path,
         (("--average-bits", 4, "--layer-bits", "*=w32a8"), "leaves the weights of all layers in float"),
     ],
 )
-def test_refusals(finetune: Cli, digits_run: Path, tmp_path: Path, flags: tuple[object, ...], said: str) -> None:
+def test_refusals(finetune: Cli, digits_run: Path, tmp_path: Path, flags: tuple[object, ...], words: str) -> None:
     done = finetune("--shards", digits_run, *SHORT, *flags, "--out", tmp_path / "out")
     assert done.code == 2
-    assert said in done.err
+    assert words in done.err
 
 
 def test_bits_of_inputs_alone(finetune: Cli, digits_run: Path, tmp_path: Path) -> None:

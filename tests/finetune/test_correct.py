@@ -57,9 +57,9 @@ def test_each_channel_has_the_teachers_mean_and_spread_again() -> None:
         assert apart.max() > 0.3, "there is something to correct"
     correct_channels(student, teacher, twice(batch))
     for layer in (1, 4):
-        found, wanted = outputs(student, layer, batch), outputs(teacher, layer, batch)
-        torch.testing.assert_close(found.mean(1), wanted.mean(1), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found.std(1), wanted.std(1), rtol=1e-3, atol=1e-3)
+        corrected, wanted = outputs(student, layer, batch), outputs(teacher, layer, batch)
+        torch.testing.assert_close(corrected.mean(1), wanted.mean(1), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(corrected.std(1), wanted.std(1), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(student(batch[0]).mean(0), teacher(batch[0]).mean(0), rtol=1e-3, atol=1e-3)
     assert (shaken(teacher)(batch[0]).mean(0) - teacher(batch[0]).mean(0)).abs().max() > 0.1
     assert torch.equal(student[0].weight, shaken(teacher)[0].weight), "weights are left alone"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import load_teacher
@@ -60,7 +60,7 @@ def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
     images = open_validation(tmp_path, spec)
     model, other = ByBrightness(7).train(), ByBrightness(7).eval()
     seen: list[tuple[int, int, dict[str, float]]] = []
-    found = evaluate_models({"m": model, "o": other}, images, device=CPU, batch_size=4, progress=lambda *at: seen.append(at))
+    results = evaluate_models({"m": model, "o": other}, images, device=CPU, batch_size=4, progress=lambda *at: seen.append(at))
     top1 = top5 = 0
     for index in range(len(images)):
         pixels, label, _ = images[index]
@@ -68,12 +68,12 @@ def test_accuracy_equals_a_slow_count(tmp_path: Path) -> None:
         order = model(normalise(pixels[None], spec))[0].argsort(descending=True).tolist()
         top1 += order[0] == label
         top5 += label in order[:5]
-    assert found["m"].top1 == pytest.approx(100 * top1 / 21)
-    assert found["m"].top5 == pytest.approx(100 * top5 / 21)
-    assert found["m"].images == 21
-    assert found["o"].top1 == found["m"].top1
-    assert found["m"].agreement is None
-    assert seen[-1] == (21, 21, pytest.approx({"m": found["m"].top1, "o": found["o"].top1}))
+    assert results["m"].top1 == pytest.approx(100 * top1 / 21)
+    assert results["m"].top5 == pytest.approx(100 * top5 / 21)
+    assert results["m"].images == 21
+    assert results["o"].top1 == results["m"].top1
+    assert results["m"].agreement is None
+    assert seen[-1] == (21, 21, pytest.approx({"m": results["m"].top1, "o": results["o"].top1}))
     assert model.training, "the mode is put back"
     assert not any(model.modes[:6]), "evaluated in eval mode"
 
@@ -96,18 +96,18 @@ def test_the_other_figures_against_plain_counts(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
     tables = {name: torch.randn(33, 3, generator=random) * 2 for name in ("teacher", "student")}
     models = {name: Fixed(table) for name, table in tables.items()}
-    found = evaluate_models(models, open_validation(tmp_path, SMALL), device=CPU, batch_size=5)
+    results = evaluate_models(models, open_validation(tmp_path, SMALL), device=CPU, batch_size=5)
     predicted = {name: table.argmax(1).tolist() for name, table in tables.items()}
-    student = found["student"]
+    student = results["student"]
     agreed = sum(a == b for a, b in zip(predicted["teacher"], predicted["student"], strict=True))
     assert student.agreement == pytest.approx(100 * agreed / 33)
-    assert found["teacher"].agreement is None
+    assert results["teacher"].agreement is None
     for label in range(3):
         own = [p for p, wanted in zip(predicted["student"], labels, strict=True) if wanted == label]
         assert student.per_class[label] == pytest.approx(100 * own.count(label) / 11)
     wrong = Counter((a, b) for a, b in zip(labels, predicted["student"], strict=True) if a != b)
-    assert {(one.label, one.predicted): one.images for one in student.worst_pairs} == dict(wrong)
-    assert [one.images for one in student.worst_pairs] == sorted(wrong.values(), reverse=True)
+    assert {(pair.label, pair.predicted): pair.images for pair in student.worst_pairs} == dict(wrong)
+    assert [pair.images for pair in student.worst_pairs] == sorted(wrong.values(), reverse=True)
     gap = 0.0
     confidence, top1 = tables["student"].softmax(1).max(1)
     for number in range(15):
@@ -120,8 +120,8 @@ def test_the_other_figures_against_plain_counts(tmp_path: Path) -> None:
 def test_a_class_without_images_has_no_accuracy(tmp_path: Path) -> None:
     write_tree(tmp_path, ["a", "c"], per_class=2)
     (tmp_path / "b").mkdir()
-    found = evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU)["m"]
-    assert found.per_class[1] is None
+    result = evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU)["m"]
+    assert result.per_class[1] is None
 
 
 @pytest.mark.parametrize(("hits", "count", "low", "high"), [(81, 263, 25.53, 36.62), (0, 20, 0, 16.11), (20, 20, 83.89, 100)])
@@ -135,9 +135,11 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "1.png").write_bytes(b"no image")
     whole = (tmp_path / "c" / "2.png").read_bytes()
     (tmp_path / "c" / "2.png").write_bytes(whole[: len(whole) // 2])
-    found = evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU, batch_size=5, workers=2)["m"]
-    assert found.unreadable == ["b/1.png", "c/2.png"]
-    assert found.images == 10
+    results = evaluate_models({"m": ByBrightness(3)}, open_validation(tmp_path, SMALL), device=CPU, batch_size=5, workers=2)[
+        "m"
+    ]
+    assert results.unreadable == ["b/1.png", "c/2.png"]
+    assert results.images == 10
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"no image")
     for workers in (0, 2):
@@ -270,20 +272,20 @@ def test_height_and_width_are_not_confused(size: tuple[int, int], share: float |
     image = Image.fromarray(np.stack([across, down, np.zeros_like(across)], axis=2).round().astype(np.uint8))
     spec = SMALL.model_copy(update={"size": (24, 48)})
     geometry = Geometry(crop_pct=share, interpolation="bilinear")
-    found = preprocess(image, spec, geometry)
-    assert found.shape == (3, 24, 48)
+    prepared = preprocess(image, spec, geometry)
+    assert prepared.shape == (3, 24, 48)
     high, wide = (24, 48) if share is None else covered((24, 48), share)
     new_width, new_height = (48, 24) if share is None else resized(size, (high, wide))
     # What the crop keeps of the whole range, in the middle.
     kept = [255 * 48 / new_width, 255 * 24 / new_height]
     for channel, along, share_kept in ((0, (0,), kept[0]), (1, (1,), kept[1])):
-        line = found[channel].float().mean(along)
+        line = prepared[channel].float().mean(along)
         assert (line.diff() >= 0).all()
         assert line[-1] - line[0] == pytest.approx(share_kept, abs=20)
         assert line.mean() == pytest.approx(127.5, abs=8)
-    assert (found[0].float().std(0) < 1).all(), "one value in each column"
-    said = describe_preprocessing(spec, geometry)
-    assert ("whole image at 24x48" if share is None else f"resized to cover {high}x{wide}") in said
+    assert (prepared[0].float().std(0) < 1).all(), "one value in each column"
+    described = describe_preprocessing(spec, geometry)
+    assert ("whole image at 24x48" if share is None else f"resized to cover {high}x{wide}") in described
 
 
 def test_inputs_that_are_not_square_are_covered_unless_something_else_is_asked_for() -> None:
@@ -309,8 +311,8 @@ def test_small_images_are_used_whole_in_the_teachers_channels() -> None:
     grey = Image.effect_noise((8, 8), 60)
     colour = preprocess(grey, SMALL, whole)
     assert all(torch.equal(colour[c], torch.from_numpy(np.array(grey))) for c in range(3))
-    one = preprocess(grey.convert("RGB"), SMALL.model_copy(update={"channels": 1}), whole)
-    assert torch.equal(one[0], colour[0])
+    prepared = preprocess(grey.convert("RGB"), SMALL.model_copy(update={"channels": 1}), whole)
+    assert torch.equal(prepared[0], colour[0])
     assert preprocess(grey.resize((20, 10)), SMALL, whole).shape == (3, 8, 8)
     assert "whole image" in describe_preprocessing(SMALL, whole)
 
@@ -329,9 +331,9 @@ def test_real_photographs_with_a_real_imagenet_model(real_data: Path) -> None:
     images = open_validation(real_data / "data" / "imagenet-like" / "val", teacher.spec)
     assert len(images) == 1000
     thin_out(images, 10)
-    found = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
-    assert 35 < found.top1 < 62, "48.8 % on all 1000"
-    assert found.top5 > found.top1
+    result = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
+    assert 35 < result.top1 < 62, "48.8 % on all 1000"
+    assert result.top5 > result.top1
 
 
 @pytest.mark.real
@@ -340,6 +342,6 @@ def test_real_cifar(cifar_subset: Callable[[int], tuple[Tensor, Tensor]], real_d
     teacher = load_teacher(TeacherConfig(arch="resnet20_cifar10", weights=weights))
     images = open_validation(real_data / "data" / "cifar10" / "test", teacher.spec)
     thin_out(images, 20)
-    found = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
-    assert found.images == 500
-    assert 88 < found.top1 < 96, "92.02 % on all 10,000"
+    result = evaluate_models({"teacher": teacher.model}, images, device=CPU)["teacher"]
+    assert result.images == 500
+    assert 88 < result.top1 < 96, "92.02 % on all 10,000"

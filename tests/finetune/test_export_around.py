@@ -65,9 +65,9 @@ def optimised(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> None:
     student, images = student_of(net, **quant_for("ort-cpu", {"bits": "w8a8"}))
     model = onnx_model(student, SPEC, FILE).model
-    found = float_convolutions(model.graph)
-    assert (found.names, found.hard_swishes) == ([], 0)
-    assert not remark_on(found, QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True))
+    counted = float_convolutions(model.graph)
+    assert (counted.names, counted.hard_swishes) == ([], 0)
+    assert not remark_on(counted, QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True))
     kernels = optimised(model, tmp_path)
     assert kernels["QLinearConv"] == 6
     assert not [name for name in kernels if "Conv" in name and name != "QLinearConv"]
@@ -84,8 +84,8 @@ def test_all_convolutions_run_in_integers(net: type[Mobile], tmp_path: Path) -> 
 
 
 def test_hard_swishes_in_float_are_told() -> None:
-    found = FloatConvolutions([], 6, 3)
-    (remark,) = remark_on(found, QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True))
+    counted = FloatConvolutions([], 6, 3)
+    (remark,) = remark_on(counted, QuantConfig(branch_outputs=True, around_activations=True, residual_sums=True))
     assert remark.startswith("3 hard swish functions will run in float between integer convolutions")
 
 
@@ -97,9 +97,9 @@ def test_a_gate_in_integers_is_the_functions_own() -> None:
         saturate_hard_sigmoids(graph)
         assert ([node.op_type for node in graph.nodes].count("Add") == 1) == saturates
         expected = (nn.functional.hardsigmoid(x) / np.float32(scale)).round().clamp(0, 255) * np.float32(scale)
-        found = torch.from_numpy(run(graph, x))
-        assert (found - expected).abs().max() < 1.001 * scale
-        assert (found == expected).float().mean() > 0.95
+        output = torch.from_numpy(run(graph, x))
+        assert (output - expected).abs().max() < 1.001 * scale
+        assert (output == expected).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("change", ["point", "type", "slope", "readers"])
@@ -138,11 +138,11 @@ def hard_gate(scale: float, change: str = "") -> Graph:
 def test_what_stays_in_float_is_counted(net: type[Mobile], count: int, tmp_path: Path) -> None:
     student, _ = student_of(net, **quant_for("ort-cpu", {"bits": "w8a8", "around_activations": False}))
     model = onnx_model(student, SPEC, FILE).model
-    found = float_convolutions(model.graph)
-    assert (len(found.names), found.convolutions) == (count, 6)
+    counted = float_convolutions(model.graph)
+    assert (len(counted.names), counted.convolutions) == (count, 6)
     kernels = optimised(model, tmp_path)
     assert kernels["Conv"] + kernels["FusedConv"] == count
-    (remark,) = remark_on(found, QuantConfig(branch_outputs=True, residual_sums=True))
+    (remark,) = remark_on(counted, QuantConfig(branch_outputs=True, residual_sums=True))
     assert remark.startswith(f"{count} of 6 convolutions will run in float, the first one ")
     assert remark.endswith("unquantized, so the file may be slower than float; fine-tune with around_activations.")
     assert counts_float_convolutions("ort-cpu")

@@ -88,9 +88,9 @@ def test_onnx(
     assert abs(compared["onnx"]["top1"] - compared["student"]["top1"]) < 1
     alone = finetune("evaluate", "--onnx", path, *val)
     assert alone.code == 0, alone.err
-    found = json.loads(alone.out.splitlines()[-1])
-    assert found["onnx"]["top1"] == compared["onnx"]["top1"], "narrow weights: optimisations change nothing"
-    assert found["preprocessing"] == compared["preprocessing"]
+    figures = json.loads(alone.out.splitlines()[-1])
+    assert figures["onnx"]["top1"] == compared["onnx"]["top1"], "narrow weights: optimisations change nothing"
+    assert figures["preprocessing"] == compared["preprocessing"]
     assert "onnx: top-1" in alone.out
 
 
@@ -156,8 +156,8 @@ def test_openvino_loads_the_file(exported: Callable[[str], tuple[Path, dict[str,
     images = torch.randn(8, 1, 8, 8)
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = OnnxModel(path, optimise=False)(images)
-    found = torch.from_numpy(compiled(images.numpy())[0])
-    assert float((found - expected).abs().max()) < 0.1 * float(expected.abs().max())
+    logits = torch.from_numpy(compiled(images.numpy())[0])
+    assert float((logits - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize(

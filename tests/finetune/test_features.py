@@ -56,14 +56,14 @@ def test_distance_against_a_plain_loop() -> None:
 def test_outputs_carry_gradients_and_hooks_are_gone_afterwards() -> None:
     model = net()
     names = feature_modules(model, torch.zeros(1, 1, 8, 8))
-    with outputs_of(model, names) as found:
+    with outputs_of(model, names) as outputs:
         model(torch.ones(2, 1, 8, 8))
-    assert tuple(found) == names
-    found["4"].sum().backward()
+    assert tuple(outputs) == names
+    outputs["4"].sum().backward()
     assert model[0].weight.grad is not None
-    before = found["4"]
+    before = outputs["4"]
     model(torch.zeros(2, 1, 8, 8))
-    assert found["4"] is before
+    assert outputs["4"] is before
 
 
 def test_stored_logits_and_features_exclude_each_other() -> None:

@@ -41,7 +41,7 @@ def words(path: Path) -> str:
 
 def marks(path: Path, gid: str) -> int:
     """How many marks a named part of an SVG has."""
-    (group,) = [one for one in parsed(path).iter(f"{SVG}g") if one.get("id") == gid]
+    (group,) = [element for element in parsed(path).iter(f"{SVG}g") if element.get("id") == gid]
     return len(list(group.iter(f"{SVG}use")))
 
 
@@ -57,10 +57,10 @@ def done(outcome: Outcome) -> dict[str, Any]:
     return result
 
 
-def refused(outcome: Outcome, *said: str) -> None:
+def refused(outcome: Outcome, *words: str) -> None:
     assert outcome.code == 2, outcome.out
-    for one in said:
-        assert one in outcome.err
+    for word in words:
+        assert word in outcome.err
 
 
 def first_images(run: Path, per_class: int) -> tuple[torch.Tensor, Array]:
@@ -70,7 +70,7 @@ def first_images(run: Path, per_class: int) -> tuple[torch.Tensor, Array]:
     for number in range(len(reader)):
         pixels, label, _ = reader.read(number)
         by_class[label].append(pixels)
-    pixels = np.stack([one for own in by_class.values() for one in own[:per_class]])
+    pixels = np.stack([image for own in by_class.values() for image in own[:per_class]])
     labels = np.array([label for label, own in by_class.items() for _ in own[:per_class]])
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5, labels
 
@@ -99,7 +99,7 @@ def test_features_show_every_image_once_in_each_layer(
     assert result["images"] == {"real images": 30, "one": 30, "other": 30}
     assert result["classes"] == [0, 1, 2, 3, 7]
     assert len(result["layers"]) == 2
-    said = words(out.with_suffix(".svg"))
+    labels = words(out.with_suffix(".svg"))
     for expected in (
         "t-SNE",
         "perplexity 8, started from PCA",
@@ -109,7 +109,7 @@ def test_features_show_every_image_once_in_each_layer(
         "7 (3 of 5)",
         "chance: 20 %",
     ):
-        assert expected in said
+        assert expected in labels
     assert [marks(out.with_suffix(".svg"), f"points-{row}-{column}") for row in (1, 2) for column in (1, 2, 3)] == [30] * 6
     rows = numbers(out.with_suffix(".csv"))
     assert len(rows) == 2 * 90
@@ -138,9 +138,9 @@ def test_pca_is_that_of_the_channel_means(
         values = inputs_of(digits_teacher, layer, images)
         left, sizes, _ = np.linalg.svd(values - values.mean(0), full_matrices=False)
         expected = left[:, :2] * sizes[:2]
-        found = np.array([[float(row["x"]), float(row["y"])] for row in rows])
-        signs = np.sign((found * expected).sum(0))
-        np.testing.assert_allclose(found * signs, expected, atol=2e-4)
+        projected = np.array([[float(row["x"]), float(row["y"])] for row in rows])
+        signs = np.sign((projected * expected).sum(0))
+        np.testing.assert_allclose(projected * signs, expected, atol=2e-4)
         share = np.square(sizes) / np.square(sizes).sum()
         assert f"PC 1 ({100 * share[0]:.0f} %)" in words(tmp_path / "pca.svg")
     own = nearest_own_class(values, labels, values, labels)
@@ -156,9 +156,9 @@ def test_nearness_and_spread_are_what_they_say() -> None:
         hits = 0
         for place, (value, label) in enumerate(zip(a, a_labels, strict=True)):
             distances = {}
-            for one in (0, 2, 5):
-                keep = (b_labels == one) & ~((a is b) & (np.arange(len(b)) == place))
-                distances[one] = np.linalg.norm(value - b[keep].mean(0))
+            for digit in (0, 2, 5):
+                keep = (b_labels == digit) & ~((a is b) & (np.arange(len(b)) == place))
+                distances[digit] = np.linalg.norm(value - b[keep].mean(0))
             hits += min(distances, key=lambda key: distances[key]) == label
         return 100 * hits / len(a)
 
@@ -169,7 +169,7 @@ def test_nearness_and_spread_are_what_they_say() -> None:
     assert nearest_own_class(alone, np.array([0, 0, 1]), alone, np.array([0, 0, 1])) == 100
     pairs = [np.sqrt(np.mean((values[i] - values[j]) ** 2)) for i in range(23) for j in range(i) if labels[i] == labels[j]]
     assert sorted(within_class_distances(values, labels)) == pytest.approx(sorted(pairs))
-    expected = [np.sqrt(np.mean([np.var(column, ddof=1) for column in values[labels == one].T])) for one in (0, 2, 5)]
+    expected = [np.sqrt(np.mean([np.var(column, ddof=1) for column in values[labels == digit].T])) for digit in (0, 2, 5)]
     assert within_class_spread(values, labels) == pytest.approx(expected)
 
 
@@ -205,10 +205,10 @@ def test_diversity_of_runs_side_by_side(finetune: Cli, digits_run: Path, digits_
         # The very same images under another name.
         left, right = ({**by_place[(*what, name)], "source": ""} for name in ("with DE", "without DE"))
         assert left == right
-    said = words(tmp_path / "diversity.svg")
-    assert "class 3" in said
-    assert "class 0" not in said
-    assert "the first 4 images of class 3" in said
+    texts = words(tmp_path / "diversity.svg")
+    assert "class 3" in texts
+    assert "class 0" not in texts
+    assert "the first 4 images of class 3" in texts
     assert marks(tmp_path / "diversity.svg", "spread-2") == 5
     again = done(finetune(*command, "--out", tmp_path / "again", "--json"))
     assert Path(again["files"]["svg"]).read_bytes() == (tmp_path / "diversity.svg").read_bytes()
@@ -233,14 +233,14 @@ def test_a_grid_holds_the_stored_pixels(finetune: Cli, digits_run: Path, digits_
     assert result["images"] == {"real images": 6, "mine": 6}
     assert "mine" in words(tmp_path / "grid.svg")
     images, labels = first_images(digits_run, 2)
-    (drawn,) = [one for one in parsed(tmp_path / "grid.svg").iter(f"{SVG}image") if one.get("id") == "row-2"]
+    (drawn,) = [element for element in parsed(tmp_path / "grid.svg").iter(f"{SVG}image") if element.get("id") == "row-2"]
     data = base64.b64decode(str(drawn.get(HREF)).removeprefix("data:image/png;base64,"))
-    found = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(np.float64)
-    assert found.shape == (2 * 8 + 1, 3 * 8 + 2), "pixel by pixel, with gaps of one"
+    shown = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(np.float64)
+    assert shown.shape == (2 * 8 + 1, 3 * 8 + 2), "pixel by pixel, with gaps of one"
     for row in range(2):
         for column, label in enumerate((1, 4, 9)):
             expected = images[np.flatnonzero(labels == label)[row], 0].numpy() * 127.5 + 127.5
-            np.testing.assert_allclose(found[9 * row : 9 * row + 8, 9 * column : 9 * column + 8], expected, atol=1e-3)
+            np.testing.assert_allclose(shown[9 * row : 9 * row + 8, 9 * column : 9 * column + 8], expected, atol=1e-3)
 
 
 def test_what_cannot_be_drawn_is_refused(
@@ -294,5 +294,5 @@ def test_a_missing_extra_is_named(
 
 def test_help_needs_neither_torch_nor_matplotlib() -> None:
     program = "import sys; import clusterq_finetune.cli.main; print([n for n in ('torch', 'matplotlib', 'sklearn') if n in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "[]"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"

@@ -47,11 +47,11 @@ def made(analyses: Any, out: Path, analysis: str, bits: list[str], seeds: list[i
             predicted = np.where(wrong, (label + 1) % 10, label)
             named = {"teacher": label, "calibrated": predicted, "student": predicted}
             np.savez(student / "predictions.npz", name=np.arange(IMAGES).astype(str), label=label, **named)
-            found = {"top1": 100 * float((predicted == label).mean())}
-            result = {"teacher": {}, "shards": {"training_images": 5120}, "student": found, "settings": {}, "threads": 1}
+            accuracies = {"top1": 100 * float((predicted == label).mean())}
+            result = {"teacher": {}, "shards": {"training_images": 5120}, "student": accuracies, "settings": {}, "threads": 1}
             (student / "result.json").write_text(json.dumps(result))
             if setting.bits == bits[0]:
-                top1.setdefault(setting.name, []).append(found["top1"])
+                top1.setdefault(setting.name, []).append(accuracies["top1"])
     comparison.table(settings)
     return top1
 
@@ -61,7 +61,7 @@ def test_numbers_are_those_of_the_table(finetune: Cli, analyses: Any, tmp_path: 
     out = tmp_path / "figure"
     command = ["figures", "sensitivity", tmp_path / "ema-rate", "--format", "png,svg,csv", "--json"]
     result = done(finetune(*command, "--out", out))
-    assert [(one["analysis"], one["kind"]) for one in result["curves"]] == [
+    assert [(curve["analysis"], curve["kind"]) for curve in result["curves"]] == [
         ("ema-rate", "w4a4, all, fast"),
         ("ema-rate", "w3a3, all, fast"),
     ]
@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_table(finetune: Cli, analyses: Any, tmp_path: 
             assert float(row["above the first"]) == pytest.approx(gain, abs=0.006)
             assert float(row["low"]) < float(row["above the first"]) < float(row["high"])
     svg = out.with_suffix(".svg")
-    said = words(svg)
+    labels = words(svg)
     for expected in (
         "rate b of the centroids' update (--ema-rate)",
         "teacher 100.00",
@@ -88,7 +88,7 @@ def test_numbers_are_those_of_the_table(finetune: Cli, analyses: Any, tmp_path: 
         "dashes: single seeds",
         "ema-rate: w4a4, all, fast",
     ):
-        assert expected in said
+        assert expected in labels
     assert (marks(svg, "top1-1"), marks(svg, "gain-2")) == (7, 6)
     again = done(finetune(*command, "--out", tmp_path / "again"))
     for kind, path in result["files"].items():
@@ -116,12 +116,12 @@ def test_wide_values_and_words_have_axes_of_their_own(finetune: Cli, analyses: A
     made(analyses, tmp_path, "de-and-ema", ["w4a4"], [0])
     folders = [tmp_path / "images", tmp_path / "de-and-ema"]
     done(finetune("figures", "sensitivity", *folders, "--out", tmp_path / "both.svg", "--json"))
-    said = words(tmp_path / "both.svg")
-    assert "training images of each class (--per-class), log scale" in said
+    labels = words(tmp_path / "both.svg")
+    assert "training images of each class (--per-class), log scale" in labels
     for name in ("full", "without-ema", "without-de", "without-both", "gdfq"):
-        assert f" {name} " in said
-    assert "mean over 1 seed of generator" in said
-    assert "standard deviation" not in said
+        assert f" {name} " in labels
+    assert "mean over 1 seed of generator" in labels
+    assert "standard deviation" not in labels
 
 
 def test_single_seeds_are_shown_only_where_they_are_those_of_the_table(analyses: Any, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_a_replayed_run_is_the_plain_run(
     assert (plain.code, recorder.plain_steps) == (0, 0), plain.err
     replayed = finetune("--shards", digits_run, *FLAGS, *flags, "--cuda-graphs", "--out", tmp_path / "replayed")
     assert replayed.code == 0, replayed.err
-    wanted, found = (json.loads(done.out.splitlines()[-1]) for done in (plain, replayed))
-    assert found["student"]["sha256"] == wanted["student"]["sha256"]
+    wanted, graph_result = (json.loads(done.out.splitlines()[-1]) for done in (plain, replayed))
+    assert graph_result["student"]["sha256"] == wanted["student"]["sha256"]
     assert (tmp_path / "replayed" / "metrics.jsonl").read_text() == (tmp_path / "plain" / "metrics.jsonl").read_text()
     # The learning rate falls at each step, and is recorded once. Each pass ends with a smaller batch.
     per_epoch, rest = divmod(wanted["shards"]["training_images"], 25)

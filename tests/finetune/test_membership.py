@@ -22,8 +22,8 @@ def answers(count: int, shift: float, seed: int) -> Images:
 
 def test_attacks_on_teacher_and_student() -> None:
     train, held = answers(700, 1.0, 0), answers(600, 0.0, 1)
-    found = membership(train, held, ["teacher", "student"], seed=0)
-    by_name = {(one.model, one.score): one for one in found.attacks}
+    attacked = membership(train, held, ["teacher", "student"], seed=0)
+    by_name = {(attack.model, attack.score): attack for attack in attacked.attacks}
     assert len(by_name) == 6
     pairs = train.margins["teacher"][:, None] - held.margins["teacher"]
     assert by_name["teacher", "loss"].auc == pytest.approx(float((pairs > 0).double().mean()))
@@ -34,12 +34,12 @@ def test_attacks_on_teacher_and_student() -> None:
     assert low < share < high
     assert share == caught_share(train.margins["teacher"].numpy(), held.margins["teacher"].numpy(), 0.01)
     assert "0.1" not in by_name["teacher", "loss"].caught, "600 images cannot show one in a thousand"
-    assert {one.score: one.interval[1] < 0 for one in found.differences} == {
+    assert {difference.score: difference.interval[1] < 0 for difference in attacked.differences} == {
         "loss": True,
         "likelihood ratio": True,
         "confidence": True,
     }
-    assert membership(train, held, ["teacher", "student"], seed=0) == found
+    assert membership(train, held, ["teacher", "student"], seed=0) == attacked
 
 
 def test_the_difference_has_the_spread_that_draws_of_images_have() -> None:
@@ -47,13 +47,15 @@ def test_the_difference_has_the_spread_that_draws_of_images_have() -> None:
     differences, halves = [], []
     for seed in range(150):
         train, held = answers(80, 0.5, 2 * seed + 10), answers(60, 0.0, 2 * seed + 11)
-        one = next(
-            one for one in membership(train, held, ["teacher", "student"], 0, resamples=1).differences if one.score == "loss"
+        difference = next(
+            difference
+            for difference in membership(train, held, ["teacher", "student"], 0, resamples=1).differences
+            if difference.score == "loss"
         )
-        differences.append(one.difference)
-        halves.append((one.interval[1] - one.interval[0]) / 2)
+        differences.append(difference.difference)
+        halves.append((difference.interval[1] - difference.interval[0]) / 2)
         areas = [auroc(train.margins[name].numpy(), held.margins[name].numpy())[0] for name in ("student", "teacher")]
-        assert one.difference == pytest.approx((areas[0] or 0) - (areas[1] or 0))
+        assert difference.difference == pytest.approx((areas[0] or 0) - (areas[1] or 0))
     assert np.mean(halves) == pytest.approx(1.96 * np.std(differences), rel=0.2)
 
 

@@ -51,7 +51,7 @@ def encoded(kind: str, **options: object) -> bytes:
 
 
 def tiff(more: list[tuple[int, int, int, int]], data: bytes = bytes(SIDE**2)) -> bytes:
-    entries = sorted([*(tag for tag in TAGS if tag[0] not in {one[0] for one in more}), *more])
+    entries = sorted([*(tag for tag in TAGS if tag[0] not in {own[0] for own in more}), *more])
     directory = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
     return struct.pack("<2sHL", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + directory + bytes(4)
 

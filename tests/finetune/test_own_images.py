@@ -89,8 +89,8 @@ def test_every_kind_gives_what_files_give(tmp_path: Path, kind: str) -> None:
         assert evaluated(path, workers).model_dump(include=SAME) == expected
     # A second pass sees all of them again.
     for _ in range(2):
-        found = evaluate_models({"m": network()}, images, device=CPU, batch_size=4)["m"]
-        assert found.model_dump(include=SAME) == expected
+        result = evaluate_models({"m": network()}, images, device=CPU, batch_size=4)["m"]
+        assert result.model_dump(include=SAME) == expected
 
 
 READY = {
@@ -132,8 +132,8 @@ def test_a_ready_dataset_needs_no_function(tmp_path: Path, kind: str) -> None:
     (tmp_path / "mine.py").write_text(f"{HEAD}\nfrom torch.utils.data import IterableDataset\n{READY[kind]}\n")
     images = open_validation(tmp_path / "mine.py:dataset", GREY, own=True)
     for _ in range(2):
-        found = evaluate_models({"m": network()}, images, device=CPU, batch_size=4)["m"]
-        assert found.model_dump(include=SAME) == expected
+        result = evaluate_models({"m": network()}, images, device=CPU, batch_size=4)["m"]
+        assert result.model_dump(include=SAME) == expected
 
 
 @pytest.mark.parametrize("kind", list(READY))
@@ -147,8 +147,8 @@ def test_some_images_are_read_by_number_and_label(tmp_path: Path, kind: str) -> 
 
 def compare(path: Path, expected: EvaluationResult) -> None:
     with process_group():
-        found = evaluated(path)
-    assert found.model_dump(include=SAME | {"unreadable"}) == expected.model_dump(include=SAME | {"unreadable"})
+        result = evaluated(path)
+    assert result.model_dump(include=SAME | {"unreadable"}) == expected.model_dump(include=SAME | {"unreadable"})
 
 
 @pytest.mark.parametrize("kind", ["generator", "dataset"])
@@ -208,8 +208,8 @@ def test_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
                 raise OSError("gone")
             return super().__getitem__(index)
     return Rows(zip(IMAGES, LABELS))"""
-    found = evaluated(written(tmp_path, body))
-    assert (found.images, found.unreadable) == (10, ["mine.py:dataset #000004"])
+    result = evaluated(written(tmp_path, body))
+    assert (result.images, result.unreadable) == (10, ["mine.py:dataset #000004"])
 
 
 def test_code_runs_where_a_person_named_it_alone(tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_the_commands_take_it(finetune: Cli, digits_run: Path, digits_teacher: D
     assert own_said["evaluated_on"] == {**files_said["evaluated_on"], "layout": "digits.py:dataset"}
     count = own_said["student"]["images"]
     assert len(table.read_text().splitlines()) == count + 1
-    with np.load(arrays) as found:
-        assert found["student_probabilities"].shape == (count, 10)
+    with np.load(arrays) as stored:
+        assert stored["student_probabilities"].shape == (count, 10)
     plan = finetune("--shards", digits_run, "--val", f"{tmp_path / 'digits.py'}:dataset", "--dry-run", "--out", tmp_path / "no")
     assert "evaluation: the real images of digits.py:dataset" in plan.out
     refused = finetune("evaluate", *student, "--val", digits_teacher.val, "--probabilities")

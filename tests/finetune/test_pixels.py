@@ -83,8 +83,8 @@ def test_sixteen_bits_are_scaled_by_their_depth(tmp_path: Path, suffix: str) -> 
 
 def test_every_value_of_sixteen_bits_goes_to_the_nearest() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    found = np.asarray(eight_bits(Image.fromarray(values), None, "x").image)
-    assert found.flatten().tolist() == [(2 * 255 * v + 65535) // (2 * 65535) for v in range(65536)]
+    converted = np.asarray(eight_bits(Image.fromarray(values), None, "x").image)
+    assert converted.flatten().tolist() == [(2 * 255 * v + 65535) // (2 * 65535) for v in range(65536)]
 
 
 def test_twelve_bits_and_white_as_zero(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_the_same_picture_at_sixteen_bits_has_the_same_accuracy(tmp_path: Path) 
         (tmp_path / folder).mkdir()
         for number in range(3):
             Image.fromarray(np.full((8, 8), (level + number) * 257, np.uint16)).save(tmp_path / folder / f"{number}.png")
-    found = evaluated(tmp_path)
-    assert found.top1 == 100
-    assert found.modes == {"I;16": 6}
+    result = evaluated(tmp_path)
+    assert result.top1 == 100
+    assert result.modes == {"I;16": 6}
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_floats_and_32_bits_need_a_range(tmp_path: Path, values: np.ndarray, mod
         open_validation(tmp_path, GREY)
     high = float(values.max()) * 255 / 252
     np.testing.assert_array_equal(read(tmp_path, pixel_range=(0, high))[0], RAMP)
-    found = evaluated(tmp_path, pixel_range=(0, high))
-    assert found.modes == {"L": 2, mode: 1}
-    assert found.remarks == []
+    result = evaluated(tmp_path, pixel_range=(0, high))
+    assert result.modes == {"L": 2, mode: 1}
+    assert result.remarks == []
 
 
 def test_signed_bytes_need_a_range(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_one_float_among_many_is_refused_while_reading(tmp_path: Path) -> None:
 
 def test_what_lies_outside_the_range_is_counted_and_named(tmp_path: Path) -> None:
     folders(tmp_path, "1.tif", Image.fromarray(RAMP.astype(np.float32)))
-    found = evaluated(tmp_path, pixel_range=(0, 100))
-    assert found.remarks == [Remark(what="values outside pixel_range, clipped", count=1, names=["b/1.tif"])]
+    result = evaluated(tmp_path, pixel_range=(0, 100))
+    assert result.remarks == [Remark(what="values outside pixel_range, clipped", count=1, names=["b/1.tif"])]
 
 
 def test_pixels_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:
@@ -245,8 +245,8 @@ def test_a_rotation_in_exif_is_not_applied_and_said(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_broken_exif_says_nothing_of_the_pixels(tmp_path: Path) -> None:
     folders(tmp_path, "1.png", Image.fromarray(RAMP), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
-    found = evaluated(tmp_path)
-    assert (found.unreadable, found.images) == ([], 3)
+    result = evaluated(tmp_path)
+    assert (result.unreadable, result.images) == ([], 3)
 
 
 def test_of_several_frames_the_first_is_taken_and_said(tmp_path: Path) -> None:
@@ -272,5 +272,5 @@ def test_the_result_has_the_modes_and_prints_unusual_ones(tmp_path: Path) -> Non
 def test_a_deep_image_alone_is_scaled_too() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(buffer, "PNG")
-    found = preprocess(Image.open(buffer), GREY, known_geometry(8))
-    np.testing.assert_array_equal(found[0].numpy(), RAMP)
+    prepared = preprocess(Image.open(buffer), GREY, known_geometry(8))
+    np.testing.assert_array_equal(prepared[0].numpy(), RAMP)

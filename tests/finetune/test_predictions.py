@@ -48,34 +48,34 @@ def network(classes: int) -> nn.Module:
 def predicted(root: Path, classes: int, *, probabilities: bool = False) -> tuple[EvaluationResult, dict[str, np.ndarray]]:
     kept = Predictions(probabilities=probabilities)
     images = open_validation(root, spec(classes))
-    found = evaluate_models({"m": network(classes)}, images, device=CPU, batch_size=8, predictions=kept)
-    return found["m"], kept.merged()
+    result = evaluate_models({"m": network(classes)}, images, device=CPU, batch_size=8, predictions=kept)
+    return result["m"], kept.merged()
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
 def test_balanced_accuracy_is_over_the_classes_present(tmp_path: Path) -> None:
     tree(tmp_path, {"a": 3, "b": 30, "c": 11})
     (tmp_path / "d").mkdir()
-    found, arrays = predicted(tmp_path, 4)
+    result, arrays = predicted(tmp_path, 4)
     expected = balanced_accuracy_score(arrays["label"], arrays["m"])
-    assert found.balanced_accuracy == pytest.approx(100 * expected)
-    assert found.binary is None
-    assert abs(found.balanced_accuracy - found.top1) > 1, "the classes are of different sizes"
+    assert result.balanced_accuracy == pytest.approx(100 * expected)
+    assert result.binary is None
+    assert abs(result.balanced_accuracy - result.top1) > 1, "the classes are of different sizes"
 
 
 def test_two_classes_against_scikit_learn(tmp_path: Path) -> None:
-    found, arrays = predicted(tree(tmp_path, {"healthy": 40, "ill": 15}), 2, probabilities=True)
-    assert found.binary is not None
-    label, said = arrays["label"], arrays["m"]
-    assert found.binary.auroc == pytest.approx(roc_auc_score(label, arrays["m_probabilities"][:, 1]))
-    assert found.binary.sensitivity == pytest.approx(100 * recall_score(label, said, pos_label=1))
-    assert found.binary.specificity == pytest.approx(100 * recall_score(label, said, pos_label=0))
-    assert found.binary.sensitivity_interval == wilson_interval(int(((label == 1) & (said == 1)).sum()), 15)
-    assert found.binary.specificity_interval == wilson_interval(int(((label == 0) & (said == 0)).sum()), 40)
-    assert found.balanced_accuracy == pytest.approx((found.binary.sensitivity + found.binary.specificity) / 2)
-    lines = summary_lines({"m": found.model_dump()})
-    assert f"balanced {found.balanced_accuracy:.2f} %" in lines[0]
-    assert f"AUROC {found.binary.auroc:.4f} (" in lines[1]
+    result, arrays = predicted(tree(tmp_path, {"healthy": 40, "ill": 15}), 2, probabilities=True)
+    assert result.binary is not None
+    label, logits = arrays["label"], arrays["m"]
+    assert result.binary.auroc == pytest.approx(roc_auc_score(label, arrays["m_probabilities"][:, 1]))
+    assert result.binary.sensitivity == pytest.approx(100 * recall_score(label, logits, pos_label=1))
+    assert result.binary.specificity == pytest.approx(100 * recall_score(label, logits, pos_label=0))
+    assert result.binary.sensitivity_interval == wilson_interval(int(((label == 1) & (logits == 1)).sum()), 15)
+    assert result.binary.specificity_interval == wilson_interval(int(((label == 0) & (logits == 0)).sum()), 40)
+    assert result.balanced_accuracy == pytest.approx((result.binary.sensitivity + result.binary.specificity) / 2)
+    lines = summary_lines({"m": result.model_dump()})
+    assert f"balanced {result.balanced_accuracy:.2f} %" in lines[0]
+    assert f"AUROC {result.binary.auroc:.4f} (" in lines[1]
     assert "class 1 is the positive one" in lines[1]
 
 
@@ -97,9 +97,9 @@ def test_delong_against_all_pairs(seed: int, ties: bool) -> None:
     if ties:
         positive, negative = positive.round(), negative.round()
     area, variance = slow_delong(positive, negative)
-    found, interval = auroc(positive, negative)
+    auc, interval = auroc(positive, negative)
     half = 1.959964 * variance**0.5
-    assert found == pytest.approx(area)
+    assert auc == pytest.approx(area)
     assert interval == pytest.approx((max(0, area - half), min(1, area + half)))
 
 
@@ -114,13 +114,13 @@ def test_the_interval_covers_the_true_area_as_often_as_it_says() -> None:
 
 
 def test_too_few_images_have_no_figure() -> None:
-    one, two = np.ones(1), np.zeros(2)
-    assert auroc(one, np.zeros(0)) == (None, None)
-    assert auroc(one, two) == (1.0, None)
+    score, two = np.ones(1), np.zeros(2)
+    assert auroc(score, np.zeros(0)) == (None, None)
+    assert auroc(score, two) == (1.0, None)
     assert auroc(np.ones(9), np.zeros(9)) == (1.0, None)
-    found = binary_result([[2, 1], [0, 0]], np.array([-1.0, -2.0, 3.0]), np.zeros(3))
-    assert (found.auroc, found.sensitivity, found.specificity) == (None, None, pytest.approx(200 / 3))
-    part = {"m": network_result() | {"binary": found.model_dump()}}
+    result = binary_result([[2, 1], [0, 0]], np.array([-1.0, -2.0, 3.0]), np.zeros(3))
+    assert (result.auroc, result.sensitivity, result.specificity) == (None, None, pytest.approx(200 / 3))
+    part = {"m": network_result() | {"binary": result.model_dump()}}
     assert "AUROC unknown, sensitivity unknown, specificity 66.67 % (" in summary_lines(part)[1]
 
 
@@ -132,7 +132,7 @@ def network_result() -> dict[str, object]:
 def test_probabilities_are_the_networks(tmp_path: Path) -> None:
     tree(tmp_path, dict.fromkeys("abcdefg", 3))
     _, few = predicted(tmp_path, 7)
-    found, arrays = predicted(tmp_path, 7, probabilities=True)
+    result, arrays = predicted(tmp_path, 7, probabilities=True)
     assert set(few) == {"name", "label", "m", "m_top5_classes", "m_top5_probabilities"}
     assert arrays["m_probabilities"].shape == (21, 7)
     images = open_validation(tmp_path, spec(7))
@@ -145,7 +145,7 @@ def test_probabilities_are_the_networks(tmp_path: Path) -> None:
         assert arrays["m_probabilities"][row].tolist() == pytest.approx(expected, rel=1e-4)
         assert arrays["m_top5_classes"][row].tolist() == order
         assert arrays["m_top5_probabilities"][row].tolist() == pytest.approx([expected[k] for k in order], rel=1e-4)
-    assert 100 * (arrays["m"] == arrays["label"]).mean() == pytest.approx(found.top1)
+    assert 100 * (arrays["m"] == arrays["label"]).mean() == pytest.approx(result.top1)
 
 
 def test_the_table_has_a_line_an_image_and_no_formulas(tmp_path: Path) -> None:
@@ -158,11 +158,11 @@ def test_the_table_has_a_line_an_image_and_no_formulas(tmp_path: Path) -> None:
     assert list(rows[0]) == ["name", "label", "m_class", "m_confidence"]
     assert len(rows) == 6
     assert not [cell for row in rows for cell in row.values() if cell[0] in "=+-@"]
-    for row, name, label, said, best in zip(
+    for row, name, label, predicted_label, best in zip(
         rows, arrays["name"], arrays["label"], arrays["m"], arrays["m_top5_probabilities"], strict=True
     ):
         assert row["name"].removeprefix("'") == name
-        assert (int(row["label"]), int(row["m_class"])) == (label, said)
+        assert (int(row["label"]), int(row["m_class"])) == (label, predicted_label)
         assert float(row["m_confidence"]) == pytest.approx(float(best[0]), abs=1e-6)
 
 
@@ -177,9 +177,9 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pat
 
 def compare(root: Path, expected: EvaluationResult, file: Path) -> None:
     with process_group():
-        found, arrays = predicted(root, 2, probabilities=True)
+        result, arrays = predicted(root, 2, probabilities=True)
     timing = {"images_per_second", "decode_seconds", "calibration_error"}
-    assert found.model_dump(exclude=timing) == expected.model_dump(exclude=timing)
+    assert result.model_dump(exclude=timing) == expected.model_dump(exclude=timing)
     with np.load(file) as alone:
         assert set(alone) == set(arrays)
         for name in alone:

@@ -20,6 +20,7 @@ from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_finetune.config import RecipeConfig
+from clusterq_finetune.prepare import Request
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
@@ -68,11 +69,11 @@ def test_from_a_classifier_to_a_file(
     assert "fine-tun" in done.err or "calibrat" in done.err
     # The next step is the command's own, and so is the set.
     assert not [line for line in done.err.splitlines() if line.startswith(("next:", "Set:"))], done.err
-    found = json.loads(lines[-1])
+    result = json.loads(lines[-1])
     about = OnnxModel(out).description
     assert (about.bits, about.target.split()[0], about.batchnorm_kept) == ("w8a8", "ort-cpu", ())
-    assert found["benchmark"]["real_images"]["file"]["agreement"] > 80
-    assert "The exported file" in Path(found["report"]).read_text()
+    assert result["benchmark"]["real_images"]["file"]["agreement"] > 80
+    assert "The exported file" in Path(result["report"]).read_text()
     before = {path: path.stat().st_mtime_ns for path in (work / SET / SHARDS / MANIFEST, work / STUDENT / "result.json", out)}
     done = finetune(*command, "--quiet")
     assert done.code == 0, done.err
@@ -172,10 +173,10 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
     """Bits that are chosen, classes and crop reach the stages; without real images the latter two are refused, not ignored."""
     names = tmp_path / "classes.txt"
     names.write_text("".join(f"{path.name}\n" for path in sorted(digits_teacher.val.iterdir())))
-    given: list[tuple[object, ...]] = []
+    given: list[Request] = []
 
-    def fine_tune(*values: object, **_: object) -> None:
-        given.append(values)
+    def fine_tune(request: Request) -> None:
+        given.append(request)
         raise ClusterqError("far enough")
 
     monkeypatch.setattr("clusterq_finetune.commands.finetune", fine_tune)
@@ -188,10 +189,9 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
     assert "weights of 4 bits are stored in 8; --integers packed or --integers int4 makes the file smaller" in done.out
     assert "and the choice of bits by layer before it" in done.out
     assert "speed beside float in ONNX Runtime on the CPU, and both files" in done.out
-    ((flags, _, _, val, classes),) = given
-    assert isinstance(flags, dict)
-    assert (flags["choice"], flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
-    assert (val, classes) == (digits_teacher.val, names)
+    [request] = given
+    assert (request.flags["choice"], request.flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
+    assert (request.val, request.classes) == (digits_teacher.val, names)
     for flag, value in (("--classes", names), ("--crop-pct", "off")):
         done = finetune(*command, flag, value, "--work", tmp_path / "new")
         assert (done.code, f"{flag}: there is no --val" in done.err) == (2, True), done.err
@@ -232,7 +232,7 @@ def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monk
     paths = os.pathsep.join(path for path in sys.path if path)
     parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
     _wait_for(running.exists)
-    (child,) = (int(one) for one in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
+    (child,) = (int(process) for process in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     _wait_for(lambda: not _runs(child))

@@ -173,12 +173,12 @@ def heldout_values(folder: Path) -> list[float]:
 
 
 def test_stored_and_recomputed_logits_give_nearly_the_same_student(short: Short) -> None:
-    stored, said = short("stored", "--epochs", 2, "--steps-per-epoch", 0)
+    stored, printed = short("stored", "--epochs", 2, "--steps-per-epoch", 0)
     recomputed, asked = short("recomputed", "--epochs", 2, "--steps-per-epoch", 0, "--teacher-logits", "recomputed")
-    assert said["teacher_logits"]["source"] == "stored"
-    assert 0 < said["teacher_logits"]["largest_difference"] < said["teacher_logits"]["tolerance"]
+    assert printed["teacher_logits"]["source"] == "stored"
+    assert 0 < printed["teacher_logits"]["largest_difference"] < printed["teacher_logits"]["tolerance"]
     assert asked["teacher_logits"]["source"] == "recomputed"
-    assert said["student"]["heldout/agreement"] == pytest.approx(asked["student"]["heldout/agreement"], abs=0.2)
+    assert printed["student"]["heldout/agreement"] == pytest.approx(asked["student"]["heldout/agreement"], abs=0.2)
     a, b = (load_file(folder / "student.safetensors") for folder in (stored, recomputed))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0.02, atol=0.02)
@@ -235,12 +235,12 @@ def test_layer_bits(short: Short, digits_run: Path, finetune: Cli, tmp_path: Pat
     folder, result = short("mixed", "--epochs", 1, "--steps-per-epoch", 0, "--layer-bits", "*=w2a2, 0=w8a6,1?=w4a5")
     assert result["settings"]["quant"]["layer_bits"] == ["*=w2a2", "0=w8a6", "1?=w4a5"]
     student, _, _ = load_student(folder, CPU)
-    found = {name: quantizer.bits for name, quantizer in quantizers(student).items()}
-    assert found.pop("0.input_quantizer") == 8, "the image keeps its eight bits"
-    assert found.pop("0.weight_quantizer") == 8
-    assert {found.pop("12.weight_quantizer"), found.pop("17.weight_quantizer")} == {4}
-    assert {found.pop("12.input_quantizer"), found.pop("17.input_quantizer")} == {5}
-    assert set(found.values()) == {2}
+    widths = {name: quantizer.bits for name, quantizer in quantizers(student).items()}
+    assert widths.pop("0.input_quantizer") == 8, "the image keeps its eight bits"
+    assert widths.pop("0.weight_quantizer") == 8
+    assert {widths.pop("12.weight_quantizer"), widths.pop("17.weight_quantizer")} == {4}
+    assert {widths.pop("12.input_quantizer"), widths.pop("17.input_quantizer")} == {5}
+    assert set(widths.values()) == {2}
     wrong = finetune("--shards", digits_run, "--bits", "w4a4", "--layer-bits", "1x=w8a8", "--out", tmp_path / "no")
     assert wrong.code == 2
     assert "matches no layer of this model; did you mean" in wrong.err

@@ -101,9 +101,9 @@ def test_corrected_statistics_follow_each_block(drop: float, tmp_path: Path) -> 
             lambda _m, _a, out, name=name: seen[name].append(out.clone().transpose(0, 1).flatten(1))
         )
         network(images)
-    found, wanted = seen["student"][0], seen["teacher"][0]
-    torch.testing.assert_close(found.mean(1), wanted.mean(1), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.std(1), wanted.std(1), rtol=1e-2, atol=1e-2)
+    corrected, wanted = seen["student"][0], seen["teacher"][0]
+    torch.testing.assert_close(corrected.mean(1), wanted.mean(1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(corrected.std(1), wanted.std(1), rtol=1e-2, atol=1e-2)
     assert not torch.equal(student[1].running_var, teacher[1].running_var)
 
 

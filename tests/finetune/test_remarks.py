@@ -32,8 +32,8 @@ def tree(root: Path, names: list[str], file: str = "0.png") -> Path:
 
 def lines(root: Path, count: int, **settings: object) -> list[str]:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, count))
-    found = evaluate_models({"m": network}, open_validation(root, spec(count), **settings), device=torch.device("cpu"))
-    return [remark.line() for remark in found["m"].remarks]
+    result = evaluate_models({"m": network}, open_validation(root, spec(count), **settings), device=torch.device("cpu"))
+    return [remark.line() for remark in result["m"].remarks]
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "JPG", "JPEG", "TIF", "Bmp"])
@@ -132,10 +132,10 @@ def test_kaggles_table_may_say_more_than_there_is(tmp_path: Path) -> None:
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "ILSVRC2012_val_00000002.png")
     (tmp_path / "ILSVRC2012_val_00000003.txt").write_bytes(b"x")
-    said = lines(tmp_path, 1000)
-    assert said[0] == f"{SKIPPED}: 1 (ILSVRC2012_val_00000003.txt)"
-    assert said[1] == "lines of LOC_val_solution.csv without an image: 2 (ILSVRC2012_val_00000001, ILSVRC2012_val_00000003)"
-    assert said[2].startswith(f"{ABSENT}: 999 (0, 1, 3, ")
+    remarks = lines(tmp_path, 1000)
+    assert remarks[0] == f"{SKIPPED}: 1 (ILSVRC2012_val_00000003.txt)"
+    assert remarks[1] == "lines of LOC_val_solution.csv without an image: 2 (ILSVRC2012_val_00000001, ILSVRC2012_val_00000003)"
+    assert remarks[2].startswith(f"{ABSENT}: 999 (0, 1, 3, ")
 
 
 class First(nn.Module):
@@ -148,7 +148,7 @@ def test_remarks_are_printed_and_kept(tmp_path: Path) -> None:
     (tmp_path / "b" / "notes").write_bytes(b"x")
     images = open_validation(tmp_path, spec(2))
     result: dict[str, object] = {"m": {}}
-    found = evaluate_models({"m": First()}, images, device=torch.device("cpu"))
-    add_evaluation(result, found, images, spec(2))
+    evaluated = evaluate_models({"m": First()}, images, device=torch.device("cpu"))
+    add_evaluation(result, evaluated, images, spec(2))
     assert result["evaluated_on"]["remarks"] == [{"what": SKIPPED, "count": 1, "names": ["b/notes"]}]
     assert f"{SKIPPED}: 1 (b/notes)" in summary_lines(result)

@@ -23,9 +23,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def last_json(out: str) -> dict[str, object]:
-    found = json.loads(out.splitlines()[-1])
-    assert isinstance(found, dict)
-    return found
+    result = json.loads(out.splitlines()[-1])
+    assert isinstance(result, dict)
+    return result
 
 
 def test_keys_signatures_and_rules(finetune: Cli, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from clusterq_common.export.for_target import (
 from clusterq_common.export.onnx_file import onnx_bytes, onnx_model
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.targets import TARGETS, TargetName
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.teacher.spec import Geometry
@@ -139,10 +139,10 @@ def test_files_for_each_target(name: TargetName) -> None:
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     assert (axis.dim_value, axis.dim_param) == ((1, "") if name == "qnn" else (0, "batch"))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = np.concatenate([session.run(None, {"image": image[None].numpy()})[0] for image in images])
+    logits = np.concatenate([session.run(None, {"image": image[None].numpy()})[0] for image in images])
     with torch.no_grad():
         expected = student(images)
-    assert float((torch.from_numpy(found) - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    assert float((torch.from_numpy(logits) - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -164,8 +164,8 @@ def test_negative_gammas_leave_every_convolution_its_integer_kernel(narrow: bool
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = student(images)
-    found = torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
-    assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    logits = torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+    assert float((logits - expected).abs().max()) < 0.05 * float(expected.abs().max())
     if not narrow:
         # The other ways: a layer in float, or a zero-point among the weights.
         assert onnx_model(student, SPEC, OnnxConfig()).batchnorm_kept
@@ -260,10 +260,10 @@ def test_openvino_gives_the_same_logits(tmp_path: Path) -> None:
     model, *_ = onnx_model(student, SPEC, OnnxConfig(**file_for("openvino", {})))
     onnx.save(model, tmp_path / "model.onnx")
     compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = torch.from_numpy(compiled(images.numpy())[0])
+    logits = torch.from_numpy(compiled(images.numpy())[0])
     with torch.no_grad():
         expected = student(images)
-    assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    assert float((logits - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
 def _optimised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
@@ -283,8 +283,8 @@ def test_the_guide_lists_every_target_with_its_status() -> None:
 
 
 def test_what_is_stored_wider_than_it_needs_is_said() -> None:
-    said = stored_wider("ort-cpu", 4, {})
-    assert said == "weights of 4 bits are stored in 8; integers=packed or integers=int4 makes the file smaller and slower."
+    remark = stored_wider("ort-cpu", 4, {})
+    assert remark == "weights of 4 bits are stored in 8; integers=packed or integers=int4 makes the file smaller and slower."
     assert "takes no narrower type" in str(stored_wider("tensorrt", 4, {}))
     for target, bits, given in (
         ("ort-cpu", 8, {}),

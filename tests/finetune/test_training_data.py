@@ -80,14 +80,14 @@ def test_batches_from_memory_are_those_from_disk(digits_run: Path, workers: int)
     read = TrainingBatches(dataset, torch.device("cpu"), workers=workers, most_bytes=len(dataset) * (64 + 20) - 1)
     assert (kept.small, read.small) == (True, False)
     orders = [*EpochBatches(len(dataset), 16, 3), []]
-    for one, other in zip(kept(orders), read(orders), strict=True):
-        assert torch.equal(one.pixels, other.pixels)
-        assert torch.equal(one.labels, other.labels)
-        assert one.pixels.shape[1:] == other.pixels.shape[1:] == (1, 8, 8)
-        if len(one.labels):
-            assert one.logits is not None
+    for batch, other in zip(kept(orders), read(orders), strict=True):
+        assert torch.equal(batch.pixels, other.pixels)
+        assert torch.equal(batch.labels, other.labels)
+        assert batch.pixels.shape[1:] == other.pixels.shape[1:] == (1, 8, 8)
+        if len(batch.labels):
+            assert batch.logits is not None
             assert other.logits is not None
-            assert torch.equal(one.logits, other.logits)
+            assert torch.equal(batch.logits, other.logits)
 
 
 def test_processes_augment_their_part_of_the_batch() -> None:
@@ -131,7 +131,7 @@ def test_crops_of_squares_are_drawn_as_ever() -> None:
 def test_crops_are_shifts_with_repeated_edges(height: int, width: int) -> None:
     margins = max(1, height // 8), max(1, width // 8)
     picture = torch.arange(height * width, dtype=torch.uint8).view(1, 1, height, width).expand(40, -1, -1, -1)
-    found = augment(picture, "crop-flip", torch.Generator().manual_seed(2))
+    cropped = augment(picture, "crop-flip", torch.Generator().manual_seed(2))
     plain = picture[0, 0]
     allowed = set()
     for flip in (False, True):
@@ -141,5 +141,5 @@ def test_crops_are_shifts_with_repeated_edges(height: int, width: int) -> None:
                 rows = (torch.arange(height) + top).clamp(0, height - 1)
                 columns = (torch.arange(width) + left).clamp(0, width - 1)
                 allowed.add(source[rows][:, columns].contiguous().numpy().tobytes())
-    assert {image[0].numpy().tobytes() for image in found} <= allowed
-    assert len({image[0].numpy().tobytes() for image in found}) > 10
+    assert {image[0].numpy().tobytes() for image in cropped} <= allowed
+    assert len({image[0].numpy().tobytes() for image in cropped}) > 10

@@ -73,10 +73,10 @@ def five_steps(config: FinetuneConfig) -> dict[str, Tensor]:
 def compare_with_file(config: FinetuneConfig, path: Path, tolerance: float) -> None:
     with process_group() as ranks:
         assert ranks.world == 2
-        found = five_steps(config)
+        steps = five_steps(config)
     for name, expected in torch.load(path).items():
         torch.testing.assert_close(
-            found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+            steps[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
@@ -113,10 +113,10 @@ def evaluate(val: Path) -> EvaluationResult:
 
 def compare_evaluations(val: Path, expected: EvaluationResult) -> None:
     with process_group():
-        found = evaluate(val)
+        result = evaluate(val)
     timing = {"images_per_second", "decode_seconds", "calibration_error"}
-    assert found.model_dump(exclude=timing) == expected.model_dump(exclude=timing)
-    assert found.calibration_error == pytest.approx(expected.calibration_error)
+    assert result.model_dump(exclude=timing) == expected.model_dump(exclude=timing)
+    assert result.calibration_error == pytest.approx(expected.calibration_error)
 
 
 def test_an_uneven_set_is_counted_once(digits_teacher: object, tmp_path: Path) -> None:

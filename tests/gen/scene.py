@@ -55,12 +55,12 @@ class Scene:
 
     def inputs(self) -> list[Tensor]:
         """What flows into each BatchNorm, float64."""
-        found, x = [], self.images
+        layers, x = [], self.images
         for layer in self.model:
             if isinstance(layer, nn.BatchNorm2d):
-                found.append(x.detach().double())
+                layers.append(x.detach().double())
             x = layer(x)
-        return found
+        return layers
 
     def class_statistics(self, label: int) -> list[tuple[Tensor, Tensor]]:
         """Mean and sqrt(var + eps) of a class in the semantic layers, by a loop over kept samples."""

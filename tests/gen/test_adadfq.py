@@ -50,9 +50,9 @@ def test_disagreement_and_agreement_are_cross_entropies_of_difference_and_sum() 
         teacher, student = both(batch)
         mixed = teacher + sign * student
         plain = -sum(math.log(probabilities(mixed[n])[LABELS[n]]) for n in range(7)) / 7
-        found = loss(batch)
-        assert found.item() == pytest.approx(plain, rel=1e-5)
-        found.backward()
+        value = loss(batch)
+        assert value.item() == pytest.approx(plain, rel=1e-5)
+        value.backward()
         assert (scene.images.grad.flatten(1).norm(dim=1) > 0).all()
 
 
@@ -69,9 +69,9 @@ def test_boundary_keeps_relative_entropy_inside(lower: float, upper: float) -> N
     entropies = [entropy(row) for row in teacher - student]
     relative = [(h - min(entropies)) / (math.log(CLASSES) - min(entropies)) for h in entropies]
     plain = sum(max(lower - h, 0) + max(h - upper, 0) for h in relative) / 7
-    found = BoundaryLoss(lower, upper)(batch)
-    assert found.item() == pytest.approx(plain, rel=1e-4, abs=1e-6)
-    found.backward()
+    value = BoundaryLoss(lower, upper)(batch)
+    assert value.item() == pytest.approx(plain, rel=1e-4, abs=1e-6)
+    value.backward()
     outside = torch.tensor([h < lower or h > upper for h in relative])
     gradient = scene.images.grad.flatten(1).norm(dim=1)
     assert (gradient[outside] > 0).all()
@@ -96,9 +96,9 @@ def test_boundary_survives_a_student_that_agrees_fully_or_not_at_all(difference:
 
 def test_entropy_and_the_students_objective() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0], [500.0, 0.0, -500.0], [1.0, 2.0, 3.0]], requires_grad=True)
-    found = softmax_entropy(logits)
-    assert found.tolist() == pytest.approx([math.log(3), 0.0, entropy(logits[2].detach().double())], abs=1e-6)
-    found.sum().backward()
+    entropies = softmax_entropy(logits)
+    assert entropies.tolist() == pytest.approx([math.log(3), 0.0, entropy(logits[2].detach().double())], abs=1e-6)
+    entropies.sum().backward()
     assert torch.isfinite(logits.grad).all()
 
     teacher, student = torch.randn(5, 7), torch.randn(5, 7)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.taps import batchnorm_layers, batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import TeacherConfig
@@ -37,8 +37,8 @@ def test_statistics_of_optimised_images_come_near_the_running_ones(teacher: Teac
     assert batch.losses["loss/bns"] < 0.5 * batch.losses["first/bns"]
     # On the pixels that were stored, against a loop over layers.
     noise = BankRun.start(settings(teacher.config, method, bank={"bank_steps": 1, "bank_lr": 1e-9}), teacher, CPU).optimise(0)
-    found = [apart_from_running(teacher, one.pixels) for one in (batch, noise)]
-    assert found[0] < 0.5 * found[1]
+    distances = [apart_from_running(teacher, images.pixels) for images in (batch, noise)]
+    assert distances[0] < 0.5 * distances[1]
     if method == "intraq":
         assert batch.losses["loss/class"] < 0.5 * batch.losses["first/class"]
         assert (batch.top1 == batch.labels).float().mean() > 0.9
@@ -48,8 +48,8 @@ def apart_from_running(teacher: Teacher, pixels: torch.Tensor) -> float:
     total = 0.0
     with torch.no_grad(), batchnorm_taps(teacher.model) as taps:
         teacher.model(normalise(pixels, teacher.spec))
-    for one, layer in zip(taps, batchnorm_layers(teacher.model).values(), strict=True):
-        seen = one.own()
+    for moments, layer in zip(taps, batchnorm_layers(teacher.model).values(), strict=True):
+        seen = moments.own()
         assert layer.running_mean is not None
         assert layer.running_var is not None
         total += float((seen.mean - layer.running_mean).square().mean())

@@ -146,7 +146,7 @@ def test_classes_that_a_bank_cannot_fill_stay_short(
     assert manifest.generation is not None
     assert min(manifest.splits["train"].per_class) < 8
     bank = [load_file(path) for path in sorted((tmp_path / "out" / "bank").iterdir())]
-    wrong = sum(int((one["labels"] != one["top1"]).sum()) for one in bank)
+    wrong = sum(int((batch["labels"] != batch["top1"]).sum()) for batch in bank)
     assert 0 < sum(manifest.generation.rejected) <= wrong
     assert "nothing to do" in gen("emit", "--run", tmp_path / "out").err
     kept = gen("emit", "--run", tmp_path / "out", "--keep-misclassified", "--out", tmp_path / "kept")

@@ -41,10 +41,10 @@ def start(teacher: Teacher, name: str, recorder: Recorder | None, device: torch.
     return BankRun.start(config, teacher, device, recorder)
 
 
-def assert_same(found: BankBatch, wanted: BankBatch) -> None:
+def assert_same(optimised: BankBatch, wanted: BankBatch) -> None:
     for name in ("pixels", "labels", "top1"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-    assert found.losses == wanted.losses
+        assert torch.equal(getattr(optimised, name), getattr(wanted, name)), name
+    assert optimised.losses == wanted.losses
 
 
 @pytest.mark.parametrize("name", list(BANKS))
@@ -162,9 +162,9 @@ def test_on_a_gpu_replayed_steps_make_nearly_the_same_images(teacher: Teacher, n
     own = load_teacher(teacher.config, device=device)
     plain, replayed = (start(own, name, recorder, device) for recorder in (None, CudaRecorder(device)))
     for number in range(2):
-        wanted, found = plain.optimise(number), replayed.optimise(number)
-        assert found.losses == pytest.approx(wanted.losses, rel=0.05, abs=1e-3)
-        assert (found.pixels.float() - wanted.pixels.float()).abs().mean() < 4
+        wanted, optimised = plain.optimise(number), replayed.optimise(number)
+        assert optimised.losses == pytest.approx(wanted.losses, rel=0.05, abs=1e-3)
+        assert (optimised.pixels.float() - wanted.pixels.float()).abs().mean() < 4
 
 
 @pytest.mark.gpu

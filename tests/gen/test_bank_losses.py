@@ -44,12 +44,12 @@ def small_teacher() -> Teacher:
 
 def inputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """What flows into each BatchNorm, float64."""
-    found = []
+    layers = []
     for layer in model:
         if isinstance(layer, nn.BatchNorm2d):
-            found.append(x.detach().double())
+            layers.append(x.detach().double())
         x = layer(x)
-    return found
+    return layers
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -80,15 +80,15 @@ def test_statistics_and_emphasis(slack: float) -> None:
     assert all((a > 0) == (b > 0) == (slack > 0) for a, b in margins)
     layers = list(zip(inputs(teacher.model, images), norms(teacher.model), margins, strict=True))
     whole = sum(slow_distance(x, norm, *margin) for x, norm, margin in layers) / LAYERS
-    found = statistics_loss(taps.moments, targets)
-    assert found.item() == pytest.approx(whole, rel=1e-4)
+    value = statistics_loss(taps.moments, targets)
+    assert value.item() == pytest.approx(whole, rel=1e-4)
     single = 0.0
     for n in range(7):
         x, norm, margin = layers[n % LAYERS]
         single += slow_distance(x[n : n + 1], norm, *margin) / (7 * LAYERS)
     emphasis = emphasis_loss(taps.moments, targets)
     assert emphasis.item() == pytest.approx(single, rel=1e-4)
-    (found + emphasis).backward()
+    (value + emphasis).backward()
     assert images.grad is not None
     assert images.grad.isfinite().all()
     assert images.grad.abs().max() > 0
@@ -144,12 +144,12 @@ def test_class_loss(gamma: float, soft: bool) -> None:
     for n in range(6):
         z = logits[n].double().tolist()
         p = math.exp(z[labels[n]]) / sum(math.exp(value) for value in z)
-        one = (p - targets[n].item()) ** 2 if targets is not None else -math.log(p)
-        total += one * (1 - p) ** gamma / 6
-    found = class_loss(logits, labels, targets=targets, gamma=gamma)
-    assert found.item() == pytest.approx(total, rel=1e-4)
+        term = (p - targets[n].item()) ** 2 if targets is not None else -math.log(p)
+        total += term * (1 - p) ** gamma / 6
+    result = class_loss(logits, labels, targets=targets, gamma=gamma)
+    assert result.item() == pytest.approx(total, rel=1e-4)
     sure = torch.tensor([[100.0, 0.0]], requires_grad=True)
-    (found + class_loss(sure, torch.tensor([0]), gamma=gamma)).backward()
+    (result + class_loss(sure, torch.tensor([0]), gamma=gamma)).backward()
     assert sure.grad is not None
     assert sure.grad.isfinite().all(), "also where the class is certain"
 
@@ -164,9 +164,9 @@ def test_margin_loss() -> None:
         dot = sum(x[n, d].item() * centre[d] for d in range(5))
         apart = 1 - dot / (math.sqrt(sum(v * v for v in x[n].tolist())) * math.sqrt(sum(v * v for v in centre)))
         total += (max(0.3 - apart, 0.0) + max(apart - 0.6, 0.0)) / 7
-    found = margin_loss(features, labels, 0.3, 0.6)
-    assert found.item() == pytest.approx(total, rel=1e-4)
-    found.backward()
+    value = margin_loss(features, labels, 0.3, 0.6)
+    assert value.item() == pytest.approx(total, rel=1e-4)
+    value.backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
 
@@ -177,13 +177,13 @@ def test_crops() -> None:
     crops = [random_crop(8, stream(seed, "a"), 1.0, 0.25) for seed in range(40)]
     cropped = [crop.of(images) for crop in crops if crop is not None]
     assert len(cropped) == len(crops)
-    assert all(one.shape == images.shape for one in cropped)
-    spans = [(one[0, 0].max() - one[0, 0].min()).item() for one in cropped]
+    assert all(image.shape == images.shape for image in cropped)
+    spans = [(image[0, 0].max() - image[0, 0].min()).item() for image in cropped]
     # A side of 8 spans 63 values; a quarter of the area has a side of 4 and spans 27.
     assert min(spans) >= 27 - 1e-3
     assert max(spans) <= 63 + 1e-3
     assert len(set(spans)) > 2, "several sizes"
-    assert len({one[0, 0, 0, 0].item() for one in cropped}) > 4, "several places"
+    assert len({image[0, 0, 0, 0].item() for image in cropped}) > 4, "several places"
     whole = random_crop(8, stream(0, "a"), 1.0, 1.0)
     assert whole is not None
     torch.testing.assert_close(whole.of(images), images)
@@ -196,10 +196,10 @@ def test_crops() -> None:
         ) <= 2
         assert 0 <= crop.top <= 4 - crop.height
         assert 0 <= crop.left <= 16 - crop.width
-        found = crop.of(wide[None, None])
-        assert found.shape == (1, 1, 4, 16)
+        cut = crop.of(wide[None, None])
+        assert cut.shape == (1, 1, 4, 16)
         # Columns tell the left edge, rows the top.
-        assert found.min() == crop.top + 100 * crop.left
+        assert cut.min() == crop.top + 100 * crop.left
     share = sum(random_crop(8, stream(seed, "b"), 0.5, 0.5) is not None for seed in range(200)) / 200
     assert 0.4 < share < 0.6
 

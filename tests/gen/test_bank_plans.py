@@ -43,27 +43,27 @@ def test_blocks_of_a_labelled_bank(tmp_path: Path) -> None:
         top1[rejected] = 2  # of class 0: images 3, 9; of class 1: 4, 7, 13
     source = bank_of(tmp_path, labels, top1, "intraq", per_class=3, heldout_per_class=1)
     plans = plan_shards([{"train": 3, "heldout": 1}], 3, 4, source.plan)
-    found = {plan.name: drawn(source, plan) for plan in plans}
-    assert found["synth-heldout-000000.tar"] == [[0], [], [2]], "class 1 is short: its held-out part shrinks with it"
+    images = {plan.name: drawn(source, plan) for plan in plans}
+    assert images["synth-heldout-000000.tar"] == [[0], [], [2]], "class 1 is short: its held-out part shrinks with it"
     # The line of slots is 0 1 2 0 | 1 2 0 1 | 2; an image's candidates are those rejected before it, too.
-    assert found["synth-train-000000.tar"] == [[3, 6, 9, 12], [1], [5]]
-    assert found["synth-train-000001.tar"] == [[15], [4, 7, 10, 13, 16], [8]]
-    assert found["synth-train-000002.tar"] == [[], [], [11]]
+    assert images["synth-train-000000.tar"] == [[3, 6, 9, 12], [1], [5]]
+    assert images["synth-train-000001.tar"] == [[15], [4, 7, 10, 13, 16], [8]]
+    assert images["synth-train-000002.tar"] == [[], [], [11]]
     assert source.capacity == {"train": 5, "heldout": 1}
     extended = plan_shards([{"train": 3, "heldout": 1}, {"train": 5, "heldout": 1}], 3, 4, source.plan)
     assert [plan for plan in plans if plan not in extended] == []
     more = [drawn(source, plan) for plan in extended if plan not in plans]
-    assert [list(chain.from_iterable(one[label] for one in more)) for label in range(3)] == [[], [], [14, 17]]
+    assert [list(chain.from_iterable(by_class[label] for by_class in more)) for label in range(3)] == [[], [], [14, 17]]
 
 
 def test_blocks_of_an_unlabelled_bank(tmp_path: Path) -> None:
     labels = [0, 0, 1, 0, 0, 0, 2, 0, 1, 1, 0, 0, 0, 0, 2]
     source = bank_of(tmp_path, labels, labels, "zeroq", per_class=4, heldout_per_class=1)
     plans = plan_shards([{"train": 4, "heldout": 1}], 3, 5, source.plan)
-    found = {plan.name: drawn(source, plan) for plan in plans}
-    assert found["synth-heldout-000000.tar"] == [[0, 1], [2], []]
-    assert found["synth-train-000000.tar"] == [[3, 4, 5, 7], [], [6]]
-    assert found["synth-train-000001.tar"] == [[10, 11, 12], [8, 9], []]
-    assert found["synth-train-000002.tar"] == [[13], [], [14]]
+    images = {plan.name: drawn(source, plan) for plan in plans}
+    assert images["synth-heldout-000000.tar"] == [[0, 1], [2], []]
+    assert images["synth-train-000000.tar"] == [[3, 4, 5, 7], [], [6]]
+    assert images["synth-train-000001.tar"] == [[10, 11, 12], [8, 9], []]
+    assert images["synth-train-000002.tar"] == [[13], [], [14]]
     assert [sum(plan.wanted) for plan in plans] == [5, 5, 2, 3]
     assert source.capacity == {"train": 4, "heldout": 1}

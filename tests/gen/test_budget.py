@@ -28,9 +28,9 @@ def seconds(config: GenConfig, classes: int = 10) -> float:
 
 
 def test_phases_by_hand() -> None:
-    found = {phase.name: phase.seconds for phase in phases(quick(), 10, SPEED)}
+    seconds = {phase.name: phase.seconds for phase in phases(quick(), 10, SPEED)}
     images = 10 * (128 + 12)
-    assert found == pytest.approx(
+    assert seconds == pytest.approx(
         {"generator": 0.1 * (200 + 1.4 * 600), "refinement": images * 50 * 0.001, "shards": images * 0.01}
     )
 

@@ -27,7 +27,7 @@ def train_alike(config: TeacherConfig) -> None:
     teacher = load_teacher(config)
     # Traced and differentiated as by the default backend, without minutes of C++.
     torch.compile = partial(torch.compile, backend="aot_eager")
-    found, students = [], []
+    recorded, students = [], []
     for compiled in (False, True):
         # The student takes part in the generator's step, too: there its parameters get no gradient, and it runs plainly.
         run = Training.start(small(teacher, method={"method": "adadfq"}, train={"compile": compiled}), teacher, CPU)
@@ -40,10 +40,10 @@ def train_alike(config: TeacherConfig) -> None:
                 losses.append(sum(float(value) for name, value in values.items() if name.startswith(("student/", "loss/"))))
                 run.step += 1
         assert run.student is not None
-        found.append(losses)
+        recorded.append(losses)
         students.append(run.student.state_dict())
     # Sums in another order: near, not the same.
-    assert found[1] == pytest.approx(found[0], rel=0.1)
+    assert recorded[1] == pytest.approx(recorded[0], rel=0.1)
     assert list(students[0]) == list(students[1]), "its weights stay its own"
     assert counters["stats"]["unique_graphs"] >= 3, "generator, teacher and student were compiled"
     assert not counters["graph_break"], "the teacher's hooks are compiled with it"

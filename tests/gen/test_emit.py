@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from clusterq_common.images import to_pixels
+from clusterq_common.images.normalise import to_pixels
 from clusterq_common.shards.manifest import Split, SplitName, meaning_of, read_manifest, set_digest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import load_teacher

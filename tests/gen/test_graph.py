@@ -20,7 +20,7 @@ from tests.tape import TapeRecorder
 def trained(config: GenConfig, teacher: Teacher, recorder: TapeRecorder | None) -> tuple[Training, list[dict[str, float]]]:
     """A whole run, replayed where there is a recorder; what it holds at the end and what each step said."""
     run = Training.start(config, teacher, CPU)
-    found = []
+    steps = []
     with batchnorm_taps(teacher.model) as taps:
         stored = run.stored_statistics()
         graphs = graphed_steps(run, taps, stored, recorder) if recorder else None
@@ -30,9 +30,9 @@ def trained(config: GenConfig, teacher: Teacher, recorder: TapeRecorder | None) 
             if run.step % config.train.steps_per_epoch == 0:
                 run.set_learning_rates(run.step // config.train.steps_per_epoch)
             values = train_step(run, taps, stored, graphs)
-            found.append({name: float(value) for name, value in values.items()})
+            steps.append({name: float(value) for name, value in values.items()})
             run.step += 1
-    return run, found
+    return run, steps
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_a_replayed_run_is_the_plain_run(teacher: Teacher, method: dict[str, obj
     sections: dict[str, dict[str, object]] = {"method": method, "quant": {"range": "minmax"}}
     plain, wanted = trained(small(teacher, train=budget, **sections), teacher, None)
     recorder = TapeRecorder()
-    replayed, found = trained(small(teacher, train={**budget, "cuda_graphs": True}, **sections), teacher, recorder)
+    replayed, steps = trained(small(teacher, train={**budget, "cuda_graphs": True}, **sections), teacher, recorder)
 
-    assert found == wanted
+    assert steps == wanted
     for name in ("generator", "student"):
         ours, theirs = getattr(replayed, name).state_dict(), getattr(plain, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name

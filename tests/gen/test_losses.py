@@ -43,9 +43,9 @@ def slow_alignment(scene: Scene, reduction: str, noise: tuple[Tensor, Tensor] | 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_fda_is_equation_4(reduction: str) -> None:
     scene = Scene()
-    found = FeatureAlignmentLoss(reduction)(scene.batch)
-    assert found.item() == pytest.approx(slow_alignment(scene, reduction), rel=1e-4)
-    found.backward()
+    value = FeatureAlignmentLoss(reduction)(scene.batch)
+    assert value.item() == pytest.approx(slow_alignment(scene, reduction), rel=1e-4)
+    value.backward()
     gradient = scene.images.grad.flatten(1).norm(dim=1)
     assert (gradient[scene.keep] > 0).all()
     assert (gradient[~scene.keep] == 0).all(), "misclassified samples take no part"
@@ -63,10 +63,10 @@ def test_diversity_is_equation_6(reduction: str, noise: str) -> None:
         else (lambda: torch.rand(3, 8, generator=random) * 2 - 1)
     )
     drawn = (0.3 * draw(), 0.15 * draw())
-    found = loss(scene.batch)
-    assert found.item() == pytest.approx(slow_alignment(scene, reduction, drawn), rel=1e-4)
-    assert loss(replace(scene.batch, draws=draws_at(4))).item() != pytest.approx(found.item()), "drawn afresh each step"
-    found.backward()
+    value = loss(scene.batch)
+    assert value.item() == pytest.approx(slow_alignment(scene, reduction, drawn), rel=1e-4)
+    assert loss(replace(scene.batch, draws=draws_at(4))).item() != pytest.approx(value.item()), "drawn afresh each step"
+    value.backward()
     assert scene.images.grad.abs().max() > 0
 
 
@@ -95,17 +95,22 @@ def test_bn_matching(units: str) -> None:
             own = ((mean - mu) / sigma) ** 2 + ((math.sqrt(seen + EPS) - sigma) / sigma) ** 2
             channels.append(raw if units == "raw" else own)
         per_layer.append(sum(channels) / len(channels))
-    found = BatchNormMatchingLoss(units)(scene.batch)
-    assert found.item() == pytest.approx(sum(per_layer) / 3, rel=1e-4)
-    found.backward()
+    value = BatchNormMatchingLoss(units)(scene.batch)
+    assert value.item() == pytest.approx(sum(per_layer) / 3, rel=1e-4)
+    value.backward()
     assert scene.images.grad.abs().max() > 0
 
 
 def test_bn_matching_in_running_stds_does_not_see_a_channels_scale() -> None:
     """A teacher all of whose BatchNorm inputs are ten times as large has the same loss; in raw units it has not."""
     scene = Scene()
-    stored = {name: replace(one, eps=torch.zeros_like(one.eps)) for name, one in scene.batch.stored.items()}
-    larger = {name: StoredStatistics(10 * one.mean, 100 * one.var, one.eps) for name, one in stored.items()}
+    stored = {
+        name: replace(statistics, eps=torch.zeros_like(statistics.eps)) for name, statistics in scene.batch.stored.items()
+    }
+    larger = {
+        name: StoredStatistics(10 * statistics.mean, 100 * statistics.var, statistics.eps)
+        for name, statistics in stored.items()
+    }
     scaled = BatchNormTaps()
     scaled.moments = [replace(m, first=10 * m.first, second=100 * m.second, shift=10 * m.shift) for m in scene.taps]
     here, there = replace(scene.batch, stored=stored), replace(scene.batch, stored=larger, taps=scaled)
@@ -137,9 +142,9 @@ def test_hard_images_and_soft_targets(gamma: float, epsilon: float, mixed: bool)
         hit = sum(float(shares[n, c]) * math.log(p[c]) for c in range(6))
         t = 1.0 if mixed and n == 2 else float(targets[n])
         plain += (1 - asked) ** gamma * (-t * hit - (1 - t) * math.log(1 - asked)) / 7
-    found = ClassificationLoss(gamma, epsilon, seed=5)(batch)
-    assert found.item() == pytest.approx(plain, rel=1e-4)
-    found.backward()
+    value = ClassificationLoss(gamma, epsilon, seed=5)(batch)
+    assert value.item() == pytest.approx(plain, rel=1e-4)
+    value.backward()
     assert (scene.images.grad.flatten(1).norm(dim=1) > 0).all()
 
 
@@ -181,9 +186,9 @@ def test_units_of_the_running_std() -> None:
         for d, unit in enumerate(units):
             assert features.mean[row, d].item() == pytest.approx(float(mean[d]) / unit, rel=1e-4, abs=1e-5)
             plain += (float(mean[d]) / unit - float(mu[d])) ** 2 + (float(std[d]) / unit - float(sigma[d])) ** 2
-    found = FeatureAlignmentLoss("sum")(replace(scene.batch, features=features))
-    assert found.item() == pytest.approx(plain, rel=1e-4)
-    found.backward()
+    value = FeatureAlignmentLoss("sum")(replace(scene.batch, features=features))
+    assert value.item() == pytest.approx(plain, rel=1e-4)
+    value.backward()
     assert scene.images.grad.abs().max() > 0
 
 
@@ -191,9 +196,15 @@ def test_units_of_the_running_std_do_not_see_a_channels_scale() -> None:
     """A teacher whose semantic channels are all ten times as large has the same features."""
     scene = Scene()
     groups = ClassGroups.of(LABELS)
-    stored = {name: replace(one, eps=torch.zeros_like(one.eps)) for name, one in stored_statistics(scene.model).items()}
+    stored = {
+        name: replace(statistics, eps=torch.zeros_like(statistics.eps))
+        for name, statistics in stored_statistics(scene.model).items()
+    }
     scaled = [replace(m, first=10 * m.first, second=100 * m.second, shift=10 * m.shift) for m in scene.taps]
-    larger = {name: StoredStatistics(10 * one.mean, 100 * one.var, one.eps) for name, one in stored.items()}
+    larger = {
+        name: StoredStatistics(10 * statistics.mean, 100 * statistics.var, statistics.eps)
+        for name, statistics in stored.items()
+    }
     before = SemanticLayers.choose(scene.taps.moments, stored, 1, "std").statistics(scene.taps, groups, scene.keep)
     scene.taps.moments = scaled
     after = SemanticLayers.choose(scaled, larger, 1, "std").statistics(scene.taps, groups, scene.keep)
@@ -226,7 +237,7 @@ def test_drift_of_each_layer_is_in_running_stds(units: str) -> None:
     centroids.mean.normal_()
     centroids.known[:1] = True  # class 2 is present, but has no centroid yet; class 5 is never right
     before = centroids.mean.clone()
-    found = centroids.drift(features, stored)
+    drift = centroids.drift(features, stored)
     assert torch.equal(centroids.mean, before), "measured, not moved"
     start = 0
     for place, name in enumerate(layers.names):
@@ -234,7 +245,7 @@ def test_drift_of_each_layer_is_in_running_stds(units: str) -> None:
         hat = scene.class_statistics(0)[place][0]
         std = (stored[name].var.double() + EPS).sqrt()
         expected = hat / std - before[0, own] if units == "std" else (hat - before[0, own]) / std
-        assert found[place].item() == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-4)
+        assert drift[place].item() == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-4)
         start = own.stop
     centroids.known[:] = False
     assert centroids.drift(features, stored).tolist() == [0.0] * len(layers.names)
@@ -286,11 +297,11 @@ def slow_share(values: Tensor, keep: Tensor) -> float:
     labels = {int(LABELS[n]) for n in kept}
     within = total = 0.0
     for column in values.detach().double().unbind(1):
-        one = {n: float(column[n]) for n in kept}
-        middle = sum(one.values()) / len(one)
-        total += sum((value - middle) ** 2 for value in one.values()) / (len(kept) - 1)
+        column_of = {n: float(column[n]) for n in kept}
+        middle = sum(column_of.values()) / len(column_of)
+        total += sum((value - middle) ** 2 for value in column_of.values()) / (len(kept) - 1)
         for label in labels:
-            own = [one[n] for n in kept if LABELS[n] == label]
+            own = [column_of[n] for n in kept if LABELS[n] == label]
             within += sum((value - sum(own) / len(own)) ** 2 for value in own) / (len(kept) - len(labels))
     return within / total
 
@@ -321,9 +332,9 @@ def test_spread_is_the_share_of_variance_within_classes(mixed: bool, least: tupl
         shares = F.one_hot(LABELS, 6).float()
         shares[~keep] = 1 / 6
         batch = replace(batch, mixture=shares)
-    found = ClassSpreadLoss(*least)(batch)
-    assert found.item() == pytest.approx(slow_spread(scene, images, keep, least), rel=1e-4)
-    found.backward()
+    value = ClassSpreadLoss(*least)(batch)
+    assert value.item() == pytest.approx(slow_spread(scene, images, keep, least), rel=1e-4)
+    value.backward()
     for wanted, given in zip(least, (images, scene.images), strict=True):
         gradient = given.grad.flatten(1).norm(dim=1)
         assert ((gradient > 0) == (keep & (wanted > 0))).all(), "images between classes take no part"

@@ -115,7 +115,7 @@ def test_a_method_of_ones_own_is_a_file(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("mine.py:absent", "has no function absent"),
         ("mine.py:nothing", "returned NoneType"),
@@ -124,12 +124,12 @@ def test_a_method_of_ones_own_is_a_file(
     ],
 )
 def test_a_file_that_holds_no_method_is_refused_before_a_folder_is_made(
-    name: str, said: str, digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, words: str, digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(OWN_METHOD)
     refused = gen("train", *digits_teacher.flags, *SHORT, "--method", name, "--out", "out")
     assert refused.code == 2
     assert "--method" in refused.err
-    assert said in refused.err
+    assert words in refused.err
     assert not Path("out").exists()

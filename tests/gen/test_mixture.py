@@ -66,10 +66,10 @@ def test_the_generator_superposes_the_rows_of_its_class_tables(kind: str) -> Non
     z, labels = torch.randn(3, 10), torch.tensor([2, 0, 3])
     assert torch.equal(generator(z, labels), generator(z, torch.eye(4)[labels])), "one class is one class, however it is said"
     shares = torch.tensor([[0.7, 0.0, 0.3, 0.0]])
-    found = generator(z[:1], shares)
+    image = generator(z[:1], shares)
     for table in tables:
         table.weight.data[1] = 0.7 * table.weight.data[0] + 0.3 * table.weight.data[2]
-    torch.testing.assert_close(found, generator(z[:1], torch.tensor([1])))
+    torch.testing.assert_close(image, generator(z[:1], torch.tensor([1])))
     assert isinstance(generator, ConditionalBatchNormGenerator if kind == "batchnorm" else EmbeddingGenerator)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise, to_pixels
+from clusterq_common.images.normalise import normalise, to_pixels
 from clusterq_common.shards.manifest import SplitName, read_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.taps import batchnorm_layers, batchnorm_taps
@@ -38,8 +38,8 @@ def test_every_candidate_has_one_batch(classes: int, batch_size: int, data: st.D
     tries = batches.tries(group, turn)
     assert tries[row] == (label, attempt)
     assert len(set(tries)) == len(tries) <= batch_size
-    assert [batches.find(*one) for one in tries] == [((group, turn), place) for place in range(len(tries))]
-    assert {batches.find(one, 0)[0][0] for one in range(classes)} == set(range(batches.groups))
+    assert [batches.find(*pair) for pair in tries] == [((group, turn), place) for place in range(len(tries))]
+    assert {batches.find(number, 0)[0][0] for number in range(classes)} == set(range(batches.groups))
     assert len(tries) > batch_size // 2, "no batch has statistics of a few images alone"
     # All classes where they fit, else each group has as many as fit.
     assert batches.groups == -(-classes // batch_size)
@@ -74,8 +74,8 @@ def off(teacher: Teacher, images: torch.Tensor) -> float:
     total = []
     with torch.no_grad(), batchnorm_taps(teacher.model) as taps:
         teacher.model(images)
-    for one, layer in zip(taps, batchnorm_layers(teacher.model).values(), strict=True):
-        seen = one.own()
+    for moments, layer in zip(taps, batchnorm_layers(teacher.model).values(), strict=True):
+        seen = moments.own()
         assert layer.running_mean is not None
         assert layer.running_var is not None
         apart = (seen.mean - layer.running_mean).abs() + (seen.var.sqrt() - layer.running_var.sqrt()).abs()
@@ -103,9 +103,9 @@ def test_an_image_does_not_depend_on_what_else_is_wanted(teacher: Teacher, tmp_p
     refined = source(teacher, tmp_path / "a", pictures)
     wanted = [(3, 1), (9, 17), (0, 0), (3, 1), (5, FIRST_ATTEMPT["heldout"])]
     together = refined.images(wanted)
-    batches = {refined._batches.find(*one)[0] for one in wanted}
+    batches = {refined._batches.find(*candidate)[0] for candidate in wanted}
     assert pictures.asked == len(batches) == len(list((tmp_path / "a").iterdir()))
-    one_by_one = [source(teacher, tmp_path / "b").images([one])[0] for one in reversed(wanted)]
+    one_by_one = [source(teacher, tmp_path / "b").images([candidate])[0] for candidate in reversed(wanted)]
     assert torch.equal(together, torch.stack(one_by_one[::-1]))
     # A batch is made once; one of other settings, or cut short, is made again.
     again = Pictures(teacher)

@@ -27,20 +27,27 @@ def records(folder: Path) -> list[dict[str, float]]:
 def test_phases_and_what_is_recorded(teacher: Teacher, tmp_path: Path) -> None:
     config = small(teacher, train={"gradient_norm_every": 2})
     run = train_generator(config, teacher, tmp_path, CPU, resume=False)
-    found = records(tmp_path)
-    assert [record["step"] for record in found] == list(range(12))
+    recorded = records(tmp_path)
+    assert [record["step"] for record in recorded] == list(range(12))
     warm = {"step", "loss/class", "loss/bns", "loss/spread", "teacher/accuracy", "lr"}
-    assert set(found[1]) == warm
-    assert set(found[5]) == warm | {"loss/fda", "loss/de", "centroids/drift", "student/ce", "student/kl", "student/agreement"}
-    assert {key for key in found[6] if key.startswith("gradient/")} == {
+    assert set(recorded[1]) == warm
+    assert set(recorded[5]) == warm | {
+        "loss/fda",
+        "loss/de",
+        "centroids/drift",
+        "student/ce",
+        "student/kl",
+        "student/agreement",
+    }
+    assert {key for key in recorded[6] if key.startswith("gradient/")} == {
         f"gradient/{n}" for n in ("class", "bns", "spread", "fda", "de")
     }
-    assert all(found[6][f"gradient/{name}"] > 0 for name in ("class", "bns", "spread"))
-    layers = {key for key in found[6] if key.startswith("drift/")}
+    assert all(recorded[6][f"gradient/{name}"] > 0 for name in ("class", "bns", "spread"))
+    layers = {key for key in recorded[6] if key.startswith("drift/")}
     assert run.centroids is not None
     assert layers == {f"drift/{name}" for name in run.centroids.layers.names}
-    assert all((found[6][key] > 0) == (found[6]["centroids/drift"] > 0) for key in layers)
-    assert not any(key.startswith("drift/") for key in found[7])
+    assert all((recorded[6][key] > 0) == (recorded[6]["centroids/drift"] > 0) for key in layers)
+    assert not any(key.startswith("drift/") for key in recorded[7])
     assert run.centroids.mean.abs().sum() > 0
     for name in ("generator.safetensors", "student.safetensors", "checkpoints/last.pt", "samples/epoch-0003.png"):
         assert (tmp_path / name).is_file(), name
@@ -83,8 +90,8 @@ def test_the_student_is_asked_no_more_often_than_the_method_needs(teacher: Teach
 
 
 def test_losses_fall_and_the_teacher_recognises_its_classes(digits_run: Path) -> None:
-    found = records(digits_run)
-    first, last = found[:10], found[-10:]
+    recorded = records(digits_run)
+    first, last = recorded[:10], recorded[-10:]
     assert sum(r["loss/class"] for r in last) < 0.6 * sum(r["loss/class"] for r in first)
     assert sum(r["teacher/accuracy"] for r in last) / 10 > 0.5
 
@@ -170,11 +177,11 @@ def test_start_layer_beyond_the_last_is_refused(teacher: Teacher, tmp_path: Path
 def test_schedules(teacher: Teacher) -> None:
     def rates(at: tuple[int, ...], **train: object) -> list[float]:
         run = Training.start(small(teacher, train={"lr": 1.0, "steps_per_epoch": 1, **train}), teacher, CPU)
-        found = []
+        scheduled = []
         for epoch in at:
             run.set_learning_rates(epoch)
-            found.append(float(run.optimizer.param_groups[0]["lr"]))
-        return found
+            scheduled.append(float(run.optimizer.param_groups[0]["lr"]))
+        return scheduled
 
     by_step = rates((0, 99, 100, 250, 399), schedule="step", epochs=400)
     assert by_step == pytest.approx([1, 1, 0.1, 0.01, 0.001])

@@ -93,11 +93,11 @@ CASES = {
 def compare_with_files(folder: Path) -> None:
     with process_group() as ranks:
         assert ranks.world == 2
-        found = {case: five_steps(config) for case, (config, _) in CASES.items()}
+        steps = {case: five_steps(config) for case, (config, _) in CASES.items()}
     for case, (_, tolerance) in CASES.items():
         for name, expected in torch.load(folder / f"{case}.pt").items():
             torch.testing.assert_close(
-                found[case][name],
+                steps[case][name],
                 expected,
                 rtol=tolerance,
                 atol=tolerance,

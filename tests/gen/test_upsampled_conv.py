@@ -19,14 +19,14 @@ def test_values_and_gradients(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     wanted = in_turn(layer, x)
     assert wanted.shape == (shape[0], 4, 2 * shape[2], 2 * shape[3])
-    found = layer(x)
-    torch.testing.assert_close(found, wanted)
+    output = layer(x)
+    torch.testing.assert_close(output, wanted)
     direction = torch.randn_like(wanted)
     inputs = [x, *layer.parameters()]
-    for one, other in zip(
-        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(wanted, inputs, direction), strict=True
+    for gradient, other in zip(
+        torch.autograd.grad(output, inputs, direction), torch.autograd.grad(wanted, inputs, direction), strict=True
     ):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(gradient, other)
 
 
 def test_in_bf16_it_is_as_near_as_the_two_in_turn() -> None:
@@ -34,9 +34,9 @@ def test_in_bf16_it_is_as_near_as_the_two_in_turn() -> None:
     layer, x = UpsampledConv2d(16, 8), torch.randn(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
     exact = in_turn(layer, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, turns = layer(x), in_turn(layer, x)
-    assert found.dtype == torch.bfloat16
-    error, usual = ((one.float() - exact).abs().mean() for one in (found, turns))
+        output, turns = layer(x), in_turn(layer, x)
+    assert output.dtype == torch.bfloat16
+    error, usual = ((result.float() - exact).abs().mean() for result in (output, turns))
     assert error < 2 * usual
 
 

@@ -17,22 +17,22 @@ def instructions() -> list[tuple[str, str]]:
     """Return name and arguments of each instruction of the Dockerfile, continued lines joined, comments left out."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = [line for line in text.replace("\\\n", "").splitlines() if line.strip()]
-    found = []
+    listed = []
     for line in lines:
         name, _, rest = line.partition(" ")
-        found.append((name, rest))
-    return found
+        listed.append((name, rest))
+    return listed
 
 
 def stages() -> list[list[tuple[str, str]]]:
     """Return the instructions of each stage, from its FROM on."""
-    found: list[list[tuple[str, str]]] = []
-    for one in instructions():
-        if one[0] == "FROM":
-            found.append([])
-        if found:
-            found[-1].append(one)
-    return found
+    listed: list[list[tuple[str, str]]] = []
+    for instruction in instructions():
+        if instruction[0] == "FROM":
+            listed.append([])
+        if listed:
+            listed[-1].append(instruction)
+    return listed
 
 
 def torch_step() -> str:
@@ -47,7 +47,7 @@ def test_each_instruction_is_known() -> None:
 
 def test_each_stage_starts_from_an_image_with_a_pinned_tag_and_a_supported_python() -> None:
     defaults = dict(rest.split("=", 1) for name, rest in instructions() if name == "ARG" and "=" in rest)
-    images = [re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], stage[0][1].split()[0]) for stage in stages()]
+    images = [re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], stage[0][1].split()[0]) for stage in stages()]
     assert len(images) == 2
     classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
     for image in images:
@@ -83,7 +83,7 @@ def test_every_package_is_pinned_and_no_host_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "index", "build", "code", "said"),
+    ("device", "index", "build", "code", "words"),
     [
         ("cuda", "", "13.0", 0, ["--constraint constraints.txt torch"]),
         (
@@ -100,7 +100,7 @@ def test_every_package_is_pinned_and_no_host_is_named() -> None:
     ],
 )
 def test_torch_is_of_the_build_that_was_asked_for(
-    device: str, index: str, build: str, code: int, said: list[str], tmp_path: Path
+    device: str, index: str, build: str, code: int, words: list[str], tmp_path: Path
 ) -> None:
     """The shell command itself, with a pip that prints what it is given and a torch that has only its version."""
     (tmp_path / "torch.py").write_text(f"class version:\n    cuda = {build or None!r}\n__version__ = '2.0'\n", encoding="utf-8")
@@ -120,6 +120,6 @@ def test_torch_is_of_the_build_that_was_asked_for(
     assert done.returncode == code, done.stderr
     printed = done.stdout + done.stderr
     if code == 0:
-        assert printed.splitlines() == [f"install {line}" for line in said]
+        assert printed.splitlines() == [f"install {line}" for line in words]
     else:
-        assert said[0] in printed
+        assert words[0] in printed

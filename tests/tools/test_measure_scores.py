@@ -100,13 +100,13 @@ def test_p_of_a_correlation_is_the_share_of_orders_as_far_from_zero(monkeypatch:
     monkeypatch.setattr("tools.measure_scores.RESAMPLES", 500)
     monkeypatch.setattr("tools.measure_scores.PERMUTATIONS", 20_000)
     figure, top1 = [1.0, 2.0, 3.0, 5.0, 4.0], [10.0, 20.0, 40.0, 30.0, 50.0]
-    found = correlate(np.array(figure), np.array(top1), seed=0)
+    correlation = correlate(np.array(figure), np.array(top1), seed=0)
     own = plain_spearman(figure, top1)
     orders = [abs(plain_spearman(figure, list(order))) >= own - 1e-9 for order in itertools.permutations(top1)]
-    assert found is not None
-    assert found.p == pytest.approx(sum(orders) / len(orders), abs=0.01)
-    assert found.rho == pytest.approx(own)
-    assert found.low < found.rho <= found.high
+    assert correlation is not None
+    assert correlation.p == pytest.approx(sum(orders) / len(orders), abs=0.01)
+    assert correlation.rho == pytest.approx(own)
+    assert correlation.low < correlation.rho <= correlation.high
     assert correlate(np.ones(5), np.array(top1), seed=0) is None
 
 
@@ -124,8 +124,8 @@ def test_a_planted_order_is_found_and_what_is_missing_is_named(
     for folder in ("quality", "students"):
         (tmp_path / folder).mkdir()
     for number in range(8):
-        found = quality(0.1 * (number + 1), draw.random())
-        (tmp_path / "quality" / f"set{number}.json").write_text(json.dumps({**found.model_dump(mode="json"), "score": 0.5}))
+        report = quality(0.1 * (number + 1), draw.random())
+        (tmp_path / "quality" / f"set{number}.json").write_text(json.dumps({**report.model_dump(mode="json"), "score": 0.5}))
         (tmp_path / "students" / f"set{number}.json").write_text(json.dumps({"student": {"top1": 90.0 - number}}))
     flags = ["--quality", str(tmp_path / "quality"), "--students", str(tmp_path / "students")]
     main(flags)

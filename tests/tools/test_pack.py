@@ -73,8 +73,8 @@ def write_wheel(folder: Path, name: str, version: str) -> None:
 
 
 def test_a_pack_holds_what_it_says_the_same_each_time(make: Make, tmp_path: Path, data: Path) -> None:
-    code, said = make("--out", tmp_path / "one")
-    assert code == 0, said
+    code, printed = make("--out", tmp_path / "one")
+    assert code == 0, printed
     assert make("--out", tmp_path / "two")[0] == 0
     facts = json.loads((tmp_path / "one" / "pack.json").read_text())
     files = {str(path.relative_to(tmp_path / "one")): path for path in (tmp_path / "one").rglob("*") if path.is_file()}
@@ -125,9 +125,9 @@ def test_teachers_and_what_they_reach(make: Make, tool: Callable[[str], ModuleTy
     assert pack.cifar10 == tmp_path / "elsewhere" / "cifar10.tar"
     teacher = load_teacher(pack.teacher("resnet20_cifar10"))
     assert (teacher.spec.size, teacher.spec.mean) == (32, (0.4914, 0.4822, 0.4465))
-    found = tool("pack").measure(pack.teacher("resnet20_cifar10"), pack.cifar10)
-    assert found.images == 20
-    assert 0 <= found.top1 <= found.top5 <= 100
+    reference = tool("pack").measure(pack.teacher("resnet20_cifar10"), pack.cifar10)
+    assert reference.images == 20
+    assert 0 <= reference.top1 <= reference.top5 <= 100
     mobile = pack.teacher("mobilenet_v1_x075")
     assert mobile.arch == f"{tmp_path / 'pack' / 'models' / 'mobilenet_v1_x075.py'}:build"
     assert Path(str(mobile.weights)).is_file()
@@ -138,10 +138,10 @@ def test_teachers_and_what_they_reach(make: Make, tool: Callable[[str], ModuleTy
 
 
 def test_mistakes_leave_nothing_behind(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, said = make("--out", tmp_path / "pack", "--limit", 1000)
+    code, printed = make("--out", tmp_path / "pack", "--limit", 1000)
     assert code == 2
-    assert "bytes (images " in said
-    assert "expected at most 1,000; lower --quality" in said
+    assert "bytes (images " in printed
+    assert "expected at most 1,000; lower --quality" in printed
     assert list(tmp_path.iterdir()) == []
 
     mine = tmp_path / "mine"
@@ -158,9 +158,9 @@ def test_mistakes_leave_nothing_behind(make: Make, tmp_path: Path, monkeypatch: 
     assert "constraints.txt pins no torchvision" in make("--out", tmp_path / "new", "--packages", "pydantic,torchvision")[1]
 
     monkeypatch.setenv("CLUSTERQ_DATA", str(tmp_path / "nowhere"))
-    code, said = make("--out", tmp_path / "new")
+    code, printed = make("--out", tmp_path / "new")
     assert code == 2
-    assert "nowhere/models/resnet20_cifar10.safetensors does not exist, expected the teacher resnet20_cifar10" in said
+    assert "nowhere/models/resnet20_cifar10.safetensors does not exist, expected the teacher resnet20_cifar10" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "pack"}
 
 

@@ -29,21 +29,21 @@ def prove(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_part_that_fails_is_kept_and_the_next_is_measured(record: ModuleType, tmp_path: Path) -> None:
-    found = record.Record(tmp_path / "stage.json", 100.0)
+    kept = record.Record(tmp_path / "stage.json", 100.0)
 
     def broken() -> None:
-        found.add("before it broke", 1.5, "ms")
+        kept.add("before it broke", 1.5, "ms")
         raise RuntimeError("no kernel image")
 
-    found.part("broken", broken)
-    found.part("long", lambda: found.add("never", 1), needs=1000)
-    found.part("whole", lambda: found.add("works", True))
+    kept.part("broken", broken)
+    kept.part("long", lambda: kept.add("never", 1), needs=1000)
+    kept.part("whole", lambda: kept.add("works", True))
     on_disk = json.loads((tmp_path / "stage.json").read_text())
     assert [figure["name"] for figure in on_disk["figures"]] == ["before it broke", "works"]
     assert on_disk["failures"]["broken"] == "RuntimeError: no kernel image"
     assert on_disk["failures"]["long"].startswith("not begun: it needs 1000 s")
     assert not on_disk["finished"]
-    found.finish()
+    kept.finish()
     assert json.loads((tmp_path / "stage.json").read_text())["finished"]
 
 
@@ -63,10 +63,10 @@ def test_a_stage_that_hangs_is_ended_with_all_it_started(
     monkeypatch.setattr(prove, "__file__", str(script))
     monkeypatch.setattr(prove, "GRACE", 0.0)
     begin = time.monotonic()
-    found = prove._stage("steps", tmp_path, out, tmp_path, 3.0, rehearse=False)
+    outcome = prove._stage("steps", tmp_path, out, tmp_path, 3.0, rehearse=False)
     assert time.monotonic() - begin < 20
-    assert found["status"] == "ran over its time and was ended"
-    assert [figure["name"] for figure in found["figures"]] == ["a"], "what it had found is kept"
+    assert outcome["status"] == "ran over its time and was ended"
+    assert [figure["name"] for figure in outcome["figures"]] == ["a"], "what it had found is kept"
     child = int((out / "proof.log").read_text().split()[-1])
     for _ in range(50):  # a signal takes a moment
         if not _runs(child):
@@ -98,15 +98,15 @@ def test_the_table_shows_figures_and_failures(prove: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "words"),
     [
         (["--stages", "sound,stepz"], "--stages: 'stepz' is unknown, expected some of sound, steps, paper-cifar, imagenet."),
         ([], "--pack: "),
     ],
 )
-def test_mistakes_are_sentences(flags: list[str], said: str, tmp_path: Path) -> None:
+def test_mistakes_are_sentences(flags: list[str], words: str, tmp_path: Path) -> None:
     command = [sys.executable, GPU / "prove.py", "--pack", tmp_path / "none", "--out", tmp_path / "out", *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=preloaded.environment(), check=False)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert words in done.stderr
     assert not (tmp_path / "out").exists()

@@ -30,8 +30,8 @@ def test_a_rehearsal_runs_every_stage(data: Path, real_data: Path, tmp_path: Pat
     command = [sys.executable, GPU / "prove.py", "--pack", tmp_path / "pack", "--out", tmp_path / "proof", "--rehearse"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     whole = json.loads((tmp_path / "proof" / "proof.json").read_text())
-    found = {name: (stage["status"], stage["failures"]) for name, stage in whole["stages"].items()}
-    assert found == dict.fromkeys(("sound", "steps", "paper-cifar", "imagenet"), ("done", {})), done.stderr
+    stages = {name: (stage["status"], stage["failures"]) for name, stage in whole["stages"].items()}
+    assert stages == dict.fromkeys(("sound", "steps", "paper-cifar", "imagenet"), ("done", {})), done.stderr
     assert done.returncode == 0
     values = {figure["name"]: figure["value"] for stage in whole["stages"].values() for figure in stage["figures"]}
     assert values["same bytes twice: fine-tuned student"] is True

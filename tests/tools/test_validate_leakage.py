@@ -14,16 +14,16 @@ def test_planted_images_are_found_and_strangers_are_not() -> None:
     teacher = cq.Teacher.of(nn.Sequential(*layers), cq.InputSpec(size=8, channels=1, num_classes=3, mean=(0.5,), std=(0.2,)))
     labels = torch.arange(300) % 3
     pool = Pool.build(pictures(240, 0)[:, :1], labels[:240], (pictures(60, 1)[:, :1], labels[:60]), teacher, 60, 120, seed=0)
-    found = validate(pool, draws=2, planted=[8], plants=1, seed=0)
-    assert found["planted_in"] == SHARDS
+    validated = validate(pool, draws=2, planted=[8], plants=1, seed=0)
+    assert validated["planted_in"] == SHARDS
     for name in (NOISE, STRANGERS, SHARDS):
-        assert found["false_alarms"][name]["alarms"] == 0
+        assert validated["false_alarms"][name]["alarms"] == 0
     for change in ("copied", "mirrored"):
-        assert found["power"][change][8]["alarms"] == 1, change
+        assert validated["power"][change][8]["alarms"] == 1, change
     for change in alterations(0):
-        assert found["power"][change][8]["listed"] > 0.6, change
-    assert found["power"]["shifted"][8]["alarms"] == 1
-    text = "\n".join(lines(found))
+        assert validated["power"][change][8]["listed"] > 0.6, change
+    assert validated["power"]["shifted"][8]["alarms"] == 1
+    text = "\n".join(lines(validated))
     assert "| planted in the set | 8 |" in text
     assert "| copied | 1 of 1, 100 % listed |" in text
 

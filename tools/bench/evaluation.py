@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
@@ -174,17 +174,27 @@ def speed(
                 action()
                 whole[name].append(len(some) / (time.perf_counter() - begin))
         print(f"{len(some)} images, batch {BATCH}, {torch.get_num_threads()} threads, medians of {repeats} interleaved repeats")
-        for name, values in whole.items():
-            print(f"{name:<13} {median(values):7.0f} images/s" + (", all included" if name in network else ""))
-        for name, values in network.items():
-            print(f"{name:<13} {median(values):7.0f} images/s in the network")
-        print(f"teacher evaluated / bare forward: {ratio(whole['teacher'], whole['bare forward']):.2f}")
-        print(f"teacher in the network / bare forward: {ratio(network['teacher'], whole['bare forward']):.2f}")
-        print(f"student evaluated / teacher evaluated: {ratio(whole['student'], whole['teacher']):.2f}")
-        print(f"student in the network / teacher in the network: {ratio(network['student'], network['teacher']):.2f}")
-        print(f"calibration / bare forward: {ratio(whole['calibration'], whole['bare forward']):.2f}")
+        print_speeds(whole, network)
 
     run_guarded(run, debug=False)
+
+
+def print_speeds(whole: dict[str, list[float]], network: dict[str, list[float]]) -> None:
+    """Print the medians of all actions, in images/s, and the ratios of interest.
+
+    Args:
+        whole: by action, images/s with all that belongs to it.
+        network: by evaluated model, images/s through the network alone.
+    """
+    for name, values in whole.items():
+        print(f"{name:<13} {median(values):7.0f} images/s" + (", all included" if name in network else ""))
+    for name, values in network.items():
+        print(f"{name:<13} {median(values):7.0f} images/s in the network")
+    print(f"teacher evaluated / bare forward: {ratio(whole['teacher'], whole['bare forward']):.2f}")
+    print(f"teacher in the network / bare forward: {ratio(network['teacher'], whole['bare forward']):.2f}")
+    print(f"student evaluated / teacher evaluated: {ratio(whole['student'], whole['teacher']):.2f}")
+    print(f"student in the network / teacher in the network: {ratio(network['student'], network['teacher']):.2f}")
+    print(f"calibration / bare forward: {ratio(whole['calibration'], whole['bare forward']):.2f}")
 
 
 class Part(ValidationImages):

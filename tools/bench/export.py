@@ -39,7 +39,7 @@ from clusterq_common.export.qdq import size_of
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.targets import TargetName
 from clusterq_common.export.trace import replaced_quantizers
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert

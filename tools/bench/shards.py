@@ -28,8 +28,8 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from clusterq_common import png
-from clusterq_common.png import Array
+from clusterq_common.images import png
+from clusterq_common.images.png import Array
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.manifest import Generation, Manifest, Pixels, TeacherFacts, format_for, set_digest
 from clusterq_common.shards.read import ShardSet

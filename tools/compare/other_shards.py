@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clusterq_common import png
-from clusterq_common.images import normalise, pixel_bounds, to_array, to_pixels
+from clusterq_common.images import png
+from clusterq_common.images.normalise import normalise, pixel_bounds, to_array, to_pixels
 from clusterq_common.run.environment import versions
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.digest import sample_digest

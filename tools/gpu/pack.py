@@ -101,9 +101,7 @@ def main(
             )
             for name in ("run.sh", "unpack.py"):
                 shutil.copy(HERE / name, building / name)
-            files = {str(path.relative_to(building)): path for path in sorted(building.rglob("*")) if path.is_file()}
-            stated = {name: PackedFile(bytes=path.stat().st_size, sha256=sha256_file(path)) for name, path in files.items()}
-            facts = facts.model_copy(update={"files": stated})
+            facts = facts.model_copy(update={"files": _packed_files(building)})
             _write(facts, building)
             _sizes(building, limit)
             if not no_reference:
@@ -199,6 +197,11 @@ def measure(config: TeacherConfig, tar: Path) -> Reference:
     images = open_validation(tar, teacher.spec)
     result = evaluate_models({"teacher": teacher.model}, images, device=torch.device("cpu"), batch_size=64)["teacher"]
     return Reference(images=result.images, top1=result.top1, top5=result.top5)
+
+
+def _packed_files(building: Path) -> dict[str, PackedFile]:
+    files = {str(path.relative_to(building)): path for path in sorted(building.rglob("*")) if path.is_file()}
+    return {name: PackedFile(bytes=path.stat().st_size, sha256=sha256_file(path)) for name, path in files.items()}
 
 
 def _write(facts: PackFacts, building: Path) -> None:

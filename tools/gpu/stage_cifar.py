@@ -13,6 +13,7 @@ from timing import time_step
 
 from clusterq_common.device.setup import prepare_device
 from clusterq_finetune import commands as finetune_commands
+from clusterq_finetune.prepare import Request
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.presets import resolve
 
@@ -86,7 +87,7 @@ def _student(record: Record, images: Path, shards: Path, preset: str, bits: str,
     quant = {"bits": bits} | ({"range": "minmax"} if record.rehearsal else {})
     flags = {"quant": quant, "recipe": recipe, "output": {"report": False}}
     folder = shards / f"student-{bits}"
-    result = finetune_commands.finetune(flags, shards, folder, images, None, resume=False, overwrite=False, dry_run=False)
+    result = finetune_commands.finetune(Request(flags, shards, folder, images))
     record.add(f"{preset}, {bits}: student and evaluation", time.monotonic() - begin, "s")
     for name in ("teacher", "calibrated", "student"):
         low, high = result[name]["top1_interval"]

@@ -20,6 +20,7 @@ from clusterq_common.teacher.load import build_architecture
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
 from clusterq_finetune.data.shard_batches import ShardDataset, batches
+from clusterq_finetune.prepare import Request
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.presets import resolve
 
@@ -123,9 +124,7 @@ def _student(
     begin = time.monotonic()
     quant = {"bits": bits} | ({"range": "minmax"} if record.rehearsal else {})
     flags = {"quant": quant, "recipe": asked, "output": {"report": False}}
-    result = finetune_commands.finetune(
-        flags, out, out / f"student-{bits}", images, None, resume=False, overwrite=False, dry_run=False
-    )
+    result = finetune_commands.finetune(Request(flags, out, out / f"student-{bits}", images))
     how = (
         "calibrated alone"
         if recipe == CALIBRATED

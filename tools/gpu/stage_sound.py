@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device, to_device
 from clusterq_common.files import sha256_file
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
@@ -25,6 +25,7 @@ from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands as finetune_commands
 from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.prepare import Request
 from clusterq_gen import commands as gen_commands
 from clusterq_gen.config import GENERATOR_METHODS
 from clusterq_gen.presets import resolve
@@ -158,16 +159,8 @@ def _same_bytes(record: Record, pack: Pack, config: TeacherConfig, device: torch
         }
         recipe |= {"reconstruct_batch_size": 8} if small else {}
         asked = {"recipe": {**recipe, "cuda_graphs": graphs, "batch_size": 16}, "output": {"report": False}}
-        finetune_commands.finetune(
-            {**asked, "quant": {"bits": "w4a4", **flags["quant"]}},
-            out,
-            out / "student",
-            None,
-            None,
-            resume=False,
-            overwrite=False,
-            dry_run=False,
-        )
+        settings = {**asked, "quant": {"bits": "w4a4", **flags["quant"]}}
+        finetune_commands.finetune(Request(settings, out, out / "student"))
         digests = {"generator": sha256_file(out / GENERATOR), "in-loop student": sha256_file(out / STUDENT)}
         digests |= {"shards": read_manifest(out / SHARDS).digest, "fine-tuned student": sha256_file(out / "student" / STUDENT)}
         found.append(digests)

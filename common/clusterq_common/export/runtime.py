@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.description import Description
 from clusterq_common.export.weights import Array
-from clusterq_common.images import to_pixels
+from clusterq_common.images.normalise import to_pixels
 from clusterq_common.run.extras import need
 from clusterq_common.setting_names import setting_name
 

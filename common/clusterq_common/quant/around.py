@@ -1,17 +1,15 @@
 """Quantization around activation functions: which ones a model has, and the modules that take their place."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from clusterq_common.capture import Call, capture
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
+from clusterq_common.quant.flow import Key, evaluating, record_flow
 from clusterq_common.quant.modules import QuantActivation
-from clusterq_common.quant.structure import evaluating
 
 Smooth = Literal["silu", "hardswish", "sigmoid", "hardsigmoid"]
 Kind = Smooth | Literal["relu"]
@@ -84,31 +82,18 @@ def activations_around(model: nn.Module, example: Tensor) -> dict[str, Around]:
         model: a float classifier.
         example: (N, C, H, W) float32, any values.
     """
-    shapes: dict[str, torch.Size] = {}
-    made: dict[int, tuple[Tensor, str, int]] = {}
-    read: set[str] = set()
-
-    class Readers(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            if getattr(func, "__name__", "") in PRODUCTS_AND_MEANS:
-                for operand in args[:2]:
-                    source = made.get(id(operand)) if isinstance(operand, Tensor) else None
-                    if source is not None and source[2] == source[0]._version:
-                        read.add(source[1])
-            return func(*args, **(kwargs or {}))
-
-    def note(call: Call, output: Any) -> None:
-        given = call.args[0] if len(call.args) == 1 and not call.kwargs else None
-        if isinstance(output, Tensor) and isinstance(given, Tensor) and output.shape == given.shape:
-            shapes[call.name] = output.shape
-            made[id(output)] = (output, call.name, output._version)
-
     leaves = {name: module for name, module in model.named_modules() if _is_plain(module)}
+    flow = record_flow(model, example, leaves)
+    shapes: dict[str, torch.Size] = {}
+    givers: dict[Key, str] = {}
+    for (name, args, kwargs), _, output, returned in flow.runs:
+        given = args[0] if len(args) == 1 and not kwargs else None
+        if returned is not None and isinstance(given, Tensor) and output.shape == given.shape:
+            shapes[name] = output.shape
+            givers[returned] = name
+    operands = [key for operation in flow.operations if operation.name in PRODUCTS_AND_MEANS for key in operation.read]
+    read = {givers[key] for key in operands if key in givers}
     with evaluating(model):
-        with capture(leaves, after=note), Readers():
-            model(example)
         kinds = {name: _kind(leaves[name], shape, example.device) for name, shape in shapes.items()}
     return {
         name: Around(kind, name in read)

@@ -1,18 +1,13 @@
 """Structure of a model for quantization: the order of its layers, and the inputs of its additions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from clusterq_common.capture import Call, capture
+from clusterq_common.capture import capture
 from clusterq_common.errors import ClusterqError
+from clusterq_common.quant.flow import ADDITIONS, evaluating, record_flow
 from clusterq_common.setting_names import setting_name
 
-ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 QUANTIZABLE: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)
 
@@ -53,45 +48,19 @@ def _is_quantizable(module: nn.Module) -> bool:
     return type(module).forward is nn.Linear.forward
 
 
-@torch.no_grad()
 def residual_branches(model: nn.Module, example: Tensor) -> list[str]:
     """Names of the BatchNorm and convolution layers whose output feeds an addition of two activations directly.
 
-    Found by what flows: one forward pass on `example` (N, C, H, W), whatever branches or subclasses the model's code has.
+    Found in one forward pass on `example` (N, C, H, W), whatever branches or subclasses the model's code has.
     """
-    constants = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    # Output -> its layer and the output's version: who changes it in place afterwards takes it over. Kept, so that no id is used twice.
-    made: dict[int, tuple[Tensor, str, int]] = {}
-    branches: list[str] = []
-
-    class Additions(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            operands = [arg for arg in args[:2] if isinstance(arg, Tensor) and id(arg) not in constants]
-            if getattr(func, "__name__", "") in ADDITIONS and len(operands) == 2:
-                for operand in operands:
-                    layer = made.get(id(operand))
-                    if layer is not None and layer[2] == operand._version:
-                        branches.append(layer[1])
-            return func(*args, **(kwargs or {}))
-
-    def note(call: Call, output: Any) -> None:
-        if isinstance(output, Tensor):
-            made[id(output)] = (output, call.name, output._version)
-
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d | nn.Conv2d)}
-    with evaluating(model), capture(layers, after=note), Additions():
-        model(example)
-    return list(dict.fromkeys(branches))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode within the block."""
-    training = model.training
-    try:
-        model.eval()
-        yield
-    finally:
-        model.train(training)
+    flow = record_flow(model, example, layers)
+    # A layer may return the tensor of a layer within it: the last one to return it counts.
+    givers = {run.returned: run.call.name for run in flow.runs if run.returned is not None}
+    added = [
+        key
+        for operation in flow.operations
+        if operation.name in ADDITIONS and len(operation.read) == 2
+        for key in operation.read
+    ]
+    return list(dict.fromkeys(givers[key] for key in added if key in givers))

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from clusterq_common.archives import directory_size
+from clusterq_common.archives.zip_directory import directory_size
 from clusterq_common.device.rates import set_group_rate
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_file, atomic_write, make_folder
 from clusterq_common.setting_names import setting_name
 
-# Bytes of an archive's directory, which zipfile makes objects of: 80,000 tensors.
+# Largest directory of an archive, in bytes, because zipfile makes an object of each entry. 80,000 tensors fit.
 LARGEST_DIRECTORY = 1 << 23
 
 
@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def archive_members(path: Path) -> list[zipfile.ZipInfo]:
-    """List the members of a PyTorch file; empty where it is no archive that zipfile knows, of which torch says what is wrong.
+    """Return the members of a PyTorch file; none if zipfile cannot read it, since torch then reports the error.
 
     Raises:
         ClusterqError: it has far more than any network has tensors.

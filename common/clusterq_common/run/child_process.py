@@ -10,12 +10,12 @@ import threading
 from collections.abc import Sequence
 
 INTERRUPTED = 130
-# Set for programs that `run_program` starts.
+# Environment variable of programs that `run_program` starts.
 PART = "CLUSTERQ_PART"
 
 
 def end_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended, whatever ended it: a signal that nothing can answer, too."""
+    """End this process when its parent ends, also by a signal that cannot be caught. Ctrl-C is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
@@ -24,7 +24,7 @@ def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        # At once: the main thread waits for work that nobody sends any more.
+        # The process ends at once, because its main thread waits for work that is no longer sent.
         os._exit(1)
 
 
@@ -39,7 +39,7 @@ def run_program(module: str, arguments: Sequence[str]) -> int:
     reading, writing = os.pipe()
     try:
         command = [sys.executable, "-m", __name__, str(reading), module, *arguments]
-        # What this process can import, its program can, too.
+        # The program can import all that this process can.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), PART: "1"}
         sys.stdout.flush()
         process = subprocess.Popen(command, pass_fds=[reading], env=environment)
@@ -57,12 +57,12 @@ def run_program(module: str, arguments: Sequence[str]) -> int:
 
 
 def is_part() -> bool:
-    """Return whether another command runs this program as a part of its work, so that what to do next is not for it to say."""
+    """Return whether another command runs this program as a part of its work. It then names no next command."""
     return os.environ.get(PART) == "1"
 
 
 def _end_at_end_of(descriptor: int) -> None:
-    """Wait until the other end of a pipe is closed, by the parent or by its end."""
+    """Wait until the parent closes its end of a pipe, or ends."""
     os.read(descriptor, 1)
     os._exit(1)
 

@@ -17,7 +17,7 @@ PACKAGES = ("clusterq", "torch", "pytorchcv", "webdataset", "numpy", "pillow", "
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package whose arithmetic or file format a result depends on."""
+    """Return the versions of Python and of each package whose arithmetic or file format a result depends on."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The git commit of a checkout that this runs from, with `+` for local changes; None where it is installed elsewhere."""
+    """Return the git commit of the checkout that this runs from, `+` for local changes; None for an installed copy."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:

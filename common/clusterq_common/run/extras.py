@@ -7,12 +7,12 @@ from clusterq_common.errors import ClusterqError
 
 
 def how_to_install(extra: str) -> str:
-    """Return what to do for an extra, in words."""
+    """Return in words how to install an extra."""
     return f"run pip install '.[{extra}]' in clusterq's checkout"
 
 
 def need(package: str, wanted_by: str, extra: str) -> ModuleType:
-    """Import `package`, which the extra brings; `wanted_by` is what asked for it.
+    """Import `package`, which the extra installs, for the setting or command `wanted_by`.
 
     Raises:
         ClusterqError: it is not installed.

@@ -14,7 +14,7 @@ except ImportError:  # not a POSIX system: there is no such lock
     fcntl = None  # type: ignore[assignment]
 
 
-# The descriptors that hold locks.
+# Descriptors that hold locks.
 _held: set[int] = set()
 
 
@@ -47,7 +47,7 @@ def only_program(folder: Path, setting: str = "out") -> Iterator[None]:
         try:
             yield
         finally:
-            # Before the lock is released: after it the folder could be another program's.
+            # The empty folder is removed before the lock is released. Afterwards another program could use it.
             if made:
                 with suppress(OSError):  # something is in it, as it should be
                     folder.rmdir()
@@ -84,7 +84,7 @@ def _locked(folder: Path, when_taken: Callable[[int], None], mode: int = 0o777) 
     try:
         yield
     finally:
-        # In a process that was forked off meanwhile it is closed already.
+        # A process forked in the meantime has closed it already.
         if descriptor is not None and descriptor in _held:
             _held.discard(descriptor)
             os.close(descriptor)
@@ -108,7 +108,7 @@ def _take(folder: Path, when_taken: Callable[[int], None], mode: int) -> int | N
         except BaseException:  # a refusal, or Ctrl-C while waiting: the lock must not stay with an open descriptor
             os.close(descriptor)
             raise
-        # It may have been removed, and made anew by another program, since it was opened.
+        # Another program may have removed the folder and made it again since it was opened.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return descriptor

@@ -16,7 +16,7 @@ from clusterq_common.run.metrics import MetricsLog, as_numbers, refuse_infinite
 from clusterq_common.run.run_folder import CHECKPOINT, METRICS
 from clusterq_common.setting_names import setting_name
 
-# Values of steps are fetched from the device, checked and written once in this many steps.
+# Steps between two writes. Values are fetched from the device, checked and written together.
 STEPS_BETWEEN_RECORDS = 25
 
 
@@ -84,7 +84,7 @@ class Records:
         return numbers
 
     def state(self, run: Resumable, *, last: bool) -> None:
-        """Store the state, after the records of the same steps. `last`: no step follows."""
+        """Store the state after the records of the same steps. `last` means that no step follows."""
 
     def close(self) -> None:
         """Close the storage."""
@@ -109,7 +109,7 @@ class InFolder(Records):
 
     @property
     def log(self) -> MetricsLog:
-        """The open metrics.jsonl."""
+        """Open metrics.jsonl."""
         assert self._log is not None, "begin comes first"
         return self._log
 

@@ -19,7 +19,7 @@ from clusterq_common.setting_names import in_a_command, setting_name
 
 
 class MetricsLog:
-    """Appends records to a file; on resume, records later than the checkpoint are dropped first, since they will be redone.
+    """Writer of records. On resume, it first drops records later than the checkpoint, whose steps are repeated.
 
     Of several processes the first one writes, and what it writes are means over all of them.
 
@@ -79,7 +79,7 @@ def _records_before(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def as_numbers(records: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
-    """Records of scalars as plain numbers, means over all processes, fetched from the device in one transfer."""
+    """Return records of scalars as plain numbers, means over all processes, fetched from the device in one transfer."""
     tensors = [value for record in records for value in record.values() if isinstance(value, Tensor)]
     numbers = iter(mean_across(torch.stack(tensors)).tolist()) if tensors else iter(())
     return [{k: next(numbers) if isinstance(v, Tensor) else v for k, v in record.items()} for record in records]

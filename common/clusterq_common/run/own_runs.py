@@ -13,14 +13,14 @@ from clusterq_common.run.run_folder import CONFIG
 
 STATE = "CLUSTERQ_STATE"
 RUNS = "runs"
-# A record is a few lines; nothing larger is one.
+# Largest size of a record in bytes. A record is a few lines.
 LARGEST_RECORD = 1 << 20
 
 _warned = False
 
 
 def state_folder() -> Path | None:
-    """`CLUSTERQ_STATE`, else `clusterq` in the user's state folder; None where the user has no home.
+    """Return `CLUSTERQ_STATE`, else `clusterq` in the user's state folder; None for a user without a home.
 
     A relative path would lie wherever the program is started, perhaps in a folder that was received, so it does not count.
     """
@@ -95,7 +95,7 @@ def _own_record(folder: Path) -> dict[str, Any]:
     path = _record_of(state, folder)
     try:
         about = path.stat()
-        # A record that another user wrote says nothing about this one's runs.
+        # A record that another user wrote does not count.
         if about.st_size > LARGEST_RECORD or (os.name == "posix" and about.st_uid != os.geteuid()):
             return {}
         record = json.loads(path.read_bytes())
@@ -106,7 +106,7 @@ def _own_record(folder: Path) -> dict[str, Any]:
 
 
 def _record_of(state: Path, folder: Path) -> Path:
-    """One file a run, named by where the run lies: a copy of the run lies elsewhere, and has none."""
+    """Return the file of a run's record. It is named by the run's path, so a copy of the run has none."""
     return state / RUNS / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()}.json"
 
 

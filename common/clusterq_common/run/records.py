@@ -1,4 +1,4 @@
-"""The records of a metrics.jsonl. Free of torch, so that a report is drawn quickly."""
+"""Records of a metrics.jsonl. Free of torch, so that a report is drawn quickly."""
 
 import json
 from pathlib import Path

@@ -23,13 +23,13 @@ SHARDS = "shards"
 ANALYSIS = "analysis.json"
 REPORT = "report.html"
 LAYERS = "layers.csv"
-# Of a file that the student was exported to.
+# Measurements of a file that the student was exported to.
 BENCHMARK = "benchmark.json"
-# Of a comparison: its rows.
+# Rows of a comparison of methods.
 TABLE = "table.json"
 
 OWN_FOLDERS = ("checkpoints", BANK, SAMPLES, TENSORBOARD, SHARDS)
-# What a program may delete on `overwrite`: its own files, nothing that a person put beside them.
+# Files that a program may delete on `overwrite`: its own ones, but none that a person added.
 OWN_FILES = (
     CONFIG,
     ENVIRONMENT,

@@ -12,9 +12,9 @@ from clusterq_common.run.extras import need
 from clusterq_common.setting_names import setting_name
 
 EXTRA = "tensorboard"
-# What TensorBoard calls its files.
+# Beginning of the names of TensorBoard's files.
 EVENT_FILES = "events.out.tfevents.*"
-# Part of a record, but no figure.
+# Parts of a record that are no figures.
 PLACES = {"step", "epoch"}
 
 
@@ -28,7 +28,7 @@ def need_tensorboard() -> None:
 
 
 class EventFiles:
-    """Writes events into a folder, in place of those that are there.
+    """Writer of events into a folder, in place of those that are there.
 
     What an interrupted run wrote after its checkpoint is done again when it goes on; TensorBoard would show both. So whoever opens
     the folder again writes the earlier records anew, from metrics.jsonl.
@@ -46,7 +46,7 @@ class EventFiles:
         self._writer: Any = FileWriter(str(folder))
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write records, each with a `step`; values that are not finite are left out, as TensorBoard's curves have no place for them."""
+        """Write records, each with a `step`. Values that are not finite are left out, because TensorBoard cannot plot them."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for record in records:

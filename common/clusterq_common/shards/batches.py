@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec
 
-# Of the pass that calibration goes through; those of training start at 0.
+# Epoch number of the pass for calibration. Passes of training start at 0.
 BEFORE_TRAINING = -1
 
 

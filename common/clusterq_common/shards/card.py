@@ -9,7 +9,7 @@ from clusterq_common.shards.manifest import GIVEN, Generation, Manifest, SplitNa
 
 
 def dataset_card(manifest: Manifest) -> str:
-    """README.md: front matter as the Hugging Face Hub expects it, then what the set is, is not, and how to use it."""
+    """Return README.md: front matter for the Hugging Face Hub, then a description of the set, its limits and its use."""
     spec, teacher = manifest.teacher.spec, manifest.teacher
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     counts = "\n".join(f"| {name} | {split.samples} | {len(split.shards)} |" for name, split in manifest.splits.items())
@@ -56,7 +56,7 @@ it too: `datasets.load_dataset("THIS_FOLDER")`, `webdataset`, `wids` (`wids-trai
 
 
 def set_version(manifest: Manifest) -> str:
-    """Version of a set, the number of its emissions and the beginning of its digest: `2+1f0c55aa`, from the manifest alone."""
+    """Return the version of a set, its number of emissions and the beginning of its digest: `2+1f0c55aa`."""
     rounds = len(manifest.generation.rounds) if manifest.generation else 1
     return f"{rounds}+{manifest.digest.removeprefix('sha256:')[:8]}"
 
@@ -194,7 +194,7 @@ def _size_category(samples: int) -> str:
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:
-    """`_info.json`: shard names and lengths by split, as timm's reader of webdataset folders takes them."""
+    """Return `_info.json`: shard names and lengths by split, for timm's reader of webdataset folders."""
     return {
         "splits": {
             name: {
@@ -209,7 +209,7 @@ def timm_info(manifest: Manifest) -> dict[str, Any]:
 
 
 def wids_index(manifest: Manifest, split: SplitName) -> dict[str, Any]:
-    """The index with which `wids` (in webdataset) gives random access to a split."""
+    """Return the index with which `wids` (in webdataset) gives random access to a split."""
     shards = manifest.splits[split].shards
     return {
         "wids_version": 1,

@@ -41,7 +41,7 @@ from clusterq_common.shards.write import (
 
 Advance = Callable[[int], None]
 
-# In an unfinished set: the names of the files that were made for it, one a line, each written before its file is.
+# File in an unfinished set: names of the files made for it, one a line. Each name is written before its file.
 MADE = ".derivation"
 LARGEST_LIST = 1 << 24
 
@@ -89,7 +89,7 @@ def merge(
             for number in range(len(split)):
                 sample = split.read_sample(number)
                 here = f"{split.key(number)} of {shards.folder / split.shard(number)}"
-                # Across splits too: an image that is learned from is no held-out one.
+                # Also across splits: a training image must not be held out.
                 if sample.content in seen:
                     if drop_duplicates:
                         continue
@@ -179,7 +179,7 @@ def _new_set(out: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:  # an interruption too; it goes on its way below
-            # Without a manifest this is no set, and would be in the way of the next try.
+            # A folder without a manifest is no set, and would block the next try.
             _remove_unfinished(out)
             if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}):
                 raise ClusterqError(
@@ -231,7 +231,7 @@ def _write(
         ),
         parents=_parents(sets),
         splits=splits,
-        # Where licences differ nobody can say here which one holds.
+        # If licences differ, this program cannot decide which one applies.
         license=licences.pop() if len(licences) == 1 else None,
         note="\n\n".join(notes) or None,
         versions=versions(),
@@ -271,7 +271,7 @@ def _remove_unfinished(out: Path) -> None:
     if (out / MANIFEST).exists() or note.is_symlink() or not note.is_file() or note.stat().st_size > LARGEST_LIST:
         return
     listed = note.read_text(encoding="utf-8", errors="replace").splitlines()
-    # The list may have come with the folder: no name but those of a set's files is followed.
+    # The list may come from a stranger, so only names of a set's own files are followed.
     ours = {name for name in listed if SHARD_NAME.fullmatch(name) or name in SET_FILES}
     for path in out.iterdir():
         if final_name(path.name) in ours:

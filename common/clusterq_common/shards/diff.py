@@ -8,7 +8,8 @@ from typing import Any
 from clusterq_common.shards.manifest import Manifest, Shard, SplitName
 from clusterq_common.shards.read import ShardSet
 
-# Of the manifest, what is compared as it stands. Splits are compared by their images; the rest follows from these, or tells of the program.
+# Parts of the manifest that are compared as they stand. Splits are compared by their images; other parts follow from
+# these, or describe the program.
 FACTS = (
     "teacher",
     "class_names",
@@ -67,7 +68,7 @@ class SetDiff:
 
 
 def diff(first: ShardSet, second: ShardSet, *, advance: Callable[[int], None] = lambda _: None) -> SetDiff:
-    """Compare two sets. An image is the same where its label and its pixels are, however they are encoded and wherever they lie.
+    """Compare two sets. Images are equal if label and pixels are, whatever their encoding and their place in the set.
 
     Images of shards that both sets have are not looked at again: the manifest's digests stand for them, and the files' hashes were
     compared when the sets were opened.
@@ -87,7 +88,7 @@ def diff(first: ShardSet, second: ShardSet, *, advance: Callable[[int], None] = 
 
 
 def images_to_look_at(first: ShardSet, second: ShardSet) -> int:
-    """Number of images that a comparison reads."""
+    """Return the number of images that a comparison reads."""
     names: tuple[SplitName, ...] = ("train", "heldout")
     return sum(
         shard.samples
@@ -101,7 +102,7 @@ def _images(first: ShardSet, second: ShardSet, name: SplitName, advance: Callabl
     ours, theirs = (_seen(one, other, name, advance) for one, other in ((first, second), (second, first)))
     shared = {shard.content for shard in _listed(first, name)} & {shard.content for shard in _listed(second, name)}
     difference = SplitDiff(common=sum(shard.samples for shard in _listed(first, name) if shard.content in shared))
-    # Counted: one image may be in a set several times.
+    # Images are counted, because one may be in a set several times.
     common = ours & theirs
     difference.common += common.total()
     for (label, _), count in (ours - common).items():
@@ -112,7 +113,7 @@ def _images(first: ShardSet, second: ShardSet, name: SplitName, advance: Callabl
 
 
 def _seen(shards: ShardSet, other: ShardSet, name: SplitName, advance: Callable[[int], None]) -> Counter[tuple[int, bytes]]:
-    """Label and digest of each image in the shards that the other set does not have."""
+    """Return label and digest of each image in the shards that the other set does not have."""
     apart = {shard.file for shard in _apart(shards, other, name)}
     seen: Counter[tuple[int, bytes]] = Counter()
     if not apart:

@@ -7,7 +7,7 @@ from clusterq_common.teacher.spec import is_factory, shown_arch
 
 
 def teacher_facts(teacher: Teacher) -> TeacherFacts:
-    """Name, digest, size and images of the classifier; of a factory no path of this machine."""
+    """Return name, digest, size and images of the classifier. A factory is named without its folders."""
     return TeacherFacts(
         arch=shown_arch(teacher.config.arch),
         is_factory=is_factory(teacher.config.arch),

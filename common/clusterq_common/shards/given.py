@@ -1,4 +1,4 @@
-"""A set of shards from images that someone has, with a teacher's answers to them."""
+"""Sets of shards from one's own images, with a teacher's answers to them."""
 
 import hashlib
 from importlib.metadata import version
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise, to_array, to_pixels
+from clusterq_common.images.normalise import normalise, to_array, to_pixels
 from clusterq_common.run.environment import commit, device_name, versions
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.facts import teacher_facts
@@ -20,9 +20,9 @@ from clusterq_common.shards.verify import verify_set
 from clusterq_common.shards.write import Written, samples_per_shard, shard_name, write_manifest, write_shard
 from clusterq_common.teacher.load import Teacher
 
-# Images that the teacher sees together.
+# Images of one batch of the teacher.
 CHUNK = 64
-# Encoded images of one shard wait in memory: fewer of them than a generator's shards hold.
+# Images of a shard. They wait in memory, encoded, so there are fewer than in a generator's shards.
 MOST_WAITING = 128 << 20
 
 
@@ -104,7 +104,7 @@ class ShardWriter:
                         (self.folder / shard.file).unlink(missing_ok=True)
 
     def add(self, images: Tensor, labels: Tensor | None = None, *, split: SplitName = "train") -> None:
-        """Take in some images, in this order.
+        """Add some images, in this order.
 
         Args:
             images: (N, C, H, W), pixels as uint8, or float32 normalised as the teacher takes them, which are rounded to pixels.
@@ -162,7 +162,7 @@ class ShardWriter:
                 self._write(split)
 
     def _write(self, split: SplitName) -> None:
-        """Write what waits as the split's next shard."""
+        """Write the waiting samples as the split's next shard."""
         classes, waiting = self.teacher.spec.num_classes, self._waiting[split]
         part = self._parts.setdefault(split, Written.nothing(classes))
         name, first = shard_name(split, len(part.shards)), sum(part.per_class)
@@ -186,7 +186,7 @@ class ShardWriter:
         if "train" not in splits:
             raise ClusterqError(f"{self.folder}: no image was added to the split train, expected some to learn from.")
         count = sum(split.samples for split in splits.values())
-        # On average over classes.
+        # The mean over classes.
         wanted = {name: split.samples // self.teacher.spec.num_classes for name, split in splits.items()}
         generation = Generation(
             method=GIVEN,

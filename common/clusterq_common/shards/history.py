@@ -1,4 +1,4 @@
-"""History of a set, step by step, as its manifest tells it."""
+"""History of a set, step by step, from its manifest."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from clusterq_common.shards.manifest import GIVEN, Derivation, Generation, Manif
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that was done.
+    """One step of a set's history, such as an emission or a merge.
 
     Attributes:
         depth: 0 for the set itself, 1 for the sets that it was made from, and so on.
@@ -24,7 +24,7 @@ class Step:
 
 
 def history(manifest: Manifest) -> list[Step]:
-    """All steps, the first one first; a set made from others stands behind them, and these are one deeper."""
+    """Return all steps, the first one first. A set made from others follows them, and they are one level deeper."""
     known = {parent.digest: (parent.generation, parent.derivation) for parent in manifest.parents}
     known[manifest.digest] = (manifest.generation, manifest.derivation)
     steps: list[Step] = []
@@ -71,10 +71,10 @@ def _made(made: Generation, digest: str, depth: int) -> list[Step]:
 
 
 def lines(manifest: Manifest) -> list[str]:
-    """The history for a terminal."""
+    """Return the history as lines for a terminal."""
     return [f"{'  ' * step.depth}{step.what:<9} {step.how} ({step.set[:19]})" for step in history(manifest)]
 
 
 def as_json(manifest: Manifest) -> list[dict[str, Any]]:
-    """The history for programs."""
+    """Return the history as JSON-ready values."""
     return [vars(step) for step in history(manifest)]

@@ -1,4 +1,4 @@
-"""Index of the members in a shard: made once, kept in the user's cache, opened in milliseconds."""
+"""Index of the members in a shard. It is made once, kept in the user's cache and opened in milliseconds."""
 
 import io
 import json
@@ -9,27 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from clusterq_common.archives.tar import BLOCK, TarFormatError, TarHeaders, shortened
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, home_folder, sha256_file
 from clusterq_common.progress.console import info
 from clusterq_common.shards.manifest import Manifest, Shard
-from clusterq_common.tar import BLOCK, TarFormatError, TarHeaders, shortened
 
 MEMBERS = ("png", "cls", "json", "logits.npy")
-# A member is refused above this, before it is read: small things are small, an image is at most its raw pixels and some.
+# Larger members are refused before they are read. An image takes at most its raw pixels and a little more.
 LARGEST_SMALL_MEMBER = 1 << 20
 ADVICE = "get the set again, make its bad shards anew with `clusterq-gen emit`, or save the rest with `clusterq-finetune shards repair`"
 KEY = re.compile(r"[0-9]{8}")
 ABSENT = (-1, -1)
-# In the cache. Earlier versions kept theirs in `index`, also of tars that are refused today.
+# Folder in the cache. Earlier versions used `index`, which may cover tars that are refused today.
 INDEXES = "headers"
 
-# (samples, 1 + 2 * members) int64: key, then offset and size of each of MEMBERS; -1, -1 where a set has none.
+# (samples, 1 + 2 * members) int64: key, then offset and size of each of MEMBERS; -1, -1 for absent ones.
 Index = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def cache_folder() -> Path:
-    """`CLUSTERQ_CACHE`, else `clusterq` in the user's cache folder."""
+    """Return the folder of the cache: `CLUSTERQ_CACHE`, else `clusterq` in the user's cache folder."""
     named = os.environ.get("CLUSTERQ_CACHE")
     return (
         Path(named)
@@ -39,13 +39,13 @@ def cache_folder() -> Path:
 
 
 def verify_shard(path: Path, shard: Shard) -> None:
-    """Compare a shard's SHA-256 with the manifest's; not again while the very file is unchanged (inode, size, times).
+    """Compare a shard's SHA-256 with the manifest's, once for as long as the file is unchanged (inode, size, times).
 
     Raises:
         ClusterqError: the file is another one.
     """
     facts = path.stat()
-    # ctime cannot be set by a program: a file that was touched after it had been verified is hashed again.
+    # Programs cannot set ctime, so a file that was changed after its verification is hashed again.
     stamp = [str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
     known = cache_folder() / "verified" / f"{shard.sha256}.json"
     if _stamp(known) == stamp:
@@ -58,7 +58,7 @@ def verify_shard(path: Path, shard: Shard) -> None:
 
 
 def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
-    """The index of a verified shard, from the cache where it is known.
+    """Return the index of a verified shard, from the cache if it is there.
 
     Raises:
         ClusterqError: the tar holds what no shard of clusterq holds, or another number of samples than the manifest says.
@@ -75,7 +75,7 @@ def shard_index(path: Path, shard: Shard, manifest: Manifest) -> Index:
 
 
 def index_tar(path: Path, manifest: Manifest) -> Index:
-    """Read a tar's headers, and nothing else of it.
+    """Index a tar from its headers, without reading its files.
 
     Raises:
         ClusterqError: a member that no shard of clusterq has, or a sample with members missing or doubled.
@@ -84,7 +84,7 @@ def index_tar(path: Path, manifest: Manifest) -> Index:
     largest_image = 2 * spec.raw_bytes + (1 << 16)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        # Block by block: nothing but headers is read.
+        # Only headers are read, block by block.
         with path.open("rb", buffering=BLOCK) as file:
             for member in TarHeaders(file):
                 key, _, suffix = member.name.partition(".")
@@ -145,7 +145,7 @@ def _npy(index: Index) -> bytes:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    """Put something into the cache; a cache that cannot be written only costs time."""
+    """Store an index in the cache. If the cache cannot be written, only time is lost."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)

@@ -1,4 +1,4 @@
-"""manifest.json: what a folder of shards says of itself. Free of torch.
+"""manifest.json, the description of a set that its folder holds. Free of torch.
 
 It comes from strangers: everything in it is checked, and nothing in it is ever run or opened as a path outside the folder.
 """
@@ -20,14 +20,14 @@ from clusterq_common.teacher.spec import InputSpec
 
 FORMAT_NAME: Final = "clusterq-shards"
 Format = Literal["clusterq-shards/1", "clusterq-shards/2"]
-# By version. The second one can hold images that are not square, and is written for these alone: any clusterq reads the first.
+# Formats by version. Version 2 is written only for images that are not square, since any clusterq reads version 1.
 FORMATS: Final[tuple[Format, ...]] = ("clusterq-shards/1", "clusterq-shards/2")
 MANIFEST = "manifest.json"
 MEANING: Final = "meaning"
-# The method of images that clusterq did not make.
+# Name of the method for images that clusterq did not make.
 GIVEN: Final = "given"
 LARGEST_MANIFEST = LARGEST_JSON
-# Manifests without a digest of their own of which this process has said so.
+# Manifests without a digest of their own that this process has warned of.
 _said_of: set[str] = set()
 SHOWN_CLASSES = 8
 SHARD_NAME = re.compile(r"synth-(train|heldout)-[0-9]{6}\.tar")
@@ -56,7 +56,7 @@ class Shard(Settings):
 
 
 class Split(Settings):
-    """`train`, to learn from, or `heldout`, to look at and to choose by."""
+    """Split of a set: `train` for training, `heldout` for measurement and selection."""
 
     samples: Count = Field(description="samples in all its shards")
     per_class: list[Count] = Field(description="samples by class index")
@@ -139,7 +139,7 @@ class Parent(Settings):
 
 
 class Manifest(Settings):
-    """The whole of manifest.json."""
+    """Content of manifest.json."""
 
     format: Format = Field(description="name and version of the format; 1: images are square")
     digest: Digest = Field(description="of the whole set: every split's labels and pixels, whatever the order of files on disk")
@@ -188,7 +188,7 @@ class Manifest(Settings):
         return self
 
     def missing(self, split: SplitName) -> list[int]:
-        """Return, by class, how many images were asked for and not made.
+        """Return how many of the requested images were not made, by class.
 
         Zeros where no number was asked for of each class: in derived and given sets, and where the labels are the teacher's own.
         """
@@ -212,18 +212,18 @@ def short_classes(missing: list[int]) -> str | None:
 
 
 def format_for(spec: InputSpec) -> Format:
-    """The oldest version of the format that can hold such images."""
+    """Return the oldest version of the format that can hold such images."""
     return FORMATS[0] if spec.square else FORMATS[1]
 
 
 def set_digest(splits: dict[SplitName, Split]) -> str:
-    """`sha256:` over each split's name and its shards' content digests, sorted: files may be renamed or moved, not changed."""
+    """Compute `sha256:` over each split's name and its shards' content digests, sorted, so that names of files do not matter."""
     lines = sorted(f"{name} {shard.samples} {shard.content}" for name, split in splits.items() for shard in split.shards)
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def meaning_of(values: dict[str, Any]) -> str:
-    """`sha256:` over all that a manifest says apart from this digest, whatever the order and the layout of its JSON.
+    """Compute `sha256:` over a manifest's values but this digest, whatever the order and layout of its JSON.
 
     Over the values as they stand in the file: fields that later versions add with a default do not change it.
     """

@@ -7,9 +7,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, ValidationError
 
-from clusterq_common import png
 from clusterq_common.errors import ClusterqError
-from clusterq_common.png import Array
+from clusterq_common.images import png
+from clusterq_common.images.png import Array
 from clusterq_common.settings import Settings
 from clusterq_common.shards.index import ADVICE
 from clusterq_common.shards.sample import Logits
@@ -76,7 +76,7 @@ def read_logits(data: bytes, spec: InputSpec, where: str) -> Logits:
     classes = spec.num_classes
     stream = io.BytesIO(data)
     try:
-        # The header first: a hostile one could make numpy reserve any amount of memory.
+        # The header is checked first, because a hostile one could make numpy reserve any amount of memory.
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     except Exception as error:  # numpy's header parser lets tokenizer and recursion errors through

@@ -1,4 +1,4 @@
-"""A set of shards read by webdataset, without what webdataset would trust a stranger with."""
+"""Reading of a set with webdataset, without the features that are unsafe for files from strangers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from clusterq_common.shards.members import read_facts, read_label, read_logits, 
 
 
 class ShardPipeline(webdataset.DataPipeline, webdataset.FluidInterface):
-    """A pipeline of webdataset: `shuffle`, `batched`, `map`, `to_tuple` and the like give others.
+    """Pipeline of webdataset. Its methods `shuffle`, `batched`, `map`, `to_tuple` and the like return further ones.
 
     Its samples are decoded: nothing of them is bytes any more, so that webdataset's own `decode` finds nothing to unpickle.
     """
@@ -25,12 +25,12 @@ class ShardPipeline(webdataset.DataPipeline, webdataset.FluidInterface):
 
 @dataclass(frozen=True)
 class DecodeMembers:
-    """Turns one sample of bytes, as webdataset groups them, into values; refuses any other member than the format has."""
+    """Decoder of one sample of bytes, as webdataset groups them. Members that the format does not have are refused."""
 
     manifest: Manifest
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """`__key__`; `png` (C, H, W) uint8; `cls` int; `json` a dict; `logits.npy` (classes,) float16, where the set has logits.
+        """Return `__key__`; `png` (C, H, W) uint8; `cls` int; `json` a dict; `logits.npy` (classes,) float16, where the set has logits.
 
         Raises:
             ClusterqError: a member is missing, or none of the format's, or does not hold what it should.
@@ -54,9 +54,9 @@ class DecodeMembers:
 
 
 def shard_pipeline(folder: Path, manifest: Manifest, shards: list[Shard]) -> ShardPipeline:
-    """webdataset's reading of tars that have been verified; the workers of a loader share them out."""
+    """Return a pipeline over verified tars, which the workers of a loader share out."""
     return ShardPipeline(
-        # A list: a string would be searched for braces, variables and "::".
+        # Addresses are a list, because webdataset expands braces, variables and "::" in a string.
         webdataset.SimpleShardList([str((folder / shard.file).resolve()) for shard in shards]),
         webdataset.split_by_worker,
         _opened,
@@ -67,7 +67,7 @@ def shard_pipeline(folder: Path, manifest: Manifest, shards: list[Shard]) -> Sha
 
 
 def _opened(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Files and nothing else: webdataset's own opener also runs commands and fetches addresses."""
+    """Open files. webdataset's own opener also runs commands and fetches addresses."""
     for shard in shards:
         with open(shard["url"], "rb") as stream:
             yield {**shard, "stream": stream}

@@ -1,13 +1,13 @@
-"""A picture of a set: the first images of each class, one row a class."""
+"""Picture of a set: the first images of each class, one row a class."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.files import atomic_file
-from clusterq_common.png import Array
+from clusterq_common.images.contact_sheet import contact_sheet
+from clusterq_common.images.png import Array
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 
@@ -15,7 +15,7 @@ GAP = 2
 LABEL_WIDTH = 120
 LABEL_CHARACTERS = 18
 LABEL_HEIGHT = 12
-# Small images are enlarged to at least this on their longer side, by whole factors, so that pixels stay pixels.
+# Small images are enlarged to at least this on their longer side, by whole factors, so that pixels stay square.
 SMALLEST_SHOWN = 48
 
 
@@ -28,7 +28,7 @@ def preview(shards: ShardSet, split: SplitName, classes: list[int], columns: int
     spec, names = shards.manifest.teacher.spec, shards.manifest.class_names
     factor = max(1, -(-SMALLEST_SHOWN // spec.longer_side))
     height = spec.height * factor
-    # Of a row, whose label may be higher than its images.
+    # Height of a row. Its label may be higher than its images.
     below = max(0, LABEL_HEIGHT - height)
     rows: dict[int, list[Array]] = {label: [] for label in classes}
     reader = shards.split(split)

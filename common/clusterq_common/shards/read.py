@@ -1,4 +1,4 @@
-"""Sets of shards, which someone else may have written: known members only, nothing unpickled."""
+"""Sets of shards, which may come from strangers: only known members are read, and nothing is unpickled."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ class ShardSet:
             shards = self._listed(name)
             indexes = [shard_index(self.folder / shard.file, shard, self.manifest) for shard in shards]
             keys = np.concatenate([index[:, 0] for index in indexes]) if indexes else np.zeros(0)
-            # Sorted, as clusterq writes them, they need no second look.
+            # Keys are sorted in clusterq's own shards, so these need no second check.
             if not (np.diff(keys) > 0).all() and len(np.unique(keys)) != len(keys):
                 raise ClusterqError(f"two samples of {self.folder} have the same key; {ADVICE}.", setting="shards")
             self._splits[name] = SplitReader(self.folder, self.manifest, shards, indexes)
@@ -70,7 +70,7 @@ class ShardSet:
     def images(
         self, name: SplitName = "train", limit: int | None = None, *, batch_size: int = 128, seed: int = 0
     ) -> "ImageBatches":
-        """The first images of a shuffled pass over a split as the teacher takes them: what `calibrate` wants to see.
+        """Return the first images of a shuffled pass over a split, normalised for the teacher, as `calibrate` takes them.
 
         Args:
             name: of the split.
@@ -89,7 +89,7 @@ class ShardSet:
         return ImageBatches(self.split(name), self.manifest.teacher.spec, limit=limit, batch_size=batch_size, seed=seed)
 
     def as_webdataset(self, name: SplitName = "train") -> "ShardPipeline":
-        """A pipeline of the package webdataset over a split's tars, which are verified first; then chain `shuffle`, `batched`, `to_tuple`.
+        """Return a pipeline of webdataset over a split's tars, which are verified first. Chain `shuffle`, `batched`, `to_tuple`.
 
         Members are decoded by clusterq, within bounds, never by webdataset's `decode`, which unpickles some. A sample is a dictionary:
         `png` (C, H, W) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.verify import Problem
@@ -18,13 +18,13 @@ BATCH = 64
 
 
 def logits_tolerance(logits: Tensor) -> Tensor:
-    """Allowed distance of stored logits from these, (N, classes) -> (N,): 0.02 + 0.002 of an image's largest."""
+    """Return the allowed distance of stored logits, (N, classes) -> (N,): 0.02 + 0.002 of an image's largest."""
     return ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * logits.abs().amax(1)
 
 
 @torch.no_grad()
 def recheck(shards: ShardSet, split: SplitName, teacher: Teacher, count: int) -> Iterator[Problem]:
-    """Problems among `count` samples spread evenly over a split: another top-1 or label than the teacher's, other logits.
+    """Return the problems of `count` samples spread evenly over a split: other labels, top-1 or logits than the teacher's.
 
     Logits agree within `logits_tolerance`. Samples have to be readable: `verify_set` comes first.
     """
@@ -43,7 +43,7 @@ def recheck(shards: ShardSet, split: SplitName, teacher: Teacher, count: int) ->
             numbers, read, logits, logits_tolerance(logits).tolist(), strict=True
         ):
             file, key, top1 = reader.shard(number), reader.key(number), int(now.argmax())
-            # Where two classes are as close as that, rounding may decide between them.
+            # If two classes are closer than the tolerance, rounding may decide between them.
             clear = float(now.max() - now[label]) > 2 * tolerance
             if keep and top1 != label and clear:
                 yield Problem(file, key, f"its label is {label}, the teacher says {top1}")

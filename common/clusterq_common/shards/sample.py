@@ -10,7 +10,7 @@ Logits = np.ndarray[Any, np.dtype[np.float16]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One synthetic image and what the teacher says of its decoded pixels.
+    """One synthetic image, with the teacher's answers to its decoded pixels.
 
     Attributes:
         png: the image, encoded.

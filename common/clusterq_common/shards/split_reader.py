@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterq_common.files import BINARY, read_at
-from clusterq_common.png import Array
+from clusterq_common.images.png import Array
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.index import MEMBERS, Index
@@ -14,7 +14,7 @@ from clusterq_common.shards.manifest import Manifest, Shard
 from clusterq_common.shards.members import SampleFacts, read_facts, read_label, read_logits, read_pixels
 from clusterq_common.shards.sample import Logits, Sample
 
-# Descriptors a reader keeps: well below what a process may have.
+# Open files of a reader, well below the limit of a process.
 LARGEST_OPEN = 128
 
 
@@ -96,7 +96,7 @@ class SplitReader:
         return read_at(self._descriptor(shard), int(size), int(offset), self._paths[shard])
 
     def _descriptor(self, shard: int) -> int:
-        # By process: after a fork a descriptor is opened anew.
+        # Kept by process: after a fork, files are opened anew.
         known = (os.getpid(), shard)
         if known not in self._open:
             if len(self._open) >= LARGEST_OPEN:

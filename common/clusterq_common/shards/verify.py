@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clusterq_common.archives.tar import BLOCK, TarHeaders
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import final_name, sha256_file
 from clusterq_common.setting_names import setting_name
@@ -15,7 +16,6 @@ from clusterq_common.shards.manifest import SHARD_NAME, Manifest, Shard, SplitNa
 from clusterq_common.shards.read import check_size
 from clusterq_common.shards.sample import Sample
 from clusterq_common.shards.split_reader import SplitReader
-from clusterq_common.tar import BLOCK, TarHeaders
 
 
 @dataclass(frozen=True)

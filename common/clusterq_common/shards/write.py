@@ -24,12 +24,12 @@ from clusterq_common.teacher.spec import InputSpec
 
 LARGEST_SHARD = 8192
 BYTES_PER_SHARD = 1 << 30
-# What lies beside the shards of a set.
+# Files beside the shards of a set.
 INDEX_FILES = ("README.md", "_info.json", "wids-train.json", "wids-heldout.json", MANIFEST)
-# Who made it, and who made the sets that it comes from (`sharing.signature`); a set need not have them.
+# Signatures of the set and of its parents (`sharing.signature`), which a set need not have.
 SIGNATURE = "manifest.signature.json"
 PARENT_SIGNATURES = "parents.signatures.json"
-# All that may lie beside the shards of a set.
+# All files that may be beside the shards of a set.
 SET_FILES = (*INDEX_FILES, SIGNATURE, PARENT_SIGNATURES)
 
 
@@ -89,9 +89,9 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample], *, start_key
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            # mtime as an integer: a float would cost each member an extended header of a kilobyte.
+            # mtime is an integer, because a float would cost each member an extended header of a kilobyte.
             with webdataset.TarWriter(file, encoder=False, mtime=0, compress=False) as tar:
-                # The same bytes as tarfile's default for members like ours, without its search for what needs a longer header.
+                # Gives the same bytes as tarfile's default, without its search for values that need a longer header.
                 tar.tarstream.format = tarfile.USTAR_FORMAT
                 for number, sample in enumerate(samples):
                     tar.write({"__key__": f"{start_key + number:08d}", **_members(sample)})
@@ -135,7 +135,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write what only repeats the manifest: the dataset card and the indexes of other tools."""
+    """Write the files that only repeat the manifest: the dataset card and the indexes of other tools."""
     atomic_write(folder / "README.md", dataset_card(manifest))
     atomic_write(folder / "_info.json", json.dumps(timm_info(manifest), indent=2) + "\n")
     for split in manifest.splits:

@@ -34,7 +34,7 @@ def fetch_shard(remote: Remote, shard: Shard, folder: Path, advance: Callable[[i
         ClusterqError: its name leads elsewhere, the server refuses, the connection fails again and again, or what it sends is not
             the manifest's: another length, other bytes.
     """
-    # The manifest's reader has looked at this; a name decides where on this disk is written, so it is looked at here, too.
+    # `read_manifest` has checked the name already. It is checked again, because it decides where a file is written.
     if not SHARD_NAME.fullmatch(shard.file):
         raise ClusterqError(f"{remote.shown}: {shard.file!r} is no name of a shard; do not use the set.")
     partial = folder / partial_name(shard)

@@ -15,14 +15,14 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.sharing.address import Address, is_this_machine, may_be_this_machine
 from clusterq_common.sharing.remote import CHUNK, CutOffError, NotThereError, Stream
 
-# Without a byte for so long, a connection counts as broken.
+# A connection without a byte for so many seconds counts as broken.
 PATIENCE_SECONDS = 30.0
-# Answers of servers that may be better in a moment.
+# Status codes of failures that may pass: another try is worth it.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-# No file is longer than 18 digits say, and Python refuses to read numbers of thousands of digits.
+# At most 18 digits: no file is larger, and Python refuses to parse numbers of thousands of digits.
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
-# What stays as it is written in an address: all that has a meaning there, and what is quoted already.
+# Characters of an address that are not quoted: they have a meaning, or begin a quoted one.
 _WRITTEN = "/%:@!$&'()*+,;=~[]"
 
 
@@ -180,7 +180,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _opener(base: str, headers: Mapping[str, str], *, allow_http: bool) -> urllib.request.OpenerDirector:
     """Return a client for http and https alone. urllib's default one also reads files and FTP servers."""
     opener = urllib.request.OpenerDirector()
-    # What goes to this machine goes through no proxy.
+    # Requests to this machine bypass the proxy.
     proxy = urllib.request.ProxyHandler({} if is_this_machine(urlsplit(base).hostname or "") else None)
     for handler in (
         proxy,

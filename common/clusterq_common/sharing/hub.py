@@ -51,7 +51,7 @@ class HubFolder:
     """Dataset to which sets are sent."""
 
     def __init__(self, address: Address, *, allow_http: bool, public: bool, before: str | None) -> None:
-        """Name the dataset; `before` is the commit that was looked at: nobody's later one is overwritten."""
+        """Name the dataset, and `before`, the commit that was inspected. A later commit of someone else is not overwritten."""
         self.shown = str(address)
         self._address, self._public, self._before = address, public, before
         self._api, _ = _client(address, allow_http=allow_http)

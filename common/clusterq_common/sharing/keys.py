@@ -22,9 +22,9 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 LARGEST_KEY_FILE = 1 << 20
 PASSPHRASE = "CLUSTERQ_KEY_PASSPHRASE"
-# The name of the kind and the key, each behind its length in four bytes.
+# A key's type and value, each preceded by its length in four bytes.
 _HEADER = len(KIND).to_bytes(4, "big") + KIND.encode() + KEY_BYTES.to_bytes(4, "big")
-# What OpenSSH puts in front of keys that it trusts less, or not at all: `@revoked`, `cert-authority`, `expiry-time="..."`.
+# Options before keys that OpenSSH trusts less, or not at all: `@revoked`, `cert-authority`, `expiry-time="..."`.
 _RESTRICTION = re.compile(r"@.*|.*[=\"].*|(.*,)?(cert-authority|restrict|no-[a-z0-9-]+)(,.*)?", re.IGNORECASE)
 
 
@@ -54,14 +54,14 @@ def fingerprint(key: bytes) -> str:
 
 
 def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
-    """Public keys of makers and their names, from a file of lines `ssh-ed25519 AAAA... NAME` or `NAME ssh-ed25519 AAAA...`.
+    """Read public keys of makers and their names from a file of lines `ssh-ed25519 AAAA... NAME` or `NAME ssh-ed25519 AAAA...`.
 
     Raises:
         ClusterqError: it cannot be read, holds no key, or a line that is none, or a key with a restriction of OpenSSH, which nothing here
             would keep to.
     """
     names: dict[bytes, str] = {}
-    # At line feeds alone: other characters that end lines for Python are invisible, and a key behind one would not be seen.
+    # Split at line feeds alone. `splitlines` also splits at invisible characters, and a reader would not see a key after one.
     for number, line in enumerate(_text(path, setting, newline="\n").split("\n"), 1):
         words = line.split()
         if not words or words[0].startswith("#"):

@@ -58,7 +58,7 @@ class Maker:
 
 
 def trusted_keys(config: SharingConfig) -> dict[bytes, str]:
-    """The keys of `trust`; none where it is not given.
+    """Return the keys in the file that `trust` names; none where it is not given.
 
     Raises:
         ClusterqError: signatures are required, and no file says whose; or the file cannot be used.
@@ -103,7 +103,7 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
 
 
 def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
-    """The maker of a set in a folder; see `judge`. Signatures under its parents are checked, too, where the package for it is installed.
+    """Return the maker of a set in a folder; see `judge`. Signatures under its parents are checked, too, where the package for it is installed.
 
     Raises:
         ClusterqError: see `judge`.
@@ -118,7 +118,7 @@ def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
 
 
 def report_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
-    """Report who made the set. A warning where the user named trusted keys and the signer's is none of them."""
+    """Report who made the set. Warn where the user named trusted keys and the signer's is none of them."""
     line = f"{shown} is {maker.told()}"
     if maker.name is None and config.trust is not None:
         warn(f"{line}; {config.trust} does not vouch for it.")

@@ -13,7 +13,7 @@ from clusterq_common.sharing.address import Address
 from clusterq_common.sharing.remote import CutOffError, NotThereError, Stream
 
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs"}
-# Large enough that the time between two requests does not count.
+# Bytes of one request: so many that the time between two requests hardly counts.
 PART = 8 << 20
 
 
@@ -30,7 +30,7 @@ class ObjectRemote:
         self.shown = str(address)
         self._folder = f"{address.host}/{address.path}".rstrip("/")
         with self._errors("the bucket"):
-            # Listings are not kept: what another program has sent meanwhile is there.
+            # Listings are not cached, so that files sent by another program are seen.
             self._files: Any = fsspec.filesystem(address.scheme, use_listings_cache=False)
 
     @contextmanager

@@ -1,4 +1,6 @@
-"""Record of the addresses that this user's sets were fetched from: kept in the cache by the manifest's digest, never in a set, where anyone could write it."""
+"""Record of the addresses that this user's sets were fetched from.
+
+It is kept in the cache by the manifest's digest, not in the set, where anyone could write it."""
 
 import json
 from datetime import UTC, datetime

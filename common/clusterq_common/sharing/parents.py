@@ -15,7 +15,7 @@ from clusterq_common.sharing.signature import (
 
 
 def signatures_under(sets: list[ShardSet]) -> bytes | None:
-    """The file of valid signatures under sets and under those that they come from, for a set made of them; None if there are none.
+    """Return the file of valid signatures under sets and their parents, for a set made from them; None if there are none.
 
     Raises:
         ClusterqError: a signature does not hold.

@@ -110,7 +110,7 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
 
 
 def pinned(place: Place) -> dict[str, Any]:
-    """Return the facts that a result keeps of a set beside its digest: its manifest's, its maker, and the address it was fetched from, now or before."""
+    """Return the facts that a result keeps of a set: the manifest's digest, the maker, and the address it was fetched from."""
     folder = shard_folder(place.folder)
     origin = origin_of(folder)
     where = {} if origin is None else {"address": origin.address, "revision": origin.revision}

@@ -23,7 +23,7 @@ from clusterq_common.sharing.origin import remember_origin
 from clusterq_common.sharing.remote import Remote
 from clusterq_common.sharing.signature import read_signature
 
-# Beside the shards themselves: manifest, card, indexes.
+# Room for the small files beside the shards: manifest, card, indexes.
 SPARE_BYTES = 64 << 20
 
 

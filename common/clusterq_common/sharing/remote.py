@@ -10,7 +10,7 @@ from typing import Protocol
 from clusterq_common.errors import ClusterqError
 
 CHUNK = 1 << 20
-# Before the first new try; twice as long before each further one.
+# Seconds before the second try. The wait doubles before each further one.
 PAUSE_SECONDS = 0.5
 
 

@@ -114,7 +114,7 @@ def parse_parents(data: bytes, where: str) -> list[Signature]:
 
 
 def parents_file(signatures: list[Signature]) -> bytes:
-    """The file of signatures under parents."""
+    """Return the content of the file of signatures under parents."""
     return _json(ParentSignatures(signatures=signatures))
 
 

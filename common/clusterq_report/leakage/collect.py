@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clusterq_common.capture import classifier_input
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.leakage.spaces import Images
@@ -50,28 +50,12 @@ def collect(
         ClusterqError: too few images can be read.
     """
     size = measuring_batch(spec)
-    digests: list[tuple[bytes, int]] = []
-    for start in range(0, len(numbers), size):
-        pixels, labels, there = read(numbers[start : start + size])
-        for image, label, number in zip(pixels.contiguous(), labels.tolist(), there, strict=True):
-            content = image.numpy().tobytes() + f" {label}".encode()
-            digests.append((hashlib.blake2b(content, digest_size=16).digest(), number))
-        advance(min(size, len(numbers) - start))
-    if len(digests) < fewest:
+    ordered = _sorted_by_pixels(read, numbers, size, advance)
+    if len(ordered) < fewest:
         raise ClusterqError(
-            f"{len(digests)} of {len(numbers)} images can be read, expected {fewest} or more; check the folder.", setting=what
+            f"{len(ordered)} of {len(numbers)} images can be read, expected {fewest} or more; check the folder.", setting=what
         )
-    ordered = [number for _, number in sorted(digests)]
-
-    kept: dict[tuple[str, str], list[Tensor]] = {}
-
-    def keep(kind: str, name: str, values: Tensor) -> None:
-        kept.setdefault((kind, name), []).append(values.cpu())
-
-    def keep_answers(name: str, logits: Tensor, labels: Tensor) -> None:
-        keep("margins", name, margin(logits, labels))
-        keep("confidences", name, margin(logits, logits.argmax(1)))
-
+    kept = _Kept()
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(ordered), size):
             stored, labels, there = read(ordered[start : start + size])
@@ -79,26 +63,55 @@ def collect(
             for name, network in featured.items():
                 with classifier_input(network.model.eval()) as features:
                     logits = network.model(_taken(pixels, network.spec))
-                    keep("features", name, features.latest.float())
-                keep_answers(name, logits, own)
+                    kept.add("features", name, features.latest.float())
+                kept.add_answers(name, logits, own)
             for name, model in judged.items():
-                keep_answers(name, model.eval()(_taken(pixels, spec)), own)
+                kept.add_answers(name, model.eval()(_taken(pixels, spec)), own)
             for kind, values in (("labels", labels), ("numbers", torch.tensor(there)), ("small", small_pixels(pixels))):
-                keep(kind, "", values)
+                kept.add(kind, "", values)
             advance(len(there))
-    joined = {key: torch.cat(values) for key, values in kept.items()}
+    return kept.images()
 
-    def by_network(kind: str) -> dict[str, Tensor]:
-        return {name: values for (of, name), values in joined.items() if of == kind}
 
-    return Images(
-        joined["numbers", ""],
-        joined["labels", ""],
-        joined["small", ""],
-        by_network("features"),
-        by_network("margins"),
-        by_network("confidences"),
-    )
+def _sorted_by_pixels(read: Read, numbers: list[int], size: int, advance: Callable[[int], None]) -> list[int]:
+    """Return the numbers of the readable images in the order of the digests of their pixels and labels."""
+    digests: list[tuple[bytes, int]] = []
+    for start in range(0, len(numbers), size):
+        pixels, labels, there = read(numbers[start : start + size])
+        for image, label, number in zip(pixels.contiguous(), labels.tolist(), there, strict=True):
+            content = image.numpy().tobytes() + f" {label}".encode()
+            digests.append((hashlib.blake2b(content, digest_size=16).digest(), number))
+        advance(min(size, len(numbers) - start))
+    return [number for _, number in sorted(digests)]
+
+
+class _Kept:
+    """Parts of all batches by kind and network, "" for what no network gives."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, str], list[Tensor]] = {}
+
+    def add(self, kind: str, network: str, values: Tensor) -> None:
+        self._parts.setdefault((kind, network), []).append(values.cpu())
+
+    def add_answers(self, network: str, logits: Tensor, labels: Tensor) -> None:
+        self.add("margins", network, margin(logits, labels))
+        self.add("confidences", network, margin(logits, logits.argmax(1)))
+
+    def images(self) -> Images:
+        joined = {key: torch.cat(parts) for key, parts in self._parts.items()}
+
+        def by_network(kind: str) -> dict[str, Tensor]:
+            return {network: values for (of, network), values in joined.items() if of == kind}
+
+        return Images(
+            joined["numbers", ""],
+            joined["labels", ""],
+            joined["small", ""],
+            by_network("features"),
+            by_network("margins"),
+            by_network("confidences"),
+        )
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -95,50 +95,29 @@ def compare(
         ClusterqError: too few held-out images, or of other classes than the training images.
     """
     control, rest = split_control(held, config.calibration, config.seed)
-    trained = torch.cat([torch.ones(len(train), dtype=torch.bool), torch.zeros(len(rest), dtype=torch.bool)])
-    arrangements = Arrangements(
-        torch.cat([train.labels, rest.labels]), trained, config.permutations, config.subsamples, config.seed
-    )
+    arrangements = _arrangements(train, rest, config)
     if not len(control) or not int(arrangements.equal.sum()):
         raise ClusterqError(
             f"{len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
             "expected at least two of each class; take more of them, of the same classes.",
             setting="holdout",
         )
-    sources = {"set": made, "control": control}
-    pools = {space.name: torch.cat([space.vectors(train), space.vectors(rest)]) for space in spaces if space.name != MOVED}
-    searched: dict[tuple[str, str], tuple[Neighbours, Neighbours]] = {}
-    kinds: dict[tuple[str, str], NearestKind] = {}
-    sides: dict[tuple[str, str], MeanSide] = {}
+    real = (train, rest)
+    beside: dict[str, tuple[_Beside, _Beside]] = {}
     for space in spaces:
-        for source, images in sources.items():
-            # Of each kind as many as the list needs: the nearest of both together are among them.
-            both = tuple((search or search_space)(space, images, part, arrangements.list_length) for part in (train, rest))
-            searched[space.name, source] = (both[0], both[1])
-            merged = _merged(both[0], both[1], len(train), arrangements.list_length)
-            kinds[space.name, source] = NearestKind(merged, images.labels, arrangements, classes)
-            if space.name != MOVED:
-                sides[space.name, source] = MeanSide(space.vectors(images), images.labels, pools[space.name], arrangements)
+        pool = torch.cat([space.vectors(part) for part in real]) if space.name != MOVED else None
+        of_set, of_control = (
+            _Beside.begin(space, images, real, pool, arrangements, classes, search or search_space)
+            for images in (made, control)
+        )
+        beside[space.name] = of_set, of_control
         advance(1)
     for places in arrangements:
-        for kind in kinds.values():
-            kind.add(places)
-        for side in sides.values():
-            side.add(places)
+        for pair in beside.values():
+            for side in pair:
+                side.add(places)
         advance(len(places))
-    figures = [
-        _figures(
-            space,
-            made,
-            (train, rest),
-            [searched[space.name, source] for source in sources],
-            [kinds[space.name, source].result() for source in sources],
-            [sides[space.name, source].result() if space.name != MOVED else None for source in sources],
-            config,
-            names,
-        )
-        for space in spaces
-    ]
+    figures = [_figures(space, made, real, beside[space.name], config, names) for space in spaces]
     everything = torch.cat([train.small, held.small]).flatten(1)
     twice = _in_both(everything[: len(train)], everything[len(train) :])
     return Compared(
@@ -149,6 +128,65 @@ def compare(
         in_both=twice,
         alone=int(((arrangements.of_train > 0) != (arrangements.of_held > 0)).sum()),
     )
+
+
+def _arrangements(train: Images, held: Images, config: LeakageConfig) -> Arrangements:
+    trained = torch.cat([torch.ones(len(train), dtype=torch.bool), torch.zeros(len(held), dtype=torch.bool)])
+    labels = torch.cat([train.labels, held.labels])
+    return Arrangements(labels, trained, config.permutations, config.subsamples, config.seed)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A set, or the control, beside the real images in one space.
+
+    Attributes:
+        nearest: nearest training and held-out images of each image.
+        kinds: counts how often the nearest real image is a training image, by arrangement.
+        means: compares the classes' means; None for spaces without means.
+    """
+
+    nearest: tuple[Neighbours, Neighbours]
+    kinds: NearestKind
+    means: MeanSide | None
+
+    @classmethod
+    def begin(
+        cls,
+        space: Space,
+        images: Images,
+        real: tuple[Images, Images],
+        pool: Tensor | None,
+        arrangements: Arrangements,
+        classes: int,
+        search: Search,
+    ) -> "_Beside":
+        """Search the nearest real images. No arrangement is counted yet.
+
+        Args:
+            space: where to search.
+            images: the set or the control.
+            real: training and held-out images.
+            pool: vectors of both, or None for a space without means.
+            arrangements: exchanges of training and held-out images.
+            classes: K.
+            search: finds neighbours.
+        """
+        # Of each kind as many as the list needs: the nearest of both together are among them.
+        to_train, to_held = (search(space, images, part, arrangements.list_length) for part in real)
+        merged = _merged(to_train, to_held, len(real[0]), arrangements.list_length)
+        kinds = NearestKind(merged, images.labels, arrangements, classes)
+        means = None if pool is None else MeanSide(space.vectors(images), images.labels, pool, arrangements)
+        return cls((to_train, to_held), kinds, means)
+
+    def add(self, places: Tensor) -> None:
+        """Count some arrangements."""
+        self.kinds.add(places)
+        if self.means is not None:
+            self.means.add(places)
+
+    def mean_shift(self) -> MeanShift | None:
+        return None if self.means is None else self.means.result()
 
 
 def _merged(train: Neighbours, held: Neighbours, first_held: int, kept: int) -> Neighbours:
@@ -162,71 +200,94 @@ def _figures(
     space: Space,
     made: Images,
     real: tuple[Images, Images],
-    searched: list[tuple[Neighbours, Neighbours]],
-    nearness: list[Nearness],
-    means: list[MeanShift | None],
+    beside: tuple[_Beside, _Beside],
     config: LeakageConfig,
     names: tuple[Namer, Namer],
 ) -> SpaceFigures:
-    (to_train, to_held), (control_train, control_held) = searched
-    own, mirrored = (ratios(*pair) for pair in _nearest_both(to_train, to_held))
-    control, control_mirrored = (ratios(*pair) for pair in _nearest_both(control_train, control_held))
-    limit, mirrored_limit = calibrated(control, config.false_alarms), calibrated(control_mirrored, config.false_alarms)
-    near, near_held = own < limit.limit, mirrored < mirrored_limit.limit
-    originals = len(to_train.numbers[near, 0].unique())
-    exact = int(((to_train.distances[:, 0] == 0) & (to_held.distances[:, 0] > 0)).sum())
-    copies = NearCopies(
-        count=int(near.sum()),
-        originals=originals,
-        limit=limit.limit,
-        rate=limit.rate,
-        rate_interval=limit.interval,
-        expected=limit.rate * len(made),
-        p=limit.excess(originals, len(made)),
-        corrected=1.0,
-        of_held=int(near_held.sum()),
-        held_originals=len(to_held.numbers[near_held, 0].unique()),
-        exact=exact,
-    )
-    set_means, control_means = means
-    tested = None
-    if set_means is not None and control_means is not None:
-        tested = BesideControl(
-            value=float(set_means.overall[0]),
-            interval=_around(set_means),
-            p=p_value(set_means.overall),
-            corrected=1.0,
-            control=float(control_means.overall[0]),
-            control_interval=_around(control_means),
-            control_p=_two_sided(control_means.overall),
-        )
-    mine, others = nearness
+    """Return the figures of a space. Their p-values are not yet corrected for the number of tests."""
+    of_set, of_control = beside
+    own, control = (ratios(*_distances(side.nearest)) for side in beside)
+    copies = _near_copies(of_set.nearest, of_control.nearest, config.false_alarms)
+    nearness, means = of_set.kinds.result(), of_set.mean_shift()
     return SpaceFigures(
         name=space.name,
         shown=space.shown,
-        nearness=BesideControl(
-            value=float(mine.shares[0]),
-            interval=share_interval(float(mine.shares[0]), mine.effective),
-            p=p_value(mine.shares),
-            corrected=1.0,
-            control=float(others.shares[0]),
-            control_interval=share_interval(float(others.shares[0]), others.effective),
-            control_p=_two_sided(others.shares),
-        ),
+        nearness=_tested_nearness(nearness, of_control.kinds.result()),
         copies=copies,
-        means=tested,
-        mean_classes=0 if set_means is None else len(set_means.classes),
-        mean_towards=0 if set_means is None else int((set_means.by_class[0] > 0).sum()),
-        by_class=_by_class(made.labels, mine, set_means),
-        pairs=_pairs(space, made, real, (to_train, to_held), own, limit.limit, names),
+        means=_tested_means(means, of_control.mean_shift()),
+        mean_classes=0 if means is None else len(means.classes),
+        mean_towards=0 if means is None else int((means.by_class[0] > 0).sum()),
+        by_class=_by_class(made.labels, nearness, means),
+        pairs=_pairs(space, made, real, of_set.nearest, own, copies.limit, names),
         ratios=_bins(own),
         control_ratios=_bins(control),
     )
 
 
-def _nearest_both(train: Neighbours, held: Neighbours) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    first, second = train.distances[:, 0], held.distances[:, 0]
-    return (first, second), (second, first)
+def _near_copies(
+    of_set: tuple[Neighbours, Neighbours], of_control: tuple[Neighbours, Neighbours], false_alarms: float
+) -> NearCopies:
+    """Count near-copies of training images, and of held-out images. The limits come from the control.
+
+    Args:
+        of_set, of_control: nearest training and held-out images.
+        false_alarms: share of the control that may lie below a limit.
+    """
+    to_train, to_held = of_set
+    images = len(to_train.distances)
+    limit = calibrated(ratios(*_distances(of_control)), false_alarms)
+    limit_of_held = calibrated(ratios(*reversed(_distances(of_control))), false_alarms)
+    near = ratios(*_distances(of_set)) < limit.limit
+    near_held = ratios(*reversed(_distances(of_set))) < limit_of_held.limit
+    originals = len(to_train.numbers[near, 0].unique())
+    return NearCopies(
+        count=int(near.sum()),
+        originals=originals,
+        limit=limit.limit,
+        rate=limit.rate,
+        rate_interval=limit.interval,
+        expected=limit.rate * images,
+        p=limit.excess(originals, images),
+        corrected=1.0,
+        of_held=int(near_held.sum()),
+        held_originals=len(to_held.numbers[near_held, 0].unique()),
+        exact=int(((to_train.distances[:, 0] == 0) & (to_held.distances[:, 0] > 0)).sum()),
+    )
+
+
+def _tested_nearness(of_set: Nearness, of_control: Nearness) -> BesideControl:
+    """Return the share of images whose nearest real image is a training image, with its test."""
+    share, control = float(of_set.shares[0]), float(of_control.shares[0])
+    return BesideControl(
+        value=share,
+        interval=share_interval(share, of_set.effective),
+        p=p_value(of_set.shares),
+        corrected=1.0,
+        control=control,
+        control_interval=share_interval(control, of_control.effective),
+        control_p=_two_sided(of_control.shares),
+    )
+
+
+def _tested_means(of_set: MeanShift | None, of_control: MeanShift | None) -> BesideControl | None:
+    """Return how far the classes' means lie towards training images, with its test; None for spaces without means."""
+    if of_set is None or of_control is None:
+        return None
+    return BesideControl(
+        value=float(of_set.overall[0]),
+        interval=_around(of_set),
+        p=p_value(of_set.overall),
+        corrected=1.0,
+        control=float(of_control.overall[0]),
+        control_interval=_around(of_control),
+        control_p=_two_sided(of_control.overall),
+    )
+
+
+def _distances(nearest: tuple[Neighbours, Neighbours]) -> tuple[Tensor, Tensor]:
+    """Return the distances (N,) to the nearest training and held-out image."""
+    train, held = nearest
+    return train.distances[:, 0], held.distances[:, 0]
 
 
 def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> list[ClassFigures]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.run.run_folder import ANALYSIS, STUDENT
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.split_reader import SplitReader

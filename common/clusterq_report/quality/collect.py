@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from clusterq_common.capture import classifier_input
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_report.measure.features import BatchNormDistances

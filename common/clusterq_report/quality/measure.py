@@ -73,15 +73,8 @@ def measure(
         sources["real"] = Measured(collect(real.batches, networks, advance), spec.num_classes, config.seed)
 
     figures = {name: source.summary() for name, source in sources.items()}
-    if real is not None:
-        whole = Gaussian.of(sources["real"].collected.features)
-        for name, source in sources.items():
-            apart = (
-                _halves(source, config.seed, whole)
-                if name == "real"
-                else _frechet(Gaussian.of(source.collected.features), whole, whole)
-            )
-            figures[name] = figures[name].model_copy(update={"frechet": apart})
+    for name, distance in _frechet_distances(sources, config.seed).items():
+        figures[name] = figures[name].model_copy(update={"frechet": distance})
 
     made, listed = manifest.generation, numbers.tolist()
     other = networks.other
@@ -107,6 +100,17 @@ def measure(
 
 def _about(real: Real, seen: int) -> RealImages:
     return RealImages(name=real.name, layout=real.layout, images=real.images, unreadable=real.drawn - seen)
+
+
+def _frechet_distances(sources: dict[str, Measured], seed: int) -> dict[str, Frechet | None]:
+    """Return each source's Frechet distance to the real images, for these between their halves; nothing without real images."""
+    if "real" not in sources:
+        return {}
+    whole = Gaussian.of(sources["real"].collected.features)
+    return {
+        name: _halves(source, seed, whole) if name == "real" else _frechet(Gaussian.of(source.collected.features), whole, whole)
+        for name, source in sources.items()
+    }
 
 
 def _frechet(features: Gaussian, other: Gaussian, real: Gaussian) -> Frechet:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterq_common.images import to_pixels
+from clusterq_common.images.normalise import to_pixels
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.spec import InputSpec

@@ -15,7 +15,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.description import Description
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.progress.console import progress, warn
 from clusterq_common.run.environment import versions
 from clusterq_common.run.extras import need

@@ -86,11 +86,7 @@ def finetune(
             )
         sharing = rules(flags)
         flags.pop("sharing", None)  # asked of the set now, no setting of the run
-        values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
-        if target is not None:
-            values["quant"] = quant_for(target, values.get("quant", {}))
-        saved = values.pop("shards", None)
-        values.pop("shards_digest", None)  # of the set then; the one now is its own
+        values, saved = _settings(flags, config, target)
         if shards is None and saved is None:
             raise ClusterqError("--shards is missing, expected a run folder or a folder of shards; try --shards out/.")
         say_begin(f"a student from {without_secrets(shards or str(config))}")
@@ -98,25 +94,28 @@ def finetune(
         from clusterq_finetune import commands
         from clusterq_finetune.evaluation.predictions import KeptPredictions
         from clusterq_finetune.evaluation.summary import summary_lines
+        from clusterq_finetune.prepare import Request
 
+        source = shards or saved_folder(saved, config or Path())
         keep = KeptPredictions(probabilities, predictions_csv)
-        path = shards or saved_folder(saved, config or Path())
-        result = commands.finetune(
-            values,
-            path,
-            out,
-            val,
-            classes,
-            resume=resume,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            keep=keep,
-            sharing=sharing,
-            time_budget=None if time_budget is None else parse_time_budget(time_budget),
+        seconds = None if time_budget is None else parse_time_budget(time_budget)
+        request = Request(
+            values, source, out, val, classes, resume, overwrite, dry_run, keep=keep, sharing=sharing, time_budget=seconds
         )
+        result = commands.finetune(request)
         print_lines(summary_lines(result), result, as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM, "--resume"))
+
+
+def _settings(flags: dict[str, dict[str, Any]], config: Path | None, target: Target) -> tuple[dict[str, Any], Any]:
+    """Return the settings by section, and where the shards of a saved configuration were, None if it names none."""
+    values: dict[str, Any] = dict(flags) if config is None else _on_top(config, flags)
+    if target is not None:
+        values["quant"] = quant_for(target, values.get("quant", {}))
+    saved = values.pop("shards", None)
+    values.pop("shards_digest", None)  # of the set then; the one now is its own
+    return values, saved
 
 
 def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:

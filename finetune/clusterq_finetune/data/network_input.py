@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.teacher.spec import InputSpec
 
 

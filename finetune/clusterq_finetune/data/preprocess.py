@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clusterq_common.png import MODES
+from clusterq_common.images.png import MODES
 from clusterq_common.teacher.size import Size, show_size, sides
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.data.pixels import PixelRange, eight_bits

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.reduce import sum_across
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.settings import Settings
+from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real import Remark, ValidationBatch, ValidationImages
 from clusterq_finetune.evaluation.binary import BinaryResult, binary_result
 from clusterq_finetune.evaluation.predictions import Predictions
@@ -224,20 +225,9 @@ def evaluate_models(
             count += len(batch.labels)
             decode_seconds += time.monotonic() - mark
             if len(batch.labels):
-                pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-                inputs = normalise(pixels, images.spec).contiguous(memory_format=torch.channels_last)
-                teacher_top1 = None
-                outputs: dict[str, Tensor] = {}
-                for name, model in models.items():
-                    begin = _now(device)
-                    logits = model.eval()(inputs)
-                    counts[name].seconds += _now(device) - begin
-                    named = counts[name].add(logits, labels, teacher_top1)
-                    teacher_top1 = named if name == TEACHER else teacher_top1
-                    if predictions is not None:
-                        outputs[name] = logits
+                logits = _count_batch(models, counts, batch, images.spec, device)
                 if predictions is not None:
-                    predictions.add(batch.names, batch.labels, outputs)
+                    predictions.add(batch.names, batch.labels, logits)
             if progress is not None:
                 # Timing has waited for the device already.
                 so_far = {name: counted.top1() for name, counted in counts.items()} if count else {}
@@ -248,16 +238,40 @@ def evaluate_models(
         counts[name].merge(ranks)
     read.merge(ranks, images, next(iter(counts.values())).confusion.sum(1).tolist())
     if not sum(ranks.gather(count)):
-        first = f" (the first is {read.unreadable[0]})" if read.unreadable else ""
-        raise ClusterqError(
-            f"none of the {len(read.unreadable)} images in {images.root} can be read{first}, expected "
-            "image files; check the folder.",
-            setting="val",
-        )
+        raise _none_readable(images, read.unreadable)
     return {
         name: counted.result(agreement=TEACHER in models and name != TEACHER, decode_seconds=decode_seconds, read=read)
         for name, counted in counts.items()
     }
+
+
+def _count_batch(
+    models: Mapping[str, nn.Module],
+    counts: Mapping[str, _Counts],
+    batch: ValidationBatch,
+    spec: InputSpec,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Run all models on a batch and count their answers. Returns their logits (N, K) by name."""
+    pixels, labels = batch.pixels.to(device), batch.labels.to(device)
+    inputs = normalise(pixels, spec).contiguous(memory_format=torch.channels_last)
+    teacher_top1 = None
+    logits: dict[str, Tensor] = {}
+    for name, model in models.items():
+        begin = _now(device)
+        logits[name] = model.eval()(inputs)
+        counts[name].seconds += _now(device) - begin
+        top1 = counts[name].add(logits[name], labels, teacher_top1)
+        teacher_top1 = top1 if name == TEACHER else teacher_top1
+    return logits
+
+
+def _none_readable(images: ValidationImages, unreadable: list[str]) -> ClusterqError:
+    first = f" (the first is {unreadable[0]})" if unreadable else ""
+    return ClusterqError(
+        f"none of the {len(unreadable)} images in {images.root} can be read{first}, expected image files; check the folder.",
+        setting="val",
+    )
 
 
 def _now(device: torch.device) -> float:

@@ -19,8 +19,8 @@ from clusterq_common.run.run_folder import STUDENT
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.spec import Geometry, InputSpec
 from clusterq_finetune.config import EvaluationConfig
-from clusterq_finetune.data.real import open_validation
-from clusterq_finetune.evaluation.evaluate import evaluate_models
+from clusterq_finetune.data.real import ValidationImages, open_validation
+from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
 from clusterq_finetune.evaluation.parity import Compared, integer_student
 from clusterq_finetune.evaluation.predictions import NOTHING_MORE, KeptPredictions
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
@@ -74,22 +74,7 @@ def evaluate_saved(
         made = _of_file(onnx, OnnxModel(onnx, optimise=optimise, threads=runtime.threads), evaluation)
     black_and_white = evaluation.black_and_white or made.pixel_range
     images = open_validation(val, made.spec, classes=classes, geometry=made.geometry, pixel_range=black_and_white, own=True)
-    with process_group(), progress("evaluating", len(images), images=1) as ticker:
-        predictions = keep.collector() if keep.npz is not None or keep.csv is not None else None
-        results = evaluate_models(
-            made.models,
-            images,
-            device=made.device,
-            batch_size=batch_size,
-            workers=workers,
-            predictions=predictions,
-            progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
-        )
-        if predictions is not None:
-            keep.save(predictions, keep.npz)
-        for name, model in made.models.items():
-            if isinstance(model, Compared):
-                made.result[name] = made.result.get(name, {}) | model.comparison()
+    results = _evaluate(made, images, keep, batch_size=batch_size, workers=workers)
     add_evaluation(made.result, results, images, made.spec)
     return made.result
 
@@ -109,6 +94,29 @@ class _Evaluated:
     spec: InputSpec
     geometry: Geometry
     pixel_range: tuple[float, float] | None = None
+
+
+def _evaluate(
+    made: _Evaluated, images: ValidationImages, keep: KeptPredictions, *, batch_size: int, workers: int
+) -> dict[str, EvaluationResult]:
+    """Evaluate the networks, write the predictions, and add how far compared ones are apart to `made.result`."""
+    with process_group(), progress("evaluating", len(images), images=1) as ticker:
+        predictions = keep.collector() if keep.npz is not None or keep.csv is not None else None
+        results = evaluate_models(
+            made.models,
+            images,
+            device=made.device,
+            batch_size=batch_size,
+            workers=workers,
+            predictions=predictions,
+            progress=lambda done, _, top1: ticker.advance(done - ticker.done, top1_so_far(top1)),
+        )
+        if predictions is not None:
+            keep.save(predictions, keep.npz)
+        for name, model in made.models.items():
+            if isinstance(model, Compared):
+                made.result[name] = made.result.get(name, {}) | model.comparison()
+    return results
 
 
 def _of_student(

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell
 from clusterq_common.files import write_output
-from clusterq_common.images import to_array
+from clusterq_common.images.contact_sheet import contact_sheet
+from clusterq_common.images.normalise import to_array
 from clusterq_finetune.figures.config import FORMATS, FileConfig
 
 # Ten colours, distinct also for colour-blind readers: Petroff, "Accessible color sequences for data visualization", 2021.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher
 from clusterq_report.measure.features import BatchNormDistances

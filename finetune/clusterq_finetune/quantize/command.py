@@ -36,6 +36,7 @@ from clusterq_finetune.config import EvaluationConfig, RecipeConfig, resolve
 from clusterq_finetune.config.recipe import LEAST_STEPS
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.export import export
+from clusterq_finetune.prepare import Request
 from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, SET_AND_STUDENT_SHARE, STUDENT, Plan
 from clusterq_finetune.results import read_result
 from clusterq_report.pages.deployment import timed_in
@@ -246,18 +247,8 @@ def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None, seconds
         "evaluation": plan.evaluation,
     }
     resume = (folder / CONFIG).is_file()
-    commands.finetune(
-        flags,
-        shards,
-        folder,
-        val,
-        plan.class_file,
-        resume=resume,
-        overwrite=False,
-        dry_run=False,
-        time_budget=seconds,
-        own_set=plan.shards is None,
-    )
+    own_set = plan.shards is None
+    commands.finetune(Request(flags, shards, folder, val, plan.class_file, resume=resume, time_budget=seconds, own_set=own_set))
 
 
 def _export(plan: Plan, work: Path, out: Path, *, overwrite: bool) -> dict[str, Any]:

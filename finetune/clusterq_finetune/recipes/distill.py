@@ -56,7 +56,6 @@ def distill(
     broadcast(student)
     dataset = ShardDataset(shards, "train")
     order = EpochBatches(len(dataset), recipe.batch_size, config.runtime.seed, steps=recipe.steps(len(dataset)), ranks=ranks)
-    batches = TrainingBatches(dataset, device, workers=recipe.workers)
     heldout = ShardDataset(shards, "heldout") if "heldout" in shards.manifest.splits else None
 
     if recipe.select == "guarded" and heldout is None:
@@ -64,7 +63,27 @@ def distill(
             f"the shards have no held-out images: nothing guards against a student that gets worse ({setting_name('select', 'guarded')})"
         )
     if recipe.select != "last" and heldout is not None and run.step == 0 and recipe.epochs:
-        run.selection.offer(student, measure_heldout(student, heldout, teacher, config, device)["heldout/kl"], START)
+        run.selection.offer(student, _measure(run, heldout)["heldout/kl"], START)
+    _train(run, TrainingBatches(dataset, device, workers=recipe.workers), order, heldout, kept)
+    run.ema.finish()
+    _choose_weights(run)
+    ranks.wait()
+    chosen = run.selection.epoch if run.selection.student else recipe.epochs - 1
+    return {"epoch": chosen, **run.measured}
+
+
+def _train(
+    run: Distillation, batches: TrainingBatches, order: EpochBatches, heldout: ShardDataset | None, kept: Records
+) -> None:
+    """Take the steps of all epochs that are left.
+
+    Args:
+        run: the training.
+        batches, order: training images, and their order by epoch.
+        heldout: images that the student is measured on after each epoch, if any.
+        kept: stores records and states.
+    """
+    recipe = run.config.recipe
     bar = progress("fine-tuning", recipe.epochs * len(order), done=run.step, images=recipe.batch_size, phase="fine-tuning")
     with closing(kept), bar as ticker:
         for epoch in range(run.step // len(order), recipe.epochs):
@@ -78,25 +97,29 @@ def distill(
                 if stored is not None:
                     if heldout is not None and end_of_epoch:
                         with run.ema.applied():
-                            run.measured = measure_heldout(student, heldout, teacher, config, device)
+                            run.measured = _measure(run, heldout)
                             if recipe.select == "heldout":
-                                run.selection.offer(student, run.measured["heldout/kl"], epoch)
+                                run.selection.offer(run.student, run.measured["heldout/kl"], epoch)
                         kept.add([{"step": run.step - 1, "epoch": epoch, **run.measured}])
                     note = _note(stored, run.measured)
                     kept.state(run, last=run.step == recipe.epochs * len(order))
                 ticker.advance(note=note)
-    run.ema.finish()
-    if recipe.select == "guarded" and run.measured:
+
+
+def _measure(run: Distillation, heldout: ShardDataset) -> dict[str, float]:
+    return measure_heldout(run.student, heldout, run.teacher, run.config, run.device)
+
+
+def _choose_weights(run: Distillation) -> None:
+    """Put the selected weights into the student, with a warning where they are those that training began with."""
+    if run.config.recipe.select == "guarded" and run.measured:
         run.selection.forget_unless_better_than(run.measured["heldout/kl"])
     if run.selection.student and run.selection.epoch == START:
         warn(
             f"on held-out images the student that training began with is the closest to the teacher (KL {run.selection.kl:.3g}, at the end "
             f"{run.measured['heldout/kl']:.3g}): it is kept; a smaller {setting_name('lr')} may do better"
         )
-    run.selection.finish(student)
-    ranks.wait()
-    chosen = run.selection.epoch if run.selection.student else recipe.epochs - 1
-    return {"epoch": chosen, **run.measured}
+    run.selection.finish(run.student)
 
 
 def _note(record: dict[str, float], heldout: dict[str, float]) -> str:

@@ -71,41 +71,17 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
     Raises:
         ClusterqError: the set cannot be read, a network is missing or does not fit, or there are too few real images.
     """
-    if not out.parent.is_dir():
-        raise ClusterqError(f"{out.parent} is no folder, expected one that exists; make it, or name another.", setting="out")
-    if out.suffix == ".json":
-        raise ClusterqError(
-            f"{out.name} is the name of the figures, expected one for the page; end it in .html.", setting="out"
-        )
+    _refuse_page(out)
     need_other_arch(where.other_arch, where.other_weights)
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
     manifest = shards.manifest
-    flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
-    teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
-    featured = {TEACHER: teacher}
-    if where.other_arch is not None:
-        featured[OTHER] = other_network(where.other_arch, where.other_weights, manifest, device)
-    judged = {} if where.student is None else {STUDENT: _student(where.student, where.arch, teacher, device)}
-    sources = {
-        setting: _real(setting, place, where, teacher) for setting, place in ((TRAIN, where.train), (HELD, where.holdout))
-    }
-
+    networks = _networks(where, shards, device)
+    teacher, other = networks.teacher, networks.other
+    train, held = (_real(setting, place, where, teacher) for setting, place in ((TRAIN, where.train), (HELD, where.holdout)))
     reader = shards.split(config.split)
-    chosen = {SET: _drawn([reader.label(number) for number in range(len(reader))], config.images, config.seed)}
-    reads: dict[str, Read] = {SET: lambda numbers: _stored(reader, numbers)}
-    for setting, images in sources.items():
-        chosen[setting] = _drawn(images.labels, config.real_images, config.seed)
-        reads[setting] = _reads(images)
-    with progress("looking at the images", 2 * sum(map(len, chosen.values())), images=1) as ticker:
-        seen = {}
-        for name, numbers in chosen.items():
-            networks = {} if name == SET else judged
-            seen[name] = collect(
-                reads[name], numbers, featured, networks, teacher.spec, device, name, FEWEST[name], ticker.advance
-            )
+    drawn, seen = _collected(reader, train, held, networks, config, device)
     found_in = spaces(None if where.other_arch is None else shown_arch(where.other_arch))
-    train, held = sources[TRAIN], sources[HELD]
     with progress("comparing", len(found_in) + 1 + config.permutations) as ticker:
         compared = compare(
             seen[SET],
@@ -117,8 +93,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
             (train.name, held.name),
             advance=ticker.advance,
         )
-    attacked = membership(seen[TRAIN], seen[HELD], [TEACHER, *judged], config.seed)
-    other = featured.get(OTHER)
+    attacked = membership(seen[TRAIN], seen[HELD], [TEACHER, *networks.judged], config.seed)
     leakage = Leakage(
         shards=manifest.digest,
         split=config.split,
@@ -132,8 +107,8 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         other=None if other is None else shown_arch(other.config.arch),
         other_digest=None if other is None else other.digest,
         names=manifest.class_names,
-        train=_about(train, len(chosen[TRAIN]), seen[TRAIN]),
-        held=_about(held, len(chosen[HELD]), seen[HELD]),
+        train=_about(train, drawn[TRAIN], seen[TRAIN]),
+        held=_about(held, drawn[HELD], seen[HELD]),
         control=compared.control,
         equal=compared.equal,
         in_both=compared.in_both,
@@ -141,10 +116,78 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
         spaces=compared.spaces,
         membership=attacked,
     )
-    page = leakage_page(leakage, shards, _pixels(train), _pixels(held)).html()
+    _write(leakage, leakage_page(leakage, shards, _pixels(train), _pixels(held)).html(), out)
+    return leakage
+
+
+def _refuse_page(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise ClusterqError(f"{out.parent} is no folder, expected one that exists; make it, or name another.", setting="out")
+    if out.suffix == ".json":
+        raise ClusterqError(
+            f"{out.name} is the name of the figures, expected one for the page; end it in .html.", setting="out"
+        )
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """The networks that look at the images.
+
+    Attributes:
+        teacher: the set's teacher.
+        other: another classifier, if one was named.
+        judged: by name, networks whose answers on real images alone are kept.
+    """
+
+    teacher: Teacher
+    other: Teacher | None
+    judged: dict[str, nn.Module]
+
+    @property
+    def featured(self) -> dict[str, Teacher]:
+        """Networks whose features are compared, by name."""
+        return {TEACHER: self.teacher} | ({} if self.other is None else {OTHER: self.other})
+
+
+def _networks(where: Where, shards: ShardSet, device: torch.device) -> _Networks:
+    manifest = shards.manifest
+    flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
+    teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
+    other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
+    judged = {} if where.student is None else {STUDENT: _student(where.student, where.arch, teacher, device)}
+    return _Networks(teacher, other, judged)
+
+
+def _collected(
+    reader: SplitReader,
+    train: ValidationImages,
+    held: ValidationImages,
+    networks: _Networks,
+    config: LeakageConfig,
+    device: torch.device,
+) -> tuple[dict[str, int], dict[str, Images]]:
+    """Draw images of the set and both real sources, and run them through the networks.
+
+    Returns:
+        By SET, TRAIN and HELD: how many images were drawn, and those that can be read.
+    """
+    numbers = {SET: _drawn([reader.label(number) for number in range(len(reader))], config.images, config.seed)}
+    reads: dict[str, Read] = {SET: lambda wanted: _stored(reader, wanted)}
+    for name, images in ((TRAIN, train), (HELD, held)):
+        numbers[name] = _drawn(images.labels, config.real_images, config.seed)
+        reads[name] = _reads(images)
+    seen = {}
+    with progress("looking at the images", 2 * sum(map(len, numbers.values())), images=1) as ticker:
+        for name, wanted in numbers.items():
+            judged = {} if name == SET else networks.judged
+            spec, fewest = networks.teacher.spec, FEWEST[name]
+            seen[name] = collect(reads[name], wanted, networks.featured, judged, spec, device, name, fewest, ticker.advance)
+    return {name: len(wanted) for name, wanted in numbers.items()}, seen
+
+
+def _write(leakage: Leakage, page: str, out: Path) -> None:
     atomic_write(out.with_suffix(".json"), json.dumps(leakage.model_dump(mode="json"), indent=1) + "\n")
     atomic_write(out, page)
-    return leakage
 
 
 def _drawn(labels: list[int], most: int, seed: int) -> list[int]:

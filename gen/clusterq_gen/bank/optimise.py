@@ -12,7 +12,7 @@ from clusterq_common.capture import classifier_input
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.cuda_graph import Recorder
 from clusterq_common.device.setup import training_autocast
-from clusterq_common.images import normalise, pixel_bounds, to_pixels
+from clusterq_common.images.normalise import normalise, pixel_bounds, to_pixels
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import batchnorm_taps
 from clusterq_common.teacher.load import Teacher

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec

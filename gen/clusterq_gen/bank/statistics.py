@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clusterq_common.images import pixel_bounds
+from clusterq_common.images.normalise import pixel_bounds
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import Moments, Statistics, StoredStatistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from clusterq_common.images import normalise, pixel_bounds, to_array, to_pixels
-from clusterq_common.png import Array
+from clusterq_common.images.normalise import normalise, pixel_bounds, to_array, to_pixels
+from clusterq_common.images.png import Array
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.shards.sample import Sample
 from clusterq_common.teacher.load import Teacher

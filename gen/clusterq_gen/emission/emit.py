@@ -70,17 +70,7 @@ def emit_shards(
             store_logits=config.emit.store_logits,
             pool=pool,
         )
-        mine = todo[ranks.rank :: ranks.world]
-        with progress("writing images", sum(sum(plan.wanted) for plan in mine), images=1, phase="shards") as ticker:
-            for plan in mine:
-                kept = journal.finished(plan)
-                if kept is not None:
-                    ticker.advance(sum(kept[0].per_class))
-                    continue
-                tally = EmissionCounts.nothing(classes)
-                samples = emitter.samples(plan, tally, partial(_count, ticker, tally))
-                written = write_shard(folder, plan.name, samples, start_key=plan.first_slot, num_classes=classes)
-                journal.note(plan, written, tally)
+        _write_shards(folder, todo[ranks.rank :: ranks.world], emitter, journal, classes)
     ranks.wait()
     if ranks.first:
         parts, tally = gather(folder, classes, [_made(journal, plan) for plan in todo], before)
@@ -88,6 +78,20 @@ def emit_shards(
         journal.close()
     ranks.wait()
     return read_manifest(folder)
+
+
+def _write_shards(folder: Path, plans: list[ShardPlan], emitter: Emitter, journal: Journal, classes: int) -> None:
+    """Write the shards that the journal does not list as finished."""
+    with progress("writing images", sum(sum(plan.wanted) for plan in plans), images=1, phase="shards") as ticker:
+        for plan in plans:
+            kept = journal.finished(plan)
+            if kept is not None:
+                ticker.advance(sum(kept[0].per_class))
+                continue
+            tally = EmissionCounts.nothing(classes)
+            samples = emitter.samples(plan, tally, partial(_count, ticker, tally))
+            written = write_shard(folder, plan.name, samples, start_key=plan.first_slot, num_classes=classes)
+            journal.note(plan, written, tally)
 
 
 def _count(ticker: Ticker, tally: EmissionCounts, samples: int) -> None:

@@ -12,7 +12,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.cuda_graph import Recorder
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
-from clusterq_common.images import normalise
+from clusterq_common.images.normalise import normalise
 from clusterq_common.progress.console import info
 from clusterq_common.run.environment import device_name, versions
 from clusterq_common.setting_names import setting_name

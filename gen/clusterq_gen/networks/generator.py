@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterq_common.device.setup import at_least_float32
-from clusterq_common.images import pixel_bounds
+from clusterq_common.images.normalise import pixel_bounds
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.config import GeneratorConfig
 from clusterq_gen.networks.synced_norm import SyncedBatchNorm2d

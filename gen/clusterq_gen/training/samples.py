@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterq_common import png
-from clusterq_common.contact_sheet import contact_sheet
 from clusterq_common.files import atomic_write
-from clusterq_common.images import to_array, to_pixels
+from clusterq_common.images import png
+from clusterq_common.images.contact_sheet import contact_sheet
+from clusterq_common.images.normalise import to_array, to_pixels
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_gen.networks.generator import Generator
 from clusterq_gen.training.latent import candidate_noise

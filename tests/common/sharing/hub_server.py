@@ -67,25 +67,25 @@ def hub() -> Iterator[tuple[str, Hub]]:
         def do_GET(self) -> None:
             self.seen()
             path = self.path.partition("?")[0]
-            if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-                files = state.files(found[1], found[2] or "main")
-                if files is None or (state.private[found[1]] and not state.asked[-1][2]):
-                    kind = "RevisionNotFound" if found[1] in state.commits and found[2] else "RepoNotFound"
+            if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+                files = state.files(match[1], match[2] or "main")
+                if files is None or (state.private[match[1]] and not state.asked[-1][2]):
+                    kind = "RevisionNotFound" if match[1] in state.commits and match[2] else "RepoNotFound"
                     self.answer(404, {"error": "not found"}, X_Error_Code=kind)
                     return
-                sha = found[2] if found[2] not in {None, "main"} else state.commits[found[1]][-1][0]
+                sha = match[2] if match[2] not in {None, "main"} else state.commits[match[1]][-1][0]
                 about = {
-                    "id": found[1],
+                    "id": match[1],
                     "sha": sha,
                     "lastModified": "2026-01-02T03:04:05.000Z",
-                    "private": state.private[found[1]],
+                    "private": state.private[match[1]],
                 }
                 self.answer(200, {**about, "siblings": [{"rfilename": name} for name in files]})
-            elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                data = (state.files(found[1], found[2]) or {}).get(found[3])
-                if data is None or (state.private[found[1]] and not state.asked[-1][2]):
+            elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                data = (state.files(match[1], match[2]) or {}).get(match[3])
+                if data is None or (state.private[match[1]] and not state.asked[-1][2]):
                     self.answer(404)
-                elif found[3].endswith(".tar"):  # as the Hub does it with large files
+                elif match[3].endswith(".tar"):  # as the Hub does it with large files
                     self.answer(302, b"", Location=f"/cdn/{hashlib.sha256(data).hexdigest()}")
                 else:
                     self.answer(200, data)
@@ -120,20 +120,20 @@ def hub() -> Iterator[tuple[str, Hub]]:
                 self.answer(200, {"errors": [], "warnings": []})
             elif "/preupload/" in path:
                 files = json.loads(data)["files"]
-                modes = {one["path"]: "lfs" if one["path"].endswith(".tar") else "regular" for one in files}
+                modes = {entry["path"]: "lfs" if entry["path"].endswith(".tar") else "regular" for entry in files}
                 told = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
                 self.answer(200, {"files": told})
             elif path.endswith(".git/info/lfs/objects/batch"):
                 objects = json.loads(data)["objects"]
                 told = [
-                    one
-                    if one["oid"] in state.blobs
-                    else {**one, "actions": {"upload": {"href": f"{address}/lfs/{one['oid']}"}}}
-                    for one in objects
+                    entry
+                    if entry["oid"] in state.blobs
+                    else {**entry, "actions": {"upload": {"href": f"{address}/lfs/{entry['oid']}"}}}
+                    for entry in objects
                 ]
                 self.answer(200, {"transfer": "basic", "objects": told})
-            elif found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/commit/main", path):
-                self.commit(found[1], [json.loads(line) for line in data.splitlines()], address)
+            elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/commit/main", path):
+                self.commit(match[1], [json.loads(line) for line in data.splitlines()], address)
             else:
                 self.answer(404)
 

@@ -20,17 +20,17 @@ from clusterq_common.sharing.address import is_address, is_this_machine, parse_a
     ],
 )
 def test_forms(text: str, shown: str, parts: tuple[str, str, str, str | None]) -> None:
-    found = parse_address(text)
-    assert (found.scheme, found.host, found.path, found.revision) == parts
-    assert str(found) == shown
+    address = parse_address(text)
+    assert (address.scheme, address.host, address.path, address.revision) == parts
+    assert str(address) == shown
 
 
 def test_credentials_are_known_and_never_shown() -> None:
-    found = parse_address("https://me:p%40ss@host/set?sig=abc&se=1")
-    assert (found.user, found.query) == ("me:p@ss", "sig=abc&se=1")
-    assert str(found) == "https://host/set"
+    address = parse_address("https://me:p%40ss@host/set?sig=abc&se=1")
+    assert (address.user, address.query) == ("me:p@ss", "sig=abc&se=1")
+    assert str(address) == "https://host/set"
     for secret in ("me:", "p@ss", "p%40ss", "abc"):
-        assert secret not in repr(found)
+        assert secret not in repr(address)
 
 
 @pytest.mark.parametrize(

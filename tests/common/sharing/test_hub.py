@@ -107,9 +107,9 @@ def test_nobodys_commit_is_overwritten(there: Hub, tmp_path: Path, monkeypatch: 
     real = module.read_small
 
     def meanwhile(*args: object) -> bytes:
-        found = real(*args)  # type: ignore[arg-type]
+        revision = real(*args)  # type: ignore[arg-type]
         there.commits["team/digits"].append(("f" * 40, {}))
-        return found
+        return revision
 
     monkeypatch.setattr(module, "read_small", meanwhile)
     with pytest.raises(ClusterqError, match=r"the Hub refuses \(412\)"):

@@ -5,8 +5,8 @@ import io
 import zlib
 from pathlib import Path
 
+from clusterq_common.archives.tar import TarFormatError, member_bytes
 from clusterq_common.errors import ClusterqError
-from clusterq_common.tar import TarFormatError, member_bytes
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from clusterq_common.archives.tar import BLOCK, Member, TarFormatError, TarHeaders, shortened
 from clusterq_common.errors import ClusterqError
-from clusterq_common.tar import BLOCK, Member, TarFormatError, TarHeaders, shortened
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real.base import ValidationImages
 from clusterq_finetune.data.real.devkit import GROUND_TRUTH, read_devkit, wnid_of_number

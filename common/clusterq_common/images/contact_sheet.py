@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterq_common.png import Array
+from clusterq_common.images.png import Array
 
 
 def contact_sheet(images: Sequence[Array], columns: int, *, gap: int, border: int = 0) -> Array:

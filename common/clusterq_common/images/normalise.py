@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from clusterq_common.png import Array
+from clusterq_common.images.png import Array
 from clusterq_common.teacher.spec import InputSpec
 
 
