@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,14 @@ def test_examples_with_a_factory_are_accepted(gen: Cli, finetune: Cli, monkeypat
     torch.save(made["build"]().state_dict(), tmp_path / "net.pth")
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clusterq_finetune.quantize.command.run_program", lambda _, words: gen(*words).code)
+
+    def run(_: str, words: list[str], hear: Callable[[str], object]) -> int:
+        made = gen(*words)
+        for line in made.out.splitlines():
+            hear(line)
+        return made.code
+
+    monkeypatch.setattr("clusterq_finetune.quantize.generate.run_program", run)
     for words in (["clusterq-gen", "train"], ["clusterq-finetune", "quantize"]):
         (example,) = [rest for _, rest in printed_examples(words, gen, finetune) if "net.py:build" in rest]
         done = cli_of(words[0], gen, finetune)(*example, "--dry-run")

@@ -25,7 +25,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
-from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
+from clusterq_finetune.benchmark.timing import LEAST_TURNS, TURNS, median_of, ratio_of, take_turns
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import TEACHER, evaluate_models
@@ -51,7 +51,7 @@ def benchmark(
     shards: Path | None = None,
     evaluation: EvaluationConfig | None = None,
     batches: Sequence[int] | None = None,
-    turns: int = 15,
+    turns: int = TURNS,
     threads: int | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:

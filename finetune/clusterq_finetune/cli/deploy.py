@@ -14,7 +14,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.targets import TargetName
-from clusterq_common.progress.console import print_json, print_result
+from clusterq_common.progress.console import info, print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
@@ -190,6 +190,8 @@ def quantize(
             )
             raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
         say_begin(f"{flags['teacher']['arch']}, recipe {recipe}, for {target}, to {out}")
+        stages = work or out.with_name(f"{out.stem}-work")
+        info(f"stages: set of images, fine-tuning, export, benchmark, report; in {stages}; their times follow")
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_finetune.export import summary_lines as export_lines
         from clusterq_finetune.quantize.command import plan_of, quantize
@@ -211,7 +213,7 @@ def quantize(
         result = quantize(
             plan,
             out,
-            work=work or out.with_name(f"{out.stem}-work"),
+            work=stages,
             val=val,
             overwrite=overwrite,
             dry_run=dry_run,

@@ -24,7 +24,7 @@ SET_SHARE, SET_AND_STUDENT_SHARE = 0.6, 0.9
 LEAST_STUDENT_SHARE = 0.2
 
 # Flags of `clusterq-gen train` that `quantize` gives itself, or that would leave no set.
-OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--help", "--help-all", "--time-budget"} | {
+OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--json", "--help", "--help-all", "--time-budget"} | {
     f"--{name.replace('_', '-')}" for name in TeacherConfig.model_fields
 }
 
