@@ -122,6 +122,16 @@ def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> 
         plan.model_copy(update={"bits": "w8a8"}).refuse_other(tmp_path)
 
 
+def test_a_file_is_timed_in_its_own_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed_in(target: str) -> str:
+        return plan_of({"teacher": {"arch": "resnet18"}}, target=target, bits="w8a8", recipe="fast", preset="quick").timed_in
+
+    monkeypatch.setattr("clusterq_finetune.quantize.plan.find_spec", lambda name: name)
+    assert [timed_in(target) for target in ("ort-cpu", "openvino", "tensorrt")] == ["onnxruntime", "openvino", "onnxruntime"]
+    monkeypatch.setattr("clusterq_finetune.quantize.plan.find_spec", lambda name: None)
+    assert timed_in("openvino") == "onnxruntime"
+
+
 def test_shares_of_a_time_budget(tmp_path: Path) -> None:
     values = {"target": "ort-cpu", "bits": "w8a8", "recipe": "fast", "preset": "quick"}
     plan = plan_of({"teacher": {"arch": "resnet18"}}, **values, time_budget=1000.0)

@@ -7,13 +7,14 @@ import torch
 
 from clusterq_common.escape import shell_command
 from clusterq_common.export.for_target import said_of, stored_wider
-from clusterq_common.export.targets import TARGETS
+from clusterq_common.export.targets import RUNTIMES, TARGETS
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.sensitivity import passes
 from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.quantities import count, duration
+from clusterq_common.run.extras import how_to_install
 from clusterq_common.run.run_folder import RESULT, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_common.shards.read import ShardSet
@@ -96,8 +97,11 @@ def announce(
             print_result(f"   then teacher and student on {evaluation}")
     print_result(f"3. export: {out}")
     print_result(
-        f"4. benchmark: speed beside float {timed_in(plan.target)}, and both files on {evaluation or 'held-out images of the set'}"
+        f"4. benchmark: speed beside float {timed_in(plan.target, plan.timed_in)}, and both files on {evaluation or 'held-out images of the set'}"
     )
+    package = TARGETS[plan.target].package
+    if package not in (None, plan.timed_in):
+        print_result(f"   to time it in {RUNTIMES[package]}: {how_to_install(package)}")
     print_result(f"5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
 

@@ -181,6 +181,7 @@ def _benchmark(plan: Plan, work: Path, out: Path, shards: Path, val: Path | None
         classes=plan.class_file,
         evaluation=plan.reading,
         threads=plan.runtime.get("threads"),
+        runtime=plan.timed_in,
     )
 
 
