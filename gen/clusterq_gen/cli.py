@@ -17,6 +17,7 @@ from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
 from clusterq_gen.given import Meant, by_input_size, meant_by, on_top, saved_config
+from clusterq_gen.method_options import left_out
 from clusterq_gen.presets import preset_notes
 from clusterq_gen.settings_lines import settings_lines
 
@@ -72,6 +73,7 @@ def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
 
 @app.command(
     brief=TRAIN_BRIEF,
+    left_out=left_out,
     epilog=examples(
         "clusterq-gen train --arch resnet18 --out out/",
         "clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4",
