@@ -95,9 +95,16 @@ class App(typer.Typer):
     def __init__(self, brief: Mapping[str, str] | None = None, **about: Any) -> None:
         super().__init__(cls=type("Group", (Group,), {"brief": brief or {}}), **about)
 
-    def command(self, name: str | None = None, brief: Mapping[str, str] | None = None, **about: Any) -> Callable[[Any], Any]:
-        """Add a command, as typer does; `brief` has the parameters of its short help."""
-        return super().command(name, cls=type("Command", (Command,), {"brief": brief or {}}), **about)
+    def command(
+        self,
+        name: str | None = None,
+        brief: Mapping[str, str] | None = None,
+        left_out: Callable[[dict[str, Any]], tuple[set[str], str]] | None = None,
+        **about: Any,
+    ) -> Callable[[Any], Any]:
+        """Add a command, as typer does; `brief` has the parameters of its short help, `left_out` is for the long one, see `Readable`."""
+        own = {"brief": brief or {}, "left_out": left_out and staticmethod(left_out)}
+        return super().command(name, cls=type("Command", (Command,), own), **about)
 
 
 def version_option(program: str) -> Any:

@@ -6,7 +6,7 @@ It does not depend on a command-line library: the programs mix `Readable` into i
 import copy
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
@@ -24,6 +24,8 @@ COMPLETION_WIDTH = 60
 BRIEF_WIDTH = 120
 # Key in click's `meta`: whether the help lists all options.
 ALL_OPTIONS = "clusterq.all_options"
+# Another one: the words of the command line.
+ARGUMENTS = "clusterq.arguments"
 # Wording of both pydantic and click.
 CHOICES = re.compile(r"(?:Value error, )?'(?P<found>.*)' is not one of (?P<choices>'.+')\.?", re.DOTALL)
 
@@ -57,9 +59,12 @@ class Readable:
     Attributes:
         brief: parameters of the short help, in its order: name -> short description, or "" for the beginning of the long one. `--help`
             then lists these, and `--help-all` all. Empty: `--help` lists all.
+        left_out: gives, from the command line's values by parameter, the parameters that `--help-all` leaves out, and a line on how to
+            see them; None: it leaves out none.
     """
 
     brief: Mapping[str, str] = MappingProxyType({})
+    left_out: Callable[[dict[str, Any]], tuple[set[str], str]] | None = None
     _help_all: Any = None
     _brief_now = False
 
@@ -81,16 +86,30 @@ class Readable:
         """Print the help: the short one where there is one, unless all options are wanted."""
         params = self.get_params(ctx)
         self._brief_now = bool(self.brief) and not ctx.meta.get(ALL_OPTIONS)
+        epilog = self.epilog
         try:
             with _restored(params):
                 if self._brief_now:
                     _shorten(params, self.brief)
                 else:
+                    self._leave_out(ctx, params)
                     _name_opposites(params)
                 _keep_brackets(params)
                 super().format_help(ctx, formatter)  # type: ignore[misc]
         finally:
-            self._brief_now = False
+            self._brief_now, self.epilog = False, epilog
+
+    def _leave_out(self, ctx: Any, params: list[Any]) -> None:
+        """Hide the parameters that `left_out` names, and say so before the examples."""
+        if self.left_out is None:
+            return
+        # Values are not processed yet: `--help-all` comes before all others. The parser needs all flags, opposites among them.
+        given, *_ = self.make_parser(ctx).parse_args(list(ctx.meta.get(ARGUMENTS, ())))  # type: ignore[attr-defined]
+        names, line = self.left_out(given)
+        for param in params:
+            if param.name in names and hasattr(param, "hidden"):
+                param.hidden = True
+        self.epilog = "\n\n".join(part for part in (line, self.epilog) if part)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Return the possible completions. Descriptions are cut to one line, because shells take a second line for another name."""
@@ -101,6 +120,8 @@ class Readable:
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and add a hint to the error if there is one."""
+        if self.left_out is not None:
+            ctx.meta[ARGUMENTS] = tuple(args)
         try:
             rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
         except Exception as error:

@@ -5,18 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Quiet, TimeBudget, Weights, brief_help, named_teacher, version_option
+from clusterq_cli.app import App, Arch, Debug, Json, Quiet, TimeBudget, Weights, brief_help, named_teacher, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command, say_begin
 from clusterq_cli.report import add_report
 from clusterq_common.device.config import RuntimeConfig
-from clusterq_common.errors import ClusterqError
+from clusterq_common.progress.console import info, print_json
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.run.run_folder import CONFIG
-from clusterq_gen.bank.config import refuse_meaningless, with_method
+from clusterq_common.teacher.spec import shown_arch
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
-from clusterq_gen.presets import lift_limit, preset_notes, resolve
+from clusterq_gen.given import Meant, by_input_size, meant_by, on_top, saved_config
+from clusterq_gen.method_options import left_out
+from clusterq_gen.presets import preset_notes
+from clusterq_gen.settings_lines import settings_lines
 
 PROGRAM = "clusterq-gen"
 
@@ -70,6 +73,7 @@ def program(version: Annotated[bool, version_option(PROGRAM)] = False) -> None:
 
 @app.command(
     brief=TRAIN_BRIEF,
+    left_out=left_out,
     epilog=examples(
         "clusterq-gen train --arch resnet18 --out out/",
         "clusterq-gen train --arch resnet20_cifar10 --preset quick --bits w4a4",
@@ -97,24 +101,31 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train a generator for a classifier, or optimise images without one, then write class-labelled shards."""
 
     def run() -> None:
-        begins = flags.get("teacher", {}).get("arch") or config
-        say_begin(f"the run in {out}" if begins is None else f"{begins} to {out}")
+        seconds = None if time_budget is None else parse_time_budget(time_budget)
+        resumed = resume and (out / CONFIG).is_file()
+        if resumed:
+            meant = Meant([saved_config(out, flags)])
+        elif config is not None:
+            meant = Meant([GenConfig.validated(on_top(config, flags))])
+        else:
+            meant = meant_by(flags, preset)
+        first = meant.plans[0]
+        say_begin(f"{shown_arch(first.teacher.arch)} to {out}")
+        for line in settings_lines(meant, None if resumed else seconds):
+            info(line)
         from clusterq_gen import commands
 
-        seconds = None if time_budget is None else parse_time_budget(time_budget)
-        if resume and (out / CONFIG).is_file():
-            settings = commands.saved_config(out, flags)
-        elif config is not None:
-            settings = GenConfig.validated(_on_top(config, flags))
-        else:
-            settings = _fresh(flags, preset)
-        commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run, time_budget=seconds)
+        settings = by_input_size(flags, first.teacher) if meant.by_size else first
+        result = commands.train(settings, out, resume=resume, overwrite=overwrite, dry_run=dry_run, time_budget=seconds)
+        if as_json:
+            print_json(result)
 
     run_guarded(run, debug=debug, quiet=quiet, resume=lambda: same_command(PROGRAM, "--resume"))
 
@@ -185,32 +196,6 @@ def doctor(debug: Debug = False) -> None:
         examine()
 
     run_guarded(go, debug=debug)
-
-
-def _fresh(flags: dict[str, dict[str, Any]], preset: Preset) -> GenConfig:
-    """Defaults, preset, flags. `auto` needs the input's size, which only the architecture knows."""
-    if preset != "auto":
-        return resolve(flags, preset, imagenet_sized=False)
-    config = resolve(flags, "paper-cifar", imagenet_sized=False)
-    from clusterq_common.teacher.load import build_architecture
-
-    _, spec = build_architecture(config.teacher)
-    return resolve(flags, "auto", imagenet_sized=not spec.small)
-
-
-def _on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    from clusterq_common.settings import merged, need_sections, read_yaml
-    from clusterq_common.teacher.trust import refuse_foreign_code
-
-    values = read_yaml(config)
-    if "teacher" not in values:
-        raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
-    need_sections(GenConfig, values, config)
-    refuse_foreign_code(values, flags, config)
-    whole = merged(with_method(values, flags), flags)
-    lift_limit(whole, flags.get("emit", {}))
-    refuse_meaningless(whole, flags)
-    return whole
 
 
 def main() -> None:

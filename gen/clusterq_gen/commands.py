@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,6 @@ from clusterq_common.device.distributed import process_group
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
-from clusterq_common.files import sha256_file
 from clusterq_common.images.png import MODES
 from clusterq_common.progress.console import expecting, info, print_result, warn
 from clusterq_common.progress.time_budget import Phase, timetable
@@ -23,7 +23,7 @@ from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARD
 from clusterq_common.run.tensorboard import need_tensorboard
 from clusterq_common.settings import merged, read_yaml
 from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.spec import is_factory, shown_arch
+from clusterq_common.teacher.spec import shown_arch
 from clusterq_common.teacher.trust import ARCH, CLASS_NAMES, WEIGHTS, refuse_foreign_code, remember_code
 from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
@@ -47,8 +47,8 @@ LARGE_INPUT = 128
 
 def train(
     config: GenConfig, out: Path, *, resume: bool, overwrite: bool, dry_run: bool, time_budget: float | None = None
-) -> None:
-    """Train a generator for a teacher, or optimise a bank of images, then write shards.
+) -> dict[str, Any]:
+    """Train a generator for a teacher, or optimise a bank of images, then write shards. Returns what `--json` prints.
 
     Args:
         config: settings of the run.
@@ -69,8 +69,7 @@ def train(
     _refuse_before_a_folder(config, teacher)
     planned = time_budget if not (resume and (out / CONFIG).is_file()) else None
     if dry_run:
-        _print_plan(config, teacher, device, planned)
-        return
+        return _print_plan(config, teacher, device, planned)
     if time_budget is not None and planned is None:
         info(f"--time-budget: the run in {out} keeps the plan that it was started with")
 
@@ -103,6 +102,8 @@ def train(
         report_at_end(out, shell_command("clusterq-gen", "report", out, "--analyse"), teacher, device)
     if not is_part():
         _name_next_command(out, config.quant.bits)
+    images = {name: split.samples for name, split in manifest.splits.items()}
+    return {"out": str(out), "shards": str(out / SHARDS), "images": images}
 
 
 def _need_speedups(config: GenConfig, device: torch.device) -> None:
@@ -146,13 +147,19 @@ def _refuse_before_a_folder(config: GenConfig, teacher: Teacher) -> None:
         )
 
 
-def _print_plan(config: GenConfig, teacher: Teacher, device: torch.device, time_budget: float | None) -> None:
-    """Print what a run would do, with the time of each phase from a few timed steps."""
-    speed, classes = measure_speed(config, teacher, device), teacher.spec.num_classes
-    if time_budget is not None:
+def _print_plan(config: GenConfig, teacher: Teacher, device: torch.device, time_budget: float | None) -> dict[str, Any]:
+    """Print what a run would do, with the time of each phase from a few timed steps. Returns phases (seconds) and numbers of images."""
+    classes = teacher.spec.num_classes
+    speed = None if time_budget is None else measure_speed(config, teacher, device)
+    if time_budget is not None and speed is not None:
         config = fit_into(config, time_budget, classes, speed)
-    for line in [*describe_plan(config, teacher, device), f"time: {timetable(phases(config, classes, speed))}"]:
+    for line in describe_plan(config, teacher, device):
         print_result(line)
+    speed = speed or measure_speed(config, teacher, device)  # takes seconds, so everything else is said before
+    expected = phases(config, classes, speed)
+    print_result(f"time: {timetable(expected)}")
+    images = {name: count * classes for name, count in config.emit.wanted(classes).items()}
+    return {"phases": {phase.name: phase.seconds for phase in expected}, "images": images}
 
 
 def emit(
@@ -252,47 +259,6 @@ def _source(run: Path, made: GenConfig, emit: EmitConfig, seed: int, teacher: Te
                 f"ask for no more, or make a larger bank with `clusterq-gen train {flag} {count}`."
             )
     return source
-
-
-def saved_config(out: Path, flags: dict[str, dict[str, object]]) -> GenConfig:
-    """The configuration of the run to resume.
-
-    Raises:
-        ClusterqError: no run there, one with code that no command line of this user named, or a flag that contradicts what the run was
-            started with.
-    """
-    read = read_yaml(out / CONFIG)
-    refuse_foreign_code(read, flags, out / CONFIG)
-    config = GenConfig.validated(read, source=str(out / CONFIG))
-    saved = config.model_dump()
-    for section, values in flags.items():
-        for name, value in values.items():
-            free = section == "output" or (section == "runtime" and name != "seed") or (section, name) == ("emit", "workers")
-            if free:
-                saved[section][name] = value
-                continue
-            before = saved[section][name]
-            given = type(config).validated({**saved, section: {**saved[section], name: value}}).model_dump()[section][name]
-            moved = (
-                (section, name) == ("teacher", "arch")  # the teacher's weights have to fit it
-                or ((section, name) == ("teacher", "weights") and not _differ(given, before))
-                or ((section, name) == ("method", "method") and is_factory(given) and shown_arch(given) == shown_arch(before))
-            )
-            if moved:  # what the command line names, from where this user keeps it, in place of what the folder names
-                saved[section][name] = given
-                continue
-            if given != before:
-                raise ClusterqError(
-                    f"--{name.replace('_', '-')}: {value} contradicts the run in {out}, which was started with {before}; leave "
-                    "the flag out, or start a new run in another folder."
-                )
-    return GenConfig.validated(saved)
-
-
-def _differ(given: str, before: str | None) -> bool:
-    """Return whether two files of weights are known to be different ones."""
-    paths = [Path(given), Path(before or "")]
-    return all(path.is_file() for path in paths) and sha256_file(paths[0]) != sha256_file(paths[1])
 
 
 def _warn_of_slowness(config: GenConfig, teacher: Teacher, device: torch.device, flags: str) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,10 @@ def test_a_short_help_lists_what_is_used_most_and_the_long_one_everything(narrow
         flags = {name: next(flag for flag in param.opts if flag.startswith("--")) for name, param in params.items()}
         shown = {flag: set(re.findall(r"^│ [* ]*(--[a-z-]+)", done.out, re.MULTILINE)) for flag, done in help_of.items()}
         assert shown["--help"] == {*(flags[name] for name in command.brief), "--help", "--help-all"}, words
-        assert shown["--help-all"] >= set(flags.values()), words
+        left_out = set() if command.left_out is None else command.left_out({})[0]
+        kept, gone = ({flag for name, flag in flags.items() if (name in left_out) == out} for out in (False, True))
+        assert kept <= shown["--help-all"], words
+        assert not gone & shown["--help-all"], words
         assert len(help_of["--help"].out.splitlines()) <= 100, words
         assert "--help-all" in help_of["--help"].out
     assert short == 4
@@ -78,7 +81,7 @@ def test_help_fits_and_has_examples(words: list[str], narrow: None, gen: Cli, fi
 
 def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
     shown = gen("train", "--help-all").out
-    for panel in ("Teacher", "Method", "Quant", "Generator", "Train", "Bank", "Emit", "Runtime"):
+    for panel in ("Teacher", "Method", "Quant", "Generator", "Train", "Emit", "Runtime"):
         assert f"╭─ {panel} ─" in shown
     text = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())
     assert (
@@ -86,6 +89,31 @@ def test_help_groups_settings_and_names_choices(narrow: None, gen: Cli) -> None:
         in text
     )
     assert "--logits store the teacher's logits with each image (default: on); --no-logits: the opposite" in text
+
+
+def test_the_long_help_has_the_options_of_the_method(gen: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for words, method, own, others in (
+        ([], "clusterq", {"--alpha-fda", "--kl-weight", "--refine-steps"}, {"--bank-steps", "--lambda-l"}),
+        (
+            ["--method", "gdfq"],
+            "gdfq",
+            {"--alpha-bns", "--epochs", "--mix-classes"},
+            {"--alpha-fda", "--bank-steps", "--lambda-l"},
+        ),
+        (["--method=adadfq"], "adadfq", {"--lambda-l", "--alpha-spread"}, {"--alpha-bns", "--hard-gamma", "--bank-steps"}),
+        (["--method", "zeroq"], "zeroq", {"--bank-steps", "--batch-size", "--per-class"}, {"--epochs", "--width", "--labels"}),
+        (["--method", "x.py:f"], "x.py:f", {"--alpha-fda", "--lambda-l"}, {"--bank-steps"}),
+    ):
+        for line in (["--help-all", *words], [*words, "--help-all"]):
+            done = gen("train", *line)
+            shown = set(re.findall(r"^│ [* ]*(--[a-z-]+)", done.out, re.MULTILINE))
+            assert (done.code, own - shown, others & shown) == (0, set(), set()), line
+            assert f"Options of --method {method}. For those of another method: --method NAME --help-all." in done.out
+    assert gen("train", "--help").out == gen("train", "--help", "--method", "zeroq").out
+    assert (
+        "--bank-steps has no meaning" in gen("train", "--arch", "resnet20_cifar10", "--preset", "quick", "--bank-steps", 3).err
+    )
 
 
 @pytest.mark.parametrize("words", [["clusterq-gen"], ["clusterq-finetune"], ["clusterq-finetune", "shards"]], ids=" ".join)
@@ -141,7 +169,14 @@ def test_examples_with_a_factory_are_accepted(gen: Cli, finetune: Cli, monkeypat
     torch.save(made["build"]().state_dict(), tmp_path / "net.pth")
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clusterq_finetune.quantize.command.run_program", lambda _, words: gen(*words).code)
+
+    def run(_: str, words: list[str], hear: Callable[[str], object]) -> int:
+        made = gen(*words)
+        for line in made.out.splitlines():
+            hear(line)
+        return made.code
+
+    monkeypatch.setattr("clusterq_finetune.quantize.generate.run_program", run)
     for words in (["clusterq-gen", "train"], ["clusterq-finetune", "quantize"]):
         (example,) = [rest for _, rest in printed_examples(words, gen, finetune) if "net.py:build" in rest]
         done = cli_of(words[0], gen, finetune)(*example, "--dry-run")

@@ -228,14 +228,28 @@ NO_TORCH = "raise SystemExit('torch is imported now')\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "first"),
+    ("line", "first", "plan"),
     [
-        ("clusterq_gen train --arch resnet20_cifar10 --preset quick", "resnet20_cifar10 to out; loading torch"),
-        ("clusterq_finetune quantize --arch resnet18 --out m.onnx", "resnet18, recipe fast, for ort-cpu, to m.onnx; loading"),
-        ("clusterq_finetune --shards s3://name:word@host/set", "a student from s3://host/set; loading torch"),
+        (
+            "clusterq_gen train --arch resnet20_cifar10 --preset quick --time-budget 30m",
+            "resnet20_cifar10 to out; loading torch",
+            [
+                "method: clusterq, preset quick; student w4a4",
+                "steps: 16 epochs x 50, 4 epochs of warm-up; batch 100",
+                "images: 128 of each class for training, at most 2,560 in all (one of each at least); a tenth as many held out; 50 steps of refinement each",
+                "phases: generator (generator.safetensors), refinement, shards (shards/), report (report.html)",
+                "time budget: 30 min 0 s; steps and images become fewer where they do not fit",
+            ],
+        ),
+        (
+            "clusterq_finetune quantize --arch resnet18 --out m.onnx",
+            "resnet18, recipe fast, for ort-cpu, to m.onnx; loading torch",
+            ["stages: set of images, fine-tuning, export, benchmark, report; in m-work; their times follow"],
+        ),
+        ("clusterq_finetune --shards s3://name:word@host/set", "a student from s3://host/set; loading torch", []),
     ],
 )
-def test_the_first_line_comes_before_torch(line: str, first: str, tmp_path: Path) -> None:
+def test_the_first_lines_come_before_torch(line: str, first: str, plan: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(NO_TORCH)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
@@ -243,4 +257,4 @@ def test_the_first_line_comes_before_torch(line: str, first: str, tmp_path: Path
     )
     lines = done.stderr.splitlines()
     assert lines[0].startswith(first)
-    assert lines[1:] == ["torch is imported now"]
+    assert lines[1:] == [*plan, "torch is imported now"]

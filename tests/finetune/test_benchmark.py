@@ -3,19 +3,25 @@
 import json
 import math
 import random
+import re
 import shutil
+import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.onnx_file import onnx_model
+from clusterq_common.export.openvino_model import OpenVinoModel
 from clusterq_common.run.run_folder import BENCHMARK, REPORT
 from clusterq_finetune.benchmark.command import benchmark
-from clusterq_finetune.benchmark.kernels import RUNS, _kernels, integer_layers, integer_share
+from clusterq_finetune.benchmark.kernels import RUNS, _kernels, _openvino_kernels, integer_layers, integer_share
 from clusterq_finetune.benchmark.timing import WARM, median_of, ratio_of, take_turns
 from clusterq_report.pages.deployment import kernel_rows, latency_rows
 from tests.conftest import FACTORY, Cli, DigitsTeacher
@@ -111,6 +117,69 @@ def test_a_file_beside_its_float_export(
     page = (student / REPORT).read_text()
     assert "The exported file" in page
     assert all(cell in page for cells in (*latency_rows(record), *kernel_rows(record)) for cell in cells)
+
+
+def test_the_same_in_openvino(
+    student: Path, digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
+    model, run = student.parent / "model.onnx", tmp_path / "run"
+    shutil.copytree(student, run)
+    flags = ("--student", run, "--arch", FACTORY, "--turns", 6, "--threads", 1, "--batch", 1, "--json")
+    words = ["benchmark", model, *flags, "--runtime", "openvino", "--val", digits_teacher.val]
+    done = finetune(*words)
+    assert done.code == 0, done.err
+    found = json.loads(done.out.splitlines()[-1])
+    assert (found["runtime"], [row["batch"] for row in found["latency"]]) == ("openvino", [1])
+    assert re.search(r"^openvino 20[\d.]+, 1 threads, ", done.out, re.MULTILINE)
+    kernels = found["kernels"]
+    assert 0 < kernels["file"]["integer_layers"] <= kernels["file"]["layers"] == kernels["float"]["layers"]
+    assert kernels["float"]["integer_layers"] == 0
+    assert math.isclose(sum(one["share"] for one in kernels["file"]["kernels"]), 1)
+    real = found["real_images"]
+    assert abs(real["float"]["top1"] - digits_teacher.accuracy) < 0.01
+    assert real["file"]["agreement"] > 90
+    assert "in OpenVINO on the CPU, not in ort-cpu (version 20" in (run / REPORT).read_text()
+    (tmp_path / "none.onnx").write_text("no model")
+    assert "--float" in finetune("benchmark", model, "--runtime", "openvino", "--float", tmp_path / "none.onnx").err
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    done = finetune(*words)
+    assert done.code == 2
+    assert "--runtime openvino: the package openvino is not installed, expected clusterq's extra `openvino`" in done.err
+
+
+def test_layers_of_openvino_are_told_apart_by_their_kernels() -> None:
+    """Conversions are no integer arithmetic, and what was optimised away is no kernel."""
+
+    def layer(kind: str, kernel: str, microseconds: int, status: int = 1) -> SimpleNamespace:
+        time = timedelta(microseconds=microseconds)
+        return SimpleNamespace(node_type=kind, exec_type=kernel, real_time=time, status=status, EXECUTED=1)
+
+    layers = [
+        layer("Convolution", "brgconv_avx512_amx_I8", 30),
+        layer("Convolution", "brgconv_avx512_1x1_f32", 40),
+        layer("FullyConnectedQuantizedLegacy", "brgemm_avx512_amx_i8", 10),
+        layer("Reorder", "jit_uni_i8", 20),
+        layer("Relu", "undef", 500, status=0),
+    ]
+
+    class Profiled(OpenVinoModel):
+        def __init__(self) -> None:
+            """Without a file."""
+
+        def run(self, images: object) -> None:
+            """Measure nothing."""
+
+        def profile(self, images: object) -> list[Any]:
+            return layers
+
+    found = _openvino_kernels(Profiled(), np.zeros(1))
+    assert [(one.operator, one.integers, one.layer, one.share) for one in found] == [
+        ("Convolution", False, True, 0.4),
+        ("Convolution", True, True, 0.3),
+        ("Reorder", False, False, 0.2),
+        ("FullyConnectedQuantizedLegacy", True, True, 0.1),
+    ]
 
 
 def test_a_float_file_of_anyone(student: Path, finetune: Cli, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of networks with residual sums, max poolings and a convolution as classifier: all in integers, with the student's values."""
+"""Files of networks with residual sums, max poolings and a convolution or linear layer last: all in integers, with the student's values."""
 
 from pathlib import Path
 
@@ -49,8 +49,20 @@ class Summing(nn.Module):
         return x.view(x.size(0), -1)
 
 
-def test_sums_poolings_and_the_classifier_run_in_integers(tmp_path: Path) -> None:
-    student, images = student_of(Summing, **quant_for("ort-cpu", {"bits": "w8a8"}))
+class Linear(Summing):
+    """The same with a linear layer as classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.final(self.blocks(self.stem(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("net", [Summing, Linear])
+def test_sums_poolings_and_the_classifier_run_in_integers(net: type[nn.Module], tmp_path: Path) -> None:
+    student, images = student_of(net, **quant_for("ort-cpu", {"bits": "w8a8"}))
     model = onnx_model(student, SPEC, FILE).model
     assert not float_convolutions(model.graph).names
     kernels = optimised(model, tmp_path)
@@ -84,9 +96,10 @@ def test_without_it_sums_and_the_stem_stay_in_float(tmp_path: Path) -> None:
     assert optimised(model, tmp_path)["Add"] == 3
 
 
+@pytest.mark.parametrize("net", [Summing, Linear])
 @pytest.mark.parametrize("bits", ["w4a4", "w4a8"])
-def test_other_bits_compute_what_the_student_does(bits: str) -> None:
-    student, images = student_of(Summing, **quant_for("ort-cpu", {"bits": bits}))
+def test_other_bits_compute_what_the_student_does(net: type[nn.Module], bits: str) -> None:
+    student, images = student_of(net, **quant_for("ort-cpu", {"bits": bits}))
     logits = plainly(onnx_model(student, SPEC, FILE).model, images)
     expected = student(images).detach()
     assert float((logits - expected).abs().amax(1).median()) < 1e-4 * float(expected.abs().max())
@@ -112,6 +125,38 @@ def test_only_a_convolution_of_one_quantized_pixel_becomes_a_product(
     repeat_quantizers(graph)
     operators = [node.op_type for node in graph.nodes]
     assert ("MatMul" in operators, "Conv" in operators) == (turned, not turned)
+    assert ("Sub" in operators) == (turned and "bias" in has)
+    assert np.allclose(run(graph, x), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bits", "has", "attributes", "turned"),
+    [
+        (8, ("bias", "quantized"), {"transB": 1}, True),
+        (8, ("quantized",), {"transB": 1}, True),
+        (8, ("bias",), {"transB": 1}, False),
+        (4, ("bias", "quantized"), {"transB": 1}, False),
+        (8, ("bias", "quantized"), {"transB": 1, "alpha": 0.5}, False),
+        (8, ("bias", "quantized"), {"transB": 1, "beta": 2.0}, False),
+        (8, ("bias", "quantized"), {}, False),
+    ],
+)
+def test_only_a_plain_quantized_linear_layer_becomes_a_product(
+    bits: int, has: tuple[str, ...], attributes: dict[str, float], turned: bool
+) -> None:
+    graph, x = last_convolution(1, bits, has)
+    weight = graph.array("weight")
+    assert weight is not None
+    rows = weight.reshape(4, 3)
+    if "transB" not in attributes:  # (channels, classes), with a scale for each class all the same
+        graph.nodes[-3].attribute[0].i, rows = 1, rows.T
+    graph.put_integers("weight", rows, bits, signed=True)
+    graph.nodes[-2:] = [helper.make_node("Gemm", [*graph.nodes[-2].input], ["logits"], **attributes)]
+    x = x.reshape(2, 3)
+    before = run(graph, x)
+    multiply_last(graph, {"pixel": [0, 3], "logits": [0, 4]})
+    operators = [node.op_type for node in graph.nodes]
+    assert ("MatMul" in operators, "Gemm" in operators) == (turned, not turned)
     assert ("Sub" in operators) == (turned and "bias" in has)
     assert np.allclose(run(graph, x), before, atol=1e-5)
 

@@ -21,6 +21,7 @@ from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.prepare import Request
+from clusterq_finetune.quantize import announce, estimate, generate
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
@@ -32,9 +33,15 @@ SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
 WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
 
 
-def run_preloaded(module: str, arguments: Sequence[str]) -> int:
+def run_preloaded(module: str, arguments: Sequence[str], hear: Callable[[str], object] | None = None) -> int:
     """`run_program` in a fork of a process that has imported torch."""
-    return subprocess.run([sys.executable, "-m", module, *arguments], env=preloaded.environment(), check=False).returncode
+    stdout = None if hear is None else subprocess.PIPE
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env=preloaded.environment(), check=False, stdout=stdout, text=True)
+    for line in (done.stdout or "").splitlines():
+        assert hear is not None
+        hear(line)
+    return done.returncode
 
 
 @pytest.mark.long
@@ -42,7 +49,7 @@ def test_from_a_classifier_to_a_file(
     digits_teacher: DigitsTeacher, finetune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All stages; the same command again makes nothing anew; another plan does not go on with them."""
-    monkeypatch.setattr(stages, "run_program", run_preloaded)
+    monkeypatch.setattr(generate, "run_program", run_preloaded)
     out, work, val = tmp_path / "model.onnx", tmp_path / "work", tmp_path / "val"
     for path in sorted(digits_teacher.val.rglob("*.png"))[::5]:  # ten evaluations, each of all images
         (val / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -52,7 +59,11 @@ def test_from_a_classifier_to_a_file(
     command = ["quantize", *digits_teacher.flags, *flags, "--out", out, "--work", work]
     done = finetune(*command, "--dry-run")
     assert done.code == 0, done.err
-    assert "to w8a8 for ort-cpu (checked with" in done.out
+    assert "to w8a8 for ort-cpu (checked with" in done.out.splitlines()[0]
+    stages_told = "set of images .+, fine-tuning .+, export and benchmark .+"
+    total = rf"in all: planned to end within 20 min 0 s of the start \(a rough estimate from the classifier's pace on cpu: {stages_told}\)"
+    assert re.fullmatch(total, done.out.splitlines()[1]), done.out
+    assert re.search(r"^   time: about ", done.out, re.MULTILINE), "the set's own plan"
     assert not work.exists()
     images = re.escape(f"{len(list(val.rglob('*.png'))):,} real images in {val}") + r", (a few|\d+ to \d+) \w+"
     assert re.search(rf"^   then teacher and student on {images}$", done.out, re.MULTILINE), done.out
@@ -60,10 +71,10 @@ def test_from_a_classifier_to_a_file(
     done = finetune(*command, "--json")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[2].startswith("1. set of images: clusterq-gen train")
-    assert lines[2].endswith(" --time-budget 720s --out " + str(work / SET)), lines[2]
+    assert lines[3].startswith("1. set of images: clusterq-gen train")
+    assert lines[3].endswith(" --time-budget 720s --out " + str(work / SET)), lines[3]
     (fine_tuning,) = [line for line in lines if line.startswith("2. fine-tuning: recipe calibrated, ")]
-    assert fine_tuning.endswith("planned to end within 20 min 0 s of the start")
+    assert fine_tuning.endswith(" on cpu")
     assert "made for ort-cpu (checked with onnxruntime 1.31.1 on AVX512-VNNI)" in lines, "what the export did is said, too"
     assert [line for line in lines if line.startswith("against the student on 16 images of random pixels: same class on ")]
     assert "fine-tun" in done.err or "calibrat" in done.err
@@ -112,6 +123,16 @@ def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> 
         plan.model_copy(update={"bits": "w8a8"}).refuse_other(tmp_path)
 
 
+def test_a_file_is_timed_in_its_own_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed_in(target: str) -> str:
+        return plan_of({"teacher": {"arch": "resnet18"}}, target=target, bits="w8a8", recipe="fast", preset="quick").timed_in
+
+    monkeypatch.setattr("clusterq_finetune.quantize.plan.find_spec", lambda name: name)
+    assert [timed_in(target) for target in ("ort-cpu", "openvino", "tensorrt")] == ["onnxruntime", "openvino", "onnxruntime"]
+    monkeypatch.setattr("clusterq_finetune.quantize.plan.find_spec", lambda name: None)
+    assert timed_in("openvino") == "onnxruntime"
+
+
 def test_shares_of_a_time_budget(tmp_path: Path) -> None:
     values = {"target": "ort-cpu", "bits": "w8a8", "recipe": "fast", "preset": "quick"}
     plan = plan_of({"teacher": {"arch": "resnet18"}}, **values, time_budget=1000.0)
@@ -156,13 +177,15 @@ def test_flags_of_the_set_that_are_refused(finetune: Cli, tmp_path: Path) -> Non
 
 
 def test_the_time_depends_on_the_set(digits_teacher: DigitsTeacher, digits_run: Path, finetune: Cli, tmp_path: Path) -> None:
-    """Where it is still to be made, the estimate is for a small one, and says so. A set that is not there is refused at once."""
+    """A set that is not there is refused at once."""
     recipe = RecipeConfig(epochs=5, batch_size=128)
-    assert stages._passes(recipe, 128_000) - stages._passes(recipe, 0) == 5 * (1000 - 40) * 128 * stages.PASSES
+    more = estimate.fine_tuning(recipe, 128_000) - estimate.fine_tuning(recipe, 0)
+    assert more == 5 * (1000 - 40) * 128 * estimate.STEP
     command = ["quantize", *digits_teacher.flags, "--bits", "w8a8", "--dry-run", "--out", tmp_path / "model.onnx"]
     done = finetune(*command, "--shards", digits_run)
     assert done.code == 0, done.err
-    assert "longer where" not in done.out
+    total = r"^in all: (a few|\d+ to \d+) \w+ \(a rough estimate from the classifier's pace on cpu: fine-tuning .+, export and benchmark .+\)$"
+    assert re.search(total, done.out, re.MULTILINE), done.out
     done = finetune(*command, "--shards", tmp_path / "nowhere")
     assert (done.code, "which is there" in done.out) == (2, False), done.out
 
@@ -180,14 +203,14 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
         raise ClusterqError("far enough")
 
     monkeypatch.setattr("clusterq_finetune.commands.finetune", fine_tune)
-    monkeypatch.setattr(stages, "seconds_per_image", lambda *_: 1.0)
+    monkeypatch.setattr(announce, "seconds_per_image", lambda *_: 1.0)
     command = ["quantize", *digits_teacher.flags, "--shards", digits_run, "--bits", "w4a8", "--out", tmp_path / "model.onnx"]
     chosen = ["--average-bits", 3.5, "--time-budget", "1m"]
     done = finetune(*command, *chosen, "--val", digits_teacher.val, "--classes", names, "--crop-pct", "off")
     assert "far enough" in done.err, done.err
     assert "takes longer than the share of the budget" in done.err
     assert "weights of 4 bits are stored in 8; --integers packed or --integers int4 makes the file smaller" in done.out
-    assert "and the choice of bits by layer before it" in done.out
+    assert "with the choice of bits by layer before it" in done.out
     assert "speed beside float in ONNX Runtime on the CPU, and both files" in done.out
     [request] = given
     assert (request.flags["choice"], request.flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
@@ -201,11 +224,11 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
     """It is quiet where the command is, and a signal that ended it is told in a sentence."""
     called: list[list[str]] = []
 
-    def run(_: str, arguments: list[str]) -> int:
+    def run(_: str, arguments: list[str], hear: object = None) -> int:
         called.append(arguments)
         return 0
 
-    monkeypatch.setattr(stages, "run_program", run)
+    monkeypatch.setattr(generate, "run_program", run)
     plan = plan_of({"teacher": {"arch": "resnet18"}}, target="ort-cpu", bits="w8a8", recipe="fast", preset="quick")
     for quiet in (True, False):
         stages._set(plan, tmp_path, quiet=quiet)
@@ -214,7 +237,7 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / SET / CONFIG).touch()  # what an interruption leaves
     stages._set(plan, tmp_path, quiet=False)
     assert called[-1][-1] == "--resume"
-    monkeypatch.setattr(stages, "run_program", lambda *_: -signal.SIGKILL)
+    monkeypatch.setattr(generate, "run_program", lambda *_: -signal.SIGKILL)
     with pytest.raises(ClusterqError, match="clusterq-gen was ended by signal 9"):
         stages._set(plan, tmp_path, quiet=False)
 
@@ -222,9 +245,11 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ended the parent; and its exit code and its Ctrl-C are the parent's."""
     (tmp_path / "waiting.py").write_text(WAITING)
-    (tmp_path / "ending.py").write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    (tmp_path / "ending.py").write_text("import sys\nprint('ends')\nsys.exit(int(sys.argv[1]))\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert run_program("ending", ["3"]) == 3
+    heard: list[str] = []
+    assert (run_program("ending", ["4"], heard.append), heard) == (4, ["ends"])
     with pytest.raises(KeyboardInterrupt):
         run_program("ending", ["130"])
     running = tmp_path / "running"

@@ -7,6 +7,9 @@ from typing import Any, Literal
 from clusterq_common.export.config import Format
 
 TargetName = Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "qnn", "executorch"]
+# Packages that files are timed in, by the names that texts have for them.
+RuntimeName = Literal["onnxruntime", "openvino"]
+RUNTIMES: dict[str, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Target:
         weight_types: bits of the integer types that it takes for weights.
         activation_types: bits of those that it takes for activations; others would need a Clip among integers.
         speed: what to expect, one sentence.
+        package: the package that times its files where it is meant to run them; None: there is none.
     """
 
     runtime: str
@@ -51,6 +55,7 @@ class Target:
     formats: tuple[Format, ...] = ("onnx",)
     weight_types: tuple[int, ...] = (8,)
     activation_types: tuple[int, ...] | None = None
+    package: RuntimeName | None = None
 
     @property
     def status(self) -> str:
@@ -112,6 +117,7 @@ TARGETS: dict[TargetName, Target] = {
             ),
         },
         weight_types=(2, 4, 8),
+        package="onnxruntime",
     ),
     "ort-cuda": Target(
         runtime="ONNX Runtime on an NVIDIA GPU (CUDA)",
@@ -134,6 +140,7 @@ TARGETS: dict[TargetName, Target] = {
         quant={"branch_outputs": _BRANCHES, "narrow_weights": _NARROW},
         file={"batchnorm": _FOLD, "integers": Choice("int8", _INT8.why, OPENVINO, only=("int8", "int4", "packed"))},
         weight_types=(4, 8),
+        package="openvino",
     ),
     "tensorrt": Target(
         runtime="NVIDIA TensorRT",

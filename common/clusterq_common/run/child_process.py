@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 INTERRUPTED = 130
 # Environment variable of programs that `run_program` starts.
@@ -28,10 +28,14 @@ def _wait_for_parent() -> None:
         os._exit(1)
 
 
-def run_program(module: str, arguments: Sequence[str]) -> int:
+def run_program(module: str, arguments: Sequence[str], hear: Callable[[str], object] | None = None) -> int:
     """Run `python -m module arguments` until it ends, with this process's streams, and return its exit code.
 
     It ends with this process, whatever ended that. Ctrl-C reaches both; then it has time to end in order.
+
+    Args:
+        module, arguments: the program.
+        hear: called with each line of its stdout, which then is not this process's.
 
     Raises:
         KeyboardInterrupt: either was interrupted.
@@ -42,8 +46,15 @@ def run_program(module: str, arguments: Sequence[str]) -> int:
         # The program can import all that this process can.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), PART: "1"}
         sys.stdout.flush()
-        process = subprocess.Popen(command, pass_fds=[reading], env=environment)
+        stdout = None if hear is None else subprocess.PIPE
+        process = subprocess.Popen(
+            command, pass_fds=[reading], env=environment, stdout=stdout, text=True, errors="backslashreplace"
+        )
         try:
+            if hear is not None and process.stdout is not None:
+                with process.stdout:
+                    for line in process.stdout:
+                        hear(line.rstrip("\n"))
             code = process.wait()
         except BaseException:  # Ctrl-C has reached the program, too: it has time to end before the interruption goes on
             process.wait()

@@ -20,8 +20,8 @@ from clusterq_common.teacher.checks import check_answers, check_values, untraine
 from clusterq_common.teacher.digest import weights_digest
 from clusterq_common.teacher.factory import build_factory
 from clusterq_common.teacher.families import build_pytorchcv
-from clusterq_common.teacher.spec import InputSpec, TeacherConfig, absolute_factory, for_whole_pixels, is_factory
-from clusterq_common.teacher.weights import RANDOM, download_weights, load_weights, read_checkpoint
+from clusterq_common.teacher.spec import RANDOM, InputSpec, TeacherConfig, absolute_factory, for_whole_pixels, is_factory
+from clusterq_common.teacher.weights import download_weights, load_weights, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,15 @@ def build_architecture(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
     model, spec = _build(config)
     _prepare(model, spec, config.arch)
     return model, spec
+
+
+def input_of(config: TeacherConfig) -> InputSpec:
+    """Return the images that an architecture takes. The architecture is built, but not checked.
+
+    Raises:
+        ClusterqError: unknown architecture or sizes.
+    """
+    return _build(config)[1]
 
 
 def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:

@@ -22,6 +22,8 @@ MOST_MEAN, MOST_STD = 2.0, 2.0
 # Far above what classifiers take. Hostile files ask for more, to fill the memory.
 MOST_CHANNELS = 64
 MOST_CLASSES = 1_000_000
+# As a value of `weights`: keep the fresh weights. For trials of speed and memory.
+RANDOM = "random"
 Interpolation = Literal["bilinear", "bicubic"]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 

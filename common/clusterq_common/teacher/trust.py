@@ -1,4 +1,4 @@
-"""The decision whether settings from a file may run code, made here for every command.
+"""The decision whether settings from a file may run code, made here for every command. Free of torch.
 
 Code is a factory or a method, `path/to/file.py:function`. What counts is where its name came from, not where it points: paths can
 be spelled so that no comparison of them sees through it.
@@ -13,8 +13,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info
 from clusterq_common.run.own_runs import is_own_code, is_own_file, remember_run
 from clusterq_common.setting_names import setting_name
-from clusterq_common.teacher.spec import TeacherConfig, absolute_factory, is_factory
-from clusterq_common.teacher.weights import RANDOM
+from clusterq_common.teacher.spec import RANDOM, TeacherConfig, absolute_factory, is_factory
 
 # Section and field of every setting that can name code, or a file whose content goes somewhere.
 ARCH = ("teacher", "arch")

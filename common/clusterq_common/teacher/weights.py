@@ -24,8 +24,6 @@ from clusterq_common.run.checkpoint import archive_members, is_packed
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.state_dicts import choose_weights
 
-# As an value of `weights`: keep the fresh weights. For trials of speed and memory.
-RANDOM = "random"
 KEYS_SHOWN = 3
 COUNTERS = "num_batches_tracked"
 # How files begin that lie in the place of weights: what they are, and what to do.

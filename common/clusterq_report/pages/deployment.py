@@ -2,12 +2,11 @@
 
 from typing import Any
 
+from clusterq_common.export.targets import RUNTIMES, TARGETS
 from clusterq_common.quantities import number, percent, size
 from clusterq_report.html.blocks import Block, Folded, Paragraph, Table
 from clusterq_report.run_data import RunData, real, reals, rows, section, word
 
-# The target in which files are timed.
-TIMED = "ort-cpu"
 LATENCY_HEADS = ["batch", "ms", "images/s", "float, ms", "float, images/s", "of float's time", "95 % interval"]
 KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
 
@@ -20,18 +19,30 @@ def exported_file(source: RunData) -> list[Block]:
     return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
 
 
-def timed_in(target: str) -> str:
-    """Return where a file was timed, in words: the same for every target, which is named where it is another one.
+def timed_in(target: str, runtime: str = "onnxruntime") -> str:
+    """Return where a file was timed, in words. Its target is named where that is another one.
 
     Args:
         target: as the file says it, with or without remarks behind its name; empty for none.
+        runtime: the package that timed it.
 
-    >>> timed_in("openvino (checked with openvino 2026.4.1)")
-    'in ONNX Runtime on the CPU, not in openvino'
+    >>> timed_in("openvino (checked with openvino 2026.4.1)"), timed_in("openvino", "openvino")
+    ('in ONNX Runtime on the CPU, not in openvino', 'in OpenVINO on the CPU')
     """
+    own = {str(name): about.package for name, about in TARGETS.items()}
     words = target.split()
-    elsewhere = f", not in {words[0]}" if words and words[0] != TIMED else ""
-    return f"in ONNX Runtime on the CPU{elsewhere}"
+    elsewhere = f", not in {words[0]}" if words and own.get(words[0]) != runtime else ""
+    return f"in {RUNTIMES.get(runtime, runtime)} on the CPU{elsewhere}"
+
+
+def timed(found: dict[str, Any]) -> str:
+    """Return where the benchmark of a run timed its file, in words."""
+    return timed_in(word(section(found.get("file")).get("target"), ""), runtime_of(found))
+
+
+def runtime_of(found: dict[str, Any]) -> str:
+    """Return the package that timed the file. Benchmarks of earlier versions do not name it; they knew one alone."""
+    return word(found.get("runtime"), "onnxruntime")
 
 
 def facts(found: dict[str, Any]) -> str:
@@ -45,7 +56,7 @@ def facts(found: dict[str, Any]) -> str:
     words += f"{number(real(kernels.get('integer_layers')))} of {number(real(kernels.get('layers')))} convolutions and matrix products "
     words += f"run in integers, in which {percent(100 * (real(kernels.get('integer_share')) or 0.0))} of the time is spent. "
     return words + (
-        f"Timed {timed_in(word(about.get('target'), ''))} (version {word(section(found.get('versions')).get('onnxruntime'))}) with "
+        f"Timed {timed(found)} (version {word(section(found.get('versions')).get(runtime_of(found)))}) with "
         f"{number(real(found.get('threads')))} threads on {word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
     )
 

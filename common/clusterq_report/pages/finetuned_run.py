@@ -95,9 +95,7 @@ def _exported(source: RunData) -> dict[str, str]:
     times, ratio = reals(section(row.get("milliseconds")).get("file")), reals(row.get("ratio"))
     if times and times[0] is not None:
         beside = f", {ratio[0]:.2f} of float's" if ratio and ratio[0] is not None else ""
-        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = (
-            f"{times[0]:.2f} ms{beside}, {deployment.timed_in(word(section(found.get('file')).get('target'), ''))}"
-        )
+        tiles[f"Time of a batch of {number(real(row.get('batch')))}"] = f"{times[0]:.2f} ms{beside}, {deployment.timed(found)}"
     return tiles
 
 

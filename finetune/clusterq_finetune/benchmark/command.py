@@ -13,7 +13,9 @@ from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.description import Description
+from clusterq_common.export.openvino_model import OpenVinoModel
 from clusterq_common.export.runtime import OnnxModel
+from clusterq_common.export.targets import RuntimeName
 from clusterq_common.files import atomic_write, sha256_file
 from clusterq_common.images.normalise import normalise
 from clusterq_common.progress.console import progress, warn
@@ -25,7 +27,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
-from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
+from clusterq_finetune.benchmark.timing import LEAST_TURNS, TURNS, median_of, ratio_of, take_turns
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.evaluate import TEACHER, evaluate_models
@@ -36,6 +38,8 @@ FILE, FLOAT = "file", "float"
 # Synthetic images looked at, with --shards.
 MOST_SYNTHETIC = 2048
 BATCH = 64
+# Extra that brings each runtime.
+EXTRAS: dict[RuntimeName, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 # Batch sizes that are timed unless others are asked for.
 BATCHES = (1, 16)
 
@@ -51,11 +55,12 @@ def benchmark(
     shards: Path | None = None,
     evaluation: EvaluationConfig | None = None,
     batches: Sequence[int] | None = None,
-    turns: int = 15,
+    turns: int = TURNS,
     threads: int | None = None,
+    runtime: RuntimeName = "onnxruntime",
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure an exported ONNX file in ONNX Runtime on this machine's CPU. Returns the result, which is written where asked.
+    """Measure an exported ONNX file in a runtime on this machine's CPU. Returns the result, which is written where asked.
 
     Args:
         path: a file that clusterq exported.
@@ -68,10 +73,11 @@ def benchmark(
         batches: batch sizes that are timed; 1 and 16, or the file's own, if left out.
         turns: how often each file is timed at each batch size; the files take turns.
         threads: within a kernel; as many as torch uses if left out.
+        runtime: runs both files.
         out: JSON file of the result.
 
     Raises:
-        ClusterqError: see `OnnxModel`, `float_export`, `open_validation`; arguments that do not belong together.
+        ClusterqError: see `OnnxModel`, `OpenVinoModel`, `float_export`, `open_validation`; arguments that do not belong together.
     """
     if turns < LEAST_TURNS:
         raise ClusterqError(f"--turns: {turns} is too few for an interval, expected {LEAST_TURNS} or more.")
@@ -79,27 +85,17 @@ def benchmark(
         raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it first.")
     _refuse_unused(float_path, student, teacher, val, classes, evaluation)
     threads = threads or torch.get_num_threads()
-    model = OnnxModel(path, threads=threads, name="MODEL")
-    about = model.description
+    models, sizes = _load(path, float_path, student, teacher or {}, threads, runtime)
+    about = models[FILE].description
     sizes_timed = _sizes_timed(about, batches)
-    models = {FILE: model}
-    sizes = {FILE: path.stat().st_size}
-    if float_path is not None:
-        models[FLOAT] = OnnxModel(float_path, threads=threads, name="--float", like=about)
-        sizes[FLOAT] = float_path.stat().st_size
-        _same_images(about, models[FLOAT].description, float_path)
-    elif student is not None:
-        from clusterq_finetune.benchmark.float_export import float_export
-
-        data = float_export(student, about, teacher or {})
-        models[FLOAT], sizes[FLOAT] = OnnxModel(data, threads=threads, name="--student"), len(data)
     result: dict[str, Any] = {
         "file": {"path": str(path), "sha256": sha256_file(path), "bits": about.bits, "target": about.target},
         "float": None if FLOAT not in models else {"from": str(float_path or student)},
         "bytes": sizes,
+        "runtime": runtime,
         "threads": threads,
         "processor": _processor(),
-        "versions": {**versions(), "onnxruntime": need("onnxruntime", "benchmark", "onnx").__version__},
+        "versions": {**versions(), runtime: _version_of(runtime)},
         "turns": turns,
         "latency": _latency(models, about, sizes_timed, turns),
         "kernels": {name: _kernels(one, about, threads) for name, one in models.items()},
@@ -108,6 +104,38 @@ def benchmark(
         result["real_images"] = _on_real(models, about, val, classes, evaluation or EvaluationConfig())
     if shards is not None:
         result["synthetic_images"] = _on_synthetic(models, about, ShardSet.open(shards))
+    _keep(result, out, student)
+    return result
+
+
+def _load(
+    path: Path, float_path: Path | None, student: Path | None, teacher: dict[str, str], threads: int, runtime: RuntimeName
+) -> tuple[dict[str, OnnxModel], dict[str, int]]:
+    """Return the file and the float one, where there is any, in the runtime, and their bytes."""
+
+    def loaded(source: Path | bytes, name: str, like: Description | None = None) -> OnnxModel:
+        if runtime == "openvino":
+            return OpenVinoModel(source, threads=threads, name=name, like=like)
+        return OnnxModel(source, threads=threads, name=name, like=like)
+
+    need(runtime, f"--runtime {runtime}", EXTRAS[runtime])
+    model = loaded(path, "MODEL")
+    about = model.description
+    models, sizes = {FILE: model}, {FILE: path.stat().st_size}
+    if float_path is not None:
+        models[FLOAT] = loaded(float_path, "--float", about)
+        sizes[FLOAT] = float_path.stat().st_size
+        _same_images(about, models[FLOAT].description, float_path)
+    elif student is not None:
+        from clusterq_finetune.benchmark.float_export import float_export
+
+        data = float_export(student, about, teacher)
+        models[FLOAT], sizes[FLOAT] = loaded(data, "--student"), len(data)
+    return models, sizes
+
+
+def _keep(result: dict[str, Any], out: Path | None, student: Path | None) -> None:
+    """Write the result where it was asked for, and into the student's run for its report."""
     text = json.dumps(result, indent=2) + "\n"
     if out is not None:
         atomic_write(out, text)
@@ -116,7 +144,6 @@ def benchmark(
     elif student is not None:
         with only_program(student):
             atomic_write(student / BENCHMARK, text)
-    return result
 
 
 def _refuse_unused(
@@ -259,6 +286,12 @@ def _on_synthetic(models: Mapping[str, OnnxModel], about: Description, shards: S
     if FLOAT in models:
         result[FILE]["agreement"] = 100 * agreed / count
     return result
+
+
+def _version_of(runtime: RuntimeName) -> str:
+    """Return the version of the package that ran the files, without what OpenVINO adds on its build."""
+    found: str = need(runtime, "benchmark", EXTRAS[runtime]).__version__
+    return found.partition("-")[0]
 
 
 def _processor() -> str:

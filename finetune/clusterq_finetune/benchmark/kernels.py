@@ -1,4 +1,4 @@
-"""Kernels that ONNX Runtime runs for a file, from its own profile: which compute in integers, and their share of the time."""
+"""Kernels that a runtime runs for a file, from its own profile: which compute in integers, and their share of the time."""
 
 import json
 from collections import defaultdict
@@ -7,6 +7,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from clusterq_common.export.openvino_model import OpenVinoModel
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.weights import Array
 from clusterq_common.settings import Settings
@@ -14,17 +15,19 @@ from clusterq_common.settings import Settings
 RUNS = 5
 # Types of integers in a profile, and operators that are layers: those whose time matters and that have weights.
 INTEGERS = {"int8", "uint8"}
-LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "Gemm", "MatMul", "FullyConnected")
 # These read integers and write float, with the products in integers.
 FLOAT_OUTPUT = ("MatMulInteger", "ConvInteger")
+# Endings of the names of OpenVINO's integer kernels.
+OPENVINO_INTEGERS = ("_i8", "_u8")
 
 
 class Kernel(Settings):
     """All calls of one kind of kernel in a run of the network.
 
     Attributes:
-        operator: ONNX Runtime's name.
-        integers: it reads and writes 8-bit integers.
+        operator: the runtime's name.
+        integers: it computes in 8-bit integers.
         layer: it is a convolution or a matrix product.
         calls: in one run.
         share: of the time of all kernels, 0 to 1.
@@ -38,13 +41,15 @@ class Kernel(Settings):
 
 
 def kernels_of(model: OnnxModel, images: Array, threads: int) -> list[Kernel]:
-    """Run a file a few times with ONNX Runtime's profiler and return its kernels, those that take most time first.
+    """Run a file a few times with its runtime's profiler and return its kernels, those that take most time first.
 
     Args:
         model: the file, which has been loaded and checked.
         images: what the graph takes (`OnnxModel.feed`).
         threads: within a kernel.
     """
+    if isinstance(model, OpenVinoModel):
+        return _openvino_kernels(model.profiled(threads), images)
     with TemporaryDirectory() as folder:
         profiled = model.again(threads=threads, profile=Path(folder) / "profile")
         for _ in range(RUNS + 1):
@@ -62,7 +67,33 @@ def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
         about = events[calls + number]["args"]
         times = [event["dur"] for event in events[calls + number :: calls]]
         durations[about["op_name"], _in_integers(about)].append(median(times))
-    total = max(sum(sum(times) for times in durations.values()), 1)
+    return _sorted(durations)
+
+
+def _openvino_kernels(model: OpenVinoModel, images: Array) -> list[Kernel]:
+    """As `_kernels` from OpenVINO's profile, which lists the layers of the last run, in one order, those that were optimised away, too."""
+    model.run(images)
+    profiles = []
+    for _ in range(RUNS):
+        model.run(images)
+        profiles.append(model.profile(images))
+    durations: dict[tuple[str, bool], list[float]] = defaultdict(list)
+    for layer in zip(*profiles, strict=True):
+        about = layer[0]
+        if about.status == about.EXECUTED:
+            times = [one.real_time.total_seconds() for one in layer]
+            durations[about.node_type, _in_integers_of_openvino(about)].append(median(times))
+    return _sorted(durations)
+
+
+def _in_integers_of_openvino(about: Any) -> bool:
+    """Return whether a layer computes in 8-bit integers. Its kernel's name ends in the precision; conversions between both do not count."""
+    return about.exec_type.lower().endswith(OPENVINO_INTEGERS) and about.node_type != "Reorder"
+
+
+def _sorted(durations: dict[tuple[str, bool], list[float]]) -> list[Kernel]:
+    """Return kernels from the times of each call, by operator and arithmetic, those that take most time first."""
+    total = sum(sum(times) for times in durations.values()) or 1.0
     kernels = [
         Kernel(
             operator=operator,

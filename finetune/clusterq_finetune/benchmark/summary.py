@@ -7,11 +7,11 @@ KERNELS_SHOWN = 6
 
 def summary_lines(result: dict[str, Any]) -> list[str]:
     """Return the result for a person: a line of facts, the table, and lines on kernels and images."""
-    about, sizes = result["file"], result["bytes"]
+    about, sizes, runtime = result["file"], result["bytes"], result["runtime"]
     share = f", {sizes['file'] / sizes['float']:.3f} of float's {sizes['float']:,}" if "float" in sizes else ""
     lines = [
         f"{about['path']}: {about['bits']}, {sizes['file']:,} bytes{share}",
-        f"onnxruntime {result['versions']['onnxruntime']}, {result['threads']} threads, {result['processor']}; medians of {result['turns']} turns, "
+        f"{runtime} {result['versions'][runtime]}, {result['threads']} threads, {result['processor']}; medians of {result['turns']} turns, "
         "intervals of 95 %",
         "",
         *_table(result["latency"], "float" in sizes),

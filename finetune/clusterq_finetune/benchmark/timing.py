@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 # Turns before those that count: memory is allocated in the first.
 WARM = 2
+# Turns that count, unless other numbers are asked for.
+TURNS = 15
 CONFIDENCE = 0.95
 # Fewer turns have no interval of that confidence: with five all lie on one side of the median in 1 of 16 cases.
 LEAST_TURNS = 6

@@ -13,8 +13,8 @@ from clusterq_cli.main import run_guarded, same_command, say_begin
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
-from clusterq_common.export.targets import TargetName
-from clusterq_common.progress.console import print_json, print_result
+from clusterq_common.export.targets import RuntimeName, TargetName
+from clusterq_common.progress.console import info, print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
@@ -28,6 +28,7 @@ PROGRAM = "clusterq-finetune"
 BENCHMARK_EXAMPLES = examples(
     "clusterq-finetune benchmark model.onnx --student out/finetune-w8a8",
     "clusterq-finetune benchmark model.onnx --float float.onnx --threads 1",
+    "clusterq-finetune benchmark model.onnx --float float.onnx --runtime openvino",
     "clusterq-finetune benchmark model.onnx --student out/finetune-w8a8 --val real/ --out speed.json",
 )
 QUANTIZE_EXAMPLES = examples(
@@ -83,6 +84,14 @@ def benchmark(
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Images in a call; may be repeated.", show_default="1, 16")
     ] = None,
+    runtime: Annotated[
+        RuntimeName,
+        typer.Option(
+            "--runtime",
+            metavar="<name>",
+            help="What runs both files: onnxruntime, or openvino (the extra of that name), both on the CPU.",
+        ),
+    ] = "onnxruntime",
     turns: Annotated[int, typer.Option("--turns", help="Timed calls of each file at each batch size; 6 or more.")] = 15,
     out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
     arch: Arch = None,
@@ -92,7 +101,7 @@ def benchmark(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure an exported ONNX file in ONNX Runtime: bytes, latency, integer kernels, accuracy, beside its float export."""
+    """Measure an exported ONNX file in ONNX Runtime or OpenVINO: bytes, latency, integer kernels, accuracy, beside its float export."""
 
     def run() -> None:
         if shards is None and flags.get("sharing"):
@@ -116,6 +125,7 @@ def benchmark(
             batches=batch,
             turns=turns,
             threads=threads,
+            runtime=runtime,
             out=out,
         )
         for line in summary_lines(result):
@@ -190,6 +200,8 @@ def quantize(
             )
             raise ClusterqError(f"--preset: {other}, expected no preset; leave it out.")
         say_begin(f"{flags['teacher']['arch']}, recipe {recipe}, for {target}, to {out}")
+        stages = work or out.with_name(f"{out.stem}-work")
+        info(f"stages: set of images, fine-tuning, export, benchmark, report; in {stages}; their times follow")
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_finetune.export import summary_lines as export_lines
         from clusterq_finetune.quantize.command import plan_of, quantize
@@ -211,7 +223,7 @@ def quantize(
         result = quantize(
             plan,
             out,
-            work=work or out.with_name(f"{out.stem}-work"),
+            work=stages,
             val=val,
             overwrite=overwrite,
             dry_run=dry_run,

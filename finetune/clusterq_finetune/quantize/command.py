@@ -6,47 +6,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
-from clusterq_common.escape import shell_command
-from clusterq_common.export.for_target import file_for, format_for, quant_for, said_of, stored_wider
-from clusterq_common.export.targets import TARGETS
+from clusterq_common.export.for_target import file_for, format_for, quant_for
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.progress.console import info, print_result, warn
+from clusterq_common.progress.console import info, print_result
 from clusterq_common.quant.choice_config import BitChoice
-from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quantities import count, duration
-from clusterq_common.run.child_process import run_program
 from clusterq_common.run.extras import need
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, RESULT, SHARDS
 from clusterq_common.run.run_folder import STUDENT as STUDENT_FILE
 from clusterq_common.shards.manifest import MANIFEST
-from clusterq_common.shards.read import ShardSet
-from clusterq_common.teacher.load import Teacher, load_teacher
-from clusterq_common.teacher.pace import said, seconds_per_image
+from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands
 from clusterq_finetune.benchmark.command import benchmark, refuse_idle_evaluation
-from clusterq_finetune.config import EvaluationConfig, RecipeConfig, resolve
-from clusterq_finetune.config.recipe import LEAST_STEPS
-from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.export import export
 from clusterq_finetune.prepare import Request
-from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, SET_AND_STUDENT_SHARE, STUDENT, Plan
+from clusterq_finetune.quantize.announce import announce
+from clusterq_finetune.quantize.generate import generate
+from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
 from clusterq_finetune.results import read_result
-from clusterq_report.pages.deployment import timed_in
 from clusterq_report.pages.draw import draw_report
-
-# Passes of an image through the teacher, forward and back, that an image of a training step stands for; those of a step of
-# reconstruction, which is of one block at a time, add up to one network.
-PASSES, BLOCK_PASSES = 2.5, 3.0
-# The same for a real image, which a teacher and a student look at in one stage and two files in another: forward alone.
-EVALUATION_PASSES = 0.8
 
 
 def quantize(
@@ -75,6 +59,29 @@ def quantize(
         SystemExit: `clusterq-gen` failed, and said why.
     """
     begin = time.monotonic()
+    _refuse(plan, val)
+    going_on = plan.refuse_other(work)
+    _refuse_file(out, work, overwrite=overwrite)
+    device = prepare_device(RuntimeConfig.validated(plan.runtime))
+    teacher = load_teacher(TeacherConfig.validated(plan.teacher), device=device)
+    announce(plan, teacher, device, work, out, val, going_on=going_on)
+    if dry_run:
+        return {}
+    with only_program(work, setting="work"):
+        if not going_on:
+            plan.to_yaml(work / PLAN)
+        shards = _set(plan, work, quiet=quiet)
+        _fine_tune(plan, shards, work / STUDENT, val, plan.student_seconds(time.monotonic() - begin))
+        exported = _export(plan, work, out, overwrite=overwrite)
+        measured = _benchmark(plan, work, out, shards, val)
+        draw_report(work / STUDENT)
+        report = draw_report(work / STUDENT, out.with_suffix(".html"))
+    print_result(f"report: {report}")
+    return {"out": str(out), "work": str(work), "report": str(report), "export": exported, "benchmark": measured}
+
+
+def _refuse(plan: Plan, val: Path | None) -> None:
+    """Raise ClusterqError for what no stage could be begun with."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ClusterqError(
             "quantize runs as one process, but torchrun started several; run its stages as commands of their own."
@@ -87,33 +94,6 @@ def quantize(
             f"--target {plan.target}."
         )
     refuse_idle_evaluation(val, plan.class_file, plan.reading)
-    going_on = plan.refuse_other(work)
-    _refuse_file(out, work, overwrite=overwrite)
-    device = prepare_device(RuntimeConfig.validated(plan.runtime))
-    teacher = load_teacher(TeacherConfig.validated(plan.teacher), device=device)
-    _announce(plan, teacher, device, work, out, val, going_on=going_on)
-    if dry_run:
-        return {}
-    with only_program(work, setting="work"):
-        if not going_on:
-            plan.to_yaml(work / PLAN)
-        shards = _set(plan, work, quiet=quiet)
-        _fine_tune(plan, shards, work / STUDENT, val, plan.student_seconds(time.monotonic() - begin))
-        exported = _export(plan, work, out, overwrite=overwrite)
-        measured = benchmark(
-            out,
-            student=work / STUDENT,
-            teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
-            val=val,
-            shards=shards if val is None else None,
-            classes=plan.class_file,
-            evaluation=plan.reading,
-            threads=plan.runtime.get("threads"),
-        )
-        draw_report(work / STUDENT)
-        report = draw_report(work / STUDENT, out.with_suffix(".html"))
-    print_result(f"report: {report}")
-    return {"out": str(out), "work": str(work), "report": str(report), "export": exported, "benchmark": measured}
 
 
 def _refuse_file(out: Path, work: Path, *, overwrite: bool) -> None:
@@ -132,94 +112,6 @@ def _is_own(out: Path, work: Path) -> bool:
     return isinstance(known, dict) and out.is_file() and known.get("sha256") == sha256_file(out)
 
 
-def _announce(
-    plan: Plan, teacher: Teacher, device: torch.device, work: Path, out: Path, val: Path | None, *, going_on: bool
-) -> None:
-    """Print what will happen and how long it takes.
-
-    Raises:
-        ClusterqError: see `open_validation`, before any stage has begun.
-    """
-    pace, evaluation = seconds_per_image(teacher, device), ""
-    if val is not None:
-        pixel_range = plan.reading.black_and_white
-        images = len(open_validation(val, teacher.spec, classes=plan.class_file, pixel_range=pixel_range, own=True))
-        seconds = EVALUATION_PASSES * images * pace
-        evaluation = f"{count(images, 'real image')} in {val}, {said(seconds)}"
-        if plan.time_budget is not None and seconds > (1 - SET_AND_STUDENT_SHARE) * plan.time_budget:
-            warn(
-                f"--time-budget: the benchmark's evaluation on {count(images, 'real image')} takes longer than the share of the budget that is "
-                "left for it, and is not shortened; fewer images in --val would be."
-            )
-    begins = "goes on with" if going_on else "makes"
-    print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
-    print_result(TARGETS[plan.target].speed)
-    wider = stored_wider(plan.target, QuantConfig(bits=plan.bits).parsed_bits.weights, plan.file)
-    if wider is not None:
-        print_result(wider)
-    samples = _training_images(plan, work)
-    if samples is not None:
-        print_result(f"1. set of images: {plan.shards or work / SET}, which is there")
-    else:
-        print_result(f"1. set of images: {shell_command('clusterq-gen', *plan.set_command(work))}")
-        _generate([*plan.set_command(work), "--dry-run"])
-    if (work / STUDENT / RESULT).is_file():
-        print_result(f"2. fine-tuning: {work / STUDENT}, which is there")
-    else:
-        recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
-        seconds = _passes(recipe, samples or 0) * pace
-        counted = LEAST_STEPS * recipe.batch_size
-        unknown = samples is None and recipe.epochs > 0 and recipe.steps_per_epoch is None
-        more = f", longer where the set has more than {counted:,} images" if unknown else ""
-        planned = f", planned to end within {duration(plan.time_budget)} of the start" if plan.time_budget is not None else ""
-        chosen = ", and the choice of bits by layer before it" if plan.choice else ""
-        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(seconds)} on {device}{more}{chosen}{planned}")
-        if evaluation:
-            print_result(f"   then teacher and student on {evaluation}")
-    print_result(f"3. export: {out}")
-    print_result(
-        f"4. benchmark: speed beside float {timed_in(plan.target)}, and both files on {evaluation or 'held-out images of the set'}"
-    )
-    print_result(f"5. report: {out.with_suffix('.html')}")
-    print_result("Finished stages stay: the same command goes on after an interruption.")
-
-
-def _training_images(plan: Plan, work: Path) -> int | None:
-    """Return the number of the set's training images; None where the set is still to be made.
-
-    Raises:
-        ClusterqError: see `ShardSet.open`.
-    """
-    if plan.shards is None and not (work / SET / SHARDS / MANIFEST).is_file():
-        return None
-    # Fine-tuning verifies them.
-    return len(ShardSet.open(Path(plan.shards or work / SET), verify=False).split("train"))
-
-
-def _passes(recipe: RecipeConfig, samples: int) -> float:
-    """Return the work of a fine-tuning on so many images, in passes of one image through the teacher."""
-    steps = recipe.epochs * (recipe.steps(samples) or -(-samples // recipe.batch_size))
-    rebuilt = 0 if recipe.reconstruct == "none" else recipe.reconstruct_steps * recipe.reconstruct_batch_size
-    return steps * recipe.batch_size * PASSES + rebuilt * BLOCK_PASSES + 2 * recipe.calibration_images
-
-
-def _generate(arguments: list[str]) -> None:
-    """Run `clusterq-gen`.
-
-    Raises:
-        SystemExit: it failed, and said why.
-        ClusterqError: a signal ended it, which said nothing.
-    """
-    code = run_program("clusterq_gen", arguments)
-    if code < 0:
-        raise ClusterqError(
-            f"clusterq-gen was ended by signal {-code}, expected it to finish; where memory ran out, give it a smaller --batch-size with "
-            "--set-flags, otherwise run the same command again."
-        )
-    if code:
-        raise SystemExit(code)
-
-
 def _set(plan: Plan, work: Path, *, quiet: bool) -> Path:
     """Make the set unless it is there; returns its folder."""
     if plan.shards is not None:
@@ -227,7 +119,7 @@ def _set(plan: Plan, work: Path, *, quiet: bool) -> Path:
     folder = work / SET
     if not (folder / SHARDS / MANIFEST).is_file():
         more = ["--resume"] if (folder / CONFIG).is_file() else []
-        _generate([*plan.set_command(work), *more, *(["--quiet"] if quiet else [])])
+        generate([*plan.set_command(work), *more, *(["--quiet"] if quiet else [])])
     return folder
 
 
@@ -267,6 +159,21 @@ def _export(plan: Plan, work: Path, out: Path, *, overwrite: bool) -> dict[str, 
     record = {"sha256": sha256_file(out), "export": exported}
     atomic_write(work / EXPORTED, json.dumps(record, indent=2) + "\n")
     return exported
+
+
+def _benchmark(plan: Plan, work: Path, out: Path, shards: Path, val: Path | None) -> dict[str, Any]:
+    """Measure the file beside float, on real images where there are any, else on the set's."""
+    return benchmark(
+        out,
+        student=work / STUDENT,
+        teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
+        val=val,
+        shards=shards if val is None else None,
+        classes=plan.class_file,
+        evaluation=plan.reading,
+        threads=plan.runtime.get("threads"),
+        runtime=plan.timed_in,
+    )
 
 
 def plan_of(flags: dict[str, dict[str, Any]], **values: Any) -> Plan:

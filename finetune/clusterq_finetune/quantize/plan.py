@@ -1,6 +1,7 @@
 """Settings of `clusterq-finetune quantize`, where its stages lie, and the words that say what will happen. Free of torch."""
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
-from clusterq_common.export.targets import TargetName
+from clusterq_common.export.targets import TARGETS, RuntimeName, TargetName
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import EvaluationConfig, RecipeName
@@ -24,7 +25,7 @@ SET_SHARE, SET_AND_STUDENT_SHARE = 0.6, 0.9
 LEAST_STUDENT_SHARE = 0.2
 
 # Flags of `clusterq-gen train` that `quantize` gives itself, or that would leave no set.
-OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--help", "--help-all", "--time-budget"} | {
+OWN_FLAGS = {"--out", "--resume", "--overwrite", "--dry-run", "--json", "--help", "--help-all", "--time-budget"} | {
     f"--{name.replace('_', '-')}" for name in TeacherConfig.model_fields
 }
 
@@ -84,6 +85,12 @@ class Plan(Settings):
     evaluation: dict[str, Any] = Field(default_factory=dict)
     classes: str | None = None
     time_budget: float | None = None
+
+    @property
+    def timed_in(self) -> RuntimeName:
+        """Package that times the file: the target's own where it has one and it is installed."""
+        package = TARGETS[self.target].package
+        return "onnxruntime" if package is None or find_spec(package) is None else package
 
     @property
     def class_file(self) -> Path | None:

@@ -1,0 +1,56 @@
+"""`clusterq-gen`, run as a program: the two never import each other. Free of torch."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from clusterq_common.errors import ClusterqError
+from clusterq_common.run.child_process import run_program
+
+
+class SetPlan(NamedTuple):
+    """A dry run of a set of images.
+
+    Attributes:
+        lines: what it printed.
+        seconds: estimated for the whole run.
+        training, heldout: numbers of images.
+    """
+
+    lines: list[str]
+    seconds: float
+    training: int
+    heldout: int
+
+
+def generate(arguments: Sequence[str]) -> None:
+    """Run `clusterq-gen`.
+
+    Raises:
+        SystemExit: it failed, and said why.
+        ClusterqError: a signal ended it, which said nothing.
+    """
+    _refuse_failure(run_program("clusterq_gen", arguments))
+
+
+def plan_set(arguments: Sequence[str]) -> SetPlan:
+    """Return what `clusterq-gen` would do with these arguments. It measures a few steps, which takes seconds.
+
+    Raises:
+        SystemExit, ClusterqError: see `generate`.
+    """
+    lines: list[str] = []
+    _refuse_failure(run_program("clusterq_gen", [*arguments, "--dry-run", "--json"], lines.append))
+    *said, result = lines
+    found = json.loads(result)
+    return SetPlan(said, sum(found["phases"].values()), found["images"]["train"], found["images"]["heldout"])
+
+
+def _refuse_failure(code: int) -> None:
+    if code < 0:
+        raise ClusterqError(
+            f"clusterq-gen was ended by signal {-code}, expected it to finish; where memory ran out, give it a smaller --batch-size with "
+            "--set-flags, otherwise run the same command again."
+        )
+    if code:
+        raise SystemExit(code)
