@@ -74,6 +74,14 @@ def test_the_demo_extra_is_not_enough_for_the_tests(dev: ModuleType) -> None:
     assert installs(dev)[1].endswith("-e .[dev]")
 
 
+def test_what_is_imported_is_compiled_once(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all packages by pip, and not the project by each process."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    dev.main(["test"])
+    assert all("--no-compile" in command.split() for command in dev.ran if " pip install " in command)
+    assert "PYTHONDONTWRITEBYTECODE" not in dev.os.environ
+
+
 def test_an_interrupted_install_is_done_again(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     dev.main(["test"])
     (dev.ROOT / "pyproject.toml").write_text("changed")

@@ -1,4 +1,4 @@
-"""report.html through both command lines: what it says of each kind of run, and that a browser shows it without asking anyone."""
+"""report.html through both command lines: what it says of each kind of run."""
 
 import csv
 import json
