@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     if refusal:
         print(refusal, file=sys.stderr)
         return 2
+    # Without bytecode on disk each of the many processes would compile the project anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         ensure_environment("demo" if chosen.command == "demo" else "dev")
         {"demo": demo, "test": test, "lint": lint, "docs": docs}[chosen.command](chosen.arguments)
@@ -137,6 +139,7 @@ def ensure_environment(extra: str) -> None:
         "install",
         "--no-input",
         "--disable-pip-version-check",
+        "--no-compile",  # Python compiles what is imported, about a third of it
         "-c",
         "constraints.txt",
     ]

@@ -30,6 +30,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "BIN", tmp_path / ".venv" / "bin")
     module.ran = []
     monkeypatch.delenv("CLUSTERQ_COVERAGE", raising=False)  # .ci/run sets it
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # as some machines do
 
     def run(what: str, *command: str | Path) -> None:
         module.ran.append(" ".join(map(str, command)))
@@ -72,6 +73,13 @@ def test_the_demo_extra_is_not_enough_for_the_tests(dev: ModuleType) -> None:
     dev.ran.clear()
     dev.main(["test"])
     assert installs(dev)[1].endswith("-e .[dev]")
+
+
+def test_what_is_imported_is_compiled_once(dev: ModuleType) -> None:
+    """Not all packages by pip, and not the project by each process."""
+    dev.main(["test"])
+    assert all("--no-compile" in command.split() for command in dev.ran if " pip install " in command)
+    assert "PYTHONDONTWRITEBYTECODE" not in dev.os.environ
 
 
 def test_an_interrupted_install_is_done_again(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ DECODED = 512
 # Time of one teacher at full size on an H200, and the total time below which only the first teacher is used.
 WHOLE_SECONDS, LEAST_FOR_TWO = 150.0, 130.0
 # Number of photographs for evaluation in a rehearsal, and side of its images: more than 64, as networks differ there, and it makes some of each of 1000 classes.
-FEW, SMALL_SIDE = 8, 96
+FEW, SMALL_SIDE = 8, 72
 
 
 def run(record: Record, pack: Pack, work: Path) -> None:
@@ -91,7 +91,7 @@ def _set(record: Record, teacher: TeacherConfig, name: str, out: Path, scale: fl
             "heldout_per_class": 0,
             **({"refine_steps": refine, "refine_class_weight": 1.0} if refine else {"refine_steps": 0}),
             "keep_misclassified": small,
-            "workers": 2 if small else 12,
+            "workers": 1 if small else 12,
         },
         "output": {"report": False},
     }
