@@ -101,7 +101,9 @@ def is_this_machine(host: str) -> bool:
 
 
 def may_be_this_machine(host: str) -> bool:
-    """Return whether a server's name leads to this machine in any spelling that systems take: 0.0.0.0, 127.1, ::ffff:127.0.0.1, a.localhost.
+    """Return whether a server's name may lead to this machine.
+
+    Systems take many spellings: 0.0.0.0, 127.1, ::ffff:127.0.0.1, a.localhost.
 
     Wider than `is_this_machine`, for what is refused. A name that a name server gives such an address is not seen.
     """
