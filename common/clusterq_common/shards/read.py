@@ -91,8 +91,9 @@ class ShardSet:
     def as_webdataset(self, name: SplitName = "train") -> "ShardPipeline":
         """Return a pipeline of webdataset over a split's tars, which are verified first.
 
-        Chain `shuffle`, `batched`, `to_tuple` to it. clusterq decodes members within bounds; webdataset's `decode` would unpickle some. A sample is a dictionary: `png`
-        (C, H, W) uint8, `cls` the label, `json` its facts, and `logits.npy` (classes,) float16 if the set has logits.
+        Chain `shuffle`, `batched`, `to_tuple` to it. clusterq decodes members within bounds; webdataset's `decode` would unpickle
+        some. A sample is a dictionary: `png` (C, H, W) uint8, `cls` the label, `json` its facts, and `logits.npy` (classes,)
+        float16 if the set has logits.
 
         Args:
             name: of the split.
