@@ -48,7 +48,7 @@ def archive_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def is_packed(members: list[zipfile.ZipInfo]) -> bool:
-    """Return whether a member is compressed. PyTorch does not compress; compressed members could expand to any size on reading."""
+    """Return whether a member is compressed. PyTorch does not compress, and such a member could expand to any size."""
     return any(member.compress_type != zipfile.ZIP_STORED for member in members)
 
 
@@ -95,7 +95,7 @@ def restoring(path: Path) -> Iterator[None]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's saved state, but keep how this one runs: a checkpoint written without CUDA graphs serves a run with them."""
+    """Load an optimizer's saved state, but keep how this one runs, such as with CUDA graphs."""
     own: list[dict[str, Any]] = [
         {name: group[name] for name in ("capturable", "fused", "lr") if name in group} for group in optimizer.param_groups
     ]

@@ -1,4 +1,4 @@
-"""Record of the runs that this user's own programs wrote. It lies outside of every run, since a folder cannot vouch for itself."""
+"""Record of the runs that this user's own programs wrote. It is kept outside of all runs, which might be a stranger's."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def remember_run(folder: Path, code: Iterable[str], files: Iterable[str] = ()) -
 
 
 def is_own_code(folder: Path, code: str) -> bool:
-    """Return whether this user's program wrote the run with this code, and neither its config nor the code's file has changed since."""
+    """Return whether this user's program wrote the run with this code, and config and code are unchanged since."""
     record = _own_record(folder)
     known = record.get("code")
     if not isinstance(known, dict) or code not in known:

@@ -51,13 +51,13 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
     """Prepare the folder for a run. Returns whether it holds a run to resume.
 
     Args:
-        folder: the run's folder; made where it is missing.
-        resume: go on with the run that is there, or start one where the folder is empty.
+        folder: the run's folder. It is made if it is missing.
+        resume: continue the run in the folder, or start one if the folder is empty.
         overwrite: delete an earlier run's own files first.
-        setting: the one that named the folder, for the errors.
+        setting: the setting that named the folder, for errors.
 
     Raises:
-        ClusterqError: the folder holds something and neither was given; both were; or it is a file.
+        ClusterqError: the folder holds something and neither `resume` nor `overwrite` is given; both are given; or it is a file.
     """
     if resume and overwrite:
         raise ClusterqError(

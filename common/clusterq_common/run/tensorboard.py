@@ -30,11 +30,11 @@ def need_tensorboard() -> None:
 class EventFiles:
     """Writer of events into a folder, in place of those that are there.
 
-    What an interrupted run wrote after its checkpoint is done again when it goes on; TensorBoard would show both. So whoever opens
-    the folder again writes the earlier records anew, from metrics.jsonl.
+    A resumed run repeats the steps after its checkpoint, and TensorBoard would show both versions. So a resumed run writes the
+    earlier records anew, from metrics.jsonl.
 
     Args:
-        folder: made where it is missing.
+        folder: made if it is missing.
     """
 
     def __init__(self, folder: Path) -> None:

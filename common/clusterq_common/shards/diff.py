@@ -44,7 +44,7 @@ class SetDiff:
     """Differences between two sets.
 
     Attributes:
-        facts: name of a fact, as `generation.settings.lr`, and what the first and the second set say; None where one says nothing.
+        facts: by name, such as `generation.settings.lr`, the values of the first and the second set; None for an absent one.
         splits: images, by split.
     """
 
@@ -70,13 +70,12 @@ class SetDiff:
 def diff(first: ShardSet, second: ShardSet, *, advance: Callable[[int], None] = lambda _: None) -> SetDiff:
     """Compare two sets. Images are equal if label and pixels are, whatever their encoding and their place in the set.
 
-    Images of shards that both sets have are not looked at again: the manifest's digests stand for them, and the files' hashes were
-    compared when the sets were opened.
+    Shards that both sets have are not read. Their digests in the manifests are compared, and the files' hashes were compared when the
+    sets were opened.
 
     Args:
-        first: the earlier set, say.
-        second: the later one.
-        advance: called with the number of images that were looked at.
+        first, second: sets, such as an earlier and a later one.
+        advance: called with the number of images that were read.
 
     Raises:
         ClusterqError: a tar holds what no shard of clusterq holds.

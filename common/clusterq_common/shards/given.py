@@ -27,22 +27,22 @@ MOST_WAITING = 128 << 20
 
 
 class ShardWriter:
-    """Writes a set of shards from images that you have, in a `with` block.
+    """Writer of a set of shards from your own images, for a `with` block.
 
-    Each image is stored as eight-bit PNG, with the teacher's class, confidence and logits for those very pixels. When the block ends the
-    set is verified and its manifest written: before that it is no set, and if the block fails, its shards are removed.
-    The manifest says that the images were given, not made by clusterq.
+    Each image is stored as eight-bit PNG, with the teacher's class, confidence and logits for exactly those pixels. When the block
+    ends, the set is verified and its manifest written. If the block fails, the shards are removed. The manifest states that the images
+    were given, not made by clusterq.
 
     Args:
-        folder: new or empty; made where it is missing.
-        teacher: who is asked about the images.
+        folder: a new or empty folder. It is made if it is missing.
+        teacher: classifier whose answers are stored.
         class_names: by class index.
         license: SPDX identifier or the like.
-        note: free text for whoever gets the set.
-        samples_per_shard: a shard's encoded images wait in memory until it is full; as many as suit that if left out.
+        note: free text for recipients of the set.
+        samples_per_shard: images of a shard. They wait in memory, encoded, until it is full. The default limits that memory.
 
     Attributes:
-        manifest: what the finished set says of itself; only there after the block.
+        manifest: the manifest of the finished set. It exists once the block has ended.
 
     Raises:
         ClusterqError: the folder is a file, or not empty.
@@ -107,13 +107,13 @@ class ShardWriter:
         """Add some images, in this order.
 
         Args:
-            images: (N, C, H, W), pixels as uint8, or float32 normalised as the teacher takes them, which are rounded to pixels.
-            labels: (N,) class indices; if left out, the classes that the teacher sees. All images of a set come with labels, or none.
-            split: `train`, to learn from, or `heldout`, to look at and to choose by.
+            images: (N, C, H, W), uint8 pixels, or float32 normalised for the teacher, which is rounded to pixels.
+            labels: (N,) class indices; the teacher's classes if left out. All images of a set have labels, or none.
+            split: `train` for training, or `heldout` for measurement and selection.
 
         Raises:
-            ClusterqError: images or labels of another shape or type, classes that the teacher does not have, or labels for some of a set's
-                images; the disk is full.
+            ClusterqError: images or labels have another shape or type, the teacher lacks a class, only some of the set's images have
+                labels, or the disk is full.
         """
         spec = self.teacher.spec
         shape = spec.shape

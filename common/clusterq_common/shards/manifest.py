@@ -199,7 +199,7 @@ class Manifest(Settings):
 
 
 def short_classes(missing: list[int]) -> str | None:
-    """Return a text on the classes that lack images, such as `2 classes got fewer images than wanted: 0 (1 missing), 7 (3 missing)`.
+    """Describe the classes that lack images: `2 classes got fewer images than wanted: 0 (1 missing), 7 (3 missing)`.
 
     Args:
         missing: number of missing images by class; None is returned where all are zero.
@@ -217,7 +217,7 @@ def format_for(spec: InputSpec) -> Format:
 
 
 def set_digest(splits: dict[SplitName, Split]) -> str:
-    """Compute `sha256:` over each split's name and its shards' content digests, sorted, so that names of files do not matter."""
+    """Compute `sha256:` over each split's name and its shards' sorted content digests. Names of files do not count."""
     lines = sorted(f"{name} {shard.samples} {shard.content}" for name, split in splits.items() for shard in split.shards)
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

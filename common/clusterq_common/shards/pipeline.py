@@ -30,7 +30,7 @@ class DecodeMembers:
     manifest: Manifest
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Return `__key__`; `png` (C, H, W) uint8; `cls` int; `json` a dict; `logits.npy` (classes,) float16, where the set has logits.
+        """Return `__key__`, `png` (C, H, W) uint8, `cls` int, `json` a dict, and `logits.npy` (classes,) float16 if the set has it.
 
         Raises:
             ClusterqError: a member is missing, or none of the format's, or does not hold what it should.

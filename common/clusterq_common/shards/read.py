@@ -20,8 +20,8 @@ class ShardSet:
     """A folder of shards, checked and indexed.
 
     Attributes:
-        folder: where its files lie.
-        manifest: what it says of itself: teacher, splits, how it was made, digests.
+        folder: folder of its files.
+        manifest: its description: teacher, splits, origin, digests.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -76,10 +76,10 @@ class ShardSet:
             name: of the split.
             limit: how many images; all if left out.
             batch_size: images in a batch.
-            seed: of the order.
+            seed: seed of the order.
 
         Returns:
-            Batches (N, C, H, W) float32, normalised; one may go through them more than once.
+            Batches (N, C, H, W) float32, normalised. They can be iterated over more than once.
 
         Raises:
             ClusterqError: there is no such split, or a tar holds what no shard of clusterq holds.
@@ -89,17 +89,18 @@ class ShardSet:
         return ImageBatches(self.split(name), self.manifest.teacher.spec, limit=limit, batch_size=batch_size, seed=seed)
 
     def as_webdataset(self, name: SplitName = "train") -> "ShardPipeline":
-        """Return a pipeline of webdataset over a split's tars, which are verified first. Chain `shuffle`, `batched`, `to_tuple`.
+        """Return a pipeline of webdataset over a split's tars, which are verified first.
 
-        Members are decoded by clusterq, within bounds, never by webdataset's `decode`, which unpickles some. A sample is a dictionary:
-        `png` (C, H, W) uint8, `cls` its label, `json` what is known of it, `logits.npy` (classes,) float16 where the set has logits.
+        Chain `shuffle`, `batched`, `to_tuple` to it. clusterq decodes members within bounds; webdataset's `decode` would unpickle
+        some. A sample is a dictionary: `png` (C, H, W) uint8, `cls` the label, `json` its facts, and `logits.npy` (classes,)
+        float16 if the set has logits.
 
         Args:
             name: of the split.
 
         Raises:
-            ClusterqError: there is no such split, a shard is not the manifest's, or it holds what no shard of clusterq holds. While one reads: a
-                member does not hold what it should.
+            ClusterqError: there is no such split, a shard differs from the manifest, or it holds a member that no shard of clusterq
+                has. While samples are read: a member is invalid.
         """
         from clusterq_common.shards.pipeline import shard_pipeline
 

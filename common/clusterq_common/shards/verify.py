@@ -38,8 +38,8 @@ def verify_set(folder: Path, manifest: Manifest, *, advance: Callable[[int], Non
 
     Args:
         folder: where the shards lie.
-        manifest: the folder's manifest, consistent in itself (`read_manifest` sees to that).
-        advance: called with the number of samples of each shard that has been looked at.
+        manifest: the folder's manifest, which `read_manifest` has checked.
+        advance: called with the number of samples of each checked shard.
     """
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     problems = [

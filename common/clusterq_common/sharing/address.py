@@ -101,9 +101,10 @@ def is_this_machine(host: str) -> bool:
 
 
 def may_be_this_machine(host: str) -> bool:
-    """Return whether a server's name leads to this machine in any spelling that systems take: 0.0.0.0, 127.1, ::ffff:127.0.0.1, a.localhost.
+    """Return whether a server's name may lead to this machine.
 
-    Wider than `is_this_machine`, for what is refused. A name that a name server gives such an address is not seen.
+    Systems take many spellings: 0.0.0.0, 127.1, ::ffff:127.0.0.1, a.localhost. This is wider than `is_this_machine`, for refusals. A
+    name that a name server resolves to such an address is not recognised.
     """
     bare = host.strip("[]").lower().rstrip(".")
     if bare == "localhost" or bare.endswith(".localhost"):

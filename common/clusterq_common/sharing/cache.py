@@ -15,5 +15,5 @@ def cached_set(digest: str) -> Path:
 
 
 def one_at_a_time(folder: Path) -> AbstractContextManager[None]:
-    """Let one program at a time fetch into a folder of the cache. Others that want the same set wait, and then find it there."""
+    """Let one program at a time fetch into a folder of the cache. Others wait, and then find the set there."""
     return after_other_programs(folder, f"Another program is fetching the same set into {folder}; waiting for it.")

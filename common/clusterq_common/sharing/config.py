@@ -1,4 +1,4 @@
-"""Rules for a set that comes from elsewhere. They are given on the command line alone, never read from a saved configuration."""
+"""Rules for a set that comes from elsewhere. They come from the command line alone, never from a saved configuration."""
 
 import re
 from pathlib import Path

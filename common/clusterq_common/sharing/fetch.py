@@ -17,7 +17,7 @@ TRIES = 4
 
 
 def partial_name(shard: Shard) -> str:
-    """Return the name of a partly fetched shard. It is made of the digest, so that a later try resumes this file and no other."""
+    """Return the name of a partly fetched shard. It has the digest, so that a later try resumes only this file."""
     return f"{shard.file}.{shard.sha256[:16]}{PARTIAL_SUFFIX}"
 
 
@@ -28,11 +28,11 @@ def fetch_shard(remote: Remote, shard: Shard, folder: Path, advance: Callable[[i
         remote: the set's place.
         shard: as the manifest lists it.
         folder: where it goes.
-        advance: called with numbers of bytes that are there; negative when a server makes the file begin anew.
+        advance: called with numbers of fetched bytes; negative when a server makes the file begin anew.
 
     Raises:
-        ClusterqError: its name leads elsewhere, the server refuses, the connection fails again and again, or what it sends is not
-            the manifest's: another length, other bytes.
+        ClusterqError: the name leads out of the folder, the server refuses, the connection fails repeatedly, or length or bytes are
+            not the manifest's.
     """
     # `read_manifest` has checked the name already. It is checked again, because it decides where a file is written.
     if not SHARD_NAME.fullmatch(shard.file):

@@ -57,8 +57,8 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
     """Read public keys of makers and their names from a file of lines `ssh-ed25519 AAAA... NAME` or `NAME ssh-ed25519 AAAA...`.
 
     Raises:
-        ClusterqError: it cannot be read, holds no key, or a line that is none, or a key with a restriction of OpenSSH, which nothing here
-            would keep to.
+        ClusterqError: the file cannot be read or holds no key, a line is no key, or a key has a restriction of OpenSSH, which
+            clusterq would not enforce.
     """
     names: dict[bytes, str] = {}
     # Split at line feeds alone. `splitlines` also splits at invisible characters, and a reader would not see a key after one.
@@ -89,7 +89,9 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
 
 
 def generate(path: Path, name: str, setting: str = "out") -> bytes:
-    """Create a key pair: the private key in `path`, readable by its owner alone, the public one in `path`.pub. Returns the public one.
+    """Create a key pair. Returns the public key.
+
+    The private key is written to `path`, readable by its owner alone, the public one to `path`.pub.
 
     Raises:
         ClusterqError: one of the files is there already, or the package is missing.

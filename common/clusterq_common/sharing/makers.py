@@ -83,7 +83,7 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
         config: which keys are trusted, and whether one of them must have signed.
 
     Raises:
-        ClusterqError: the signature does not hold, whatever the rules; or the rules refuse the set.
+        ClusterqError: the signature is invalid, whatever the rules, or the rules refuse the set.
     """
     known = trusted_keys(config)
     maker = Maker()
@@ -103,7 +103,9 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
 
 
 def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
-    """Return the maker of a set in a folder; see `judge`. Signatures under its parents are checked, too, where the package for it is installed.
+    """Return the maker of a set in a folder; see `judge`.
+
+    Signatures under its parents are checked, too, if the package for it is installed.
 
     Raises:
         ClusterqError: see `judge`.

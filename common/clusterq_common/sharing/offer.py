@@ -1,4 +1,4 @@
-"""Inspection of a set at an address before anything large is fetched: its manifest, its signer, and whether the rules accept it."""
+"""Inspection of a set at an address before anything large is fetched: manifest, signer, and whether the rules accept it."""
 
 import json
 from dataclasses import dataclass

@@ -42,8 +42,8 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
     Args:
         named: a folder of shards, a run folder, or an address.
         config: limits, and whose sets are taken.
-        setting: what named it, for errors.
-        own: whether the caller has just made it in this folder, so that nobody asks who did.
+        setting: the setting that named it, for errors.
+        own: whether the caller has just made it in this folder, so that its maker is not reported.
 
     Raises:
         ClusterqError: there is no usable set, it cannot be fetched, its signature does not hold, or the rules refuse it.
@@ -60,7 +60,9 @@ def locate(named: str | Path, config: SharingConfig, setting: str | None = "shar
 
 
 def saved_folder(saved: str | Path, file: Path) -> str:
-    """Return the folder of shards that a saved file names. An address in it is not contacted, because the file may be a stranger's.
+    """Return the folder of shards that a saved file names.
+
+    An address in it is not contacted, because the file may come from a stranger.
 
     Raises:
         ClusterqError: it names an address.
@@ -89,7 +91,7 @@ def also_here(place: Place, named: str | Path, config: SharingConfig) -> Place:
     """Return the same set for another process of a job. On another machine, it fetches what the first process fetched.
 
     Raises:
-        ClusterqError: the folder holds another set on this machine, or what lies at the address is another one by now; or see `locate`.
+        ClusterqError: the folder on this machine holds another set, or the address does by now; or see `locate`.
     """
     if place.address is None:
         if manifest_digest(shard_folder(place.folder)) != place.manifest:

@@ -30,18 +30,18 @@ SPARE_BYTES = 64 << 20
 def pull(offer: Offer, config: SharingConfig, out: Path | None = None) -> Path:
     """Fetch a set. Returns its folder.
 
-    Only the shards that the manifest lists, the manifest and the signatures are taken from the address; the dataset card and the indexes
-    of other programs are written anew from the manifest.
+    Only the manifest, the shards that it lists and the signatures are fetched. The dataset card and the indexes of other programs are
+    written anew from the manifest.
 
     Args:
-        offer: the set, as `look` found it.
+        offer: the set, as returned by `look`.
         config: limits.
-        out: a new or empty folder, one that an interrupted pull has left, or one with an earlier, smaller state of the set; the user's
-            cache if left out.
+        out: a new or empty folder, the folder of an interrupted pull, or one with an earlier, smaller state of the set. The default is
+            the user's cache.
 
     Raises:
-        ClusterqError: the set is larger than allowed or than the disk has room for, the folder holds something else, or a file cannot
-            be fetched or is not what the manifest says. What was fetched stays, and is gone on with next time.
+        ClusterqError: the set is larger than allowed or than the free disk, the folder holds something else, or a file cannot be
+            fetched or differs from the manifest. Fetched files stay, and the next pull continues with them.
     """
     refuse_too_large(offer, config)
     folder = cached_set(offer.digest) if out is None else out

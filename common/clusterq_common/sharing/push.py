@@ -41,18 +41,18 @@ class Pushed:
 def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = False, overwrite: bool = False) -> Pushed:
     """Verify a set and send it to an address.
 
-    What the address's own manifest lists with the same SHA-256 is there already. Everything else is sent first, and then the manifest, so
-    that readers find either the set before or the whole new one. A signature that lies there goes where this set has none.
+    Shards that the address's own manifest lists with the same SHA-256 are not sent again. The manifest is sent last, so that readers
+    find either the earlier set or the whole new one. A signature at the address is removed if this set has none.
 
     Args:
         shards: the set, opened with its hashes verified.
         text: the address.
         config: how many files are sent at the same time.
-        public: of the Hub: make a new dataset public.
+        public: make a new dataset of the Hub public.
         overwrite: replace a set that is no earlier state of this one; its shards are removed.
 
     Raises:
-        ClusterqError: the address takes no sets, holds another one, or refuses; or the set's own signature does not hold.
+        ClusterqError: the address takes no sets, holds another one, or refuses; or the set's own signature is invalid.
     """
     address = parse_address(text, allow_http=config.allow_http, setting=None)
     folder, manifest = shards.folder, shards.manifest
