@@ -65,6 +65,8 @@ class Readable:
 
     brief: Mapping[str, str] = MappingProxyType({})
     left_out: Callable[[dict[str, Any]], tuple[set[str], str]] | None = None
+    # The command's own.
+    epilog: str | None
     _help_all: Any = None
     _brief_now = False
 

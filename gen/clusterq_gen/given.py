@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
 from clusterq_common.run.run_folder import CONFIG
+from clusterq_common.setting_names import setting_name
 from clusterq_common.settings import merged, need_sections, read_yaml
 from clusterq_common.teacher.size import SMALL_SIDE, sides
 from clusterq_common.teacher.spec import TeacherConfig, is_factory, shown_arch
@@ -69,7 +70,9 @@ def on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """
     values = read_yaml(config)
     if "teacher" not in values:
-        raise ClusterqError(f"--config: {config} has no section `teacher`, expected the config.yaml of a generator run.")
+        raise ClusterqError(
+            f"{setting_name('config')}: {config} has no section `teacher`, expected the config.yaml of a generator run."
+        )
     need_sections(GenConfig, values, config)
     refuse_foreign_code(values, flags, config)
     whole = merged(with_method(values, flags), flags)
@@ -107,7 +110,7 @@ def saved_config(out: Path, flags: dict[str, dict[str, Any]]) -> GenConfig:
                 continue
             if given != before:
                 raise ClusterqError(
-                    f"--{name.replace('_', '-')}: {value} contradicts the run in {out}, which was started with {before}; leave "
+                    f"{setting_name(name)}: {value} contradicts the run in {out}, which was started with {before}; leave "
                     "the flag out, or start a new run in another folder."
                 )
     return GenConfig.validated(saved)

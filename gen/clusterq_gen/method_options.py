@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.spec import is_factory
 from clusterq_gen.bank.config import BANK_METHODS, PACE, SHARED, is_bank, method_of
 from clusterq_gen.config import SECTIONS
@@ -46,4 +47,5 @@ def left_out(given: dict[str, Any]) -> tuple[set[str], str]:
     method = method_of({"method": {name: value for name, value in given.items() if name == "method" and value is not None}})
     if not is_factory(method) and method not in (*GENERATOR_METHODS, *BANK_METHODS):
         return set(), ""  # it is refused without --help-all
-    return unused_options(method), f"Options of --method {method}. For those of another method: --method NAME --help-all."
+    others = f"For those of another method: {setting_name('method', 'NAME')} --help-all."
+    return unused_options(method), f"Options of {setting_name('method', method)}. {others}"

@@ -42,6 +42,17 @@ def test_the_next_command_is_the_one_that_is_missing(tmp_path: Path) -> None:
     assert command(generator_report(RunData.open(tmp_path))) == "clusterq-gen train --out . --resume"
 
 
+def test_a_page_beside_the_run_names_its_folder_and_one_within_does_not(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    page_of(run, [{"step": 0}])
+    for page, said in (
+        (None, "in the run's folder:"),
+        (run / "mine.html", "in the run's folder:"),
+        (tmp_path / "mine.html", "in the run's folder, run:"),
+    ):
+        assert said in draw_report(run, page).read_text().replace("&#39;", "'"), page
+
+
 def test_one_is_singular(tmp_path: Path) -> None:
     sentences = [remark.sentence for remark in page_of(tmp_path, [{"step": 0}]).remarks]
     assert "The run is not finished: 1 step is on record. resume goes on." in sentences

@@ -7,8 +7,10 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("setuptools", reason="the archives are built by setuptools, the extra `test`")
 
@@ -150,3 +152,44 @@ def test_a_student_is_exported_by_the_wheel_alone(wheel: Path, digits_run: Path,
     onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
     alone(START, wheel, tmp_path, "clusterq-finetune", "export", "--student", str(digits_run), "--out", "digits.onnx")
     onnx.checker.check_model(str(tmp_path / "digits.onnx"))
+
+
+NET = """
+from torch import nn
+
+def build():
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+    return nn.Sequential(*layers)
+"""
+# Both programs one after the other, so that torch is imported once.
+BOTH = """for words in program.split(" ; "):
+        name, *sys.argv[1:] = words.split()
+        (entry,) = distribution("clusterq").entry_points.select(name=name)
+        try:
+            entry.load()()
+        except SystemExit as done:
+            assert not done.code, words
+    code = 0"""
+
+
+def test_a_set_and_a_student_are_made_by_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    """A generator of a made-up classifier, its images, a student and its page, all as small as they can be."""
+    (tmp_path / "net.py").write_text(NET)
+    state = {name: torch.full_like(value, 0.5) for name, value in namespace(NET)["build"]().state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    teacher = "--arch net.py:build --weights net.pth --input-size 8 --in-channels 1 --num-classes 2 --mean 0.5 --std 0.5"
+    small = "--preset quick --epochs 2 --warmup-epochs 1 --steps-per-epoch 2 --batch-size 8 --width 4 --refine-steps 0"
+    emitted = "--per-class 4 --heldout-per-class 2 --keep-misclassified --threads 1 --no-report --out out"
+    tuned = "--bits w4a4 --epochs 1 --steps-per-epoch 2 --batch-size 4 --threads 1 --out student"
+    lines = [f"clusterq-gen train {teacher} {small} {emitted}", f"clusterq-finetune --shards out {tuned}"]
+    said = alone(ALONE.format(body=BOTH), wheel, tmp_path, " ; ".join(lines))
+    assert "shards: out/shards (8 training images)" in said
+    assert (tmp_path / "out" / "shards" / "manifest.json").is_file()
+    assert {"student.safetensors", "result.json", "report.html"} <= {path.name for path in (tmp_path / "student").iterdir()}
+
+
+def namespace(source: str) -> dict[str, Any]:
+    """Run a module's source and return its names."""
+    names: dict[str, Any] = {}
+    exec(source, names)
+    return names

@@ -87,6 +87,8 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
     done = finetune(*words, "--dry-run", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert re.search(r"^time: about .* \(calibration .*, reconstruction .*, fine-tuning .*\)$", done.out, re.MULTILINE)
+    phases = ("student", "reconstruction's checkpoint", "fine-tuning's checkpoint")
+    told = [re.findall(rf"^disk: at most about .*{phase} ([\d.]+) ([kM])B", done.out, re.MULTILINE)[0] for phase in phases]
     assert not (tmp_path / "out").exists()
     measure = Timed._measure
 
@@ -99,6 +101,12 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
     assert done.code == 0, done.err
     recipe = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["recipe"]
     assert 25 <= recipe["reconstruct_steps"] < 2000
+    written = [
+        tmp_path / "out" / name for name in ("student.safetensors", "checkpoints/reconstructed.pt", "checkpoints/last.pt")
+    ]
+    for (number, unit), path in zip(told, written, strict=True):
+        # Files also name each tensor, and what is said of the last one is the most that it can be.
+        assert 0.6 <= path.stat().st_size / (float(number) * {"k": 1e3, "M": 1e6}[unit]) < 1.4, path
     # The same command with --resume goes on with that plan, whatever the machine does now.
     done = finetune(*words, "--time-budget", "20s", "--resume", "--out", tmp_path / "out")
     assert done.code == 0, done.err

@@ -8,6 +8,7 @@ from clusterq_common.export.description import Description
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.weights import Array
 from clusterq_common.run.extras import need
+from clusterq_common.setting_names import setting_name
 
 # float32, since OpenVINO otherwise computes a float file in bf16 where the processor can.
 PRECISION = "f32"
@@ -51,7 +52,7 @@ class OpenVinoModel(OnnxModel):
         except Exception as error:  # its exceptions have no common base but Exception
             raise ClusterqError(
                 f"{self._name}: OpenVINO {openvino.__version__} cannot read it ({str(error).strip().splitlines()[0]}), expected an ONNX file "
-                "whose types it knows; export with --target openvino."
+                f"whose types it knows; export with {setting_name('target', 'openvino')}."
             ) from error
         self._requests: dict[tuple[int, ...], Any] = {}
 

@@ -86,9 +86,9 @@ def _after_generator(source: RunData) -> tuple[str, str]:
 
 def _place(source: RunData) -> str:
     """Return where the run's commands are typed: "the run's folder", with its name if the page lies elsewhere."""
-    if source.page is None:
+    relative = os.curdir if source.page is None else os.path.relpath(source.folder, source.page.parent)
+    if relative == os.curdir:
         return "the run's folder"
-    relative = os.path.relpath(source.folder, source.page.parent)
     outside = relative.startswith(os.pardir)
     return f"the run's folder, {f'{ELSEWHERE}/{source.folder.name}' if outside else relative}"
 

@@ -16,6 +16,7 @@ from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.quantities import count, duration
 from clusterq_common.run.extras import how_to_install
 from clusterq_common.run.run_folder import RESULT, SHARDS
+from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
@@ -26,7 +27,7 @@ from clusterq_finetune.config import resolve
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.quantize import estimate
 from clusterq_finetune.quantize.generate import SetPlan, plan_set
-from clusterq_finetune.quantize.plan import SET, SET_AND_STUDENT_SHARE, STUDENT, Plan
+from clusterq_finetune.quantize.plan import PLAN_ONLY, SET, SET_AND_STUDENT_SHARE, STUDENT, Plan
 from clusterq_finetune.recipes.chosen_bits import MOST_TRIED
 from clusterq_report.pages.deployment import timed_in
 
@@ -72,8 +73,8 @@ def announce(
     evaluation = "" if images is None else f"{count(images, 'real image')} in {val}, {said(stages.evaluation)}"
     if plan.time_budget is not None and stages.evaluation > (1 - SET_AND_STUDENT_SHARE) * plan.time_budget:
         warn(
-            f"--time-budget: the benchmark's evaluation on {count(images, 'real image')} takes longer than the share of the budget that is "
-            "left for it, and is not shortened; fewer images in --val would be."
+            f"{setting_name('time_budget')}: the benchmark's evaluation on {count(images, 'real image')} takes longer than the share of the budget that is "
+            f"left for it, and is not shortened; fewer images in {setting_name('val')} would be."
         )
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
@@ -124,7 +125,7 @@ def _stages(plan: Plan, teacher: Teacher, device: torch.device, work: Path, imag
     set_plan, shards = None, _shards(plan, work)
     if shards is None:
         info("clusterq-gen measures a few steps for the plan of the set")
-        set_plan = plan_set(plan.set_command(work))
+        set_plan = plan_set([*plan.set_command(work), *PLAN_ONLY])
         samples, heldout = set_plan.training, set_plan.heldout or set_plan.training
     else:
         splits = shards.manifest.splits

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.child_process import run_program
+from clusterq_common.setting_names import setting_name
 
 
 class SetPlan(NamedTuple):
@@ -34,13 +35,16 @@ def generate(arguments: Sequence[str]) -> None:
 
 
 def plan_set(arguments: Sequence[str]) -> SetPlan:
-    """Return what `clusterq-gen` would do with these arguments. It measures a few steps, which takes seconds.
+    """Return what `clusterq-gen` would do. It measures a few steps, which takes seconds.
+
+    Args:
+        arguments: those of a dry run that ends with its result as JSON.
 
     Raises:
         SystemExit, ClusterqError: see `generate`.
     """
     lines: list[str] = []
-    _refuse_failure(run_program("clusterq_gen", [*arguments, "--dry-run", "--json"], lines.append))
+    _refuse_failure(run_program("clusterq_gen", arguments, lines.append))
     *said, result = lines
     found = json.loads(result)
     return SetPlan(said, sum(found["phases"].values()), found["images"]["train"], found["images"]["heldout"])
@@ -49,8 +53,8 @@ def plan_set(arguments: Sequence[str]) -> SetPlan:
 def _refuse_failure(code: int) -> None:
     if code < 0:
         raise ClusterqError(
-            f"clusterq-gen was ended by signal {-code}, expected it to finish; where memory ran out, give it a smaller --batch-size with "
-            "--set-flags, otherwise run the same command again."
+            f"clusterq-gen was ended by signal {-code}, expected it to finish; where memory ran out, give it a smaller {setting_name('batch_size')} with "
+            f"{setting_name('set_flags')}, otherwise run the same command again."
         )
     if code:
         raise SystemExit(code)

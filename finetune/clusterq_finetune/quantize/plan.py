@@ -19,6 +19,9 @@ SET, STUDENT = "set", "student"
 # A set to calibrate on needs no generator: images optimised for a few steps (ZeroQ) will do.
 CALIBRATION_SET = ("--method", "zeroq", "--preset", "quick", "--images", "512", "--bank-steps", "100")
 
+# What makes its command a dry run whose plan can be read.
+PLAN_ONLY = ("--dry-run", "--json")
+
 # Shares of a time budget: the set's, and the set's and student's together. Export and benchmark have the rest.
 SET_SHARE, SET_AND_STUDENT_SHARE = 0.6, 0.9
 # The student's share where the set took longer than planned.
