@@ -147,6 +147,8 @@ TINY = ["--preset", "quick", "--epochs", "6", "--steps-per-epoch", "60", "--warm
 TINY += ["--width", "32", "--lr", "0.01", "--checkpoint-seconds", "0", "--bits", "w4a4", "--per-class", "12"]
 # float32, whatever the CPU; images as the generator draws them.
 TINY += ["--amp", "off", "--refine-steps", "0"]
+# Where only the files count, not what the images show: a second or two.
+BRIEF = [*TINY, "--epochs", "3", "--steps-per-epoch", "10", "--warmup-epochs", "2", "--keep-misclassified"]
 
 
 @pytest.fixture(scope="session")

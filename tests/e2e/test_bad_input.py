@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from clusterq_common import files
 from clusterq_gen.config import EmitConfig
 from clusterq_gen.emission.build_manifest import read_class_names
-from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher, Outcome
+from tests.conftest import BRIEF, FACTORY, TINY, Cli, DigitsTeacher, Outcome
 
 FOUR_CHANNELS = """
 from torch import nn
@@ -237,10 +237,10 @@ def test_nan_in_fine_tuning(finetune: Cli, digits_run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out" / "student.safetensors").exists()
 
 
-def test_full_disk(
-    gen: Cli, digits_run: Path, digits_teacher: DigitsTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk(gen: Cli, digits_teacher: DigitsTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills while the checkpoint is written: said, and the file that was there stays whole."""
+    command = ("train", *digits_teacher.flags, *BRIEF, "--out")
+    assert gen(*command, tmp_path / "whole").code == 0
     written: list[Path] = []
     real = files.publish
 
@@ -251,14 +251,14 @@ def test_full_disk(
         real(partial, path)
 
     monkeypatch.setattr(files, "publish", fill_up)
-    done = gen("train", *digits_teacher.flags, *TINY, "--out", tmp_path / "out")
+    done = gen(*command, tmp_path / "out")
     refused(done, "No space left on device", "free some space", "--resume")
     assert not list((tmp_path / "out").rglob("*.partial"))
     monkeypatch.setattr(files, "publish", real)
-    again = gen("train", *digits_teacher.flags, *TINY, "--out", tmp_path / "out", "--resume")
+    again = gen(*command, tmp_path / "out", "--resume")
     assert again.code == 0, again.err
     shard = "shards/synth-train-000000.tar"
-    assert (tmp_path / "out" / shard).read_bytes() == (digits_run / shard).read_bytes()
+    assert (tmp_path / "out" / shard).read_bytes() == (tmp_path / "whole" / shard).read_bytes()
 
 
 def test_debug_shows_the_traceback(gen: Cli, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from clusterq_common.quant.convert import quantizers
 from clusterq_common.run import kept
 from clusterq_common.run.checkpoint import save_checkpoint
 from clusterq_finetune.student import load_student
-from tests.conftest import FACTORY, TINY, Cli, DigitsTeacher
+from tests.conftest import BRIEF, FACTORY, TINY, Cli, DigitsTeacher
 
 
 @pytest.fixture(scope="module")
@@ -234,13 +234,15 @@ def test_every_convention_runs_and_reloads(
     assert json.loads(again.out.splitlines()[-1])["student"]["top1"] == result["student"]["top1"]
 
 
-def test_saved_config_reruns_the_generator(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
-    done = gen("train", "--config", digits_run / "config.yaml", "--out", tmp_path / "again")
+def test_saved_config_reruns_the_generator(digits_teacher: DigitsTeacher, gen: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert gen("train", *digits_teacher.flags, *BRIEF, "--out", run).code == 0
+    done = gen("train", "--config", run / "config.yaml", "--out", tmp_path / "again")
     assert done.code == 0, done.err
-    first, second = (load_file(folder / "generator.safetensors") for folder in (digits_run, tmp_path / "again"))
+    first, second = (load_file(folder / "generator.safetensors") for folder in (run, tmp_path / "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     shard = "shards/synth-train-000000.tar"
-    assert (digits_run / shard).read_bytes() == (tmp_path / "again" / shard).read_bytes()
+    assert (run / shard).read_bytes() == (tmp_path / "again" / shard).read_bytes()
 
 
 def test_dry_runs_write_nothing(
