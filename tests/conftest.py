@@ -1,6 +1,5 @@
 """What many tests share: a small trained teacher, one tiny run through the real command lines, and the real data."""
 
-import gc
 import importlib.util
 import os
 import tempfile
@@ -48,12 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-
-
-def pytest_collection_finish() -> None:
-    """Keep what is imported by now out of the garbage collector, which would visit those 600,000 objects again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @dataclass(frozen=True)

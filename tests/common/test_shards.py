@@ -12,9 +12,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from clusterq_common import files, png
+from clusterq_common import files
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import sha256_file
+from clusterq_common.images import png
 from clusterq_common.shards import index, split_reader
 from clusterq_common.shards.digest import sample_digest
 from clusterq_common.shards.manifest import Manifest, Split, read_manifest, set_digest

@@ -94,10 +94,10 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
 
     def slower(timed: Timed, config: FinetuneConfig) -> Speed:
         speed = measure(timed, config)
-        return replace(speed, block_step=4 * speed.block_step)
+        return replace(speed, block_step=max(4 * speed.block_step, 0.015))  # 2000 steps do not fit, however fast it is
 
     monkeypatch.setattr(Timed, "_measure", slower)
-    done = finetune(*words, "--time-budget", "20s", "--out", tmp_path / "out")
+    done = finetune(*words, "--time-budget", "10s", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     recipe = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["recipe"]
     assert 25 <= recipe["reconstruct_steps"] < 2000
@@ -108,6 +108,6 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
         # Files also name each tensor, and what is said of the last one is the most that it can be.
         assert 0.6 <= path.stat().st_size / (float(number) * {"k": 1e3, "M": 1e6}[unit]) < 1.4, path
     # The same command with --resume goes on with that plan, whatever the machine does now.
-    done = finetune(*words, "--time-budget", "20s", "--resume", "--out", tmp_path / "out")
+    done = finetune(*words, "--time-budget", "10s", "--resume", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "keeps the plan that it was started with" in done.err
