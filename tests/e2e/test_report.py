@@ -38,7 +38,10 @@ def test_a_generators_run(digits_run: Path) -> None:
 def test_drift_of_each_layer_and_older_runs_without_it(digits_run: Path, gen: Cli, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
     drifts = {
-        key: [one[key] for one in records if key in one] for record in records for key in record if key.startswith("drift/")
+        key: [entry[key] for entry in records if key in entry]
+        for record in records
+        for key in record
+        if key.startswith("drift/")
     }
     assert list(drifts) == ["drift/7", "drift/10", "drift/13"], "the deep half of five BatchNorm layers"
     assert all(len(values) == 5 and values[-1] > 0 for values in drifts.values()), "every 25th of 120 steps after warm-up"
@@ -47,8 +50,8 @@ def test_drift_of_each_layer_and_older_runs_without_it(digits_run: Path, gen: Cl
     assert "One axis for all, from zero." in page.text
     older = tmp_path / "older"
     shutil.copytree(digits_run, older)
-    kept = [{key: value for key, value in one.items() if not key.startswith("drift/")} for one in records]
-    (older / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
+    kept = [{key: value for key, value in record.items() if not key.startswith("drift/")} for record in records]
+    (older / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
     assert gen("report", older).code == 0
     text = Page(older / "report.html").text
     assert "Drift of class centroids" in text
@@ -63,9 +66,9 @@ def test_a_fine_tuned_student(tuned: Path) -> None:
     low, high = student["top1_interval"]
     assert f"{student['top1']:.2f} % ({low:.2f} to {high:.2f})" in page.text
     assert {"accuracy", "classes", "learning", "reconstruction", "layers", "images", "features"} <= page.ids
-    with np.load(tuned / "predictions.npz") as said:
-        named, labels, right = said["student"], said["label"], said["student"] == said["label"]
-        apart = 100 * ((said["teacher"] == labels).mean() - right.mean())
+    with np.load(tuned / "predictions.npz") as predictions:
+        named, labels, right = predictions["student"], predictions["label"], predictions["student"] == predictions["label"]
+        apart = 100 * ((predictions["teacher"] == labels).mean() - right.mean())
     assert f"Below the float teacher, points {apart:.2f} (" in page.text, "paired by image"
     for label in range(10):
         total, hits = int((labels == label).sum()), int(right[labels == label].sum())

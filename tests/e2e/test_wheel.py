@@ -182,8 +182,8 @@ def test_a_set_and_a_student_are_made_by_the_wheel_alone(wheel: Path, tmp_path: 
     emitted = "--per-class 4 --heldout-per-class 2 --keep-misclassified --threads 1 --no-report --out out"
     tuned = "--bits w4a4 --epochs 1 --steps-per-epoch 2 --batch-size 4 --threads 1 --out student"
     lines = [f"clusterq-gen train {teacher} {small} {emitted}", f"clusterq-finetune --shards out {tuned}"]
-    said = alone(ALONE.format(body=BOTH), wheel, tmp_path, " ; ".join(lines))
-    assert "shards: out/shards (8 training images)" in said
+    printed = alone(ALONE.format(body=BOTH), wheel, tmp_path, " ; ".join(lines))
+    assert "shards: out/shards (8 training images)" in printed
     assert (tmp_path / "out" / "shards" / "manifest.json").is_file()
     assert {"student.safetensors", "result.json", "report.html"} <= {path.name for path in (tmp_path / "student").iterdir()}
 

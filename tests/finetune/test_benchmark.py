@@ -129,14 +129,14 @@ def test_the_same_in_openvino(
     words = ["benchmark", model, *flags, "--runtime", "openvino", "--val", digits_teacher.val]
     done = finetune(*words)
     assert done.code == 0, done.err
-    found = json.loads(done.out.splitlines()[-1])
-    assert (found["runtime"], [row["batch"] for row in found["latency"]]) == ("openvino", [1])
+    record = json.loads(done.out.splitlines()[-1])
+    assert (record["runtime"], [row["batch"] for row in record["latency"]]) == ("openvino", [1])
     assert re.search(r"^openvino 20[\d.]+, 1 threads, ", done.out, re.MULTILINE)
-    kernels = found["kernels"]
+    kernels = record["kernels"]
     assert 0 < kernels["file"]["integer_layers"] <= kernels["file"]["layers"] == kernels["float"]["layers"]
     assert kernels["float"]["integer_layers"] == 0
-    assert math.isclose(sum(one["share"] for one in kernels["file"]["kernels"]), 1)
-    real = found["real_images"]
+    assert math.isclose(sum(kernel["share"] for kernel in kernels["file"]["kernels"]), 1)
+    real = record["real_images"]
     assert abs(real["float"]["top1"] - digits_teacher.accuracy) < 0.01
     assert real["file"]["agreement"] > 90
     assert "in OpenVINO on the CPU, not in ort-cpu (version 20" in (run / REPORT).read_text()
@@ -173,8 +173,8 @@ def test_layers_of_openvino_are_told_apart_by_their_kernels() -> None:
         def profile(self, images: object) -> list[Any]:
             return layers
 
-    found = _openvino_kernels(Profiled(), np.zeros(1))
-    assert [(one.operator, one.integers, one.layer, one.share) for one in found] == [
+    kernels = _openvino_kernels(Profiled(), np.zeros(1))
+    assert [(kernel.operator, kernel.integers, kernel.layer, kernel.share) for kernel in kernels] == [
         ("Convolution", False, True, 0.4),
         ("Convolution", True, True, 0.3),
         ("Reorder", False, False, 0.2),

@@ -145,7 +145,7 @@ def model() -> onnx.ModelProto:
 
 def saying(model: onnx.ModelProto, **changed: str) -> bytes:
     """The same graph with other metadata."""
-    values = {one.key: one.value for one in model.metadata_props}
+    values = {item.key: item.value for item in model.metadata_props}
     other = onnx.ModelProto()
     other.CopyFrom(model)
     del other.metadata_props[:]
@@ -219,11 +219,11 @@ def test_a_report_reads_aliases_and_an_error_shows_little_of_them(tmp_path: Path
     )
     (tmp_path / "config.yaml").write_text(wide + "recipe: {}\nbits: *p\n")
     config = RunData.open(tmp_path).config
-    with pytest.raises(ClusterqError, match="bits") as found:
+    with pytest.raises(ClusterqError, match="bits") as caught:
         QuantConfig.validated({"bits": config["bits"]})
     with pytest.raises(ClusterqError, match="quantizer"):
         QuantConfig.validated({"quantizer": config["bits"]})
-    assert len(str(found.value)) < 1000
+    assert len(str(caught.value)) < 1000
     (tmp_path / "config.yaml").write_text("a: &a {b: 1}\nc: {<<: [*a, *a]}\nrecipe: {}\n")
     with pytest.raises(ClusterqError, match="uses merge keys"):
         RunData.open(tmp_path)
@@ -307,8 +307,8 @@ def claims(shape: str, kind: str = "<i4") -> bytes:
 
 def test_predictions_that_are_more_than_they_look(tmp_path: Path) -> None:
     names, label = npy(np.array(["a", "b"])), npy(np.array([0, 1], np.int32))
-    found = run_with(tmp_path, {"name": names, "label": label, "student": label})
-    assert (list(found.image_names()), found.predictions["student"].tolist()) == (["a", "b"], [0, 1])
+    predictions = run_with(tmp_path, {"name": names, "label": label, "student": label})
+    assert (list(predictions.image_names()), predictions.predictions["student"].tolist()) == (["a", "b"], [0, 1])
     for arrays in (
         {"name": names, "label": claims("(1000000000000,)")},
         {"name": names, "label": claims("(2, 1000000000)")},

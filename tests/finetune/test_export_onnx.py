@@ -58,7 +58,7 @@ def test_integers_in_the_file(settings: dict[str, object], config: dict[str, obj
     student, _ = student_of(Plain, **settings)
     model, kept, _ = onnx_model(student, SPEC, OnnxConfig(**config))
     onnx.checker.check_model(model, full_check=True)
-    found = initializers(model)
+    arrays = initializers(model)
     scales = {node.input[0]: node.input[1:] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     # A symmetric grid's lowest integer has no negative in a type that the grid fills.
     full = types in {f"INT{settings['bits'][1]}", "INT8" if settings["bits"] == "w8a8" else ""}
@@ -78,11 +78,11 @@ def test_integers_in_the_file(settings: dict[str, object], config: dict[str, obj
         mirror = np.where((grid.low == 0) | ((lowest == grid.low) & (not wide)), grid.low + grid.high, 0)
         # A linear layer that became a matrix product has its weights as (channels, classes).
         turned = name == "head" and any(node.op_type == "MatMul" for node in model.graph.node)
-        stored = found[f"{name}.weight"].T if turned else found[f"{name}.weight"]
+        stored = arrays[f"{name}.weight"].T if turned else arrays[f"{name}.weight"]
         widened = wide and grid.low < 0 and bool(((lowest == grid.low) & (factor.reshape(rows) < 0)).any())
         moved = 2 ** max(0, 8 - grid.bits - widened) if types.endswith("INT8") else 1
         assert np.array_equal(stored.astype(int), moved * np.where(factor.reshape(rows) < 0, mirror - integers, integers))
-        scale, *points = (found[one].astype(np.float64) for one in scales[f"{name}.weight"])
+        scale, *points = (arrays[name_of_scale].astype(np.float64) for name_of_scale in scales[f"{name}.weight"])
         shape = rows if scale.ndim else ()
         point = points[0].reshape(shape) if points else 0
         assert np.allclose(
@@ -108,9 +108,9 @@ def test_same_logits(net: type[nn.Module], settings: dict[str, object], config: 
     """Equal up to float32's rounding, but for images in which a value on a boundary becomes the other integer."""
     student, images = student_of(net, **settings)
     model, *_ = onnx_model(student, SPEC, OnnxConfig(**config))
-    flips, expected, found = first_flips(student, model, images)
+    flips, expected, actual = first_flips(student, model, images)
     close = 1e-5 * float(expected.abs().max())
-    for flip, apart in zip(flips, (found - expected).abs().amax(1), strict=True):
+    for flip, apart in zip(flips, (actual - expected).abs().amax(1), strict=True):
         if flip is None:
             assert float(apart) < close
         else:
@@ -170,10 +170,10 @@ def test_four_bits_on_integer_kernels() -> None:
     model, *_ = onnx_model(student, SPEC, OnnxConfig(integers="int8", batchnorm="fold-all"))
     with torch.no_grad():
         expected = student(images)
-    found = run(model, images, optimise=True)
-    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    actual = run(model, images, optimise=True)
+    assert float((actual - expected).abs().max()) < 0.02 * float(expected.abs().max())
     rounded = run(with_rounded_biases(model), images, optimise=False)
-    same = (rounded - found).abs().amax(1) < 1e-5 * float(expected.abs().max())
+    same = (rounded - actual).abs().amax(1) < 1e-5 * float(expected.abs().max())
     assert float(same.float().mean()) > 0.7, "but for values on a boundary"
 
 
@@ -192,9 +192,9 @@ def test_clips_that_quantizers_make_needless(limit: float, dropped: bool) -> Non
         quantizer.scale.copy_(torch.tensor([6 / 255 * 0.999 if dropped else 6 / 255 * (1 + limit)]))
     model, *_ = onnx_model(student, SPEC, OnnxConfig())
     assert ("Clip" in {node.op_type for node in model.graph.node}) != dropped
-    flips, expected, found = first_flips(student, model, 4 * images)
+    flips, expected, actual = first_flips(student, model, 4 * images)
     assert all(flip is None or flip.distance < ROUNDING for flip in flips)
-    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    assert float((actual - expected).abs().max()) < 0.02 * float(expected.abs().max())
 
 
 def test_nothing_but_the_model_is_in_the_file() -> None:
@@ -274,10 +274,10 @@ def test_a_trained_model(
     calibrate(student, images[::4].split(50), quant)
     model, kept, _ = onnx_model(student, SPEC.model_copy(update={"size": 32}), OnnxConfig(**config))
     assert bool(kept) == (config == {"batchnorm": "keep"})
-    flips, expected, found = first_flips(student, model, images[1::2])
+    flips, expected, actual = first_flips(student, model, images[1::2])
     known = [flip for flip in flips if flip is not None]
     assert all(flip.steps == 1 and flip.distance < ROUNDING for flip in known)
     assert len(known) < 0.8 * len(flips)
-    assert int((found.argmax(1) == expected.argmax(1)).sum()) >= len(found) - 1
+    assert int((actual.argmax(1) == expected.argmax(1)).sum()) >= len(actual) - 1
     same = run(model, images[1::2], optimise=optimise).argmax(1) == expected.argmax(1)
-    assert int(same.sum()) >= len(found) - 1
+    assert int(same.sum()) >= len(actual) - 1

@@ -227,28 +227,28 @@ def test_another_key_manifest_or_file_is_refused(tmp_path: Path, keys: dict[str,
     for name, seed in (("one", 1), ("two", 2)):
         write_set(tmp_path / name, seed=seed)
         signed(tmp_path / name, keys["a"])
-    one, two = tmp_path / "one", tmp_path / "two"
-    other = json.loads((signed(one, keys["b"]) / SIGNATURE).read_text())["key"]
-    signed(one, keys["a"])
-    change(one, lambda v: v.update(key=other))
+    first, second = tmp_path / "one", tmp_path / "two"
+    other = json.loads((signed(first, keys["b"]) / SIGNATURE).read_text())["key"]
+    signed(first, keys["a"])
+    change(first, lambda v: v.update(key=other))
     with pytest.raises(ClusterqError, match="not that of the key it names"):
-        judged(one)
-    shutil.copy(two / SIGNATURE, one / SIGNATURE)
+        judged(first)
+    shutil.copy(second / SIGNATURE, first / SIGNATURE)
     with pytest.raises(ClusterqError, match="under another manifest"):
-        judged(one)
-    signed(one, keys["a"])
+        judged(first)
+    signed(first, keys["a"])
     # The licence is no part of the set's digest; it is part of what was signed.
-    edit_manifest(one, lambda values: values.update(license="CC0-1.0"))
+    edit_manifest(first, lambda values: values.update(license="CC0-1.0"))
     with pytest.raises(ClusterqError, match="under another manifest"):
-        judged(one)
+        judged(first)
     for text in ("", "{", "[]", "null", "\xff", "[" * 5000):
-        (two / SIGNATURE).write_bytes(text.encode("latin-1"))
+        (second / SIGNATURE).write_bytes(text.encode("latin-1"))
         with pytest.raises(ClusterqError, match="is no signature"):
-            judged(two)
-    (two / SIGNATURE).unlink()
-    (two / SIGNATURE).symlink_to(one / SIGNATURE)
+            judged(second)
+    (second / SIGNATURE).unlink()
+    (second / SIGNATURE).symlink_to(first / SIGNATURE)
     with pytest.raises(ClusterqError, match="no plain file"):
-        judged(two)
+        judged(second)
 
 
 def test_a_manifest_of_an_earlier_version_can_be_signed(tmp_path: Path, keys: dict[str, Path]) -> None:
@@ -282,7 +282,7 @@ def test_derived_sets_carry_their_parents_signatures(tmp_path: Path, keys: dict[
     pair = [ShardSet.open(tmp_path / name) for name in ("one", "two")]
     merge(pair, tmp_path / "pair", signatures=signatures_under(pair))
     both = ShardSet.open(tmp_path / "pair")
-    assert [one.set for one in read_parents(both.folder)] == [one.manifest.digest for one in pair]
+    assert [part.set for part in read_parents(both.folder)] == [part.manifest.digest for part in pair]
     assert judged(both.folder) == "unsigned: who made it cannot be told", "parents' signatures are not its own"
     more = [both, ShardSet.open(tmp_path / "three")]
     merge(more, tmp_path / "all", signatures=signatures_under(more))
