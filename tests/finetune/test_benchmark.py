@@ -1,11 +1,14 @@
 """`clusterq-finetune benchmark`: intervals, kernels, what it measures of a file, and its section of the report."""
 
+import ctypes
+import gc
 import json
 import math
 import random
 import re
 import shutil
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
@@ -146,6 +150,39 @@ def test_the_same_in_openvino(
     done = finetune(*words)
     assert done.code == 2
     assert "--runtime openvino: the package openvino is not installed, expected clusterq's extra `openvino`" in done.err
+
+
+class SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def own_signal_stack() -> tuple[int, bool]:
+    """Address of this thread's signal stack, 0 for none, and whether that memory exists."""
+    stack = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    address = stack.address or 0
+    areas = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return address, any(int(begin, 16) <= address < int(end, 16) for begin, end in areas)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_openvino_leaves_a_signal_stack_that_exists(student: Path) -> None:
+    """Its plugin unmaps the stack that it set when another thread destroys it; the next signal then ended the process."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
+    models = [OpenVinoModel(student.parent / "model.onnx", threads=1, name="file")]
+    models[0](torch.zeros(1, 1, 8, 8))
+
+    def drop() -> None:
+        models.clear()
+        gc.collect()
+
+    other = threading.Thread(target=drop)
+    other.start()
+    other.join()
+    address, exists = own_signal_stack()
+    assert not address or exists
 
 
 def test_layers_of_openvino_are_told_apart_by_their_kernels() -> None:

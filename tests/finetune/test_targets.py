@@ -26,6 +26,7 @@ from clusterq_common.export.for_target import (
     target_help,
 )
 from clusterq_common.export.onnx_file import onnx_bytes, onnx_model
+from clusterq_common.export.openvino_model import openvino_core
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.targets import TARGETS, TargetName
 from clusterq_common.images.normalise import normalise
@@ -255,11 +256,11 @@ def test_unsigned_activations_are_the_same_integers() -> None:
 
 
 def test_openvino_gives_the_same_logits(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     student, images = student_of(Depthwise, **quant_for("openvino", {"bits": "w8a8"}))
     model, *_ = onnx_model(student, SPEC, OnnxConfig(**file_for("openvino", {})))
     onnx.save(model, tmp_path / "model.onnx")
-    compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     logits = torch.from_numpy(compiled(images.numpy())[0])
     with torch.no_grad():
         expected = student(images)

@@ -1,5 +1,6 @@
 """An exported ONNX file run by OpenVINO on the CPU, as a model that can be evaluated and timed like `OnnxModel`."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ from clusterq_common.setting_names import setting_name
 
 # float32, since OpenVINO otherwise computes a float file in bf16 where the processor can.
 PRECISION = "f32"
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the `openvino.Core` of this process, which lives until its end.
+
+    The CPU plugin sets a signal stack for the thread that compiles first, and unmaps it when the core goes. If another thread's garbage
+    collection destroys the core, the first thread is left with a signal stack that is gone, and its next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoModel(OnnxModel):
@@ -46,9 +59,8 @@ class OpenVinoModel(OnnxModel):
             "NUM_STREAMS": 1,
             "PERF_COUNT": profiled,
         }
-        self._core = openvino.Core()
         try:
-            self._graph = self._core.read_model(model=str(source) if isinstance(source, Path) else source)
+            self._graph = openvino_core().read_model(model=str(source) if isinstance(source, Path) else source)
         except Exception as error:  # its exceptions have no common base but Exception
             raise ClusterqError(
                 f"{self._name}: OpenVINO {openvino.__version__} cannot read it ({str(error).strip().splitlines()[0]}), expected an ONNX file "
@@ -76,7 +88,7 @@ class OpenVinoModel(OnnxModel):
     def _request(self, shape: tuple[int, ...]) -> Any:
         if shape not in self._requests:
             self._graph.reshape(list(shape))
-            self._requests[shape] = self._core.compile_model(self._graph, "CPU", self._options).create_infer_request()
+            self._requests[shape] = openvino_core().compile_model(self._graph, "CPU", self._options).create_infer_request()
         return self._requests[shape]
 
     def profiled(self, threads: int) -> "OpenVinoModel":
