@@ -17,7 +17,7 @@ from clusterq_gen.presets import lift_limit, resolve
 
 
 class Meant(NamedTuple):
-    """What a command line means.
+    """Meaning of a command line.
 
     Attributes:
         plans: the configurations that it can mean, without invalid ones.

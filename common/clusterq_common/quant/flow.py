@@ -49,7 +49,7 @@ class Operation(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """What happened in a forward pass, in order: finished runs of the watched modules, and operations."""
+    """Record of a forward pass, in order: finished runs of the watched modules, and operations."""
 
     runs: list[ModuleRun]
     operations: list[Operation]

@@ -45,9 +45,9 @@ def plan_set(arguments: Sequence[str]) -> SetPlan:
     """
     lines: list[str] = []
     _refuse_failure(run_program("clusterq_gen", arguments, lines.append))
-    *said, result = lines
-    found = json.loads(result)
-    return SetPlan(said, sum(found["phases"].values()), found["images"]["train"], found["images"]["heldout"])
+    *printed, result = lines
+    plan = json.loads(result)
+    return SetPlan(printed, sum(plan["phases"].values()), plan["images"]["train"], plan["images"]["heldout"])
 
 
 def _refuse_failure(code: int) -> None:

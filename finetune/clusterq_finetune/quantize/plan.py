@@ -102,7 +102,7 @@ class Plan(Settings):
 
     @property
     def reading(self) -> EvaluationConfig:
-        """How real images are read."""
+        """Settings for reading real images."""
         return EvaluationConfig.validated(self.evaluation)
 
     def set_command(self, work: Path) -> list[str]:
