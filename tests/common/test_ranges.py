@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from clusterq_common.quant.config import QuantConfig
+from clusterq_common.quant.config import QuantConfig, Scheme
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
 from clusterq_common.quant.grid import Grid
-from clusterq_common.quant.ranges import ActivationObserver, Range, least_squares_range, weight_range
+from clusterq_common.quant.ranges import SHARES, ActivationObserver, Range, least_squares_range, weight_range
 
 
 def error(x: torch.Tensor, searched: Range) -> float:
@@ -60,6 +60,24 @@ def test_least_squares_beats_minmax_and_is_near_the_best(scheme: str, bits: int)
         coarse = shares[::3]
         best = min(error(x, Range(grid, x.amin()[None] * a, x.amax()[None] * b)) for a in coarse for b in coarse)
     assert least <= 1.06 * best
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("shape", [(5, 40), (3, 50_000), (1, 140_000), (2, 1)])
+def test_the_search_finds_what_trying_share_by_share_finds(scheme: Scheme, shape: tuple[int, int]) -> None:
+    """Small tensors are tried with many shares at once, larger ones with few or one."""
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    rows[-1] = 0  # every share is as good there, and the largest one counts
+    grid = Grid.choose(3, scheme, minimum=-1.0)
+    searched = least_squares_range(rows, grid)
+    for row, low, high in zip(rows, *searched, strict=True):
+        slow = (row.amin()[None], row.amax()[None])
+        for ends in ((0, 1),) if scheme == "symmetric" else ((0, 1), (1,), (0,)):
+            slow = min(
+                (tuple(end * share if place in ends else end for place, end in enumerate(slow)) for share in reversed(SHARES)),
+                key=lambda tried: error(row, Range(grid, *tried)),
+            )
+        assert (low, high) == slow
 
 
 def test_sign_is_decided_by_every_value_seen() -> None:

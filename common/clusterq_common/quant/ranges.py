@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.quant.fake_quantize import fake_quantize
+from clusterq_common.quant.fake_quantize import PIECE, fake_quantize
 from clusterq_common.quant.grid import Grid
 from clusterq_common.run.seeding import stream
 
@@ -137,13 +137,23 @@ def least_squares_range(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _best_share(rows: Tensor, grid: Grid, low: Tensor, high: Tensor, *, shrink_low: bool, shrink_high: bool) -> Tensor:
-    best_error = torch.full_like(low, torch.inf)
-    best = torch.ones_like(low)
-    for share in SHARES.tolist():
-        scale, zero_point = grid.parameters(low * share if shrink_low else low, high * share if shrink_high else high)
-        snapped = fake_quantize(rows, scale, zero_point, 0, grid)
-        error = (snapped - rows).square().mean(1)
-        better = error <= best_error
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better, share, best)
-    return best
+    """Return the share of the range with the least squared error for each row (R,); the largest one where several are equal."""
+    shares = SHARES.to(rows.device)[:, None]
+    # Small tensors are tried with many shares at once, so that the time is not that of starting operations.
+    together = max(1, PIECE // rows.numel())
+    errors = torch.cat([
+        _squared_errors(rows, grid, low * part if shrink_low else low, high * part if shrink_high else high)
+        for part in shares.split(together)
+    ])
+    # The index counts from one: zero, where no error is a number, leaves the range as it is.
+    order = torch.arange(1, len(shares) + 1, device=rows.device)[:, None]
+    last = ((errors == errors.amin(0)) * order).amax(0)
+    return torch.where(last > 0, shares[last - 1, 0], 1.0)
+
+
+def _squared_errors(rows: Tensor, grid: Grid, low: Tensor, high: Tensor) -> Tensor:
+    """Return the mean squared error of each row of `rows` (R, K) on each of several ranges: (S, R), from `low` and `high`, (S, R) or (R,)."""
+    scale, zero_point = grid.parameters(*torch.broadcast_tensors(low, high))
+    repeated = rows.expand(len(scale), *rows.shape).flatten(0, 1)
+    snapped = fake_quantize(repeated, scale.flatten(), zero_point.flatten(), 0, grid)
+    return (snapped - repeated).square().mean(1).view(scale.shape)
