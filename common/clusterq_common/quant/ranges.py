@@ -156,4 +156,4 @@ def _squared_errors(rows: Tensor, grid: Grid, low: Tensor, high: Tensor) -> Tens
     scale, zero_point = grid.parameters(*torch.broadcast_tensors(low, high))
     repeated = rows.expand(len(scale), *rows.shape).flatten(0, 1)
     snapped = fake_quantize(repeated, scale.flatten(), zero_point.flatten(), 0, grid)
-    return (snapped - repeated).square().mean(1).view(scale.shape)
+    return snapped.sub_(repeated).square_().mean(1).view(scale.shape)
