@@ -33,6 +33,8 @@ if not Path(os.environ.get("CLUSTERQ_STATE", "")).name.startswith(STATES):  # a 
     os.environ["CLUSTERQ_STATE"] = STATE.name
 # Each call of a program would make its parser anew, which takes as long as many of the calls.
 typer.testing._get_command = cache(typer.testing._get_command)
+# No test cuts the power, and a disk takes milliseconds for each of the thousands of files. tests/common/test_files.py checks the calls.
+os.fsync = lambda descriptor: None
 # The networks here are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 # Time limits of single examples only tell how busy the machine is.
