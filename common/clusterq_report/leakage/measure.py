@@ -1,7 +1,7 @@
 """Comparison of a set, and of held-out images in its place, with training and held-out images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,21 @@ from clusterq_report.leakage.spaces import Images, Space
 MOST_PAIRS = 12
 Namer = Callable[[int], str]
 Search = Callable[[Space, Images, Images, int], Neighbours]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Training and held-out images.
+
+    Attributes:
+        train, held: the images.
+        train_name, held_name: name of an image by its number in the source.
+    """
+
+    train: Images
+    held: Images
+    train_name: Namer = str
+    held_name: Namer = str
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,11 @@ def split_control(held: Images, most: int, seed: int) -> tuple[Images, Images]:
 
 def compare(
     made: Images,
-    train: Images,
-    held: Images,
+    real: Real,
     spaces: list[Space],
     classes: int,
     config: LeakageConfig,
-    names: tuple[Namer, Namer] = (str, str),
+    *,
     search: Search | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Compared:
@@ -83,31 +97,30 @@ def compare(
 
     Args:
         made: the set's images.
-        train, held: training and held-out images.
+        real: training and held-out images.
         spaces: spaces in which they are compared.
         classes: K.
         config: settings.
-        names: names of training and held-out images by their number in the source.
         search: finds neighbours; another one may know them already.
         advance: called with 1 after each space, and with the number of assignments after some.
 
     Raises:
         ClusterqError: too few held-out images, or of other classes than the training images.
     """
-    control, rest = split_control(held, config.calibration, config.seed)
-    arrangements = _arrangements(train, rest, config)
+    control, rest = split_control(real.held, config.calibration, config.seed)
+    without_control = replace(real, held=rest)
+    arrangements = _arrangements(without_control, config)
     if not len(control) or not int(arrangements.equal.sum()):
         raise ClusterqError(
-            f"{len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
+            f"{len(real.held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
             "expected at least two of each class; take more of them, of the same classes.",
             setting="holdout",
         )
-    real = (train, rest)
     beside: dict[str, tuple[_Beside, _Beside]] = {}
     for space in spaces:
-        pool = torch.cat([space.vectors(part) for part in real]) if space.name != MOVED else None
+        pool = torch.cat([space.vectors(real.train), space.vectors(rest)]) if space.name != MOVED else None
         of_set, of_control = (
-            _Beside.begin(space, images, real, pool, arrangements, classes, search or search_space)
+            _Beside.begin(space, images, without_control, pool, arrangements, classes, search or search_space)
             for images in (made, control)
         )
         beside[space.name] = of_set, of_control
@@ -117,9 +130,8 @@ def compare(
             for side in pair:
                 side.add(places)
         advance(len(places))
-    figures = [_figures(space, made, real, beside[space.name], config, names) for space in spaces]
-    everything = torch.cat([train.small, held.small]).flatten(1)
-    twice = _in_both(everything[: len(train)], everything[len(train) :])
+    figures = [_figures(space, made, without_control, beside[space.name], config) for space in spaces]
+    twice = _in_both(real.train.small.flatten(1), real.held.small.flatten(1))
     return Compared(
         spaces=_corrected(figures),
         control=len(control),
@@ -130,9 +142,9 @@ def compare(
     )
 
 
-def _arrangements(train: Images, held: Images, config: LeakageConfig) -> Arrangements:
-    trained = torch.cat([torch.ones(len(train), dtype=torch.bool), torch.zeros(len(held), dtype=torch.bool)])
-    labels = torch.cat([train.labels, held.labels])
+def _arrangements(real: Real, config: LeakageConfig) -> Arrangements:
+    labels = torch.cat([real.train.labels, real.held.labels])
+    trained = torch.arange(len(labels)) < len(real.train)
     return Arrangements(labels, trained, config.permutations, config.subsamples, config.seed)
 
 
@@ -155,7 +167,7 @@ class _Beside:
         cls,
         space: Space,
         images: Images,
-        real: tuple[Images, Images],
+        real: Real,
         pool: Tensor | None,
         arrangements: Arrangements,
         classes: int,
@@ -173,8 +185,8 @@ class _Beside:
             search: finds neighbours.
         """
         # Of each kind as many as the list needs: the nearest of both together are among them.
-        to_train, to_held = (search(space, images, part, arrangements.list_length) for part in real)
-        merged = _merged(to_train, to_held, len(real[0]), arrangements.list_length)
+        to_train, to_held = (search(space, images, part, arrangements.list_length) for part in (real.train, real.held))
+        merged = _merged(to_train, to_held, len(real.train), arrangements.list_length)
         kinds = NearestKind(merged, images.labels, arrangements, classes)
         means = None if pool is None else MeanSide(space.vectors(images), images.labels, pool, arrangements)
         return cls((to_train, to_held), kinds, means)
@@ -199,10 +211,9 @@ def _merged(train: Neighbours, held: Neighbours, first_held: int, kept: int) -> 
 def _figures(
     space: Space,
     made: Images,
-    real: tuple[Images, Images],
+    real: Real,
     beside: tuple[_Beside, _Beside],
     config: LeakageConfig,
-    names: tuple[Namer, Namer],
 ) -> SpaceFigures:
     """Return the figures of a space. Their p-values are not yet corrected for the number of tests."""
     of_set, of_control = beside
@@ -218,7 +229,7 @@ def _figures(
         mean_classes=0 if means is None else len(means.classes),
         mean_towards=0 if means is None else int((means.by_class[0] > 0).sum()),
         by_class=_by_class(made.labels, nearness, means),
-        pairs=_pairs(space, made, real, of_set.nearest, own, copies.limit, names),
+        pairs=_pairs(space, made, real, of_set.nearest, own, copies.limit),
         ratios=_bins(own),
         control_ratios=_bins(control),
     )
@@ -321,32 +332,32 @@ def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> li
 def _pairs(
     space: Space,
     made: Images,
-    real: tuple[Images, Images],
+    real: Real,
     searched: tuple[Neighbours, Neighbours],
     own: Tensor,
     limit: float,
-    names: tuple[Namer, Namer],
 ) -> list[Pair]:
     """Return the pairs with the lowest ratios, each training image in one pair at most."""
-    unit = space.vectors(real[0]).shape[1] ** 0.5 if space.whole else 1.0
+    unit = space.vectors(real.train).shape[1] ** 0.5 if space.whole else 1.0
+    to_train, to_held = searched
     pairs: list[Pair] = []
     seen: set[int] = set()
     for at in own.argsort(stable=True).tolist():
-        places = [int(nearest.numbers[at, 0]) for nearest in searched]
-        if places[0] in seen:
+        place = int(to_train.numbers[at, 0])
+        if place in seen:
             continue
-        seen.add(places[0])
-        train, held = (int(images.numbers[place]) for images, place in zip(real, places, strict=True))
+        seen.add(place)
+        train, held = int(real.train.numbers[place]), int(real.held.numbers[int(to_held.numbers[at, 0])])
         ratio = float(own[at])
         pairs.append(
             Pair(
                 number=int(made.numbers[at]),
                 label=int(made.labels[at]),
                 train=train,
-                train_name=names[0](train),
+                train_name=real.train_name(train),
                 held=held,
-                held_name=names[1](held),
-                distance=float(searched[0].distances[at, 0]) / unit,
+                held_name=real.held_name(held),
+                distance=float(to_train.distances[at, 0]) / unit,
                 # The nearest held-out image may be at no distance, too.
                 ratio=min(ratio, 1e9),
                 near=ratio < limit,
