@@ -27,10 +27,11 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.data.real import open_validation
+from clusterq_report.leakage.beside import Real, search_space
 from clusterq_report.leakage.collect import Networks, Source, collect
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.findings import TEACHER, Leakage, SpaceFigures
-from clusterq_report.leakage.measure import Real, compare, search_space
+from clusterq_report.leakage.measure import compare
 from clusterq_report.leakage.neighbours import Neighbours
 from clusterq_report.leakage.spaces import Images, Space, spaces
 from clusterq_report.leakage.verdicts import leaks

@@ -11,13 +11,15 @@ from torch import Tensor
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.leakage import arrangements, neighbours
 from clusterq_report.leakage.arrangements import Arrangements, corrected_for_many, p_value
+from clusterq_report.leakage.beside import Real
 from clusterq_report.leakage.collect import Networks, Source, collect, margin
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.copies import Threshold, calibrated, ratios
 from clusterq_report.leakage.means import MeanSide
-from clusterq_report.leakage.measure import Real, compare, share_interval, split_control
+from clusterq_report.leakage.measure import compare, split_control
 from clusterq_report.leakage.nearness import NearestKind
 from clusterq_report.leakage.neighbours import Neighbours, nearest
+from clusterq_report.leakage.space_figures import share_interval
 from clusterq_report.leakage.spaces import Images, moved
 from tests.common.leakage_images import FEW, images_of, pictures
 

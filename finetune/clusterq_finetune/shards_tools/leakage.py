@@ -28,10 +28,11 @@ from clusterq_finetune.shards_tools.networks import need_other_arch, other_netwo
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.html.gallery import Pixels
+from clusterq_report.leakage.beside import Real
 from clusterq_report.leakage.collect import Networks, Read, Source, collect
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.findings import OTHER, TEACHER, Leakage, RealImages
-from clusterq_report.leakage.measure import Real, compare
+from clusterq_report.leakage.measure import compare
 from clusterq_report.leakage.page import leakage_page
 from clusterq_report.leakage.spaces import Images, spaces
 from clusterq_report.quality.sample import sampled
