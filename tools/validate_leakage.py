@@ -27,10 +27,11 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.data.real import open_validation
-from clusterq_report.leakage.collect import collect
+from clusterq_report.leakage.beside import Real, search_space
+from clusterq_report.leakage.collect import Networks, Source, collect
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.findings import TEACHER, Leakage, SpaceFigures
-from clusterq_report.leakage.measure import compare, search_space
+from clusterq_report.leakage.measure import compare
 from clusterq_report.leakage.neighbours import Neighbours
 from clusterq_report.leakage.spaces import Images, Space, spaces
 from clusterq_report.leakage.verdicts import leaks
@@ -159,16 +160,8 @@ class Pool:
         for name, (_, own) in parts.items():
             starts[name], count = count, count + len(own)
         every, classes = torch.cat([one for one, _ in parts.values()]), torch.cat([one for _, one in parts.values()])
-        images = collect(
-            lambda numbers: (every[numbers], classes[numbers], numbers),
-            list(range(count)),
-            {TEACHER: teacher},
-            {},
-            teacher.spec,
-            torch.device("cpu"),
-            "images",
-            2,
-        )
+        source = Source(lambda numbers: (every[numbers], classes[numbers], numbers), list(range(count)), "images", 2)
+        images = collect(source, Networks(teacher.spec, torch.device("cpu"), {TEACHER: teacher}))
         images = images.take(images.numbers.argsort())
         places = torch.arange(len(labels))
         found_in = spaces(None)
@@ -210,7 +203,7 @@ class Pool:
         """Return the figures of the images at these places, beside training and held-out ones."""
         config = LeakageConfig(permutations=499, calibration=len(held), seed=seed)
         take = self.images.take
-        return compare(take(made), take(train), take(held), self.spaces, self.classes, config, search=self.search).spaces
+        return compare(take(made), Real(take(train), take(held)), self.spaces, self.classes, config, search=self.search).spaces
 
 
 def validate(pool: Pool, draws: int, planted: list[int], plants: int, seed: int) -> dict[str, Any]:

@@ -16,22 +16,21 @@ from clusterq_common.device.config import Device
 from clusterq_common.setting_names import settings_spelled_by
 
 
-# `self` and `super()` are a command class that a type checker cannot know; hence `attr-defined` and `misc`.
-class _InFlags:
-    """Mixin for commands: texts made while it runs name settings as its flags."""
+class _InFlags(Readable):
+    """Mixin for readable commands: texts made while it runs name settings as its flags."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        params = self.get_params(ctx)  # type: ignore[attr-defined]
+        params = self.get_params(ctx)
         with settings_spelled_by(lambda name, value: flag_of(name, value, params)):
-            return super().invoke(ctx)  # type: ignore[misc]
+            return super().invoke(ctx)
 
 
-class Command(_InFlags, Readable, TyperCommand):
+class Command(_InFlags, TyperCommand):
     """A command with readable help."""
 
 
-class Group(_InFlags, Readable, TyperGroup):
+class Group(_InFlags, TyperGroup):
     """A command group with readable help: its commands before its options."""
 
     # What the help now leaves out: options or commands.

@@ -1,6 +1,6 @@
 """Help on the terminal for both command lines: examples, exit codes, versions, and hints for mistyped names.
 
-It does not depend on a command-line library: the programs mix `Readable` into its classes.
+It needs no command-line library at run time: the programs mix `Readable` into the classes of theirs.
 """
 
 import copy
@@ -11,9 +11,15 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clusterq_common.errors import did_you_mean
+
+# Type checkers have to know what the mixin extends.
+if TYPE_CHECKING:
+    from typer.core import TyperCommand as _Base
+else:
+    _Base = object
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a defect, with its traceback; 2 something to correct, said in a sentence; 130 interrupted by Ctrl-C. "
@@ -52,8 +58,7 @@ def version_line(program: str) -> str:
     return f"{program} {versions['clusterq']} (torch {versions['torch']}, Python {platform.python_version()})"
 
 
-# Each `super()`, and what is taken from it, is a command class that a type checker cannot know; hence `misc` and `attr-defined`.
-class Readable:
+class Readable(_Base):
     """Mixin for commands: flags are shown without a value, and errors suggest the nearest name.
 
     Attributes:
@@ -65,16 +70,14 @@ class Readable:
 
     brief: Mapping[str, str] = MappingProxyType({})
     left_out: Callable[[dict[str, Any]], tuple[set[str], str]] | None = None
-    # The command's own.
-    epilog: str | None
     _help_all: Any = None
     _brief_now = False
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters with `--help-all`, hidden where `--help` lists all. No value is shown for flags: they take none."""
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        params: list[Any] = super().get_params(ctx)
         # One object for all calls: click compares parameters by identity.
-        self._help_all = self._help_all or _help_all_option(self.get_help_option(ctx), hidden=not self.brief)  # type: ignore[attr-defined]
+        self._help_all = self._help_all or _help_all_option(self.get_help_option(ctx), hidden=not self.brief)
         params = [*params, self._help_all]
         if self._brief_now:
             places = {name: place for place, name in enumerate(self.brief)}
@@ -97,7 +100,7 @@ class Readable:
                     self._leave_out(ctx, params)
                     _name_opposites(params)
                 _keep_brackets(params)
-                super().format_help(ctx, formatter)  # type: ignore[misc]
+                super().format_help(ctx, formatter)
         finally:
             self._brief_now, self.epilog = False, epilog
 
@@ -106,7 +109,7 @@ class Readable:
         if self.left_out is None:
             return
         # Values are not processed yet: `--help-all` comes before all others. The parser needs all flags, opposites among them.
-        given, *_ = self.make_parser(ctx).parse_args(list(ctx.meta.get(ARGUMENTS, ())))  # type: ignore[attr-defined]
+        given, *_ = self.make_parser(ctx).parse_args(list(ctx.meta.get(ARGUMENTS, ())))
         names, line = self.left_out(given)
         for param in params:
             if param.name in names and hasattr(param, "hidden"):
@@ -115,7 +118,7 @@ class Readable:
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Return the possible completions. Descriptions are cut to one line, because shells take a second line for another name."""
-        completions: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        completions: list[Any] = super().shell_complete(ctx, incomplete)
         for item in completions:
             item.help = shorten(item.help, COMPLETION_WIDTH, placeholder="...") if item.help else item.help
         return completions
@@ -125,7 +128,7 @@ class Readable:
         if self.left_out is not None:
             ctx.meta[ARGUMENTS] = tuple(args)
         try:
-            rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+            rest: list[str] = super().parse_args(ctx, args)
         except Exception as error:
             add_hint(error)
             raise

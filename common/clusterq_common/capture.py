@@ -14,6 +14,12 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def only_tensor(self) -> Tensor | None:
+        """The argument where there is one alone, and it is a tensor; else None."""
+        alone = len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor)
+        return self.args[0] if alone else None
+
 
 @contextmanager
 def capture(

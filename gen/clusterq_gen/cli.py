@@ -118,7 +118,8 @@ def train(
             meant = meant_by(flags, preset)
         first = meant.plans[0]
         say_begin(f"{shown_arch(first.teacher.arch)} to {out}")
-        for line in settings_lines(meant, None if resumed else seconds):
+        # The plan of a dry run says all of this, with the classifier's part.
+        for line in [] if dry_run else settings_lines(meant, None if resumed else seconds):
             info(line)
         from clusterq_gen import commands
 

@@ -20,20 +20,21 @@ def settings_lines(meant: Meant, time_budget: float | None = None) -> list[str]:
         lines = [f"method: {first.method.method}, preset by the input's size; student {first.quant.bits}"]
         for plan in meant.plans:
             inputs = f"up to {SMALL_SIDE} pixels" if plan.preset == "paper-cifar" else f"above {SMALL_SIDE} pixels"
-            lines.append(f"{inputs} ({plan.preset}): {_steps(plan)}; {_images(plan)}")
+            lines.append(f"{inputs} ({plan.preset}): {steps_of(plan)}; {images_of(plan)}")
     else:
         lines = [
             f"method: {first.method.method}, preset {first.preset}; student {first.quant.bits}",
-            f"steps: {_steps(first)}",
-            f"images: {_images(first)}",
+            f"steps: {steps_of(first)}",
+            f"images: {images_of(first)}",
         ]
-    lines.append(f"phases: {_phases(first)}")
+    lines.append(f"phases: {phases_of(first)}")
     if time_budget is not None:
         lines.append(f"time budget: {duration(time_budget)}; steps and images become fewer where they do not fit")
     return lines
 
 
-def _steps(plan: GenConfig) -> str:
+def steps_of(plan: GenConfig) -> str:
+    """Return the steps of the training or of each batch of the bank."""
     train = plan.train
     if is_bank(plan.method.method):
         return f"{plan.bank.bank_steps} for each batch of {train.batch_size} images"
@@ -41,7 +42,7 @@ def _steps(plan: GenConfig) -> str:
     return f"{count(train.epochs, 'epoch')} x {train.steps_per_epoch}, {warm_up} of warm-up; batch {train.batch_size}"
 
 
-def _images(plan: GenConfig) -> str:
+def images_of(plan: GenConfig) -> str:
     """Return the number of images wanted, or its bound where the number of classes is not among the settings."""
     emit, classes = plan.emit, plan.teacher.num_classes
     if classes is not None:
@@ -59,7 +60,7 @@ def _held_out(emit: EmitConfig) -> str:
     return f"{emit.heldout_per_class} of each class held out"
 
 
-def _phases(plan: GenConfig) -> str:
+def phases_of(plan: GenConfig) -> str:
     """Return the phases by the names that the estimate has, with the files that they leave."""
     trained = f"bank ({BANK}/)" if is_bank(plan.method.method) else f"generator ({GENERATOR})"
     refined = ["refinement"] if plan.emit.refine_steps else []

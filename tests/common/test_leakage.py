@@ -11,13 +11,15 @@ from torch import Tensor
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_report.leakage import arrangements, neighbours
 from clusterq_report.leakage.arrangements import Arrangements, corrected_for_many, p_value
-from clusterq_report.leakage.collect import collect, margin
+from clusterq_report.leakage.beside import Real
+from clusterq_report.leakage.collect import Networks, Source, collect, margin
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.copies import Threshold, calibrated, ratios
 from clusterq_report.leakage.means import MeanSide
-from clusterq_report.leakage.measure import compare, share_interval, split_control
+from clusterq_report.leakage.measure import compare, split_control
 from clusterq_report.leakage.nearness import NearestKind
 from clusterq_report.leakage.neighbours import Neighbours, nearest
+from clusterq_report.leakage.space_figures import share_interval
 from clusterq_report.leakage.spaces import Images, moved
 from tests.common.leakage_images import FEW, images_of, pictures
 
@@ -238,7 +240,7 @@ def test_order_on_disk_changes_nothing() -> None:
     spec = InputSpec(size=8, channels=2, num_classes=3, mean=(0.5, 0.5), std=(0.5, 0.5))
     parts = []
     for order in (torch.arange(40), torch.randperm(40, generator=torch.Generator().manual_seed(0))):
-        collected = collect(reading(order), list(range(40)), {}, {}, spec, torch.device("cpu"), "train", 2)
+        collected = collect(Source(reading(order), list(range(40)), "train", 2), Networks(spec, torch.device("cpu")))
         parts.append(collected)
         assert order[collected.numbers].sort().values.tolist() == list(range(40))
     assert parts[0].small.equal(parts[1].small)
@@ -249,17 +251,13 @@ def settings(**changes: float) -> LeakageConfig:
     return LeakageConfig.validated({"permutations": 499, "false_alarms": 0.02, **changes})
 
 
-def sets(seed: int, planted: int, change: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> tuple[Images, Images, Images]:
+def sets(seed: int, planted: int, change: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> tuple[Images, Real]:
     """A set of 60 images with planted training images, 75 training images, and 150 held-out ones, all of one source."""
     labels = torch.arange(285) % 3
     every = pictures(285, seed)
     made, train, held = every[:60].clone(), every[60:135], every[135:]
     made[:planted] = change(train[:planted])
-    return (
-        images_of(made, labels[:60]),
-        images_of(train, labels[60:135]),
-        images_of(held, labels[135:]),
-    )
+    return images_of(made, labels[:60]), Real(images_of(train, labels[60:135]), images_of(held, labels[135:]))
 
 
 def test_planted_copies_are_found() -> None:
@@ -269,8 +267,7 @@ def test_planted_copies_are_found() -> None:
         return images.roll((1, -1), (2, 3)).flip(3)
 
     for change, exact in ((lambda pixels: pixels, ("pixels", "moved")), (shifted, ("moved",))):
-        made, train, held = sets(0, 8, change)
-        by_space = {space.name: space for space in compare(made, train, held, FEW, 3, settings()).spaces}
+        by_space = {space.name: space for space in compare(*sets(0, 8, change), FEW, 3, settings()).spaces}
         for name, space in by_space.items():
             assert space.copies.exact == (8 if name in exact else 0)
             assert space.copies.found == (name in exact), space.copies
@@ -279,8 +276,8 @@ def test_planted_copies_are_found() -> None:
 
 
 def test_a_set_that_lies_nearer_is_found_and_one_of_strangers_is_not() -> None:
-    made, train, held = sets(1, 60, lambda pixels: (0.7 * pixels + 0.3 * pictures(len(pixels), 99)).to(torch.uint8))
-    near = compare(made, train, held, FEW[:1], 3, settings())
+    made, real = sets(1, 60, lambda pixels: (0.7 * pixels + 0.3 * pictures(len(pixels), 99)).to(torch.uint8))
+    near = compare(made, real, FEW[:1], 3, settings())
     assert near.spaces[0].nearness.value > 0.7
     assert near.spaces[0].nearness.found
     strangers = compare(*sets(2, 0), FEW[:1], 3, settings())
@@ -292,9 +289,9 @@ def test_a_set_that_lies_nearer_is_found_and_one_of_strangers_is_not() -> None:
 
 def test_what_held_out_images_show_too_is_no_finding() -> None:
     """Training images that lie in the middle of all others, as in the features of an overfitted network."""
-    made, train, held = sets(3, 0)
-    train = images_of((0.5 * train.small + 64).to(torch.uint8), train.labels)
-    nearness = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].nearness
+    made, real = sets(3, 0)
+    train = images_of((0.5 * real.train.small + 64).to(torch.uint8), real.train.labels)
+    nearness = compare(made, Real(train, real.held), FEW[:1], 3, settings()).spaces[0].nearness
     assert nearness.corrected < 0.05
     assert nearness.control_p < 0.01
     assert not nearness.neutral
@@ -312,10 +309,10 @@ def test_the_same_again_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_many_images_near_to_one_training_image_are_one_find() -> None:
     """Else a set of blank images would be an alarm as soon as one training image is blank."""
-    made, train, held = sets(5, 0)
-    blurred = (train.small[:1] + torch.arange(20).view(-1, 1, 1, 1) % 3).to(torch.uint8)
+    made, real = sets(5, 0)
+    blurred = (real.train.small[:1] + torch.arange(20).view(-1, 1, 1, 1) % 3).to(torch.uint8)
     made = images_of(torch.cat([blurred, made.small[20:]]), made.labels)
-    copies = compare(made, train, held, FEW[:1], 3, settings()).spaces[0].copies
+    copies = compare(made, real, FEW[:1], 3, settings()).spaces[0].copies
     assert copies.count >= 20
     assert copies.originals <= copies.count - 19
     assert not copies.found

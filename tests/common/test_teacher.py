@@ -1,9 +1,8 @@
-"""Teachers: names, factories, weights in every form, and pytorchcv's store, for which a local server stands in."""
+"""Teachers: names, sizes, weights in every form, and pytorchcv's store, for which a local server stands in."""
 
 import functools
 import hashlib
 import http.server
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -23,60 +22,7 @@ from clusterq_common.teacher.load import Teacher, build_architecture, load_teach
 from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import Geometry, TeacherConfig
 from clusterq_common.teacher.weights import weights_cache
-
-FACTORY = """
-import torch
-from torch import nn
-def net():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-def wrapped():
-    return nn.Sequential(nn.Identity(), net())
-def without_norm():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-def broken():
-    raise RuntimeError("no luck")
-def ended():
-    raise SystemExit(3)
-class Mute(Exception):
-    def __str__(self):
-        raise ValueError("no text")
-def mute():
-    raise Mute
-def number():
-    return 7
-def scripted():
-    return torch.jit.trace(net().eval(), torch.zeros(1, 1, 8, 8))
-def without_values():
-    return net().to("meta")
-class Odd(nn.Module):
-    def __init__(self, answer):
-        super().__init__()
-        self.body, self.answer = net(), answer
-    def forward(self, x):
-        return self.answer(self.body, x)
-def complex_numbers():
-    return Odd(lambda body, x: body(x).to(torch.complex64))
-def integers():
-    return Odd(lambda body, x: body(x).long())
-def in_place():
-    return Odd(lambda body, x: body(x.mul_(2)))
-def with_dropout():
-    return Odd(lambda body, x: nn.functional.dropout(body(x) + 1, 0.5, training=True))
-def mixing():
-    return Odd(lambda body, x: body(x) + x.mean())
-"""
-SIZES = {"input_size": 8, "in_channels": 1, "num_classes": 3, "mean": "0.5", "std": "0.25"}
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> str:
-    path = tmp_path / "mine.py"
-    path.write_text(FACTORY)
-    return str(path)
-
-
-def own(factory: str, function: str = "net", weights: str | None = "random", **sizes: object) -> TeacherConfig:
-    return TeacherConfig(arch=f"{factory}:{function}", weights=weights, **{**SIZES, **sizes})
+from tests.common.teachers import own
 
 
 def test_sizes_and_normalisation_of_pytorchcv_families() -> None:
@@ -125,41 +71,6 @@ def test_geometry_is_that_of_pytorchcvs_own_evaluation() -> None:
 def test_names_that_cannot_be_used(arch: str, sentence: str) -> None:
     with pytest.raises(ClusterqError, match=sentence):
         build_architecture(TeacherConfig(arch=arch))
-
-
-@pytest.mark.parametrize(
-    ("function", "sentence"),
-    [
-        ("nothing", "has no function nothing"),
-        ("broken", "RuntimeError: no luck"),
-        ("ended", r"failed with SystemExit: 3 \(mine.py, line"),
-        ("mute", r"failed with Mute \(mine.py, line"),
-        ("number", "returned int"),
-        ("without_norm", "no BatchNorm layer"),
-        ("scripted", "returned a TorchScript module"),
-        ("without_values", "meta device, which holds no values"),
-        ("complex_numbers", "gives complex64 numbers, expected logits in floating point"),
-        ("integers", "gives int64 numbers, expected logits in floating point"),
-        ("in_place", "changes the images that it is given"),
-        ("with_dropout", "for the same images differ from call to call"),
-        ("mixing", "depend on the other images of its batch"),
-    ],
-)
-def test_factories_that_cannot_be_used(factory: str, function: str, sentence: str) -> None:
-    with pytest.raises(ClusterqError, match=sentence):
-        load_teacher(own(factory, function))
-
-
-def test_factory_needs_its_sizes_and_they_must_fit(factory: str) -> None:
-    with pytest.raises(ClusterqError, match=r"^input_size, num_classes"):
-        load_teacher(own(factory, input_size=None, num_classes=None))
-    assert load_teacher(own(factory, in_channels=None)).spec.channels == 1, "as many as the mean has numbers"
-    with pytest.raises(ClusterqError, match=r"logits of shape \(1, 5\)"):
-        load_teacher(own(factory, num_classes=5))
-    with pytest.raises(ClusterqError, match="cannot run on a 3x8x8 image"):
-        load_teacher(own(factory, in_channels=3, mean="0,0,0", std="1,1,1"))
-    with pytest.raises(ClusterqError, match=r"^weights is missing"):
-        load_teacher(own(factory, weights=None))
 
 
 def test_a_teacher_is_frozen_and_its_config_resolved(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,40 +214,6 @@ def test_the_given_teachers_load(real_data: Path) -> None:
         )
     )
     assert mobilenet.spec.num_classes == 1000
-
-
-def test_a_factory_imports_the_files_beside_it(tmp_path: Path) -> None:
-    # Two folders with a file of the same name: each factory gets its own.
-    for folder, channels in (("one", 4), ("two", 6)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "blocks.py").write_text(f"CHANNELS = {channels}\n")
-        (tmp_path / folder / "net.py").write_text(FACTORY.replace("4", "CHANNELS") + "from blocks import CHANNELS\n")
-        model, _ = build_architecture(own(str(tmp_path / folder / "net.py")))
-        assert model[0].out_channels == channels
-    assert "blocks" not in sys.modules
-    assert not any(str(tmp_path) in entry for entry in sys.path)
-
-
-def test_a_factory_may_hold_dataclasses(tmp_path: Path) -> None:
-    lines = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Sizes:\n    channels: int = 4\n"
-    (tmp_path / "net.py").write_text(lines + FACTORY)
-    assert isinstance(build_architecture(own(str(tmp_path / "net.py")))[0], torch.nn.Module)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("def net():\n    return undefined_name\n", r"NameError: .*\(net.py, line 2: return undefined_name\); mend the file"),
-        ("import helper\n", r"ZeroDivisionError: .*\(helper.py, line 1: 1 / 0\)"),
-        ("def net(:\n", r"SyntaxError: .*\(net.py, line 1\)"),
-        ("import no_such_package\n", r"ModuleNotFoundError: .*\(net.py, line 1: import no_such_package\)"),
-    ],
-)
-def test_an_error_in_a_factory_names_its_line(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(text)
-    (tmp_path / "helper.py").write_text("1 / 0\n")
-    with pytest.raises(ClusterqError, match=said):
-        build_architecture(own(str(tmp_path / "net.py")))
 
 
 def test_pytorchcv_networks_take_other_sizes_than_they_were_published_for() -> None:

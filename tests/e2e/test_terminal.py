@@ -241,6 +241,7 @@ NO_TORCH = "raise SystemExit('torch is imported now')\n"
                 "time budget: 30 min 0 s; steps and images become fewer where they do not fit",
             ],
         ),
+        ("clusterq_gen train --arch resnet20_cifar10 --dry-run", "resnet20_cifar10 to out; loading torch", []),
         (
             "clusterq_finetune quantize --arch resnet18 --out m.onnx",
             "resnet18, recipe fast, for ort-cpu, to m.onnx; loading torch",

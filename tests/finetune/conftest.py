@@ -1,5 +1,6 @@
 """What the tests of fine-tuning and of exported files share."""
 
+import resource
 from collections.abc import Iterator
 from functools import cache
 
@@ -14,3 +15,11 @@ def operators_read_once() -> Iterator[None]:
         apis = _registration.onnxscript_apis
         patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
         yield
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A test that may not grow the process by half a gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10, "KiB"

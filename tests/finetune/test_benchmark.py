@@ -26,6 +26,7 @@ from clusterq_common.export.openvino_model import OpenVinoModel
 from clusterq_common.run.run_folder import BENCHMARK, REPORT
 from clusterq_finetune.benchmark.command import benchmark
 from clusterq_finetune.benchmark.kernels import RUNS, _kernels, _openvino_kernels, integer_layers, integer_share
+from clusterq_finetune.benchmark.request import Timing
 from clusterq_finetune.benchmark.timing import WARM, median_of, ratio_of, take_turns
 from clusterq_report.pages.deployment import kernel_rows, latency_rows
 from tests.conftest import FACTORY, Cli, DigitsTeacher
@@ -266,6 +267,6 @@ def test_a_file_for_a_fixed_batch_is_timed_at_it_alone(student: Path, tmp_path: 
         value.type.tensor_type.shape.dim[0].dim_value = 3
     next(entry for entry in fixed.metadata_props if entry.key == "fixed_batch").value = "3"
     onnx.save(fixed, tmp_path / "fixed.onnx")
-    assert [row["batch"] for row in benchmark(tmp_path / "fixed.onnx", turns=6, threads=1)["latency"]] == [3]
+    assert [row["batch"] for row in benchmark(tmp_path / "fixed.onnx", timing=Timing(turns=6, threads=1))["latency"]] == [3]
     with pytest.raises(ClusterqError, match="--batch: found 1, 3, but the file takes 3 images at once"):
-        benchmark(tmp_path / "fixed.onnx", turns=6, threads=1, batches=[1, 3])
+        benchmark(tmp_path / "fixed.onnx", timing=Timing([1, 3], turns=6, threads=1))

@@ -5,9 +5,10 @@ import torch
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
+from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.teacher.factory import build_factory
 from clusterq_finetune.recipes.block_data import BlockData
-from clusterq_finetune.recipes.blocks import Parts
+from clusterq_finetune.recipes.blocks import Parts, find_blocks
 from tests.conftest import FACTORY
 from tests.finetune.small_student import SPEC, parts_of, pixels, prepared, settings, small_net
 
@@ -88,6 +89,14 @@ def test_blocks_of_a_factory_of_ones_own() -> None:
         (("head",), ("head",)),
     ]
     assert left == ["twice"], "what runs twice is no block"
+
+
+def test_a_network_in_training_stays_as_it_is() -> None:
+    model, example = small_net().train(), torch.rand(1, 2, 8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    find_blocks(model, quantizable_layers(model, example), example, "block")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_block_gives_what_it_gives_in_the_network() -> None:

@@ -47,6 +47,7 @@ from clusterq_common.quant.integer import integer_arithmetic
 from clusterq_common.teacher.families import build_pytorchcv
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.benchmark.command import benchmark
+from clusterq_finetune.benchmark.request import Beside, Timing
 from clusterq_finetune.benchmark.summary import summary_lines
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.real import open_validation
@@ -143,7 +144,8 @@ def speed(
                 floats = replaced_quantizers(student, lambda _name, _quantizer: nn.Identity())
                 plain.write_bytes(onnx_bytes(floats, spec, about, OnnxConfig())[0])
                 print(f"\n{name}, random weights; BatchNorm kept in {len(about.batchnorm_kept)} layers")
-                print("\n".join(summary_lines(benchmark(path, float_path=plain, turns=turns, threads=threads))), flush=True)
+                measured = benchmark(path, Beside(plain), Timing(turns=turns, threads=threads))
+                print("\n".join(summary_lines(measured)), flush=True)
 
     run_guarded(run, debug=False)
 

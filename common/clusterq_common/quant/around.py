@@ -86,11 +86,11 @@ def activations_around(model: nn.Module, example: Tensor) -> dict[str, Around]:
     flow = record_flow(model, example, leaves)
     shapes: dict[str, torch.Size] = {}
     givers: dict[Key, str] = {}
-    for (name, args, kwargs), _, output, returned in flow.runs:
-        given = args[0] if len(args) == 1 and not kwargs else None
-        if returned is not None and isinstance(given, Tensor) and output.shape == given.shape:
-            shapes[name] = output.shape
-            givers[returned] = name
+    for call, _, output, returned in flow.runs:
+        given = call.only_tensor
+        if returned is not None and given is not None and output.shape == given.shape:
+            shapes[call.name] = output.shape
+            givers[returned] = call.name
     operands = [key for operation in flow.operations if operation.name in PRODUCTS_AND_MEANS for key in operation.read]
     read = {givers[key] for key in operands if key in givers}
     with evaluating(model):

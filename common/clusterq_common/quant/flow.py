@@ -33,19 +33,19 @@ class ModuleRun(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One call of a torch function that reads activations and returns a tensor.
+    """One call of a torch function that reads activations.
 
     Attributes:
         name: the function's name, such as `add` or `__iadd__`.
         read: tensors among the arguments, those in lists included; no parameters and buffers.
-        result: the returned tensor.
-        within: the innermost watched module that runs, "" for none.
+        result: what the function returned; None if it is no tensor.
+        within: runs of watched modules that had begun and not ended, the innermost last.
     """
 
     name: str
     read: list[Key]
-    result: Key
-    within: str
+    result: Key | None
+    within: tuple[Call, ...]
 
 
 class Flow(NamedTuple):
@@ -88,11 +88,11 @@ class _Recorder(TorchFunctionMode):
         self.operations: list[Operation] = []
         self._constants = {id(tensor) for tensor in constants}
         self._kept: list[Tensor] = []  # so that no id is used twice
-        # Modules whose forward has begun and not ended, with what they took.
-        self._running: list[tuple[str, Key | None]] = []
+        # Runs that have begun and not ended, with what they took.
+        self._running: list[tuple[Call, Key | None]] = []
 
     def enter(self, call: Call) -> None:
-        self._running.append((call.name, self._key(call.args[0] if call.args else None)))
+        self._running.append((call, self._key(call.args[0] if call.args else None)))
 
     def leave(self, call: Call, output: Any) -> None:
         _, taken = self._running.pop()
@@ -111,9 +111,9 @@ class _Recorder(TorchFunctionMode):
         arguments = _tensors([*args, *(kwargs or {}).values()])
         read = [self._key_of(tensor) for tensor in arguments if id(tensor) not in self._constants]
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and read:
-            within = self._running[-1][0] if self._running else ""
-            self.operations.append(Operation(getattr(func, "__name__", ""), read, self._key_of(result), within))
+        if read:
+            within = tuple(call for call, _ in self._running)
+            self.operations.append(Operation(getattr(func, "__name__", ""), read, self._key(result), within))
         return result
 
 

@@ -73,7 +73,10 @@ class _Uses:
             self._add(operation)
 
     def _add(self, operation: Operation) -> None:
-        name, read, result, where = operation
+        name, read, result, within = operation
+        if result is None:
+            return
+        where = within[-1].name if within else ""
         self._reads.update(read)
         if name in ADDITIONS and len(read) == 2:
             self._sums.add(result)

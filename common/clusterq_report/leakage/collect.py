@@ -1,7 +1,8 @@
 """Collection of what is kept of each image: two readings, the second in the order of the images' pixels."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,69 +20,89 @@ from clusterq_report.quality.collect import small_pixels
 Read = Callable[[list[int]], tuple[Tensor, Tensor, list[int]]]
 
 
+@dataclass(frozen=True)
+class Source:
+    """Images to collect.
+
+    Attributes:
+        read: reads some of them.
+        numbers: which images.
+        setting: the setting that named them.
+        fewest: how many of them must be readable.
+    """
+
+    read: Read
+    numbers: list[int]
+    setting: str
+    fewest: int
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks that images go through.
+
+    Attributes:
+        spec: the teacher's input.
+        device: where the networks are.
+        featured: by name, networks whose features and answers are kept.
+        judged: by name, networks whose answers alone are kept; they take what the teacher takes.
+    """
+
+    spec: InputSpec
+    device: torch.device
+    featured: Mapping[str, Teacher] = field(default_factory=dict)
+    judged: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
 @torch.no_grad()
-def collect(
-    read: Read,
-    numbers: list[int],
-    featured: dict[str, Teacher],
-    judged: dict[str, nn.Module],
-    spec: InputSpec,
-    device: torch.device,
-    what: str,
-    fewest: int,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Images:
+def collect(source: Source, networks: Networks, advance: Callable[[int], None] = lambda _: None) -> Images:
     """Run images through the networks, in eval mode and float32, sorted by their pixels.
 
     Sums in a network round differently in another batch. So images are read once to sort them, and once more in that order: how
     files are named or ordered changes no figure. About P + 4 D bytes are kept for each image, P its values at 32 x 32 pixels.
 
     Args:
-        read: reads some images.
-        numbers: which images.
-        featured: by name, networks whose features and answers are kept.
-        judged: by name, networks whose answers alone are kept; they take what the teacher takes.
-        spec: the teacher's input.
-        device: where the networks are.
-        what, fewest: the setting that named the images, and how many of them must be readable.
+        source: the images.
+        networks: what they go through.
         advance: called with the number of images of each batch; each image counts twice.
 
     Raises:
         ClusterqError: too few images can be read.
     """
-    size = measuring_batch(spec)
-    ordered = _sorted_by_pixels(read, numbers, size, advance)
-    if len(ordered) < fewest:
+    size = measuring_batch(networks.spec)
+    ordered = _sorted_by_pixels(source, size, advance)
+    if len(ordered) < source.fewest:
         raise ClusterqError(
-            f"{len(ordered)} of {len(numbers)} images can be read, expected {fewest} or more; check the folder.", setting=what
+            f"{len(ordered)} of {len(source.numbers)} images can be read, expected {source.fewest} or more; check the folder.",
+            setting=source.setting,
         )
     kept = _Kept()
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(networks.device.type, enabled=False):
         for start in range(0, len(ordered), size):
-            stored, labels, there = read(ordered[start : start + size])
-            pixels, own = stored.to(device), labels.to(device)
-            for name, network in featured.items():
+            stored, labels, there = source.read(ordered[start : start + size])
+            pixels, own = stored.to(networks.device), labels.to(networks.device)
+            for name, network in networks.featured.items():
                 with classifier_input(network.model.eval()) as features:
                     logits = network.model(_taken(pixels, network.spec))
                     kept.add("features", name, features.latest.float())
                 kept.add_answers(name, logits, own)
-            for name, model in judged.items():
-                kept.add_answers(name, model.eval()(_taken(pixels, spec)), own)
+            for name, model in networks.judged.items():
+                kept.add_answers(name, model.eval()(_taken(pixels, networks.spec)), own)
             for kind, values in (("labels", labels), ("numbers", torch.tensor(there)), ("small", small_pixels(pixels))):
                 kept.add(kind, "", values)
             advance(len(there))
     return kept.images()
 
 
-def _sorted_by_pixels(read: Read, numbers: list[int], size: int, advance: Callable[[int], None]) -> list[int]:
+def _sorted_by_pixels(source: Source, size: int, advance: Callable[[int], None]) -> list[int]:
     """Return the numbers of the readable images in the order of the digests of their pixels and labels."""
     digests: list[tuple[bytes, int]] = []
-    for start in range(0, len(numbers), size):
-        pixels, labels, there = read(numbers[start : start + size])
+    for start in range(0, len(source.numbers), size):
+        pixels, labels, there = source.read(source.numbers[start : start + size])
         for image, label, number in zip(pixels.contiguous(), labels.tolist(), there, strict=True):
             content = image.numpy().tobytes() + f" {label}".encode()
             digests.append((hashlib.blake2b(content, digest_size=16).digest(), number))
-        advance(min(size, len(numbers) - start))
+        advance(min(size, len(source.numbers) - start))
     return [number for _, number in sorted(digests)]
 
 

@@ -1,36 +1,20 @@
 """Comparison of a set, and of held-out images in its place, with training and held-out images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.intervals import Z, holm, wilson_interval
+from clusterq_common.intervals import holm
 from clusterq_common.run.seeding import stream
-from clusterq_report.leakage.arrangements import Arrangements, corrected_for_many, p_value
+from clusterq_report.leakage.arrangements import Arrangements
+from clusterq_report.leakage.beside import Beside, Real, Search, search_space
 from clusterq_report.leakage.config import LeakageConfig
-from clusterq_report.leakage.copies import calibrated, ratios
-from clusterq_report.leakage.findings import (
-    MOVED,
-    RATIO_BINS,
-    RATIO_RANGE,
-    BesideControl,
-    ClassFigures,
-    Interval,
-    NearCopies,
-    Pair,
-    SpaceFigures,
-)
-from clusterq_report.leakage.means import MeanShift, MeanSide
-from clusterq_report.leakage.nearness import NearestKind, Nearness
-from clusterq_report.leakage.neighbours import Neighbours, nearest
+from clusterq_report.leakage.findings import MOVED, BesideControl, NearCopies, SpaceFigures
+from clusterq_report.leakage.space_figures import figures_of
 from clusterq_report.leakage.spaces import Images, Space
-
-MOST_PAIRS = 12
-Namer = Callable[[int], str]
-Search = Callable[[Space, Images, Images, int], Neighbours]
 
 
 @dataclass(frozen=True)
@@ -45,9 +29,63 @@ class Compared:
     alone: int
 
 
-def search_space(space: Space, images: Images, candidates: Images, most: int) -> Neighbours:
-    """Return the nearest candidates of each image in a space."""
-    return nearest(space.versions(images), space.vectors(candidates), most, whole=space.whole)
+def compare(
+    made: Images,
+    real: Real,
+    spaces: list[Space],
+    classes: int,
+    config: LeakageConfig,
+    *,
+    search: Search | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Compared:
+    """Measure all figures that compare images.
+
+    Args:
+        made: the set's images.
+        real: training and held-out images.
+        spaces: spaces in which they are compared.
+        classes: K.
+        config: settings.
+        search: finds neighbours; another one may know them already.
+        advance: called with 1 after each space, and with the number of assignments after some.
+
+    Raises:
+        ClusterqError: too few held-out images, or of other classes than the training images.
+    """
+    control, rest = split_control(real.held, config.calibration, config.seed)
+    without_control = replace(real, held=rest)
+    arrangements = _arrangements(without_control, config)
+    if not len(control) or not int(arrangements.equal.sum()):
+        raise ClusterqError(
+            f"{len(real.held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
+            "expected at least two of each class; take more of them, of the same classes.",
+            setting="holdout",
+        )
+    beside: dict[str, tuple[Beside, Beside]] = {}
+    for space in spaces:
+        pool = torch.cat([space.vectors(real.train), space.vectors(rest)]) if space.name != MOVED else None
+        of_set, of_control = (
+            Beside.begin(space, images, without_control, pool, arrangements, classes, search or search_space)
+            for images in (made, control)
+        )
+        beside[space.name] = of_set, of_control
+        advance(1)
+    for places in arrangements:
+        for pair in beside.values():
+            for side in pair:
+                side.add(places)
+        advance(len(places))
+    figures = [figures_of(space, made, without_control, beside[space.name], config) for space in spaces]
+    twice = _in_both(real.train.small.flatten(1), real.held.small.flatten(1))
+    return Compared(
+        spaces=_corrected(figures),
+        control=len(control),
+        equal=int(arrangements.equal.sum()),
+        draws=len(arrangements.draws),
+        in_both=twice,
+        alone=int(((arrangements.of_train > 0) != (arrangements.of_held > 0)).sum()),
+    )
 
 
 def split_control(held: Images, most: int, seed: int) -> tuple[Images, Images]:
@@ -68,314 +106,10 @@ def split_control(held: Images, most: int, seed: int) -> tuple[Images, Images]:
     return held.take(places[chosen]), held.take(places[~chosen])
 
 
-def compare(
-    made: Images,
-    train: Images,
-    held: Images,
-    spaces: list[Space],
-    classes: int,
-    config: LeakageConfig,
-    names: tuple[Namer, Namer] = (str, str),
-    search: Search | None = None,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Compared:
-    """Measure all figures that compare images.
-
-    Args:
-        made: the set's images.
-        train, held: training and held-out images.
-        spaces: spaces in which they are compared.
-        classes: K.
-        config: settings.
-        names: names of training and held-out images by their number in the source.
-        search: finds neighbours; another one may know them already.
-        advance: called with 1 after each space, and with the number of assignments after some.
-
-    Raises:
-        ClusterqError: too few held-out images, or of other classes than the training images.
-    """
-    control, rest = split_control(held, config.calibration, config.seed)
-    arrangements = _arrangements(train, rest, config)
-    if not len(control) or not int(arrangements.equal.sum()):
-        raise ClusterqError(
-            f"{len(held)} held-out images do not leave {'one as a control' if not len(control) else 'one of a class that has training images'}, "
-            "expected at least two of each class; take more of them, of the same classes.",
-            setting="holdout",
-        )
-    real = (train, rest)
-    beside: dict[str, tuple[_Beside, _Beside]] = {}
-    for space in spaces:
-        pool = torch.cat([space.vectors(part) for part in real]) if space.name != MOVED else None
-        of_set, of_control = (
-            _Beside.begin(space, images, real, pool, arrangements, classes, search or search_space)
-            for images in (made, control)
-        )
-        beside[space.name] = of_set, of_control
-        advance(1)
-    for places in arrangements:
-        for pair in beside.values():
-            for side in pair:
-                side.add(places)
-        advance(len(places))
-    figures = [_figures(space, made, real, beside[space.name], config, names) for space in spaces]
-    everything = torch.cat([train.small, held.small]).flatten(1)
-    twice = _in_both(everything[: len(train)], everything[len(train) :])
-    return Compared(
-        spaces=_corrected(figures),
-        control=len(control),
-        equal=int(arrangements.equal.sum()),
-        draws=len(arrangements.draws),
-        in_both=twice,
-        alone=int(((arrangements.of_train > 0) != (arrangements.of_held > 0)).sum()),
-    )
-
-
-def _arrangements(train: Images, held: Images, config: LeakageConfig) -> Arrangements:
-    trained = torch.cat([torch.ones(len(train), dtype=torch.bool), torch.zeros(len(held), dtype=torch.bool)])
-    labels = torch.cat([train.labels, held.labels])
+def _arrangements(real: Real, config: LeakageConfig) -> Arrangements:
+    labels = torch.cat([real.train.labels, real.held.labels])
+    trained = torch.arange(len(labels)) < len(real.train)
     return Arrangements(labels, trained, config.permutations, config.subsamples, config.seed)
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """A set, or the control, beside the real images in one space.
-
-    Attributes:
-        nearest: nearest training and held-out images of each image.
-        kinds: counts how often the nearest real image is a training image, by arrangement.
-        means: compares the classes' means; None for spaces without means.
-    """
-
-    nearest: tuple[Neighbours, Neighbours]
-    kinds: NearestKind
-    means: MeanSide | None
-
-    @classmethod
-    def begin(
-        cls,
-        space: Space,
-        images: Images,
-        real: tuple[Images, Images],
-        pool: Tensor | None,
-        arrangements: Arrangements,
-        classes: int,
-        search: Search,
-    ) -> "_Beside":
-        """Search the nearest real images. No arrangement is counted yet.
-
-        Args:
-            space: where to search.
-            images: the set or the control.
-            real: training and held-out images.
-            pool: vectors of both, or None for a space without means.
-            arrangements: exchanges of training and held-out images.
-            classes: K.
-            search: finds neighbours.
-        """
-        # Of each kind as many as the list needs: the nearest of both together are among them.
-        to_train, to_held = (search(space, images, part, arrangements.list_length) for part in real)
-        merged = _merged(to_train, to_held, len(real[0]), arrangements.list_length)
-        kinds = NearestKind(merged, images.labels, arrangements, classes)
-        means = None if pool is None else MeanSide(space.vectors(images), images.labels, pool, arrangements)
-        return cls((to_train, to_held), kinds, means)
-
-    def add(self, places: Tensor) -> None:
-        """Count some arrangements."""
-        self.kinds.add(places)
-        if self.means is not None:
-            self.means.add(places)
-
-    def mean_shift(self) -> MeanShift | None:
-        return None if self.means is None else self.means.result()
-
-
-def _merged(train: Neighbours, held: Neighbours, first_held: int, kept: int) -> Neighbours:
-    """Return the nearest of both kinds, as many as each list has or would have; held-out images are numbered from `first_held`."""
-    distances, order = torch.cat([train.distances, held.distances], 1).sort(dim=1, stable=True)
-    numbers = torch.cat([train.numbers, held.numbers + first_held], 1).gather(1, order)
-    return Neighbours(distances[:, :kept], numbers[:, :kept])
-
-
-def _figures(
-    space: Space,
-    made: Images,
-    real: tuple[Images, Images],
-    beside: tuple[_Beside, _Beside],
-    config: LeakageConfig,
-    names: tuple[Namer, Namer],
-) -> SpaceFigures:
-    """Return the figures of a space. Their p-values are not yet corrected for the number of tests."""
-    of_set, of_control = beside
-    own, control = (ratios(*_distances(side.nearest)) for side in beside)
-    copies = _near_copies(of_set.nearest, of_control.nearest, config.false_alarms)
-    nearness, means = of_set.kinds.result(), of_set.mean_shift()
-    return SpaceFigures(
-        name=space.name,
-        shown=space.shown,
-        nearness=_tested_nearness(nearness, of_control.kinds.result()),
-        copies=copies,
-        means=_tested_means(means, of_control.mean_shift()),
-        mean_classes=0 if means is None else len(means.classes),
-        mean_towards=0 if means is None else int((means.by_class[0] > 0).sum()),
-        by_class=_by_class(made.labels, nearness, means),
-        pairs=_pairs(space, made, real, of_set.nearest, own, copies.limit, names),
-        ratios=_bins(own),
-        control_ratios=_bins(control),
-    )
-
-
-def _near_copies(
-    of_set: tuple[Neighbours, Neighbours], of_control: tuple[Neighbours, Neighbours], false_alarms: float
-) -> NearCopies:
-    """Count near-copies of training images, and of held-out images. The limits come from the control.
-
-    Args:
-        of_set, of_control: nearest training and held-out images.
-        false_alarms: share of the control that may lie below a limit.
-    """
-    to_train, to_held = of_set
-    images = len(to_train.distances)
-    limit = calibrated(ratios(*_distances(of_control)), false_alarms)
-    limit_of_held = calibrated(ratios(*reversed(_distances(of_control))), false_alarms)
-    near = ratios(*_distances(of_set)) < limit.limit
-    near_held = ratios(*reversed(_distances(of_set))) < limit_of_held.limit
-    originals = len(to_train.numbers[near, 0].unique())
-    return NearCopies(
-        count=int(near.sum()),
-        originals=originals,
-        limit=limit.limit,
-        rate=limit.rate,
-        rate_interval=limit.interval,
-        expected=limit.rate * images,
-        p=limit.excess(originals, images),
-        corrected=1.0,
-        of_held=int(near_held.sum()),
-        held_originals=len(to_held.numbers[near_held, 0].unique()),
-        exact=int(((to_train.distances[:, 0] == 0) & (to_held.distances[:, 0] > 0)).sum()),
-    )
-
-
-def _tested_nearness(of_set: Nearness, of_control: Nearness) -> BesideControl:
-    """Return the share of images whose nearest real image is a training image, with its test."""
-    share, control = float(of_set.shares[0]), float(of_control.shares[0])
-    return BesideControl(
-        value=share,
-        interval=share_interval(share, of_set.effective),
-        p=p_value(of_set.shares),
-        corrected=1.0,
-        control=control,
-        control_interval=share_interval(control, of_control.effective),
-        control_p=_two_sided(of_control.shares),
-    )
-
-
-def _tested_means(of_set: MeanShift | None, of_control: MeanShift | None) -> BesideControl | None:
-    """Return how far the classes' means lie towards training images, with its test; None for spaces without means."""
-    if of_set is None or of_control is None:
-        return None
-    return BesideControl(
-        value=float(of_set.overall[0]),
-        interval=_around(of_set),
-        p=p_value(of_set.overall),
-        corrected=1.0,
-        control=float(of_control.overall[0]),
-        control_interval=_around(of_control),
-        control_p=_two_sided(of_control.overall),
-    )
-
-
-def _distances(nearest: tuple[Neighbours, Neighbours]) -> tuple[Tensor, Tensor]:
-    """Return the distances (N,) to the nearest training and held-out image."""
-    train, held = nearest
-    return train.distances[:, 0], held.distances[:, 0]
-
-
-def _by_class(labels: Tensor, nearness: Nearness, means: MeanShift | None) -> list[ClassFigures]:
-    there = labels.unique()
-    corrected = corrected_for_many(nearness.by_class[:, there]).tolist()
-    shifts = {}
-    if means is not None:
-        chances = corrected_for_many(means.by_class).tolist()
-        shifts = {
-            label: (value, chance)
-            for label, value, chance in zip(means.classes.tolist(), means.by_class[0].tolist(), chances, strict=True)
-        }
-    figures = []
-    for label, chance in zip(there.tolist(), corrected, strict=True):
-        share = float(nearness.by_class[0, label])
-        mean, mean_corrected = shifts.get(label, (None, None))
-        figures.append(
-            ClassFigures(
-                label=label,
-                images=int((labels == label).sum()),
-                auc=share,
-                auc_interval=share_interval(share, float(nearness.effective_by_class[label])),
-                auc_corrected=chance,
-                mean=mean,
-                mean_corrected=mean_corrected,
-            )
-        )
-    return figures
-
-
-def _pairs(
-    space: Space,
-    made: Images,
-    real: tuple[Images, Images],
-    searched: tuple[Neighbours, Neighbours],
-    own: Tensor,
-    limit: float,
-    names: tuple[Namer, Namer],
-) -> list[Pair]:
-    """Return the pairs with the lowest ratios, each training image in one pair at most."""
-    unit = space.vectors(real[0]).shape[1] ** 0.5 if space.whole else 1.0
-    pairs: list[Pair] = []
-    seen: set[int] = set()
-    for at in own.argsort(stable=True).tolist():
-        places = [int(nearest.numbers[at, 0]) for nearest in searched]
-        if places[0] in seen:
-            continue
-        seen.add(places[0])
-        train, held = (int(images.numbers[place]) for images, place in zip(real, places, strict=True))
-        ratio = float(own[at])
-        pairs.append(
-            Pair(
-                number=int(made.numbers[at]),
-                label=int(made.labels[at]),
-                train=train,
-                train_name=names[0](train),
-                held=held,
-                held_name=names[1](held),
-                distance=float(searched[0].distances[at, 0]) / unit,
-                # The nearest held-out image may be at no distance, too.
-                ratio=min(ratio, 1e9),
-                near=ratio < limit,
-            )
-        )
-        if len(pairs) == MOST_PAIRS:
-            break
-    return pairs
-
-
-def _bins(values: Tensor) -> list[float]:
-    low, high = RATIO_RANGE
-    place = ((values.log2() - low) / (high - low) * RATIO_BINS).floor().clamp(0, RATIO_BINS - 1).long()
-    return (torch.bincount(place, minlength=RATIO_BINS).double() / len(values)).tolist()
-
-
-def share_interval(share: float, effective: float) -> Interval:
-    """Return the 95 % interval (Wilson) of a share of this effective number of images, as shares."""
-    low, high = wilson_interval(share * effective, effective)
-    return min(share, low / 100), max(share, high / 100)
-
-
-def _around(shift: MeanShift) -> Interval:
-    value = float(shift.overall[0])
-    return value - Z * shift.error, value + Z * shift.error
-
-
-def _two_sided(statistics: Tensor) -> float:
-    return min(1.0, 2 * min(p_value(statistics), p_value(-statistics)))
 
 
 def _corrected(figures: list[SpaceFigures]) -> list[SpaceFigures]:

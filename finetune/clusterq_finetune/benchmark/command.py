@@ -27,10 +27,10 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
-from clusterq_finetune.benchmark.timing import LEAST_TURNS, TURNS, median_of, ratio_of, take_turns
-from clusterq_finetune.config import EvaluationConfig
-from clusterq_finetune.data.real import open_validation
+from clusterq_finetune.benchmark.request import ALONE, USUAL, Beside, Timing
+from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
 from clusterq_finetune.evaluation.evaluate import TEACHER, evaluate_models
+from clusterq_finetune.evaluation.real_images import RealImages
 from clusterq_finetune.evaluation.summary import add_evaluation, top1_so_far
 
 # Names of the two files in results.
@@ -46,71 +46,56 @@ BATCHES = (1, 16)
 
 def benchmark(
     path: Path,
+    beside: Beside = ALONE,
+    timing: Timing = USUAL,
     *,
-    float_path: Path | None = None,
-    student: Path | None = None,
-    teacher: dict[str, str] | None = None,
-    val: Path | None = None,
-    classes: Path | None = None,
+    real: RealImages | None = None,
     shards: Path | None = None,
-    evaluation: EvaluationConfig | None = None,
-    batches: Sequence[int] | None = None,
-    turns: int = TURNS,
-    threads: int | None = None,
-    runtime: RuntimeName = "onnxruntime",
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure an exported ONNX file in a runtime on this machine's CPU. Returns the result, which is written where asked.
 
     Args:
         path: a file that clusterq exported.
-        float_path: a float32 ONNX file for the same images, anyone's.
-        student: the run that the file is from: its teacher is exported in float where no `float_path` is given, and `benchmark.json` is
-            written into its folder, for its report.
-        teacher: fields of the teacher's settings that the command line gives.
-        val, classes, evaluation: real images to evaluate on, as in `evaluate_saved`.
+        beside: what it is measured beside.
+        timing: how both are run and timed.
+        real: real images to evaluate on.
         shards: synthetic images to evaluate on.
-        batches: batch sizes that are timed; 1 and 16, or the file's own, if left out.
-        turns: how often each file is timed at each batch size; the files take turns.
-        threads: within a kernel; as many as torch uses if left out.
-        runtime: runs both files.
         out: JSON file of the result.
 
     Raises:
         ClusterqError: see `OnnxModel`, `OpenVinoModel`, `float_export`, `open_validation`; arguments that do not belong together.
     """
-    if turns < LEAST_TURNS:
-        raise ClusterqError(f"--turns: {turns} is too few for an interval, expected {LEAST_TURNS} or more.")
+    if timing.turns < LEAST_TURNS:
+        raise ClusterqError(f"--turns: {timing.turns} is too few for an interval, expected {LEAST_TURNS} or more.")
     if out is not None and not out.parent.is_dir():
         raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it first.")
-    _refuse_unused(float_path, student, teacher, val, classes, evaluation)
-    threads = threads or torch.get_num_threads()
-    models, sizes = _load(path, float_path, student, teacher or {}, threads, runtime)
+    _refuse_unused(beside)
+    threads = timing.threads or torch.get_num_threads()
+    models, sizes = _load(path, beside, threads, timing.runtime)
     about = models[FILE].description
-    sizes_timed = _sizes_timed(about, batches)
+    sizes_timed = _sizes_timed(about, timing.batches)
     result: dict[str, Any] = {
         "file": {"path": str(path), "sha256": sha256_file(path), "bits": about.bits, "target": about.target},
-        "float": None if FLOAT not in models else {"from": str(float_path or student)},
+        "float": None if FLOAT not in models else {"from": str(beside.file or beside.student)},
         "bytes": sizes,
-        "runtime": runtime,
+        "runtime": timing.runtime,
         "threads": threads,
         "processor": _processor(),
-        "versions": {**versions(), runtime: _version_of(runtime)},
-        "turns": turns,
-        "latency": _latency(models, about, sizes_timed, turns),
+        "versions": {**versions(), timing.runtime: _version_of(timing.runtime)},
+        "turns": timing.turns,
+        "latency": _latency(models, about, sizes_timed, timing.turns),
         "kernels": {name: _kernels(one, about, threads) for name, one in models.items()},
     }
-    if val is not None:
-        result["real_images"] = _on_real(models, about, val, classes, evaluation or EvaluationConfig())
+    if real is not None:
+        result["real_images"] = _on_real(models, about, real)
     if shards is not None:
         result["synthetic_images"] = _on_synthetic(models, about, ShardSet.open(shards))
-    _keep(result, out, student)
+    _keep(result, out, beside.student)
     return result
 
 
-def _load(
-    path: Path, float_path: Path | None, student: Path | None, teacher: dict[str, str], threads: int, runtime: RuntimeName
-) -> tuple[dict[str, OnnxModel], dict[str, int]]:
+def _load(path: Path, beside: Beside, threads: int, runtime: RuntimeName) -> tuple[dict[str, OnnxModel], dict[str, int]]:
     """Return the file and the float one, where there is any, in the runtime, and their bytes."""
 
     def loaded(source: Path | bytes, name: str, like: Description | None = None) -> OnnxModel:
@@ -122,14 +107,14 @@ def _load(
     model = loaded(path, "MODEL")
     about = model.description
     models, sizes = {FILE: model}, {FILE: path.stat().st_size}
-    if float_path is not None:
-        models[FLOAT] = loaded(float_path, "--float", about)
-        sizes[FLOAT] = float_path.stat().st_size
-        _same_images(about, models[FLOAT].description, float_path)
-    elif student is not None:
+    if beside.file is not None:
+        models[FLOAT] = loaded(beside.file, "--float", about)
+        sizes[FLOAT] = beside.file.stat().st_size
+        _same_images(about, models[FLOAT].description, beside.file)
+    elif beside.student is not None:
         from clusterq_finetune.benchmark.float_export import float_export
 
-        data = float_export(student, about, teacher)
+        data = float_export(beside.student, about, dict(beside.teacher))
         models[FLOAT], sizes[FLOAT] = loaded(data, "--student"), len(data)
     return models, sizes
 
@@ -146,31 +131,15 @@ def _keep(result: dict[str, Any], out: Path | None, student: Path | None) -> Non
             atomic_write(student / BENCHMARK, text)
 
 
-def _refuse_unused(
-    float_path: Path | None,
-    student: Path | None,
-    teacher: dict[str, str] | None,
-    val: Path | None,
-    classes: Path | None,
-    evaluation: EvaluationConfig | None,
-) -> None:
+def _refuse_unused(beside: Beside) -> None:
     """Raise ClusterqError for an argument that another one leaves without effect."""
-    if teacher and float_path is not None:
-        raise ClusterqError(
-            f"--{next(iter(teacher))}: --float names the float file, expected no teacher to make one from; leave it out."
-        )
-    if teacher and student is None:
-        raise ClusterqError(f"--{next(iter(teacher))}: there is no --student, expected one whose teacher it is; leave it out.")
-    refuse_idle_evaluation(val, classes, evaluation)
-
-
-def refuse_idle_evaluation(val: Path | None, classes: Path | None, evaluation: EvaluationConfig | None) -> None:
-    """Raise ClusterqError for settings of an evaluation on real images where there are none."""
-    if val is None and classes is not None:
-        raise ClusterqError("--classes: there is no --val, expected images that it names the classes of; leave it out.")
-    if val is None and evaluation is not None and evaluation.model_fields_set:
-        name = min(evaluation.model_fields_set).replace("_", "-")
-        raise ClusterqError(f"--{name}: there is no --val, expected real images that it is for; leave it out.")
+    if not beside.teacher:
+        return
+    given = next(iter(beside.teacher))
+    if beside.file is not None:
+        raise ClusterqError(f"--{given}: --float names the float file, expected no teacher to make one from; leave it out.")
+    if beside.student is None:
+        raise ClusterqError(f"--{given}: there is no --student, expected one whose teacher it is; leave it out.")
 
 
 def _sizes_timed(about: Description, batches: Sequence[int] | None) -> list[int]:
@@ -234,18 +203,9 @@ def _kernels(model: OnnxModel, about: Description, threads: int) -> dict[str, An
     }
 
 
-def _on_real(
-    models: Mapping[str, OnnxModel], about: Description, val: Path, classes: Path | None, evaluation: EvaluationConfig
-) -> dict[str, Any]:
+def _on_real(models: Mapping[str, OnnxModel], about: Description, real: RealImages) -> dict[str, Any]:
     """Evaluate on real images. The float file stands where a teacher does: agreement is with it."""
-    images = open_validation(
-        val,
-        about.input,
-        classes=classes,
-        geometry=evaluation.override_with(about.geometry),
-        pixel_range=evaluation.black_and_white,
-        own=True,
-    )
+    images = real.open(about.input, about.geometry)
     ordered = {TEACHER if name == FLOAT else name: models[name] for name in (FLOAT, FILE) if name in models}
     with progress("evaluating", len(images), images=1) as ticker:
         results = evaluate_models(

@@ -110,22 +110,17 @@ def benchmark(
                 setting=next(iter(flags["sharing"])),
             )
         from clusterq_finetune.benchmark.command import benchmark
+        from clusterq_finetune.benchmark.request import Beside, Timing
         from clusterq_finetune.benchmark.summary import summary_lines
+        from clusterq_finetune.evaluation.real_images import named_images
         from clusterq_report.command import report_at_end
 
         result = benchmark(
             model,
-            float_path=float_file,
-            student=student,
-            teacher=named_teacher(arch, weights),
-            val=val,
-            classes=classes,
+            Beside(float_file, student, named_teacher(arch, weights)),
+            Timing(batch, turns, threads, runtime),
+            real=named_images(val, classes, EvaluationConfig.validated(flags.get("evaluation", {}))),
             shards=None if shards is None else brought(shards, flags),
-            evaluation=EvaluationConfig.validated(flags["evaluation"]) if flags.get("evaluation") else None,
-            batches=batch,
-            turns=turns,
-            threads=threads,
-            runtime=runtime,
             out=out,
         )
         for line in summary_lines(result):

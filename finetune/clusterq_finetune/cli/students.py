@@ -65,24 +65,18 @@ def evaluate(
     """Evaluate a saved student, or what it was exported to."""
 
     def run() -> None:
-        from clusterq_finetune.evaluation.evaluate_saved import evaluate_saved
+        from clusterq_finetune.evaluation.evaluate_saved import Saved, evaluate_saved
         from clusterq_finetune.evaluation.predictions import KeptPredictions
+        from clusterq_finetune.evaluation.real_images import RealImages
         from clusterq_finetune.evaluation.summary import summary_lines
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        evaluation = EvaluationConfig.validated(flags.get("evaluation", {}))
         result = evaluate_saved(
-            student,
-            onnx,
-            val,
-            classes,
-            evaluation,
+            Saved(student, arch=arch, integer=integer, onnx=onnx, optimise=optimise),
+            RealImages(val, classes, EvaluationConfig.validated(flags.get("evaluation", {}))),
             runtime,
-            arch=arch,
             batch_size=batch_size,
             workers=workers,
-            integer=integer,
-            optimise=optimise,
             keep=KeptPredictions(probabilities, predictions_csv, predictions),
         )
         print_lines(summary_lines(result), result, as_json=as_json)

@@ -22,8 +22,10 @@ from clusterq_common.shards.manifest import MANIFEST
 from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands
-from clusterq_finetune.benchmark.command import benchmark, refuse_idle_evaluation
+from clusterq_finetune.benchmark.command import benchmark
+from clusterq_finetune.benchmark.request import Beside, Timing
 from clusterq_finetune.config import EvaluationConfig
+from clusterq_finetune.evaluation.real_images import named_images
 from clusterq_finetune.export import export
 from clusterq_finetune.prepare import Request
 from clusterq_finetune.quantize.announce import announce
@@ -93,7 +95,8 @@ def _refuse(plan: Plan, val: Path | None) -> None:
             f"--target: {plan.target} takes no ONNX file, which quantize writes, expected another target; fine-tune, then export with "
             f"--target {plan.target}."
         )
-    refuse_idle_evaluation(val, plan.class_file, plan.reading)
+    # Refused now where the last stage would refuse them.
+    named_images(val, plan.class_file, plan.reading)
 
 
 def _refuse_file(out: Path, work: Path, *, overwrite: bool) -> None:
@@ -163,16 +166,13 @@ def _export(plan: Plan, work: Path, out: Path, *, overwrite: bool) -> dict[str, 
 
 def _benchmark(plan: Plan, work: Path, out: Path, shards: Path, val: Path | None) -> dict[str, Any]:
     """Measure the file beside float, on real images where there are any, else on the set's."""
+    teacher: dict[str, str] = {name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher}
     return benchmark(
         out,
-        student=work / STUDENT,
-        teacher={name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher},
-        val=val,
+        Beside(student=work / STUDENT, teacher=teacher),
+        Timing(threads=plan.runtime.get("threads"), runtime=plan.timed_in),
+        real=named_images(val, plan.class_file, plan.reading),
         shards=shards if val is None else None,
-        classes=plan.class_file,
-        evaluation=plan.reading,
-        threads=plan.runtime.get("threads"),
-        runtime=plan.timed_in,
     )
 
 

@@ -1,16 +1,14 @@
 """Division of a network into blocks that are reconstructed together."""
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from clusterq_common.capture import Call, capture
+from clusterq_common.quant.flow import Operation, record_flow
 
 Parts = Literal["layer", "block"]
 
@@ -40,23 +38,55 @@ class Block:
         return nn.Sequential(*(model.get_submodule(name) for name in self.modules))
 
 
-@dataclass
-class _Trace:
-    """Record of one forward pass: the calls of the modules.
+class _Modules:
+    """Modules of a network as one forward pass shows them.
 
     Attributes:
-        calls: number of runs of each module.
-        ends: input and output of each module with a single tensor of each.
+        by_name: all modules.
         joining: classes whose own forward combines two activations.
     """
 
-    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    ends: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    joining: set[type[nn.Module]] = field(default_factory=set)
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.by_name = dict(model.named_modules())
+        flow = record_flow(model, example, self.by_name)
+        self.joining = {type(self.by_name[name]) for name in _joining(flow.operations)}
+        self._functions = [run for run in flow.runs if run.call.only_tensor is not None and run.returned is not None]
+        counts = Counter(run.call.name for run in flow.runs)
+        self._whole = {run.call.name: run for run in self._functions if counts[run.call.name] == 1}
 
     def whole(self, name: str) -> bool:
         """Return whether the module is a function of one tensor and ran once."""
-        return self.calls[name] == 1 and name in self.ends
+        return name in self._whole
+
+    def following(self, name: str) -> list[str]:
+        """Return the chain of BatchNorm and activation modules beside a whole one, each the only user of the output before it."""
+        chain = [name]
+        while True:
+            out = self._whole[chain[-1]].returned
+            takers = [run for run in self._functions if run.taken == out and self._outside(run.call.name, chain)]
+            # Where several take it, the first one must hand the tensor on as it is.
+            if not takers or (len(takers) > 1 and takers[0].returned != out):
+                return chain[1:]
+            taker = takers[0].call.name
+            beside = taker.rpartition(".")[0] == name.rpartition(".")[0]
+            if not beside or type(self.by_name[taker]).__module__ not in FOLLOWING or not self.whole(taker):
+                return chain[1:]
+            chain.append(taker)
+
+    def _outside(self, name: str, chain: list[str]) -> bool:
+        """Return whether a module has no parts, and is neither in a chain nor within its first module."""
+        return name not in chain and not name.startswith(f"{chain[0]}.") and not any(self.by_name[name].children())
+
+
+def _joining(operations: Iterable[Operation]) -> Iterator[str]:
+    """Return the modules in which operations read several tensors.
+
+    A module that is itself given several tensors joins them on behalf of the module around it.
+    """
+    for operation in operations:
+        owner = next((call.name for call in reversed(operation.within) if call.only_tensor is not None), None)
+        if len(operation.read) > 1 and owner is not None:
+            yield owner
 
 
 def find_blocks(model: nn.Module, layers: list[str], example: Tensor, parts: Parts) -> tuple[list[Block], list[str]]:
@@ -81,22 +111,21 @@ def find_blocks(model: nn.Module, layers: list[str], example: Tensor, parts: Par
     Returns:
         The blocks in order of execution, and the layers that no block could take (run twice, or inside modules of several tensors).
     """
-    trace = _traced(model, example)
-    modules = dict(model.named_modules())
+    modules = _Modules(model, example)
     blocks: list[Block] = []
     taken: set[str] = set()
     if parts == "block":
-        for name, module in modules.items():
-            unit = type(module) in trace.joining or UNIT.fullmatch(name.rpartition(".")[2])
+        for name, module in modules.by_name.items():
+            unit = type(module) in modules.joining or UNIT.fullmatch(name.rpartition(".")[2])
             inside = _inside(name, layers)
-            if name and unit and inside and trace.whole(name) and taken.isdisjoint(inside):
+            if name and unit and inside and modules.whole(name) and taken.isdisjoint(inside):
                 blocks.append(Block((name,), tuple(inside)))
                 taken.update(inside)
     for layer in layers:
         if layer not in taken:
-            name = next((name for name in _around(layer) if _inside(name, layers) == [layer] and trace.whole(name)), None)
+            name = next((name for name in _around(layer) if _inside(name, layers) == [layer] and modules.whole(name)), None)
             if name is not None:
-                blocks.append(Block((name, *_following(name, modules, trace)), (layer,)))
+                blocks.append(Block((name, *modules.following(name)), (layer,)))
                 taken.add(layer)
     blocks.sort(key=lambda block: layers.index(block.layers[0]))
     return blocks, [layer for layer in layers if layer not in taken]
@@ -110,55 +139,3 @@ def _around(layer: str) -> Iterator[str]:
     """Return the names of the modules that contain a layer, the largest first, without the network itself; then the layer."""
     parts = layer.split(".")
     return (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
-
-
-def _following(name: str, modules: dict[str, nn.Module], trace: _Trace) -> list[str]:
-    """Return the chain of BatchNorm and activation modules beside this module, each the only user of the output before it."""
-    chain = [name]
-    while True:
-        out = trace.ends[chain[-1]][1]
-        takers = [
-            other
-            for other, (given, _) in trace.ends.items()
-            if given is out and other not in chain and not other.startswith(f"{name}.") and not any(modules[other].children())
-        ]
-        # After an in-place module, later ones seem to take the same tensor, but they take its result.
-        if not takers or (len(takers) > 1 and trace.ends[takers[0]][1] is not out):
-            return chain[1:]
-        beside = takers[0].rpartition(".")[0] == name.rpartition(".")[0]
-        if not beside or type(modules[takers[0]]).__module__ not in FOLLOWING or not trace.whole(takers[0]):
-            return chain[1:]
-        chain.append(takers[0])
-
-
-@torch.no_grad()
-def _traced(model: nn.Module, example: Tensor) -> _Trace:
-    trace = _Trace()
-    stack: list[tuple[nn.Module, bool]] = []
-    modules = dict(model.named_modules())
-    known = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-
-    class Joins(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            given = [item for arg in args for item in (arg if isinstance(arg, tuple | list) else [arg])]
-            tensors = [item for item in given if isinstance(item, Tensor) and id(item) not in known]
-            # Innermost first. A module that is itself given several tensors joins them on behalf of the module around it.
-            owner = next((module for module, single in reversed(stack) if single), None)
-            if len(tensors) > 1 and owner is not None:
-                trace.joining.add(type(owner))
-            return func(*args, **(kwargs or {}))
-
-    def entered(call: Call) -> None:
-        stack.append((modules[call.name], len(call.args) == 1 and not call.kwargs and isinstance(call.args[0], Tensor)))
-
-    def left(call: Call, output: Any) -> None:
-        _, single = stack.pop()
-        trace.calls[call.name] += 1
-        if single and isinstance(output, Tensor):
-            trace.ends[call.name] = (call.args[0], output)
-
-    with capture(modules, before=entered, after=left), Joins():
-        model(example)
-    return trace

@@ -25,7 +25,7 @@ from clusterq_common.run.checkpoint import load_checkpoint, restoring, save_chec
 from clusterq_common.run.run_folder import CHECKPOINT
 from clusterq_common.setting_names import in_a_command, setting_name
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.config import FinetuneConfig, RecipeConfig
+from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.recipes.block_data import BlockData
 from clusterq_finetune.recipes.block_steps import reconstruct_block, relative_error
 from clusterq_finetune.recipes.blocks import Block, find_blocks
@@ -87,8 +87,7 @@ def reconstruct(
         for number, block in enumerate(blocks[len(done) :], start=len(done)):
             limit = recipe.reconstruct_gigabytes * 1e9
             data = BlockData(teacher.model, student, block, pixels, spec, device, limit, low_pass=recipe.low_pass)
-            stored = f"{size(data.bytes)} {'held' if data.held else 'computed again for each batch'}"
-            done.append(_one_block(student, block, data, recipe, config.runtime.seed, number, stored, ticker.advance, recorder))
+            done.append(_one_block(student, block, number, data, config, ticker.advance, recorder))
             del data
             if ranks.first and folder is not None:
                 save_checkpoint(folder / RECONSTRUCTED, {"blocks": done, "student": student.state_dict()})
@@ -100,20 +99,20 @@ def reconstruct(
 def _one_block(
     student: nn.Module,
     block: Block,
-    data: BlockData,
-    recipe: RecipeConfig,
-    seed: int,
     number: int,
-    stored: str,
+    data: BlockData,
+    config: FinetuneConfig,
     advance: Callable[..., None],
     recorder: Recorder | None,
 ) -> dict[str, Any]:
-    module, begin = block.of(student), time.monotonic()
+    """Reconstruct a block, the `number`-th from 0 on, and return its record; `advance` is told of each step."""
+    module, recipe, begin = block.of(student), config.recipe, time.monotonic()
+    stored = f"{size(data.bytes)} {'held' if data.held else 'computed again for each batch'}"
     before, at_first = relative_error(module, data), copy.deepcopy(module.state_dict())
     if recipe.batchnorm == "corrected":
         # The learned rounding starts at weights that are still unrounded.
         restore_channels(module, block.of(data.teacher))
-    for step in reconstruct_block(module, data, recipe, seed, number, recorder):
+    for step in reconstruct_block(module, data, recipe, config.runtime.seed, number, recorder):
         advance(note=f"{block}: error {before:.4f} before, {stored}, step {step}")
     if recipe.batchnorm == "corrected":
         correct_channels(

@@ -28,7 +28,8 @@ from clusterq_finetune.shards_tools.networks import need_other_arch, other_netwo
 from clusterq_finetune.student import load_student
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 from clusterq_report.html.gallery import Pixels
-from clusterq_report.leakage.collect import Read, collect
+from clusterq_report.leakage.beside import Real
+from clusterq_report.leakage.collect import Networks, Read, Source, collect
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.findings import OTHER, TEACHER, Leakage, RealImages
 from clusterq_report.leakage.measure import compare
@@ -83,16 +84,8 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
     drawn, seen = _collected(reader, train, held, networks, config, device)
     found_in = spaces(None if where.other_arch is None else shown_arch(where.other_arch))
     with progress("comparing", len(found_in) + 1 + config.permutations) as ticker:
-        compared = compare(
-            seen[SET],
-            seen[TRAIN],
-            seen[HELD],
-            found_in,
-            teacher.spec.num_classes,
-            config,
-            (train.name, held.name),
-            advance=ticker.advance,
-        )
+        real = Real(seen[TRAIN], seen[HELD], train.name, held.name)
+        compared = compare(seen[SET], real, found_in, teacher.spec.num_classes, config, advance=ticker.advance)
     attacked = membership(seen[TRAIN], seen[HELD], [TEACHER, *networks.judged], config.seed)
     leakage = Leakage(
         shards=manifest.digest,
@@ -180,8 +173,8 @@ def _collected(
     with progress("looking at the images", 2 * sum(map(len, numbers.values())), images=1) as ticker:
         for name, wanted in numbers.items():
             judged = {} if name == SET else networks.judged
-            spec, fewest = networks.teacher.spec, FEWEST[name]
-            seen[name] = collect(reads[name], wanted, networks.featured, judged, spec, device, name, fewest, ticker.advance)
+            looking = Networks(networks.teacher.spec, device, networks.featured, judged)
+            seen[name] = collect(Source(reads[name], wanted, name, FEWEST[name]), looking, ticker.advance)
     return {name: len(wanted) for name, wanted in numbers.items()}, seen
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from clusterq_common.sharing import remote
+from clusterq_common.sharing.keys import generate
 from tests.common.shard_samples import write_set
 from tests.common.sharing.servers import Behaviour, serving
 
@@ -29,3 +30,12 @@ def server(site: Path) -> Iterator[tuple[str, Behaviour]]:
     """The address of the set, and what the server does."""
     with serving(site) as (address, behaviour):
         yield f"{address}/set", behaviour
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Path]:
+    """Two makers' keys, and the files of those that are trusted."""
+    (tmp_path / "keys").mkdir()
+    for name in ("a", "b"):
+        generate(tmp_path / "keys" / name, f"team {name.upper()}")
+    return {name: tmp_path / "keys" / name for name in ("a", "b")}
