@@ -17,6 +17,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 
 from clusterq_finetune.cli.main import app as finetune_app
+from clusterq_gen.bank.config import BANK_METHODS
 from clusterq_gen.cli import app as gen_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +79,7 @@ def made_once(name: str, make: Callable[[Path], None], factory: pytest.TempPathF
 
 
 # Before what a test gives itself.
+REFINEMENT = ["--refine-steps", "5"]
 DISTILLATION = ["--batchnorm", "frozen", "--reconstruct", "none", "--select", "last"]
 
 
@@ -97,10 +99,17 @@ class DigitsTeacher:
 
 @pytest.fixture(scope="session")
 def gen() -> Cli:
-    """Run `clusterq-gen` with arguments, in this process. A training draws no report unless `--report` is among them."""
+    """Run `clusterq-gen` with arguments, in this process.
+
+    A training draws no report unless `--report` is among them. A generator's images of `--preset quick` are refined for a few steps:
+    fifty would be most of the time of most tests.
+    """
 
     def run(*arguments: object) -> Outcome:
-        return _invoke(gen_app, ["train", "--no-report", *arguments[1:]] if arguments[:1] == ("train",) else arguments)
+        if arguments[:1] != ("train",):
+            return _invoke(gen_app, arguments)
+        refined = "quick" in arguments and not set(BANK_METHODS) & set(arguments)
+        return _invoke(gen_app, ["train", "--no-report", *(REFINEMENT if refined else []), *arguments[1:]])
 
     return run
 

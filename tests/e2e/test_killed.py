@@ -27,7 +27,7 @@ PATIENCE = 300.0
 # Enough training for the teacher to agree with some images, and to reject many.
 GEN = ["--preset", "quick", "--epochs", "6", "--warmup-epochs", "2", "--steps-per-epoch", "8", "--batch-size", "20"]
 GEN += ["--width", "16", "--lr", "0.01", "--bits", "w4a4", "--checkpoint-seconds", "0", "--threads", "1"]
-GEN += ["--per-class", "3", "--heldout-per-class", "1", "--samples-per-shard", "6"]
+GEN += ["--per-class", "3", "--heldout-per-class", "1", "--samples-per-shard", "6", "--refine-steps", "5"]
 FINETUNE = [
     "--recipe",
     "fast",
