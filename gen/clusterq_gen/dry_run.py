@@ -1,5 +1,7 @@
 """Dry run: description of a run before anything is written."""
 
+from collections.abc import Iterator
+
 import torch
 
 from clusterq_common.quant.convert import convert
@@ -13,11 +15,10 @@ from clusterq_gen.networks.generator import build_generator
 from clusterq_gen.training.latent import classes_in_batch
 
 
-def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
-    """Return the plan, one line each for shapes, quantized layers, steps and disk. Runs one image through generator and teacher."""
-    first = f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
-    lines = _bank_lines(config, teacher, device) if is_bank(config.method.method) else _generator_lines(config, teacher, device)
-    return [first, *lines]
+def describe_plan(config: GenConfig, teacher: Teacher, device: torch.device) -> Iterator[str]:
+    """Yield the plan, one line each for shapes, quantized layers, steps and disk. Runs one image through generator and teacher."""
+    yield f"teacher: {config.teacher.arch}, {teacher.digest[:19]}, {len(batchnorm_layers(teacher.model))} BatchNorm layers"
+    yield from (_bank_lines if is_bank(config.method.method) else _generator_lines)(config, teacher, device)
 
 
 def _bank_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
@@ -46,9 +47,8 @@ def _candidates(config: GenConfig, teacher: Teacher) -> int:
     return sum(config.emit.wanted(teacher.spec.num_classes).values()) * teacher.spec.num_classes
 
 
-def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> list[str]:
+def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) -> Iterator[str]:
     spec, train = teacher.spec, config.train
-    lines: list[str] = []
     generator = build_generator(config.generator, spec).to(device).eval()
     with torch.no_grad():
         image = generator(
@@ -56,20 +56,19 @@ def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) 
         )
         logits = teacher.model(image)
     weights = sum(parameter.numel() for parameter in generator.parameters())
-    lines.append(
-        f"shapes: z (N, {config.generator.latent_size}) -> image {tuple(image.shape[1:])} -> logits {tuple(logits.shape[1:])}"
-    )
-    lines.append(f"generator: {type(generator).__name__}, {weights:,} parameters")
-    convert(teacher.model, config.quant, image, lines.append)
+    yield f"shapes: z (N, {config.generator.latent_size}) -> image {tuple(image.shape[1:])} -> logits {tuple(logits.shape[1:])}"
+    yield f"generator: {type(generator).__name__}, {weights:,} parameters"
+    lines: list[str] = []
+    convert(teacher.model, config.quant, image, lines.append, search=False)
+    yield from lines
     per_batch = classes_in_batch(spec.num_classes, train.batch_size, train.classes_per_batch)
-    lines.append(
+    yield (
         f"steps: {count(train.epochs, 'epoch')} x {train.steps_per_epoch}, {count(train.warmup_epochs, 'epoch')} of warm-up; batch {train.batch_size} "
         f"of {per_batch} classes; {config.method.method}, preset {config.preset}, on {device}"
     )
     if config.emit.refine_steps:
-        lines.append(
+        yield (
             f"refinement: {config.emit.refine_steps} steps for each {config.emit.refine_batch} candidates, about {_candidates(config, teacher):,} in all"
         )
     checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
-    lines.append(f"disk: {_shards(config, teacher)}; checkpoint about {size(checkpoint)}")
-    return lines
+    yield f"disk: {_shards(config, teacher)}; checkpoint about {size(checkpoint)}"
