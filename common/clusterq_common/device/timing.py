@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -10,7 +11,7 @@ from clusterq_common.device.distributed import Ranks
 # A busy moment of the machine makes work slower, never faster. So the fastest of a few repeats counts, once a second one confirms it.
 CONFIRMED, MOST_REPEATS = 1.25, 5
 # Least share of a step's time that is taken to grow with its images.
-LEAST_PROPORTIONAL = 0.5
+LEAST_PROPORTIONAL = 0.25
 
 
 def seconds_of(action: Callable[[], object], device: torch.device, *, before: int = 0, times: int = 1) -> float:
@@ -34,6 +35,11 @@ def seconds_of(action: Callable[[], object], device: torch.device, *, before: in
     return (time.perf_counter() - begin) / times
 
 
+def slowest(seconds: float) -> float:
+    """Return the largest of the processes' times, which is when all of them are done."""
+    return max(Ranks.current().gather(seconds))
+
+
 def steady_seconds(action: Callable[[], object], device: torch.device, *, before: int = 0, times: int = 1) -> float:
     """Return the wall time of an action in seconds, the fastest of two to five repeats: until the two fastest are within a quarter.
 
@@ -44,27 +50,37 @@ def steady_seconds(action: Callable[[], object], device: torch.device, *, before
     """
     measured: list[float] = []
     while len(measured) < MOST_REPEATS and not (len(measured) > 1 and measured[1] <= CONFIRMED * measured[0]):
-        seconds = seconds_of(action, device, before=0 if measured else before, times=times)
-        measured = sorted([*measured, max(Ranks.current().gather(seconds))])
+        seconds = slowest(seconds_of(action, device, before=0 if measured else before, times=times))
+        measured = sorted([*measured, seconds])
     return measured[0]
 
 
-def steady_line(
-    action: Callable[[int], object], few: int, more: int, device: torch.device, wanted: int
-) -> tuple[float, float]:
+def steady_line(action: Callable[[int], object], few: int, more: int, device: torch.device, wanted: int) -> tuple[float, float]:
     """Time work on two numbers of images. Returns its seconds for `few` images, and those expected for `wanted`.
-
-    Time is taken to be a constant and a part in proportion to the images. At least half of the time of `more` images is taken to be
-    in proportion, so that errors of measurement do not make many images cost next to nothing.
 
     Args:
         action: the work, called with the number of images.
-        few, more: numbers of images that are timed, `few` below `more`.
+        few, more: numbers that are timed, see `each_image`.
         device: device of the work.
         wanted: number of images, no smaller than `more`.
     """
-    seconds_few = steady_seconds(lambda: action(few), device)
-    seconds_more = steady_seconds(lambda: action(more), device)
-    share = seconds_more / more
-    each = min(max((seconds_more - seconds_few) / (more - few), LEAST_PROPORTIONAL * share), share)
-    return seconds_few, seconds_more + each * (wanted - more)
+    seconds_few, seconds_more = (steady_seconds(partial(action, images), device) for images in (few, more))
+    return seconds_few, seconds_more + each_image(few, seconds_few, more, seconds_more) * (wanted - more)
+
+
+def each_image(few: int, seconds_few: float, more: int, seconds_more: float) -> float:
+    """Return the seconds that one more image takes, where work on two numbers of images takes a constant and a part in proportion.
+
+    That is at least a quarter of the mean of `more` images, and at most all of it, so that an error of measurement does not make
+    images cost next to nothing.
+
+    Args:
+        few, more: numbers of images, `few` below `more`; where they are equal, all is in proportion.
+        seconds_few, seconds_more: measured times.
+
+    >>> each_image(1, 3.0, 2, 5.0), each_image(2, 5.0, 2, 5.0), each_image(1, 6.0, 2, 5.0)
+    (2.0, 2.5, 0.625)
+    """
+    mean = seconds_more / more
+    each = mean if few == more else (seconds_more - seconds_few) / (more - few)
+    return min(max(each, LEAST_PROPORTIONAL * mean), mean)

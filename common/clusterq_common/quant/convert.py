@@ -136,9 +136,7 @@ def recompute_values(student: nn.Module) -> None:
         quantizer.recompute = True
 
 
-def _quantize_layer(
-    student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool, search: bool
-) -> None:
+def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool, search: bool) -> None:
     layer = student.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     weight_bits = bits.weights

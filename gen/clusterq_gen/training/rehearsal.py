@@ -30,4 +30,6 @@ def join_student(run: Training, taps: BatchNormTaps) -> None:
             every = torch.ones_like(latent.labels, dtype=torch.bool)
             run.centroids.update(run.centroids.layers.statistics(taps, latent.groups, every), 1.0)
     taps.moments.clear()
-    calibrate(run.student, [images.cpu()], run.config.quant.model_copy(update={"range": "minmax"}), seed=run.config.runtime.seed)
+    calibrate(
+        run.student, [images.cpu()], run.config.quant.model_copy(update={"range": "minmax"}), seed=run.config.runtime.seed
+    )
