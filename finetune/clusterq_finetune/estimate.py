@@ -17,6 +17,7 @@ from clusterq_finetune.data.resident import TrainingBatches
 from clusterq_finetune.data.shard_batches import ShardDataset
 from clusterq_finetune.recipes.chosen_bits import MOST_TRIED
 from clusterq_finetune.speed import Rehearsal, Speed
+from clusterq_report.measure.analysis import report_seconds
 
 # Steps of a run that is estimated unasked.
 LONG = 150
@@ -135,6 +136,8 @@ def phases(config: FinetuneConfig, sizes: Sizes, speed: Speed) -> list[Phase]:
     if sizes.real_images:
         # The teacher, the student after calibration, and the trained one.
         expected.append(Phase("evaluation", sizes.real_images * (speed.decoded + speed.forward + 2 * speed.student_forward)))
+    if config.output.report:
+        expected.append(Phase("report", report_seconds(samples, speed.forward, speed.student_forward)))
     return expected
 
 

@@ -20,10 +20,12 @@ from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.optimise import Optimiser
 from clusterq_gen.config import GenConfig
 from clusterq_gen.emission.candidates import CHUNK
+from clusterq_gen.emission.refined import Batches
 from clusterq_gen.networks.generator import build_generator
 from clusterq_gen.training.loop import graphed_steps, train_step
 from clusterq_gen.training.rehearsal import join_student
 from clusterq_gen.training.state import Training, start_rounds
+from clusterq_report.measure.analysis import report_seconds
 
 # Pixels of the images in a measured step on a CPU, about; the time of larger batches follows from it. On a GPU it does not, so whole
 # batches are measured there.
@@ -72,12 +74,16 @@ def phases(config: GenConfig, num_classes: int, speed: Speed) -> list[Phase]:
 
     Images that the teacher rejects are made again, and their number is not known beforehand: one candidate for each image is taken.
     """
-    images = num_classes * sum(config.emit.wanted(num_classes).values())
-    emission = Phase("shards", images * speed.candidate)
+    wanted = config.emit.wanted(num_classes)
+    images = num_classes * sum(wanted.values())
+    last = [Phase("shards", images * speed.candidate)]
+    if config.output.report:
+        # A forward pass of the teacher takes less than a candidate; one of a student takes longer.
+        last.append(Phase("report", report_seconds(num_classes * wanted["train"], speed.candidate, speed.candidate)))
     if is_bank(config.method.method):
         layout = BankLayout.of(config, num_classes)
         steps = layout.batches * layout.batch_size * config.bank.bank_steps
-        return [Phase("bank", steps * speed.image_step), emission]
+        return [Phase("bank", steps * speed.image_step), *last]
     train = config.train
     warm, late = train.warmup_epochs * train.steps_per_epoch, (train.epochs - train.warmup_epochs) * train.steps_per_epoch
     rounds, batches = start_rounds(train, num_classes)
@@ -85,8 +91,9 @@ def phases(config: GenConfig, num_classes: int, speed: Speed) -> list[Phase]:
     joining = rounds * batches * train.batch_size * speed.candidate if late else 0.0
     expected = [Phase("generator", speed.step * (warm + speed.student_share * late) + joining)]
     if config.emit.refine_steps:
-        expected.append(Phase("refinement", images * config.emit.refine_steps * speed.image_step))
-    return [*expected, emission]
+        refined = Batches(num_classes, config.emit.refine_batch).candidates(sum(wanted.values()))
+        expected.append(Phase("refinement", refined * config.emit.refine_steps * speed.image_step))
+    return [*expected, *last]
 
 
 def _generator_step(
