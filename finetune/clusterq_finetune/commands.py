@@ -72,7 +72,7 @@ def _run(job: Job, held: ExitStack, begin: float) -> dict[str, Any]:
     if config.recipe.cuda_graphs:
         need_cuda_graphs(device)
     resuming = job.ranks.from_first(lambda: open_folder(job, held))
-    if job.request.time_budget is not None or is_worth_measuring(config, job.samples):
+    if job.request.time_budget is not None or is_worth_measuring(config, job.teacher.spec, job.samples):
         if not job.timed.known:
             info("timing a few steps for the estimate")
         expected = job.timed.phases(config)

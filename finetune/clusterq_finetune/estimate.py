@@ -11,6 +11,7 @@ from clusterq_common.quant.sensitivity import passes
 from clusterq_common.quant.structure import quantizable_layers
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.real import ValidationImages
 from clusterq_finetune.data.resident import TrainingBatches
@@ -19,8 +20,8 @@ from clusterq_finetune.recipes.chosen_bits import MOST_TRIED
 from clusterq_finetune.speed import Rehearsal, Speed
 from clusterq_report.measure.analysis import report_seconds
 
-# Steps of a run that is estimated unasked.
-LONG = 150
+# A run of so many steps, or so many pixels of images, takes about a minute on two CPU cores. Longer ones are estimated unasked.
+LONG_STEPS, LONG_PIXELS = 150, 20_000_000
 
 
 class Sizes(NamedTuple):
@@ -141,11 +142,13 @@ def phases(config: FinetuneConfig, sizes: Sizes, speed: Speed) -> list[Phase]:
     return expected
 
 
-def is_worth_measuring(config: FinetuneConfig, samples: int) -> bool:
+def is_worth_measuring(config: FinetuneConfig, spec: InputSpec, samples: int) -> bool:
     """Return whether a fine-tuning is so long that its estimate, which takes some steps itself, is worth its time."""
     recipe = config.recipe
-    steps = recipe.epochs * steps_of_epoch(config, samples) + (recipe.reconstruct != "none") * recipe.reconstruct_steps
-    return steps >= LONG
+    blocks = (recipe.reconstruct != "none") * recipe.reconstruct_steps
+    steps = recipe.epochs * steps_of_epoch(config, samples)
+    images = steps * recipe.batch_size + blocks * recipe.reconstruct_batch_size + min(recipe.calibration_images, samples)
+    return steps + blocks >= LONG_STEPS or images * spec.height * spec.width >= LONG_PIXELS
 
 
 def steps_of_epoch(config: FinetuneConfig, samples: int) -> int:

@@ -12,14 +12,15 @@ import yaml
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.progress import console
 from clusterq_common.progress.console import progress
 from clusterq_common.progress.time_budget import Phase, total_seconds
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.budget import fit_into, plan_within
 from clusterq_finetune.config import FinetuneConfig, resolve
-from clusterq_finetune.estimate import Sizes, Timed, phases
+from clusterq_finetune.estimate import Sizes, Timed, is_worth_measuring, phases
 from clusterq_finetune.recipes import distill
 from clusterq_finetune.speed import Speed
 from clusterq_finetune.step_times import StepTimes, one_of_each
@@ -121,8 +122,18 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
         return replace(speed, block_step=0.015)
 
     monkeypatch.setattr(Timed, "_measure", slowed)
+    shown: list[str] = []
+    after = console._seconds_after
+
+    def seconds_after(phase: str) -> float:
+        shown.append(phase)
+        return after(phase)
+
+    monkeypatch.setattr(console, "_seconds_after", seconds_after)
     done = finetune(*words, "--time-budget", "10s", "--out", tmp_path / "out")
     assert done.code == 0, done.err
+    phases = ["calibration", "reconstruction", "fine-tuning"]
+    assert shown[-3:] == phases, "the display of each says what follows it"
     recipe = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["recipe"]
     assert 25 <= recipe["reconstruct_steps"] < 2000
     written = [
@@ -135,6 +146,7 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
     done = finetune(*words, "--time-budget", "10s", "--resume", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "keeps the plan that it was started with" in done.err
+    assert "fine-tuning on cpu, from its start: about " in done.err, "a resumed run says what is still to come, too"
 
 
 class FromList(Timed):
@@ -200,3 +212,12 @@ def test_an_estimate_reads_few_images(finetune: Cli, digits_run: Path, tmp_path:
     done = finetune("--shards", digits_run, "--bits", "w4a4", "--dry-run", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert sets == [(4, ["train"])] * 2, "digits have 64 pixels"
+
+
+def test_long_runs_are_estimated_unasked() -> None:
+    small = InputSpec(size=32, channels=3, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)
+    large = small.model_copy(update={"size": 224})
+    few = fast(epochs=1, steps_per_epoch=10, reconstruct="none", calibration_images=64)
+    assert [is_worth_measuring(few, spec, SAMPLES) for spec in (small, large)] == [False, True]
+    assert is_worth_measuring(fast(), small, SAMPLES)
+    assert [is_worth_measuring(fast(recipe="calibrated"), spec, SAMPLES) for spec in (small, large)] == [False, True]

@@ -121,7 +121,7 @@ def test_a_plan_fits_and_is_the_largest(method: str, share: float) -> None:
 def test_a_plan_keeps_what_a_student_needs() -> None:
     with pytest.raises(ClusterqError, match=r"too short on this machine.*allow"):
         fit_into(quick(), 1, 10, SPEED)
-    plan = fit_into(quick(), 0.2 * seconds(quick()), 10, SPEED)
+    plan = fit_into(quick(), 0.25 * seconds(quick()), 10, SPEED)
     assert plan.train.epochs * plan.train.steps_per_epoch >= 100
     assert 10 * plan.emit.wanted(10)["train"] >= 250
     assert plan.emit.refine_steps >= 10
