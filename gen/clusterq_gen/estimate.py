@@ -99,6 +99,7 @@ def phases(config: GenConfig, num_classes: int, speed: Speed) -> list[Phase]:
 def _generator_step(
     config: GenConfig, teacher: Teacher, device: torch.device, recorder: Recorder | None
 ) -> tuple[float, float]:
+    """Return the seconds of a step without the student, and those of one with it in such steps."""
     run = Training.start(config, teacher, device)
     world, whole = Ranks.current().world, config.train.batch_size
     measured = min(whole, world * _measured(teacher))
@@ -111,17 +112,17 @@ def _generator_step(
             run.config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": images})})
             train_step(run, taps, stored, graphs)
 
-        if device.type == "cpu" and measured < whole:
+        def seconds() -> float:
+            if device.type != "cpu" or measured == whole:
+                return _step(lambda: step_of(whole), device, recorder)
             # The optimizer's work is the same for any number of images.
-            few = world * (measured // world // 2)
-            before, step = steady_line(step_of, few, measured, device, whole)
-        else:
-            few = whole
-            before = step = _step(lambda: step_of(whole), device, recorder)
+            return steady_line(step_of, world * (measured // world // 2), measured, device, whole)
+
+        step = seconds()
         if config.train.epochs == config.train.warmup_epochs:
             return step, 1.0
         join_student(run, taps)
-        return step, max(1.0, _step(lambda: step_of(few), device, recorder) / before)
+        return step, max(1.0, seconds() / step)
 
 
 def image_step_seconds(

@@ -37,8 +37,15 @@ def test_the_fastest_repeat_counts_once_another_one_confirms_it(
 def test_a_large_batch_follows_from_two_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
     clock(monkeypatch, lambda: 3.0 + 0.5 * batches[-1])
-    assert steady_line(batches.append, 2, 4, CPU, 100) == (4.0, pytest.approx(3.0 + 0.5 * 100))
-    assert set(batches) == {2, 4}
+    assert steady_line(batches.append, 2, 4, CPU, 100) == pytest.approx(3.0 + 0.5 * 100)
+    assert batches == [2, 2, 4], "long work that is as fast as can be is not repeated"
+
+
+def test_long_work_is_repeated_where_it_takes_longer_than_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, batches = [4.0, 4.0, 70.0, 5.0, 5.0], list[int]()
+    clock(monkeypatch, lambda: left.pop(0))
+    assert steady_line(batches.append, 2, 4, CPU, 100) == pytest.approx(3.0 + 0.5 * 100)
+    assert batches == [2, 2, 4, 4, 4]
 
 
 def test_an_error_of_measurement_makes_images_neither_free_nor_dearer_than_their_mean() -> None:

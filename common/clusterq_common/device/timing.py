@@ -10,6 +10,8 @@ from clusterq_common.device.distributed import Ranks
 
 # A busy moment of the machine makes work slower, never faster. So the fastest of a few repeats counts, once a second one confirms it.
 CONFIRMED, MOST_REPEATS = 1.25, 5
+# Work that is worth the time of a repeat only where its time is doubtful.
+LONG_SECONDS = 1.0
 # Least share of a step's time that is taken to grow with its images.
 LEAST_PROPORTIONAL = 0.25
 
@@ -55,8 +57,8 @@ def steady_seconds(action: Callable[[], object], device: torch.device, *, before
     return measured[0]
 
 
-def steady_line(action: Callable[[int], object], few: int, more: int, device: torch.device, wanted: int) -> tuple[float, float]:
-    """Time work on two numbers of images. Returns its seconds for `few` images, and those expected for `wanted`.
+def steady_line(action: Callable[[int], object], few: int, more: int, device: torch.device, wanted: int) -> float:
+    """Time work on two numbers of images. Returns its expected seconds for more.
 
     Args:
         action: the work, called with the number of images.
@@ -64,8 +66,12 @@ def steady_line(action: Callable[[int], object], few: int, more: int, device: to
         device: device of the work.
         wanted: number of images, no smaller than `more`.
     """
-    seconds_few, seconds_more = (steady_seconds(partial(action, images), device) for images in (few, more))
-    return seconds_few, seconds_more + each_image(few, seconds_few, more, seconds_more) * (wanted - more)
+    seconds_few = steady_seconds(partial(action, few), device)
+    seconds_more = slowest(seconds_of(partial(action, more), device))
+    # Long work is not repeated where it takes no longer than in proportion: that was no busy moment.
+    if seconds_more < LONG_SECONDS or seconds_more > seconds_few * more / few:
+        seconds_more = min(seconds_more, steady_seconds(partial(action, more), device))
+    return seconds_more + each_image(few, seconds_few, more, seconds_more) * (wanted - more)
 
 
 def each_image(few: int, seconds_few: float, more: int, seconds_more: float) -> float:
