@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.runtime import OnnxModel
@@ -20,6 +22,7 @@ from clusterq_common.run.child_process import run_program, telling
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
+from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.prepare import Request
 from clusterq_finetune.quantize import announce, estimate, generate
@@ -255,6 +258,28 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(generate, "run_program", lambda *_, **__: -signal.SIGKILL)
     with pytest.raises(ClusterqError, match="clusterq-gen was ended by signal 9"):
         stages._set(plan, tmp_path, planned, quiet=False)
+
+
+def test_a_set_that_was_begun_is_planned_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of the set keeps its plan, which no later measurement may refuse."""
+    asked: list[list[str]] = []
+
+    def plan_set(arguments: list[str]) -> SetPlan:
+        asked.append(arguments)
+        return SetPlan([], 60.0, 512, 51, {})
+
+    monkeypatch.setattr(announce, "plan_set", plan_set)
+    monkeypatch.setattr(announce, "seconds_per_image", lambda *_: 0.01)
+    values = {"target": "ort-cpu", "bits": "w8a8", "recipe": "fast", "preset": "quick", "time_budget": 100.0}
+    plan = plan_of({"teacher": {"arch": "resnet18"}}, **values)
+    teacher: Any = SimpleNamespace(config=TeacherConfig(arch="resnet18"))
+    told = [announce._stages(plan, teacher, torch.device("cpu"), tmp_path, None)]
+    (tmp_path / SET).mkdir()
+    (tmp_path / SET / CONFIG).touch()
+    told.append(announce._stages(plan, teacher, torch.device("cpu"), tmp_path, None))
+    assert ["--resume" in arguments for arguments in asked] == [False, True]
+    assert told[0].student == 0.9 * 100 - 60, "what the set leaves of the shares of both"
+    assert told[0].least > 0
 
 
 def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
