@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, timetable, total_seconds
+from clusterq_common.progress.console import warn
+from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, planned, timetable, total_seconds
 from clusterq_common.quantities import duration
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.setting_names import setting_name
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.estimate import steps_of_epoch
+from clusterq_finetune.estimate import Timed, steps_of_epoch
+from clusterq_finetune.speed import Speed
 
 # What a plan keeps where there is any: below this, reconstruction and training do more harm than good.
 LEAST_BLOCK_STEPS, LEAST_STEPS = 25, 20
@@ -21,6 +23,49 @@ SHARES = [share / 50 for share in range(50, 0, -1)]
 PLANNED = ("reconstruct_steps", "epochs", "steps_per_epoch")
 
 
+def plan_within(
+    config: FinetuneConfig, seconds: float, timed: Timed, *, grow: bool = False, accepted: bool = False
+) -> FinetuneConfig:
+    """Return the largest plan that fits into the budget by the times of some steps.
+
+    Args:
+        config: the recipe's own plan.
+        seconds: the budget.
+        timed: measures the steps. Where its times leave too little for the plan, it measures again: see `planned`.
+        grow: allow more reconstruction steps than `config` has.
+        accepted: whether the command has promised a student within a larger budget. Then the smallest plan is taken where none fits,
+            with a warning.
+
+    Raises:
+        ClusterqError: see `fit_into`.
+    """
+    samples = timed.sizes.samples
+
+    def fit(speed: Speed, times: int) -> FinetuneConfig:
+        measured = (f" {times} times, the fastest of each" if times > 1 else "") + f": {speed}"
+        return fit_into(config, seconds, samples, timed.phases, grow=grow, measured=measured)
+
+    try:
+        plan, _ = planned(
+            lambda: timed.measure(config),
+            Speed.fastest,
+            fit,
+            whole=lambda plan: plan == config,
+            step=lambda speed: speed.step or speed.block_step or speed.calibrated,
+        )
+    except ClusterqError as error:
+        if not accepted:
+            raise
+        warn(f"{setting_name('time_budget')}: {error}")
+        plan = smallest_plan(config, samples)
+    return plan
+
+
+def smallest_plan(config: FinetuneConfig, samples: int) -> FinetuneConfig:
+    """Return the plan with the fewest steps that are of use."""
+    return _shrunk(config, SHARES[-1], samples)
+
+
 def fit_into(
     config: FinetuneConfig,
     seconds: float,
@@ -28,6 +73,7 @@ def fit_into(
     estimate: Callable[[FinetuneConfig], list[Phase]],
     *,
     grow: bool = False,
+    measured: str = "",
 ) -> FinetuneConfig:
     """Return the largest plan that fits into the budget.
 
@@ -40,6 +86,7 @@ def fit_into(
         samples: training images in the set.
         estimate: the phases of a plan, with their seconds.
         grow: allow more reconstruction steps than `config` has.
+        measured: what the estimate was made from, for the message.
 
     Raises:
         ClusterqError: not even the smallest plan fits.
@@ -56,9 +103,10 @@ def fit_into(
         if trains
         else "use a faster machine"
     )
+    by = f" (measured{measured})" if measured else ""
     raise ClusterqError(
         f"{duration(seconds)} is too short on this machine, where the smallest useful plan takes "
-        f"{timetable(estimate(plan))}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}.",
+        f"{timetable(estimate(plan))}{by}; allow {duration(total_seconds(estimate(plan)) / PLANNED_SHARE + 1)}, or {less}.",
         setting="time_budget",
     )
 

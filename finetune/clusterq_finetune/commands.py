@@ -72,10 +72,13 @@ def _run(job: Job, held: ExitStack, begin: float) -> dict[str, Any]:
     if config.recipe.cuda_graphs:
         need_cuda_graphs(device)
     resuming = job.ranks.from_first(lambda: open_folder(job, held))
-    if not job.going_on and (job.request.time_budget is not None or is_worth_measuring(config, job.samples)):
+    if job.request.time_budget is not None or is_worth_measuring(config, job.teacher.spec, job.samples):
+        if not job.timed.known:
+            info("timing a few steps for the estimate")
         expected = job.timed.phases(config)
         held.enter_context(expecting(expected))
-        info(f"fine-tuning on {device}: {timetable(expected)}")
+        whole = ", from its start" if job.going_on else ""
+        info(f"fine-tuning on {device}{whole}: {timetable(expected)}")
     made = _make_student(job, resuming=resuming)
     seconds = time.monotonic() - begin
 
@@ -161,7 +164,7 @@ def _result(job: Job, made: Made, seconds: float) -> dict[str, Any]:
 
 def _evaluate(models: dict[str, nn.Module], images: ValidationImages, job: Job) -> dict[str, EvaluationResult]:
     predictions = job.request.keep.collector()
-    with progress("evaluating", len(images), images=1) as ticker:
+    with progress("evaluating", len(images), images=1, phase="evaluation") as ticker:
         accuracies = evaluate_models(
             models,
             images,

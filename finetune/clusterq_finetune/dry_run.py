@@ -1,5 +1,8 @@
 """Dry run: the plan of a fine-tuning, as lines of text."""
 
+from collections.abc import Iterator
+
+from clusterq_common.progress.console import info
 from clusterq_common.progress.time_budget import timetable
 from clusterq_common.quantities import count, size
 from clusterq_finetune.data.shard_batches import EpochBatches
@@ -7,8 +10,8 @@ from clusterq_finetune.evaluation.predictions import TOP
 from clusterq_finetune.prepare import Job
 
 
-def plan_lines(job: Job) -> list[str]:
-    """Return the lines of a dry run: set, bits, steps, folder, evaluation, and the estimated disk and time of each phase."""
+def plan_lines(job: Job) -> Iterator[str]:
+    """Yield the lines of a dry run: set, bits, steps, folder, evaluation, and the estimated disk and time of each phase."""
     config, recipe, samples = job.config, job.config.recipe, job.samples
     lines = [f"shards: {job.shards.folder}, {samples} training images"]
     if config.choice.active:
@@ -32,7 +35,10 @@ def plan_lines(job: Job) -> list[str]:
     disk = disk_of_phases(job)
     parts = ", ".join(f"{name} {size(stored)}" for name, stored in disk.items())
     lines.append(f"disk: at most about {size(sum(disk.values()))} ({parts})")
-    return [*lines, f"time: {timetable(job.timed.phases(config))}"]
+    yield from lines
+    if not job.timed.known:  # takes seconds, so everything else is said before
+        info("timing a few steps for the estimate")
+    yield f"time: {timetable(job.timed.phases(config))}"
 
 
 def disk_of_phases(job: Job) -> dict[str, int]:

@@ -1,67 +1,51 @@
 """Prediction of a fine-tuning's time on this machine, from a few steps on a discarded copy of the student."""
 
-import copy
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from clusterq_common.device.setup import to_device
-from clusterq_common.device.timing import seconds_of
-from clusterq_common.progress.console import heard_by
 from clusterq_common.progress.time_budget import Phase
 from clusterq_common.quant.sensitivity import passes
 from clusterq_common.quant.structure import quantizable_layers
-from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.data.calibration import first_pixels
 from clusterq_finetune.data.real import ValidationImages
-from clusterq_finetune.recipes.calibrated import calibrate_student
+from clusterq_finetune.data.resident import TrainingBatches
+from clusterq_finetune.data.shard_batches import ShardDataset
 from clusterq_finetune.recipes.chosen_bits import MOST_TRIED
-from clusterq_finetune.recipes.distill import distill
-from clusterq_finetune.recipes.reconstruct import reconstruct
+from clusterq_finetune.speed import Rehearsal, Speed
+from clusterq_report.measure.analysis import report_seconds
 
-# Images and steps of the measurement.
-IMAGES, FEW, MORE = 32, 1, 3
-# Steps of a run that is estimated unasked.
-LONG = 150
+# A run of so many steps, or so many pixels of images, takes about a minute on two CPU cores. Longer ones are estimated unasked.
+LONG_STEPS, LONG_PIXELS = 150, 20_000_000
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Measured seconds.
+class Sizes(NamedTuple):
+    """What the time depends on beside settings and speed.
 
     Attributes:
-        forward: one image through the teacher.
-        student_forward: one image through the student.
-        calibrated: one image of the calibration, with the correction of statistics.
-        block_images: one image that all blocks are reconstructed on, whatever the number of steps; 0 without reconstruction.
-        block_step: one step for each of the blocks; 0 without reconstruction.
-        step: one step of the epochs; 0 without epochs.
-        epoch: the measurement on held-out images after an epoch.
-        decoded: reading one real image; 0 without real images.
+        samples, heldout: images of the set, for training and held out.
+        real_images: images of the evaluation; 0 for none.
+        layers: number of quantizable layers.
+        resident: whether the training images are read once and kept in memory.
     """
 
-    forward: float
-    student_forward: float
-    calibrated: float
-    block_images: float
-    block_step: float
-    step: float
-    epoch: float
-    decoded: float
+    samples: int
+    heldout: int
+    real_images: int
+    layers: int
+    resident: bool
 
 
 class Timed:
     """A fine-tuning whose phases are timed when they are first asked for, on a discarded copy of its student.
 
     Nothing is printed or written. Compiled networks and CUDA graphs are left out, since setting them up takes longer than the few steps:
-    with them a run is faster than its estimate.
+    with them a run is faster than its estimate. Several processes have the same speed, that of the slowest one.
 
     Args:
         student: the student before its calibration; it stays as it is.
@@ -85,7 +69,21 @@ class Timed:
         self._student, self._teacher, self._shards, self._device = student, teacher, shards, device
         self._images, self._stored_logits = images, stored_logits
         self._speed: Speed | None = None
-        self._layers = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether the steps were timed."""
+        return self._speed is not None
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Sizes of set, evaluation and network."""
+        train = ShardDataset(self._shards, "train")
+        heldout = self._shards.manifest.splits.get("heldout")
+        layers = quantizable_layers(self._teacher.model, self._teacher.spec.example().to(self._device))
+        resident = TrainingBatches(train, self._device).small
+        real_images = 0 if self._images is None else len(self._images)
+        return Sizes(len(train), 0 if heldout is None else heldout.samples, real_images, len(layers), resident)
 
     def phases(self, config: FinetuneConfig) -> list[Phase]:
         """Return the estimated phases under `config`, all of whose plans have the phases of the first one that was asked for.
@@ -94,103 +92,65 @@ class Timed:
             ClusterqError: what the run itself would raise.
         """
         if self._speed is None:
-            self._speed = self._measure(config)
-            self._layers = len(quantizable_layers(self._teacher.model, self._teacher.spec.example().to(self._device)))
-        real_images = 0 if self._images is None else len(self._images)
-        return phases(config, len(self._shards.split("train")), self._layers, real_images, self._speed)
+            self.measure(config)
+        assert self._speed is not None
+        return phases(config, self.sizes, self._speed)
+
+    def measure(self, config: FinetuneConfig) -> Speed:
+        """Time the steps of a configuration, once more if they were timed before. Returns the speed, the faster one of each time.
+
+        Raises:
+            ClusterqError: what the run itself would raise.
+        """
+        measured = self._measure(config)
+        self._speed = measured if self._speed is None else self._speed.fastest(measured)
+        return self._speed
 
     def _measure(self, config: FinetuneConfig) -> Speed:
-        teacher, shards, device = self._teacher, self._shards, self._device
-        probe = copy.deepcopy(self._student)
-        # On a GPU the first call of each kind takes seconds longer.
-        before = int(device.type != "cpu")
-
-        def timed(action: Callable[[FinetuneConfig], object], **recipe: Any) -> float:
-            plain = {"compile": False, "cuda_graphs": False, **recipe}
-            changed = config.model_copy(update={"recipe": config.recipe.model_copy(update=plain)})
-            return seconds_of(lambda: action(changed), device, before=before)
-
-        def rebuilt(changed: FinetuneConfig) -> None:
-            reconstruct(copy.deepcopy(probe), teacher, first_pixels(shards, changed, IMAGES), changed, None, device)
-
-        def trained(changed: FinetuneConfig) -> None:
-            kept = Records()
-            distill(copy.deepcopy(probe), teacher, shards, changed, device, kept, stored_logits=self._stored_logits)
-
-        with heard_by(None, None):
-            calibrated = timed(
-                lambda changed: calibrate_student(probe, teacher, shards, changed, device), calibration_images=IMAGES
-            )
-            to_device(probe, device)
-            shown = next(iter(shards.images("train", IMAGES, batch_size=IMAGES))).to(device)
-            with torch.no_grad():
-                forward = seconds_of(lambda: teacher.model(shown), device, before=before)
-                student_forward = seconds_of(lambda: probe(shown), device, before=before)
-            few = more = 0.0
-            if config.recipe.reconstruct != "none":
-                few, more = (timed(rebuilt, reconstruct_steps=steps) for steps in (FEW, MORE))
-            first = several = 0.0
-            if config.recipe.epochs:
-                first, several = (timed(trained, epochs=1, steps_per_epoch=steps) for steps in (FEW, MORE))
-        block_step, step = (max(late - early, 0.0) / (MORE - FEW) for early, late in ((few, more), (first, several)))
-        return Speed(
-            forward / len(shown),
-            student_forward / len(shown),
-            calibrated / IMAGES,
-            max(few - FEW * block_step, 0.0) / IMAGES,
-            block_step,
-            step,
-            max(first - FEW * step, 0.0),
-            0.0 if self._images is None else _decoding(self._images),
-        )
+        rehearsal = Rehearsal(config, self._student, self._teacher, self._shards, self._device, self._stored_logits)
+        return rehearsal.speed(self._images)
 
 
-def phases(config: FinetuneConfig, samples: int, layers: int, real_images: int, speed: Speed) -> list[Phase]:
-    """Return the estimated phases of a fine-tuning.
-
-    Args:
-        config: the settings.
-        samples: training images in the set.
-        layers: number of quantizable layers.
-        real_images: images of the evaluation; 0 for none.
-        speed: what was measured.
-    """
+def phases(config: FinetuneConfig, sizes: Sizes, speed: Speed) -> list[Phase]:
+    """Return the estimated phases of a fine-tuning."""
     recipe, choice, expected = config.recipe, config.choice, []
+    samples = sizes.samples
+    calibration = speed.ranges + min(recipe.calibration_images, samples) * speed.calibrated
+    heldout = sizes.heldout * (speed.student_forward + speed.read)
     if choice.active:
-        count = passes(layers, weights=choice.weights, inputs=choice.average_input_bits is not None)
+        count = passes(sizes.layers, weights=choice.weights, inputs=choice.average_input_bits is not None)
         seconds = count * min(choice.sensitivity_images, samples) * speed.forward
         if choice.max_drop is not None:
-            seconds += MOST_TRIED * (min(recipe.calibration_images, samples) * speed.calibrated + speed.epoch)
+            seconds += MOST_TRIED * (calibration + heldout)
         expected.append(Phase("choice of bits", seconds))
-    expected.append(Phase("calibration", min(recipe.calibration_images, samples) * speed.calibrated))
+    expected.append(Phase("calibration", calibration))
     if recipe.reconstruct != "none":
         images = min(recipe.reconstruct_images, samples)
         seconds = images * speed.block_images + recipe.reconstruct_steps * speed.block_step
         expected.append(Phase("reconstruction", seconds))
     if recipe.epochs:
-        seconds = recipe.epochs * (steps_of_epoch(config, samples) * speed.step + speed.epoch)
-        expected.append(Phase("fine-tuning", seconds))
-    if real_images:
+        steps = recipe.epochs * steps_of_epoch(config, samples)
+        read = samples if sizes.resident else steps * recipe.batch_size / max(1, recipe.workers)
+        # What guards or selects measures the student before the first epoch, too.
+        measured = recipe.epochs + (recipe.select != "last")
+        expected.append(Phase("fine-tuning", steps * speed.step + measured * heldout + read * speed.read))
+    if sizes.real_images:
         # The teacher, the student after calibration, and the trained one.
-        expected.append(Phase("evaluation", real_images * (speed.decoded + speed.forward + 2 * speed.student_forward)))
+        expected.append(Phase("evaluation", sizes.real_images * (speed.decoded + speed.forward + 2 * speed.student_forward)))
+    if config.output.report:
+        expected.append(Phase("report", report_seconds(samples, speed.forward, speed.student_forward)))
     return expected
 
 
-def is_worth_measuring(config: FinetuneConfig, samples: int) -> bool:
+def is_worth_measuring(config: FinetuneConfig, spec: InputSpec, samples: int) -> bool:
     """Return whether a fine-tuning is so long that its estimate, which takes some steps itself, is worth its time."""
     recipe = config.recipe
-    steps = recipe.epochs * steps_of_epoch(config, samples) + (recipe.reconstruct != "none") * recipe.reconstruct_steps
-    return steps >= LONG
+    blocks = (recipe.reconstruct != "none") * recipe.reconstruct_steps
+    steps = recipe.epochs * steps_of_epoch(config, samples)
+    images = steps * recipe.batch_size + blocks * recipe.reconstruct_batch_size + min(recipe.calibration_images, samples)
+    return steps + blocks >= LONG_STEPS or images * spec.height * spec.width >= LONG_PIXELS
 
 
 def steps_of_epoch(config: FinetuneConfig, samples: int) -> int:
     """Return the number of steps in an epoch: those asked for, or one pass over the images."""
     return config.recipe.steps(samples) or -(-samples // config.recipe.batch_size)
-
-
-def _decoding(images: ValidationImages) -> float:
-    count = min(len(images), IMAGES)
-    begin = time.perf_counter()
-    for index in range(count):
-        images[index]
-    return (time.perf_counter() - begin) / max(1, count)

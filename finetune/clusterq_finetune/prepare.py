@@ -20,7 +20,7 @@ from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.place import Place, also_here, locate
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
-from clusterq_finetune.budget import fit_into, plan_of_run
+from clusterq_finetune.budget import plan_of_run, plan_within
 from clusterq_finetune.config import FinetuneConfig, resolve
 from clusterq_finetune.data.calibration import calibration_batches
 from clusterq_finetune.data.logits import LogitsSource, choose_logits
@@ -49,6 +49,7 @@ class Request:
         sharing: limits for a set at an address, and whose sets are taken. The default takes any maker's.
         time_budget: seconds; a new run's steps are planned to fit.
         own_set: whether the same command has made the set, so that its maker is not told.
+        accepted: whether a command has accepted a larger budget, of which `time_budget` is what is left. Then it refuses nothing.
     """
 
     flags: dict[str, dict[str, Any]]
@@ -63,6 +64,7 @@ class Request:
     sharing: SharingConfig = field(default_factory=SharingConfig)
     time_budget: float | None = None
     own_set: bool = False
+    accepted: bool = False
 
 
 @dataclass
@@ -132,7 +134,9 @@ def prepare(request: Request, ranks: Ranks) -> Job:
     images = _real_images(request, config, teacher, shards)
     # The first look at the given bits; chosen ones are shown once they are known.
     shown = info if request.dry_run or not config.choice.active else None
-    student = convert(teacher.model, config.quant, teacher.spec.example().to(device), shown).eval()
+    # A dry run times the student, whatever its ranges.
+    example, search = teacher.spec.example().to(device), not request.dry_run
+    student = convert(teacher.model, config.quant, example, shown, search=search).eval()
     logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
     timed = Timed(student, teacher, shards, device, images, stored_logits=logits.stored)
     going_on = request.resume and (folder / CONFIG).is_file()
@@ -170,5 +174,5 @@ def _within_budget(job: Job, seconds: float) -> FinetuneConfig:
         info(f"{setting_name('time_budget')}: the run in {job.folder} keeps the plan that it was started with")
         return plan_of_run(job.folder, job.config)
     given = job.request.flags.get("recipe", {})
-    fitting = fit_into(job.config, seconds, job.samples, job.timed.phases, grow="reconstruct_steps" not in given)
-    return job.ranks.from_first(lambda: fitting)  # the processes have measured different speeds
+    info("timing a few steps for the plan")
+    return plan_within(job.config, seconds, job.timed, grow="reconstruct_steps" not in given, accepted=job.request.accepted)

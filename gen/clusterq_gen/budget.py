@@ -1,9 +1,10 @@
 """Time budget: a generator run that fits into the time which the user allows."""
 
+from collections.abc import Callable
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.time_budget import PLANNED_SHARE, timetable, total_seconds
+from clusterq_common.progress.time_budget import PLANNED_SHARE, planned, timetable, total_seconds
 from clusterq_common.quantities import duration
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.config import GenConfig
@@ -16,10 +17,38 @@ LEAST_STEPS, LEAST_IMAGES, LEAST_REFINEMENT, LEAST_BANK_STEPS = 100, 256, 10, 50
 SHARES = [share / 50 for share in range(50, 0, -1)]
 
 
-def fit_into(config: GenConfig, seconds: float, num_classes: int, speed: Speed) -> GenConfig:
+def plan_within(config: GenConfig, seconds: float, num_classes: int, measure: Callable[[], Speed]) -> tuple[GenConfig, Speed]:
+    """Return the largest plan that fits into the budget, and the speed that it is planned for.
+
+    Args:
+        config: the settings' own plan.
+        seconds: the budget.
+        num_classes: of the teacher.
+        measure: times some steps. Where its times leave too little for the plan, it is called again: see `planned`.
+
+    Raises:
+        ClusterqError: see `fit_into`.
+    """
+    return planned(
+        measure,
+        Speed.fastest,
+        lambda speed, times: fit_into(config, seconds, num_classes, speed, measured=times),
+        whole=lambda plan: plan == config,
+        step=lambda speed: speed.step or speed.image_step,
+    )
+
+
+def fit_into(config: GenConfig, seconds: float, num_classes: int, speed: Speed, *, measured: int = 1) -> GenConfig:
     """Return the largest plan that fits into the budget; `config` itself where it does.
 
     Generator steps and images shrink together, then the steps of refinement. A budget never makes a plan larger.
+
+    Args:
+        config: the settings' own plan.
+        seconds: the budget.
+        num_classes: of the teacher.
+        speed: of this machine.
+        measured: how often it was measured, for the message.
 
     Raises:
         ClusterqError: not even the smallest plan fits.
@@ -29,9 +58,10 @@ def fit_into(config: GenConfig, seconds: float, num_classes: int, speed: Speed) 
         plan = candidate
         if total_seconds(phases(plan, num_classes, speed)) <= PLANNED_SHARE * seconds:
             return plan
+    repeats = "" if measured == 1 else f" {measured} times, the fastest of each"
     smallest = timetable(phases(plan, num_classes, speed))
     raise ClusterqError(
-        f"{duration(seconds)} is too short on this machine, where the smallest useful plan takes {smallest}; allow "
+        f"{duration(seconds)} is too short on this machine, where the smallest useful plan takes {smallest} (measured{repeats}: {speed}); allow "
         f"{duration(total_seconds(phases(plan, num_classes, speed)) / PLANNED_SHARE + 1)}, or use a GPU.",
         setting="time_budget",
     )

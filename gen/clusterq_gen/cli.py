@@ -111,7 +111,7 @@ def train(
         seconds = None if time_budget is None else parse_time_budget(time_budget)
         resumed = resume and (out / CONFIG).is_file()
         if resumed:
-            meant = Meant([saved_config(out, flags)])
+            meant = Meant([saved_config(out, flags, budget=seconds is not None)])
         elif config is not None:
             meant = Meant([GenConfig.validated(on_top(config, flags))])
         else:

@@ -1,6 +1,7 @@
 """The commands `clusterq-gen train` and `emit`, once their settings are known."""
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.images.png import MODES
-from clusterq_common.progress.console import expecting, info, print_result, warn
+from clusterq_common.progress.console import expecting, followed_by, info, print_result, warn
 from clusterq_common.progress.time_budget import Phase, timetable
-from clusterq_common.run.child_process import is_part
+from clusterq_common.run.child_process import is_part, told_by_parent
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
@@ -29,7 +30,7 @@ from clusterq_gen.bank.config import is_bank, refuse_idle_emission
 from clusterq_gen.bank.layout import BankLayout
 from clusterq_gen.bank.make import make_bank
 from clusterq_gen.bank.source import BankSource
-from clusterq_gen.budget import fit_into
+from clusterq_gen.budget import plan_within
 from clusterq_gen.config import EmitConfig, GenConfig
 from clusterq_gen.dry_run import describe_plan
 from clusterq_gen.emission.build_manifest import read_class_names
@@ -56,7 +57,8 @@ def train(
         resume: go on with the run in that folder.
         overwrite: delete that run first.
         dry_run: print the plan, and write nothing.
-        time_budget: seconds that a new run may take; its steps and images are planned to fit. A resumed run keeps its plan.
+        time_budget: seconds that a new run may take; its steps and images are planned to fit. A resumed run keeps its plan. A part of
+            `clusterq-finetune quantize` plans with the speed that was measured for the command's own plan, so that both are the same.
 
     Raises:
         ClusterqError: see `load_teacher`, `build_method`, `open_run_folder`, `train_generator`, `make_bank`, `emit_shards`.
@@ -73,13 +75,13 @@ def train(
     if time_budget is not None and planned is None:
         info(f"--time-budget: the run in {out} keeps the plan that it was started with")
 
-    speed: Speed | None = None
+    told = told_by_parent()
+    speed = Speed(**told["speed"]) if "speed" in told else None
     with process_group() as ranks, ExitStack() as held:
         _need_speedups(config, device)
+        held.enter_context(followed_by(told.get("afterwards", 0.0)))
         if planned is not None:
-            speed = measure_speed(config, teacher, device)
-            fitting = fit_into(config, planned, teacher.spec.num_classes, speed)
-            config = ranks.from_first(lambda: fitting)  # the processes have measured different speeds
+            config, speed = _fitting(config, teacher, device, planned, speed)
         resuming, trained = ranks.from_first(
             lambda: _open_folder(config, out, device, held, resume=resume, overwrite=overwrite)
         )
@@ -147,19 +149,37 @@ def _refuse_before_a_folder(config: GenConfig, teacher: Teacher) -> None:
         )
 
 
+def _fitting(
+    config: GenConfig, teacher: Teacher, device: torch.device, seconds: float, speed: Speed | None
+) -> tuple[GenConfig, Speed]:
+    """Return the plan that fits into a time, and the speed it is made for, which is measured if None."""
+
+    def measure() -> Speed:
+        info("timing a few steps for the plan")
+        return measure_speed(config, teacher, device)
+
+    return plan_within(config, seconds, teacher.spec.num_classes, measure if speed is None else lambda: speed)
+
+
 def _print_plan(config: GenConfig, teacher: Teacher, device: torch.device, time_budget: float | None) -> dict[str, Any]:
-    """Print what a run would do, with the time of each phase from a few timed steps. Returns phases (seconds) and numbers of images."""
+    """Print what a run would do, with the time of each phase from a few timed steps.
+
+    Returns:
+        Phases (seconds), numbers of images, and the measured speed.
+    """
     classes = teacher.spec.num_classes
-    speed = None if time_budget is None else measure_speed(config, teacher, device)
-    if time_budget is not None and speed is not None:
-        config = fit_into(config, time_budget, classes, speed)
+    speed: Speed | None = None
+    if time_budget is not None:
+        config, speed = _fitting(config, teacher, device, time_budget, None)
     for line in describe_plan(config, teacher, device):
         print_result(line)
-    speed = speed or measure_speed(config, teacher, device)  # takes seconds, so everything else is said before
+    if speed is None:  # takes seconds, so everything else is said before
+        info("timing a few steps for the estimate")
+        speed = measure_speed(config, teacher, device)
     expected = phases(config, classes, speed)
     print_result(f"time: {timetable(expected)}")
     images = {name: count * classes for name, count in config.emit.wanted(classes).items()}
-    return {"phases": {phase.name: phase.seconds for phase in expected}, "images": images}
+    return {"phases": {phase.name: phase.seconds for phase in expected}, "images": images, "speed": asdict(speed)}
 
 
 def emit(

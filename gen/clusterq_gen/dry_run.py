@@ -51,7 +51,7 @@ def _generator_lines(config: GenConfig, teacher: Teacher, device: torch.device) 
         f"shapes: z (N, {config.generator.latent_size}) -> image {tuple(image.shape[1:])} -> logits {tuple(logits.shape[1:])}",
         f"generator: {type(generator).__name__}, {weights:,} parameters",
     ]
-    convert(teacher.model, config.quant, image, lines.append)
+    convert(teacher.model, config.quant, image, lines.append, search=False)
     per_batch = classes_in_batch(spec.num_classes, train.batch_size, train.classes_per_batch)
     checkpoint = 3 * 4 * weights + 2 * 4 * sum(parameter.numel() for parameter in teacher.model.parameters())
     return [

@@ -15,6 +15,15 @@ from clusterq_gen.bank.config import refuse_meaningless, with_method
 from clusterq_gen.config import GenConfig, Preset
 from clusterq_gen.presets import lift_limit, resolve
 
+# Settings that a time budget makes smaller.
+PLANNED = {
+    ("train", "steps_per_epoch"),
+    ("emit", "images"),
+    ("emit", "per_class"),
+    ("emit", "refine_steps"),
+    ("bank", "bank_steps"),
+}
+
 
 class Meant(NamedTuple):
     """Meaning of a command line.
@@ -81,8 +90,13 @@ def on_top(config: Path, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def saved_config(out: Path, flags: dict[str, dict[str, Any]]) -> GenConfig:
+def saved_config(out: Path, flags: dict[str, dict[str, Any]], *, budget: bool = False) -> GenConfig:
     """The configuration of the run to resume.
+
+    Args:
+        out: its folder.
+        flags: section -> field -> value.
+        budget: whether a time budget was given, which may have made the run's plan smaller than these flags.
 
     Raises:
         ClusterqError: no run there, one with code that no command line of this user named, or a flag that contradicts what the run was
@@ -105,6 +119,8 @@ def saved_config(out: Path, flags: dict[str, dict[str, Any]]) -> GenConfig:
                 or ((section, name) == ("teacher", "weights") and not _differ(given, before))
                 or ((section, name) == ("method", "method") and is_factory(given) and shown_arch(given) == shown_arch(before))
             )
+            if budget and (section, name) in PLANNED and before is not None and (given is None or before <= given):
+                continue
             if moved:  # what the command line names, from where this user keeps it, in place of what the folder names
                 saved[section][name] = given
                 continue

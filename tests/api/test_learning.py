@@ -116,7 +116,7 @@ def test_finetune_is_the_command_to_the_bit(
     assert same(again.state_dict(), student.state_dict())
     assert any("quantized 6 layers" in line for line in logged)
     assert not any("--" in line for line in logged)
-    assert {what for what, _, _ in told} == {"reconstructing", "fine-tuning"}
+    assert {what for what, _, _ in told} == {"calibrating", "reconstructing", "fine-tuning"}
     assert told[-1] == ("fine-tuning", 2, 2)
     assert capfd.readouterr() == ("", "")
 

@@ -228,3 +228,18 @@ def test_a_method_of_a_layers_own_is_never_replaced() -> None:
     model, example = replaced_method().eval(), torch.zeros(1, 3, 32, 32)
     assert quantizable_layers(model, example) == ["body.0.0", "head.2"]
     assert float_layers(model) == ["body.1.0 (Conv2d)"]
+
+
+def test_ranges_that_are_not_searched_are_the_largest_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False)).eval()
+    example = torch.zeros(1, 1, 5, 5)
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    students = {
+        search: convert(model, QuantConfig(bits="w3a3"), example, lines[search].append, search=search) for search in lines
+    }
+    assert lines[True] == lines[False], "what is said of a student is the same"
+    scales = {search: quantizers(student)["0.weight_quantizer"].scale for search, student in students.items()}
+    largest = model[0].weight.detach().abs().amax((1, 2, 3))
+    assert torch.allclose(scales[False].detach().flatten() * 3, largest, rtol=0.2)
+    assert (scales[True] <= scales[False]).all()
+    assert not torch.equal(scales[True], scales[False])

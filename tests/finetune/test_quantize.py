@@ -8,22 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.runtime import OnnxModel
-from clusterq_common.run.child_process import run_program
+from clusterq_common.run.child_process import run_program, telling
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
+from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.prepare import Request
 from clusterq_finetune.quantize import announce, estimate, generate
 from clusterq_finetune.quantize import command as stages
 from clusterq_finetune.quantize.command import plan_of
+from clusterq_finetune.quantize.generate import SetPlan
 from clusterq_finetune.quantize.plan import PLAN, SET, STUDENT, set_flags_of
 from tests import preloaded
 from tests.conftest import Cli, DigitsTeacher
@@ -33,11 +38,17 @@ SMALL_SET = "--images 80 --bank-steps 20 --batch-size 40 --no-report"
 WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
 
 
-def run_preloaded(module: str, arguments: Sequence[str], hear: Callable[[str], object] | None = None) -> int:
+def run_preloaded(
+    module: str,
+    arguments: Sequence[str],
+    hear: Callable[[str], object] | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> int:
     """`run_program` in a fork of a process that has imported torch."""
     stdout = None if hear is None else subprocess.PIPE
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, env=preloaded.environment(), check=False, stdout=stdout, text=True)
+    environment = {**preloaded.environment(), **telling(told or {})}
+    done = subprocess.run(command, env=environment, check=False, stdout=stdout, text=True)
     for line in (done.stdout or "").splitlines():
         assert hear is not None
         hear(line)
@@ -213,6 +224,8 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
     assert "with the choice of bits by layer before it" in done.out
     assert "speed beside float in ONNX Runtime on the CPU, and both files" in done.out
     [request] = given
+    assert request.accepted, "what is left of the budget is not refused any more"
+    assert "the smallest useful fine-tuning takes about" in done.err, "but the plan has said that it is too little"
     assert (request.flags["choice"], request.flags["evaluation"]) == ({"average_bits": 3.5}, {"crop_pct": "off"})
     assert (request.val, request.classes) == (digits_teacher.val, names)
     for flag, value in (("--classes", names), ("--crop-pct", "off")):
@@ -223,23 +236,50 @@ def test_settings_of_the_fine_tuning_and_of_its_evaluation(
 def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is quiet where the command is, and a signal that ended it is told in a sentence."""
     called: list[list[str]] = []
+    known: list[dict[str, Any]] = []
 
-    def run(_: str, arguments: list[str], hear: object = None) -> int:
+    def run(_: str, arguments: list[str], hear: object = None, told: dict[str, Any] | None = None) -> int:
         called.append(arguments)
+        known.append(told or {})
         return 0
 
     monkeypatch.setattr(generate, "run_program", run)
     plan = plan_of({"teacher": {"arch": "resnet18"}}, target="ort-cpu", bits="w8a8", recipe="fast", preset="quick")
+    speed = {"step": 0.1, "image_step": 0.0, "candidate": 0.01, "student_share": 2.0}
+    planned = announce.Stages(SetPlan([], 60.0, 512, 51, speed), student=100.0, least=10.0, evaluation=20.0, rest=30.0)
     for quiet in (True, False):
-        stages._set(plan, tmp_path, quiet=quiet)
+        stages._set(plan, tmp_path, planned, quiet=quiet)
+    assert known[0] == {"speed": speed, "afterwards": 150.0}, "the plan's own speed, and the time of the later stages"
     assert [arguments[-1] for arguments in called] == ["--quiet", str(tmp_path / SET)]
     (tmp_path / SET).mkdir()
     (tmp_path / SET / CONFIG).touch()  # what an interruption leaves
-    stages._set(plan, tmp_path, quiet=False)
+    stages._set(plan, tmp_path, planned, quiet=False)
     assert called[-1][-1] == "--resume"
-    monkeypatch.setattr(generate, "run_program", lambda *_: -signal.SIGKILL)
+    monkeypatch.setattr(generate, "run_program", lambda *_, **__: -signal.SIGKILL)
     with pytest.raises(ClusterqError, match="clusterq-gen was ended by signal 9"):
-        stages._set(plan, tmp_path, quiet=False)
+        stages._set(plan, tmp_path, planned, quiet=False)
+
+
+def test_a_set_that_was_begun_is_planned_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of the set keeps its plan, which no later measurement may refuse."""
+    asked: list[list[str]] = []
+
+    def plan_set(arguments: list[str]) -> SetPlan:
+        asked.append(arguments)
+        return SetPlan([], 60.0, 512, 51, {})
+
+    monkeypatch.setattr(announce, "plan_set", plan_set)
+    monkeypatch.setattr(announce, "seconds_per_image", lambda *_: 0.01)
+    values = {"target": "ort-cpu", "bits": "w8a8", "recipe": "fast", "preset": "quick", "time_budget": 100.0}
+    plan = plan_of({"teacher": {"arch": "resnet18"}}, **values)
+    teacher: Any = SimpleNamespace(config=TeacherConfig(arch="resnet18"))
+    told = [announce._stages(plan, teacher, torch.device("cpu"), tmp_path, None)]
+    (tmp_path / SET).mkdir()
+    (tmp_path / SET / CONFIG).touch()
+    told.append(announce._stages(plan, teacher, torch.device("cpu"), tmp_path, None))
+    assert ["--resume" in arguments for arguments in asked] == [False, True]
+    assert told[0].student == 0.9 * 100 - 60, "what the set leaves of the shares of both"
+    assert told[0].least > 0
 
 
 def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

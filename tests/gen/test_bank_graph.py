@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from clusterq_common.device.cuda_graph import PLAIN_STEPS, CudaRecorder, Recorder
-from clusterq_common.device.timing import seconds_of
+from clusterq_common.device.timing import MOST_REPEATS, seconds_of
 from clusterq_common.run.run_folder import BANK, CONFIG, SHARDS
 from clusterq_common.shards.manifest import read_manifest
 from clusterq_common.teacher.load import Teacher, load_teacher
@@ -136,8 +136,9 @@ def test_an_estimate_times_replayed_steps_where_the_run_replays_them(teacher: Te
     recorder = TapeRecorder()
     config = settings(teacher.config, "zeroq", bank={"bank_steps": STEPS})
     assert image_step_seconds(config.bank, config, teacher, CPU, recorder) > 0
-    # The recording and its first replay come before the timed one.
-    assert (recorder.plain_steps, recorder.recorded, recorder.replays) == (PLAIN_STEPS, 1, 2)
+    # The recording and its first replay come before the timed ones, of which there are at least two.
+    assert (recorder.plain_steps, recorder.recorded) == (PLAIN_STEPS, 1)
+    assert 1 + 2 <= recorder.replays <= 1 + MOST_REPEATS
 
 
 @pytest.mark.gpu

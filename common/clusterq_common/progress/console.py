@@ -35,6 +35,7 @@ class _Listener(NamedTuple):
 
 _quiet = False
 _phases: ContextVar[Sequence[Phase]] = ContextVar("phases", default=())
+_afterwards: ContextVar[float] = ContextVar("afterwards", default=0.0)
 _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 
@@ -58,11 +59,22 @@ def expecting(phases: Sequence[Phase]) -> Iterator[None]:
         _phases.reset(token)
 
 
+@contextmanager
+def followed_by(seconds: float) -> Iterator[None]:
+    """Count so many estimated seconds of later work, such as a command's next stages, to the phases that follow within the block."""
+    token = _afterwards.set(_afterwards.get() + seconds)
+    try:
+        yield
+    finally:
+        _afterwards.reset(token)
+
+
 def _seconds_after(phase: str) -> float:
-    """Return the estimated seconds of the phases after this one; 0 where it was not estimated."""
+    """Return the estimated seconds of what follows a phase; 0 for work that is no phase of its own."""
     phases = _phases.get()
     places = [place for place, expected in enumerate(phases) if expected.name == phase]
-    return total_seconds(phases[places[0] + 1 :]) if places else 0.0
+    own = total_seconds(phases[places[0] + 1 :]) if places else 0.0
+    return own + _afterwards.get() if phase else 0.0
 
 
 def _to_nobody(_: str) -> None:

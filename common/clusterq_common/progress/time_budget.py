@@ -1,8 +1,8 @@
 """Time budgets: what a user allows, and the plan's phases that have to fit into it. Free of torch."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quantities import duration
@@ -12,6 +12,13 @@ BUDGET = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:min|[smhd])\s*)+", re.IGNORECASE)
 PART = re.compile(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", re.IGNORECASE)
 # Share of a budget that a plan may take: steps are timed once, and machines slow down.
 PLANNED_SHARE = 0.9
+# A measurement is repeated up to so many times before a budget is refused.
+MOST_MEASURED = 3
+# Steps of fewer seconds can lie within one busy moment, all repeats of them. They are measured twice before a plan becomes smaller.
+BRIEF_STEP = 0.3
+
+Speed = TypeVar("Speed")
+Plan = TypeVar("Plan")
 
 
 class Phase(NamedTuple):
@@ -52,3 +59,41 @@ def timetable(phases: Sequence[Phase]) -> str:
     """
     parts = ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in phases)
     return f"about {duration(total_seconds(phases))} ({parts})"
+
+
+def planned(
+    measure: Callable[[], Speed],
+    fastest: Callable[[Speed, Speed], Speed],
+    fit: Callable[[Speed, int], Plan],
+    *,
+    whole: Callable[[Plan], bool],
+    step: Callable[[Speed], float],
+) -> tuple[Plan, Speed]:
+    """Plan for a measured speed, and measure again before a busy moment makes a plan small or a budget too small.
+
+    Several processes that have measured the same speed measure equally often.
+
+    Args:
+        measure: times some steps.
+        fastest: the smaller times of two measurements.
+        fit: the plan for a speed that was measured so many times; it raises ClusterqError where nothing fits.
+        whole: whether a plan is all that the settings ask for.
+        step: seconds of a measured step.
+
+    Returns:
+        The plan, and the speed that it is for.
+
+    Raises:
+        ClusterqError: nothing fits the fastest of MOST_MEASURED measurements.
+    """
+    speed, times = measure(), 1
+    while True:
+        try:
+            plan = fit(speed, times)
+        except ClusterqError:
+            if times == MOST_MEASURED:
+                raise
+        else:
+            if whole(plan) or times > 1 or step(speed) >= BRIEF_STEP:
+                return plan, speed
+        speed, times = fastest(speed, measure()), times + 1

@@ -31,7 +31,14 @@ SUM_BITS = 8
 _CONFIG = "clusterq_quant"
 
 
-def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callable[[str], None] | None = None) -> nn.Module:
+def convert(
+    model: nn.Module,
+    config: QuantConfig,
+    example: Tensor,
+    log: Callable[[str], None] | None = None,
+    *,
+    search: bool = True,
+) -> nn.Module:
     """Return a quantized copy of `model`. The ranges of its weights are set; those of its activations are set by `calibrate`.
 
     The copy has the model's module names and the model's state-dict keys plus those of its quantizers; `model` itself is
@@ -42,6 +49,8 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
         config: bits and conventions.
         example: (N, C, H, W) float32, any values, on any device. One forward pass on it determines the order of the layers.
         log: called with a summary of what was quantized, a line at a time.
+        search: search the ranges of weights, as `config` says. Without, which takes less time, they are the largest weights: enough to
+            see what is quantized, or to time it.
 
     Raises:
         ClusterqError: there is nothing to quantize, or an option does not fit this model.
@@ -76,7 +85,8 @@ def convert(model: nn.Module, config: QuantConfig, example: Tensor, log: Callabl
         name: one for name, one in around.items() if name not in activations and bits_of(name, config).activations != FLOAT
     }
     for name in order:
-        _quantize_layer(student, name, config, bits_of(name, config, end=name in ends), is_first=name == order[0])
+        bits_here = bits_of(name, config, end=name in ends)
+        _quantize_layer(student, name, config, bits_here, is_first=name == order[0], search=search)
     _quantize_activations(student, activations, config)
     _quantize_branches(student, branches, config)
     _quantize_around(student, around, config)
@@ -126,7 +136,7 @@ def recompute_values(student: nn.Module) -> None:
         quantizer.recompute = True
 
 
-def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool) -> None:
+def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bits, *, is_first: bool, search: bool) -> None:
     layer = student.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     weight_bits = bits.weights
@@ -135,7 +145,8 @@ def _quantize_layer(student: nn.Module, name: str, config: QuantConfig, bits: Bi
         input_bits = IMAGE_BITS
     weight_quantizer = None
     if weight_bits != FLOAT:
-        grid, low, high = weight_range(layer.weight, weight_bits, config)
+        ranges = config if search else config.model_copy(update={"range": "minmax"})
+        grid, low, high = weight_range(layer.weight, weight_bits, ranges)
         weight_quantizer = FakeQuantizer(
             grid,
             channels=low.numel() if config.weight_granularity == "channel" else None,

@@ -141,10 +141,12 @@ def _best_share(rows: Tensor, grid: Grid, low: Tensor, high: Tensor, *, shrink_l
     shares = SHARES.to(rows.device)[:, None]
     # Small tensors are tried with many shares at once, so that the time is not that of starting operations.
     together = max(1, PIECE // rows.numel())
-    errors = torch.cat([
-        _squared_errors(rows, grid, low * part if shrink_low else low, high * part if shrink_high else high)
-        for part in shares.split(together)
-    ])
+    errors = torch.cat(
+        [
+            _squared_errors(rows, grid, low * part if shrink_low else low, high * part if shrink_high else high)
+            for part in shares.split(together)
+        ]
+    )
     # The index counts from one: zero, where no error is a number, leaves the range as it is.
     order = torch.arange(1, len(shares) + 1, device=rows.device)[:, None]
     last = ((errors == errors.amin(0)) * order).amax(0)

@@ -1,5 +1,6 @@
 """Helper processes and programs that end when their parent ends. Free of torch."""
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -7,10 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 INTERRUPTED = 130
-# Environment variable of programs that `run_program` starts.
+# Environment variable of programs that `run_program` starts: what the parent tells them, as JSON.
 PART = "CLUSTERQ_PART"
 
 
@@ -28,7 +30,12 @@ def _wait_for_parent() -> None:
         os._exit(1)
 
 
-def run_program(module: str, arguments: Sequence[str], hear: Callable[[str], object] | None = None) -> int:
+def run_program(
+    module: str,
+    arguments: Sequence[str],
+    hear: Callable[[str], object] | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> int:
     """Run `python -m module arguments` until it ends, with this process's streams, and return its exit code.
 
     It ends with this process, whatever ended that. Ctrl-C reaches both; then it has time to end in order.
@@ -36,6 +43,7 @@ def run_program(module: str, arguments: Sequence[str], hear: Callable[[str], obj
     Args:
         module, arguments: the program.
         hear: called with each line of its stdout, which then is not this process's.
+        told: what it gets from `told_by_parent`; JSON has to hold it.
 
     Raises:
         KeyboardInterrupt: either was interrupted.
@@ -44,7 +52,7 @@ def run_program(module: str, arguments: Sequence[str], hear: Callable[[str], obj
     try:
         command = [sys.executable, "-m", __name__, str(reading), module, *arguments]
         # The program can import all that this process can.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), PART: "1"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **telling(told or {})}
         sys.stdout.flush()
         stdout = None if hear is None else subprocess.PIPE
         process = subprocess.Popen(
@@ -69,7 +77,17 @@ def run_program(module: str, arguments: Sequence[str], hear: Callable[[str], obj
 
 def is_part() -> bool:
     """Return whether another command runs this program as a part of its work. It then names no next command."""
-    return os.environ.get(PART) == "1"
+    return PART in os.environ
+
+
+def telling(told: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables of the environment that tell a part of a command's work what its parent knows."""
+    return {PART: json.dumps(dict(told))}
+
+
+def told_by_parent() -> dict[str, Any]:
+    """Return what the command that runs this program as a part of its work has told it; nothing for a program of its own."""
+    return dict(json.loads(os.environ.get(PART, "{}")))
 
 
 def _end_at_end_of(descriptor: int) -> None:

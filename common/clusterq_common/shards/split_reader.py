@@ -1,5 +1,6 @@
 """Read the samples of one split by index."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class SplitReader:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def first(self, count: int) -> "SplitReader":
+        """Return a reader of the first samples alone, at most so many."""
+        few = copy.copy(self)
+        few._index, few._shard, few._open = self._index[:count], self._shard[:count], {}
+        return few
 
     def key(self, number: int) -> str:
         """Return the sample's key in its tar."""

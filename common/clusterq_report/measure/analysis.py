@@ -25,6 +25,8 @@ from clusterq_report.sample_selection import first_of_classes, first_shards, spr
 # Number of images, evenly over the set, for all measurements except scatter. For scatter: classes, and images of each.
 IMAGES = 256
 CLASSES, IMAGES_OF_A_CLASS = 16, 16
+# Seconds of drawing a report, about.
+DRAWING = 3.0
 
 
 def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, shards: ShardSet, device: torch.device) -> None:
@@ -44,6 +46,17 @@ def write_analysis(folder: Path, teacher: Teacher, student: nn.Module | None, sh
     if student is not None:
         analysis["student"] = sha256_file(folder / STUDENT)
     atomic_write(folder / ANALYSIS, json.dumps(_rounded(analysis)) + "\n")
+
+
+def report_seconds(samples: int, forward: float, student_forward: float) -> float:
+    """Return the expected seconds of measuring a run and drawing its report.
+
+    Args:
+        samples: training images of its set.
+        forward, student_forward: seconds of one image through teacher and student.
+    """
+    # The teacher sees the images for the statistics, for the scatter and beside the student.
+    return DRAWING + min(IMAGES, samples) * (3 * forward + student_forward)
 
 
 @torch.no_grad()

@@ -23,11 +23,12 @@ from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.pace import said, seconds_per_image
 from clusterq_finetune.benchmark.command import BATCHES, MOST_SYNTHETIC
 from clusterq_finetune.benchmark.timing import TURNS, WARM
+from clusterq_finetune.budget import smallest_plan
 from clusterq_finetune.config import resolve
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.quantize import estimate
 from clusterq_finetune.quantize.generate import SetPlan, plan_set
-from clusterq_finetune.quantize.plan import PLAN_ONLY, SET, SET_AND_STUDENT_SHARE, STUDENT, Plan
+from clusterq_finetune.quantize.plan import PLAN_ONLY, SET, SET_AND_STUDENT_SHARE, STUDENT, Plan, going_on_with
 from clusterq_finetune.recipes.chosen_bits import MOST_TRIED
 from clusterq_report.pages.deployment import timed_in
 
@@ -39,12 +40,14 @@ class Stages:
     Attributes:
         set_plan: of the set; None where it is there.
         student: seconds of the fine-tuning; None where the student is there.
+        least: seconds of its smallest useful plan.
         evaluation: seconds of an evaluation on the real images; 0 without.
         rest: seconds of export and benchmark.
     """
 
     set_plan: SetPlan | None
     student: float | None
+    least: float
     evaluation: float
     rest: float
 
@@ -58,11 +61,16 @@ class Stages:
             named["fine-tuning"] = self.student + self.evaluation
         return {**named, "export and benchmark": self.rest}
 
+    @property
+    def after_set(self) -> float:
+        """Estimated seconds of the stages after the set."""
+        return (self.student or 0.0) + self.evaluation * (self.student is not None) + self.rest
+
 
 def announce(
     plan: Plan, teacher: Teacher, device: torch.device, work: Path, out: Path, val: Path | None, *, going_on: bool
-) -> None:
-    """Print what will happen and how long it takes.
+) -> Stages:
+    """Print what will happen and how long it takes. Returns the stages that are still to be done.
 
     Raises:
         ClusterqError: see `open_validation` and `ShardSet.open`, before any stage has begun.
@@ -75,6 +83,12 @@ def announce(
         warn(
             f"{setting_name('time_budget')}: the benchmark's evaluation on {count(images, 'real image')} takes longer than the share of the budget that is "
             f"left for it, and is not shortened; fewer images in {setting_name('val')} would be."
+        )
+    if plan.time_budget is not None and stages.student is not None and stages.least > stages.student:
+        warn(
+            f"{setting_name('time_budget')}: the smallest useful fine-tuning takes about {duration(stages.least)}, more than the "
+            f"{duration(stages.student)} of the budget that are left for it, and is made all the same; allow more time, or use --recipe "
+            "calibrated."
         )
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
@@ -105,6 +119,7 @@ def announce(
         print_result(f"   to time it in {RUNTIMES[package]}: {how_to_install(package)}")
     print_result(f"5. report: {out.with_suffix('.html')}")
     print_result("Finished stages stay: the same command goes on after an interruption.")
+    return stages
 
 
 def _in_all(plan: Plan, stages: Stages, device: torch.device) -> str:
@@ -125,32 +140,35 @@ def _stages(plan: Plan, teacher: Teacher, device: torch.device, work: Path, imag
     set_plan, shards = None, _shards(plan, work)
     if shards is None:
         info("clusterq-gen measures a few steps for the plan of the set")
-        set_plan = plan_set([*plan.set_command(work), *PLAN_ONLY])
+        set_plan = plan_set([*plan.set_command(work), *going_on_with(work), *PLAN_ONLY])
         samples, heldout = set_plan.training, set_plan.heldout or set_plan.training
     else:
         splits = shards.manifest.splits
         samples = splits["train"].samples
         heldout = (splits.get("heldout") or splits["train"]).samples
     pace = seconds_per_image(teacher, device)
-    student = None
+    student, least = None, 0.0
     if not (work / STUDENT / RESULT).is_file():
-        student = pace * _student_passes(plan, teacher, device, samples)
+        student, least = (pace * passes for passes in _student_passes(plan, teacher, device, samples))
         budget = plan.student_seconds(0.0 if set_plan is None else set_plan.seconds)
         student = student if budget is None else min(student, budget)
     looked_at = min(heldout, MOST_SYNTHETIC) if images is None else images
     rest = estimate.EXPORT_SECONDS + pace * (estimate.timing(BATCHES, WARM + TURNS) + estimate.evaluation(looked_at))
-    return Stages(set_plan, student, pace * estimate.evaluation(images or 0), rest)
+    return Stages(set_plan, student, least, pace * estimate.evaluation(images or 0), rest)
 
 
-def _student_passes(plan: Plan, teacher: Teacher, device: torch.device, samples: int) -> float:
-    recipe = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config).recipe
+def _student_passes(plan: Plan, teacher: Teacher, device: torch.device, samples: int) -> tuple[float, float]:
+    """Return the passes of the fine-tuning, and those of its smallest useful plan."""
+    config = resolve({"recipe": {"recipe": plan.recipe}}, "", teacher.config)
+    recipe = config.recipe
     choice = BitChoice.validated(plan.choice)
-    total = estimate.fine_tuning(recipe, samples)
+    whole, least = (estimate.fine_tuning(one.recipe, samples) for one in (config, smallest_plan(config, samples)))
+    chosen = 0.0
     if choice.active:
         layers = len(quantizable_layers(teacher.model, teacher.spec.example().to(device)))
         measured = passes(layers, weights=choice.weights, inputs=choice.average_input_bits is not None)
-        total += estimate.choice_of_bits(choice, recipe, samples, measured=measured, tried=MOST_TRIED)
-    return total
+        chosen = estimate.choice_of_bits(choice, recipe, samples, measured=measured, tried=MOST_TRIED)
+    return whole + chosen, least + chosen
 
 
 def _shards(plan: Plan, work: Path) -> ShardSet | None:

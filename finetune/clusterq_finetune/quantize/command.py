@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.for_target import file_for, format_for, quant_for
 from clusterq_common.files import atomic_write, sha256_file
-from clusterq_common.progress.console import info, print_result
+from clusterq_common.progress.console import followed_by, info, print_result
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.run.extras import need
 from clusterq_common.run.folder_lock import only_program
@@ -28,9 +29,9 @@ from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.evaluation.real_images import named_images
 from clusterq_finetune.export import export
 from clusterq_finetune.prepare import Request
-from clusterq_finetune.quantize.announce import announce
+from clusterq_finetune.quantize.announce import Stages, announce
 from clusterq_finetune.quantize.generate import generate
-from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan
+from clusterq_finetune.quantize.plan import EXPORTED, PLAN, SET, STUDENT, Plan, going_on_with
 from clusterq_finetune.results import read_result
 from clusterq_report.pages.draw import draw_report
 
@@ -66,14 +67,15 @@ def quantize(
     _refuse_file(out, work, overwrite=overwrite)
     device = prepare_device(RuntimeConfig.validated(plan.runtime))
     teacher = load_teacher(TeacherConfig.validated(plan.teacher), device=device)
-    announce(plan, teacher, device, work, out, val, going_on=going_on)
+    stages = announce(plan, teacher, device, work, out, val, going_on=going_on)
     if dry_run:
         return {}
     with only_program(work, setting="work"):
         if not going_on:
             plan.to_yaml(work / PLAN)
-        shards = _set(plan, work, quiet=quiet)
-        _fine_tune(plan, shards, work / STUDENT, val, plan.student_seconds(time.monotonic() - begin))
+        shards = _set(plan, work, stages, quiet=quiet)
+        with followed_by(stages.rest):
+            _fine_tune(plan, shards, work / STUDENT, val, plan.student_seconds(time.monotonic() - begin))
         exported = _export(plan, work, out, overwrite=overwrite)
         measured = _benchmark(plan, work, out, shards, val)
         draw_report(work / STUDENT)
@@ -115,14 +117,16 @@ def _is_own(out: Path, work: Path) -> bool:
     return isinstance(known, dict) and out.is_file() and known.get("sha256") == sha256_file(out)
 
 
-def _set(plan: Plan, work: Path, *, quiet: bool) -> Path:
-    """Make the set unless it is there; returns its folder."""
+def _set(plan: Plan, work: Path, stages: Stages, *, quiet: bool) -> Path:
+    """Make the set unless it is there, with the speed that its plan was made for. Returns its folder."""
     if plan.shards is not None:
         return Path(plan.shards)
     folder = work / SET
     if not (folder / SHARDS / MANIFEST).is_file():
-        more = ["--resume"] if (folder / CONFIG).is_file() else []
-        generate([*plan.set_command(work), *more, *(["--quiet"] if quiet else [])])
+        told: dict[str, Any] = {"afterwards": stages.after_set}
+        if stages.set_plan is not None:
+            told["speed"] = stages.set_plan.speed
+        generate([*plan.set_command(work), *going_on_with(work), *(["--quiet"] if quiet else [])], told)
     return folder
 
 
@@ -143,7 +147,8 @@ def _fine_tune(plan: Plan, shards: Path, folder: Path, val: Path | None, seconds
     }
     resume = (folder / CONFIG).is_file()
     own_set = plan.shards is None
-    commands.finetune(Request(flags, shards, folder, val, plan.class_file, resume=resume, time_budget=seconds, own_set=own_set))
+    request = Request(flags, shards, folder, val, plan.class_file, resume=resume, time_budget=seconds, own_set=own_set)
+    commands.finetune(replace(request, accepted=True))
 
 
 def _export(plan: Plan, work: Path, out: Path, *, overwrite: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.run.child_process import run_program
@@ -16,22 +16,28 @@ class SetPlan(NamedTuple):
         lines: what it printed.
         seconds: estimated for the whole run.
         training, heldout: numbers of images.
+        speed: measured times of its steps, for the run itself.
     """
 
     lines: list[str]
     seconds: float
     training: int
     heldout: int
+    speed: dict[str, float]
 
 
-def generate(arguments: Sequence[str]) -> None:
+def generate(arguments: Sequence[str], told: dict[str, Any]) -> None:
     """Run `clusterq-gen`.
+
+    Args:
+        arguments: of its command line.
+        told: the `speed` that its plan was made for, and the estimated seconds of what follows `afterwards`.
 
     Raises:
         SystemExit: it failed, and said why.
         ClusterqError: a signal ended it, which said nothing.
     """
-    _refuse_failure(run_program("clusterq_gen", arguments))
+    _refuse_failure(run_program("clusterq_gen", arguments, told=told))
 
 
 def plan_set(arguments: Sequence[str]) -> SetPlan:
@@ -47,7 +53,8 @@ def plan_set(arguments: Sequence[str]) -> SetPlan:
     _refuse_failure(run_program("clusterq_gen", arguments, lines.append))
     *printed, result = lines
     plan = json.loads(result)
-    return SetPlan(printed, sum(plan["phases"].values()), plan["images"]["train"], plan["images"]["heldout"])
+    images = plan["images"]
+    return SetPlan(printed, sum(plan["phases"].values()), images["train"], images["heldout"], plan["speed"])
 
 
 def _refuse_failure(code: int) -> None:

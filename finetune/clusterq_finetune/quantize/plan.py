@@ -10,6 +10,7 @@ from pydantic import Field
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command
 from clusterq_common.export.targets import TARGETS, RuntimeName, TargetName
+from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.settings import Settings
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune.config import EvaluationConfig, RecipeName
@@ -144,6 +145,11 @@ class Plan(Settings):
                     f"another --work, or give the same flags.{reuse}"
                 )
         return True
+
+
+def going_on_with(work: Path) -> list[str]:
+    """Return the flag with which `clusterq-gen` goes on with a set that was begun; nothing where none was."""
+    return ["--resume"] if (work / SET / CONFIG).is_file() else []
 
 
 def _flags(values: dict[str, Any]) -> list[str]:

@@ -185,7 +185,7 @@ def _smallest(
         found = choose_weight_bits(layers, average, "max_drop")
         candidate = config.model_copy(update={"quant": with_choice(config.quant, found)})
         student = convert(teacher.model, candidate.quant, teacher.spec.example()).eval()
-        calibrate_student(student, teacher, shards, candidate, device)
+        calibrate_student(student, teacher, shards, candidate, device, phase="choice of bits")
         to_device(student, device)
         drop = 100 * (1 - measure_heldout(student, heldout, teacher, candidate, device)["heldout/agreement"])
         size = student_bytes(teacher.model, found, config.quant)

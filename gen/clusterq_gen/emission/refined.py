@@ -127,6 +127,11 @@ class Batches:
         first = group * self.classes
         return [(first + label, turn * each + place) for place in range(each) for label in range(members)]
 
+    def candidates(self, wanted: int) -> int:
+        """Return how many candidates whole batches have that give `wanted` of each class."""
+        shapes = map(self._shape, range(self.groups))
+        return sum(members * each * -(-wanted // each) for members, each in shapes)
+
     def _shape(self, group: int) -> tuple[int, int]:
         """Return the number of classes of a group, and of candidates of each class in a batch."""
         members = min(self.classes, self.num_classes - group * self.classes)

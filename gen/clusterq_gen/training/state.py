@@ -22,7 +22,7 @@ from clusterq_common.run.checkpoint import load_optimizer
 from clusterq_common.run.seeding import stream
 from clusterq_common.taps import BatchNormTaps, ClassGroups, StoredStatistics, batchnorm_taps, stored_statistics
 from clusterq_common.teacher.load import Teacher
-from clusterq_gen.config import GenConfig
+from clusterq_gen.config import GenConfig, TrainConfig
 from clusterq_gen.methods import build_method
 from clusterq_gen.methods.method import Method
 from clusterq_gen.networks.generator import Generator, build_generator
@@ -35,6 +35,12 @@ from clusterq_gen.training.step_random import StepRandom
 # about half as many images, taken evenly from them.
 START_IMAGES = 1024
 MOST_START_ROUNDS = 4
+
+
+def start_rounds(train: TrainConfig, num_classes: int) -> tuple[int, int]:
+    """Return how often the start of the centroids goes through all classes, and the batches that each time takes."""
+    steps_per_round = -(-num_classes // classes_in_batch(num_classes, train.batch_size, train.classes_per_batch))
+    return min(MOST_START_ROUNDS, max(1, START_IMAGES // (steps_per_round * train.batch_size))), steps_per_round
 
 
 @dataclass
@@ -169,13 +175,10 @@ class Training:
 
     def end_warmup(self, log: Any = info) -> None:
         """Create the in-loop student, calibrated on generated images, and the centroids, from the same images."""
-        self._add_student(log)
+        self.add_student(log)
         assert self.student is not None
-        train = self.config.train
-        per_batch = classes_in_batch(self.teacher.spec.num_classes, train.batch_size, train.classes_per_batch)
-        steps_per_round = -(-self.teacher.spec.num_classes // per_batch)
-        rounds = min(MOST_START_ROUNDS, max(1, START_IMAGES // (steps_per_round * train.batch_size)))
-        keep_every = max(1, 2 * rounds * steps_per_round * train.batch_size // START_IMAGES)
+        rounds, steps_per_round = start_rounds(self.config.train, self.teacher.spec.num_classes)
+        keep_every = max(1, 2 * rounds * steps_per_round * self.config.train.batch_size // START_IMAGES)
         images = []
         with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
             self.generator.eval()
@@ -187,7 +190,7 @@ class Training:
                 batch = self.generator(latent.z, latent.labels)
                 keep = latent.asked_for(self.teacher.model(batch).argmax(1))
                 if self.method.needs_centroids:
-                    self._add_centroids(taps)
+                    self.add_centroids(taps)
                     assert self.centroids is not None
                     features = self.centroids.layers.statistics(taps, latent.groups, keep)
                     # Rates 1, 1/2, 1/3, ... make the mean over the rounds.
@@ -198,11 +201,12 @@ class Training:
         calibrate(self.student, images, self.config.quant, seed=self.config.runtime.seed)
         broadcast(self.student)
 
-    def _add_student(self, log: Any) -> None:
+    def add_student(self, log: Any, *, search: bool = True) -> None:
+        """Create the in-loop student and its optimizer. It has yet to be calibrated; for `search` see `convert`."""
         spec = self.teacher.spec
         example = self.generator.to_map.weight.new_zeros(1, *spec.shape)
         # In eval mode BatchNorm keeps the teacher's running statistics, as GDFQ trains its student.
-        self.student = convert(self.teacher.model, self.config.quant, example, log).eval()
+        self.student = convert(self.teacher.model, self.config.quant, example, log, search=search).eval()
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(),
             lr=held_rate(self.config.train.student_lr, self.device, graphs=self.config.train.cuda_graphs),
@@ -212,7 +216,8 @@ class Training:
             fused=True,
         )
 
-    def _add_centroids(self, taps: BatchNormTaps) -> None:
+    def add_centroids(self, taps: BatchNormTaps) -> None:
+        """Create the centroids, if there are none, for the layers that the latest forward pass went through."""
         if self.centroids is None:
             method = self.config.method
             try:
@@ -237,7 +242,7 @@ class Training:
         self.generator.load_state_dict(state["generator"])
         load_optimizer(self.optimizer, state["optimizer"])
         if state["student"] is not None:
-            self._add_student(lambda _: None)
+            self.add_student(lambda _: None)
             assert self.student is not None
             assert self.student_optimizer is not None
             self.student.load_state_dict(state["student"])
@@ -246,7 +251,7 @@ class Training:
             spec = self.teacher.spec
             with torch.no_grad(), batchnorm_taps(self.teacher.model) as taps:
                 self.teacher.model(torch.zeros(1, *spec.shape, device=self.device))
-                self._add_centroids(taps)
+                self.add_centroids(taps)
             assert self.centroids is not None
             self.centroids.load_state_dict(state["centroids"])
         self.step = state["step"]
