@@ -22,6 +22,7 @@ from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
 from clusterq_common.run.tensorboard import need_tensorboard
+from clusterq_common.setting_names import setting_name
 from clusterq_common.settings import merged, read_yaml
 from clusterq_common.teacher.load import Teacher, load_teacher
 from clusterq_common.teacher.spec import shown_arch
@@ -70,10 +71,10 @@ def train(
     config = config.model_copy(update={"teacher": teacher.config})
     _refuse_before_a_folder(config, teacher)
     planned = time_budget if not (resume and (out / CONFIG).is_file()) else None
+    if time_budget is not None and planned is None:
+        info(f"{setting_name('time_budget')}: the run in {out} keeps the plan that it was started with")
     if dry_run:
         return _print_plan(config, teacher, device, planned)
-    if time_budget is not None and planned is None:
-        info(f"--time-budget: the run in {out} keeps the plan that it was started with")
 
     told = told_by_parent()
     speed = Speed(**told["speed"]) if "speed" in told else None

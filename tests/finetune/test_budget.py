@@ -106,7 +106,7 @@ def test_too_short() -> None:
 
 
 def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine that measures 15 ms for a step, which is more than it takes: 2000 steps do not fit into ten seconds, some hundreds do."""
+    """On a machine that measures 100 ms for a step, which is more than it takes: 2000 steps do not fit into ten seconds, some dozens do."""
     words = ["--shards", digits_run, "--bits", "w4a4", "--recipe", "fast", "--reconstruct-steps", 2000]
     words += ["--epochs", 1, "--steps-per-epoch", 4, "--reconstruct-images", 32, "--calibration-images", 32]
     done = finetune(*words, "--dry-run", "--out", tmp_path / "out")
@@ -119,7 +119,7 @@ def test_through_the_command_line(finetune: Cli, digits_run: Path, tmp_path: Pat
 
     def slowed(timed: Timed, config: FinetuneConfig) -> Speed:
         speed = measure(timed, config)
-        return replace(speed, block_step=0.015)
+        return replace(speed, block_step=0.1)
 
     monkeypatch.setattr(Timed, "_measure", slowed)
     shown: list[str] = []

@@ -149,9 +149,10 @@ def test_a_resumed_run_keeps_its_plan(gen: Cli, digits_run: Path, tmp_path: Path
     run = tmp_path / "out"
     shutil.copytree(digits_run, run)
     before = yaml.safe_load((run / "config.yaml").read_text())
-    done = gen("train", "--out", run, "--arch", FACTORY, "--resume", "--time-budget", "1s")
-    assert done.code == 0, done.err
-    assert "keeps the plan that it was started with" in done.err
+    for dry in (["--dry-run"], []):
+        done = gen("train", "--out", run, "--arch", FACTORY, "--resume", "--time-budget", "1s", *dry)
+        assert done.code == 0, done.err
+        assert "keeps the plan that it was started with" in done.err
     after = yaml.safe_load((run / "config.yaml").read_text())
     assert (after["train"], after["emit"]) == (before["train"], before["emit"])
 
