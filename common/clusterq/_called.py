@@ -1,23 +1,14 @@
-"""The edge between the library and a program of someone's own: silence unless asked."""
+"""Helpers of the Python functions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import OnProgress, heard_by
 from clusterq_common.quant.convert import quantizers
 
 Log = Callable[[str], None]
-
-
-@contextmanager
-def called(log: Log | None = None, progress: OnProgress | None = None) -> Iterator[None]:
-    """Within this, what the commands would print goes to `log` and `progress`."""
-    with heard_by(log, progress):
-        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from clusterq._called import Log, called, device_of, need_calibrated
+from clusterq._called import Log, device_of, need_calibrated
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import to_device
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import OnProgress
+from clusterq_common.progress.console import OnProgress, send_messages_to
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert
@@ -59,7 +59,7 @@ def finetune(
     Raises:
         ClusterqError: shards and teacher do not fit each other, or see `distill` and `reconstruct`.
     """
-    with called(log, progress):
+    with send_messages_to(log, progress):
         config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, amp, quant)
         device = device_of(teacher.model)
         student = convert(teacher.model, config.quant, teacher.spec.example(), log).eval()
@@ -108,7 +108,7 @@ def choose_bits(
     Raises:
         ClusterqError: nothing or too much was asked for, or it cannot be reached.
     """
-    with called(log, progress):
+    with send_messages_to(log, progress):
         aims = {"average_bits": average_bits, "target_size": target_size, "max_drop": max_drop}
         choice = BitChoice.validated(
             {**aims, "average_input_bits": average_input_bits, "sensitivity_images": sensitivity_images}
@@ -149,7 +149,7 @@ def reconstruct(
     Raises:
         ClusterqError: the recipe reconstructs nothing, the student is not calibrated, or a block's error is no longer finite.
     """
-    with called(log, progress):
+    with send_messages_to(log, progress):
         config = _config(teacher, shards, recipe or RecipeConfig.fast(), seed, "off")
         if config.recipe.reconstruct == "none":
             raise ClusterqError("recipe: reconstruct is none, expected layer or block; use Recipe.fast(), or set it.")
@@ -190,7 +190,7 @@ def distill(
         ClusterqError: the student is not calibrated, the stored logits are not this teacher's, there are no images that the recipe asks for, or
             a loss is no longer finite.
     """
-    with called(log, progress):
+    with send_messages_to(log, progress):
         config = _config(teacher, shards, recipe or RecipeConfig(), seed, amp)
         _fit(student, teacher)
         return _distill(student, teacher, shards, config)

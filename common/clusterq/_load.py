@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from clusterq._called import Log, called
+from clusterq._called import Log
+from clusterq_common.progress.console import send_messages_to
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.place import locate
@@ -60,7 +61,7 @@ def load_teacher(
         torch.Size([1, 10])
     """
     given = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes, "mean": mean, "std": std}
-    with called():
+    with send_messages_to():
         config = TeacherConfig.validated({"arch": arch, "weights": None if weights is None else str(weights), **given})
         return load(config, device=device)
 
@@ -79,7 +80,7 @@ def load_student(
         ClusterqError: the folder holds no student, one that does not fit its settings, or it names a file's function and was not written by
             a run of yours.
     """
-    with called():
+    with send_messages_to():
         student, spec, _ = load_saved(Path(folder), torch.device(device), arch)
         return student, spec
 
@@ -114,7 +115,7 @@ def open_images(
     Raises:
         ClusterqError: nothing there, no known layout, or labels that do not fit the network.
     """
-    with called():
+    with send_messages_to():
         given = {"crop_pct": crop_pct, "interpolation": interpolation, "pixel_range": pixel_range}
         evaluation = EvaluationConfig.validated(given)
         geometry = evaluation.override_with(known_geometry(spec.size, arch))
@@ -152,6 +153,6 @@ def open_shards(
         >>> shards = cq.open_shards("out/")                                  # doctest: +SKIP
         >>> shards = cq.open_shards("hf://datasets/team/set", trust="keys")  # doctest: +SKIP
     """
-    with called(log):
+    with send_messages_to(log):
         rules = SharingConfig.validated({"trust": trust, "require_signed": require_signed, "max_bytes": max_bytes})
         return ShardSet.open(locate(place, rules).folder)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from clusterq._called import called, device_of, need_calibrated
+from clusterq._called import device_of, need_calibrated
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import Integers, OnnxConfig
 from clusterq_common.export.description import Description
 from clusterq_common.files import atomic_write
+from clusterq_common.progress.console import send_messages_to
 from clusterq_common.quant.convert import quantized_as
 from clusterq_common.run.environment import versions
 from clusterq_common.run.extras import need
@@ -46,7 +47,7 @@ def evaluate(
     Raises:
         ClusterqError: the model is not calibrated, or not one image can be read.
     """
-    with called():
+    with send_messages_to():
         need_calibrated(model)
         models = {EVALUATED: model} if teacher is None else {TEACHER: teacher.model, EVALUATED: model}
         so_far = None if progress is None else lambda done, total, _: progress("evaluating", done, total)
@@ -80,7 +81,7 @@ def export_onnx(
     Raises:
         ClusterqError: a package of the extra is missing, the student is not calibrated or cannot be traced, or the file cannot be written.
     """
-    with called():
+    with send_messages_to():
         for package in ("onnx", "onnxscript"):
             need(package, "export_onnx", "onnx")
         from clusterq_common.export.onnx_file import onnx_bytes

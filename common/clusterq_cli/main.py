@@ -12,7 +12,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import shell_command, without_secrets
 from clusterq_common.files import final_name
 from clusterq_common.progress.console import info, is_main_process, quietly, write_line
-from clusterq_common.setting_names import in_a_command, settings_spelled_by
+from clusterq_common.setting_names import runs_in_command, settings_spelled_by
 
 USER_ERROR = 2
 _SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -23,7 +23,7 @@ _ADVICE = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another file system",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "put a file or a folder in the place of the link",
-    errno.EPIPE: "whoever read the output has closed it; run the command again",
+    errno.EPIPE: "the program that read the output has closed it; run the command again",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENOMEM: "free some memory",
     errno.EIO: "the disk, or the connection to it, may be failing: look into the system's log, and copy what is on it",
@@ -49,7 +49,7 @@ def run_guarded(
         resume: gives the command line that goes on after an interruption, for commands that can.
     """
     # A command of ours (`app.py`) spells its settings already, in its own way.
-    spelled = nullcontext() if in_a_command("yes") else settings_spelled_by(flag_of)
+    spelled = nullcontext() if runs_in_command() else settings_spelled_by(flag_of)
     try:
         with spelled, quietly(quiet):
             action()

@@ -25,10 +25,10 @@ class ClusterqError(Exception):
         super().__init__(self.text if setting is None else one_line(f"{setting_name(setting)}: {sentence}"))
 
 
-def told(error: BaseException) -> str:
-    """Name an exception of someone else's code and its text, if that can be had.
+def describe_error(error: BaseException) -> str:
+    """Return the type and message of an exception that foreign code raised.
 
-    >>> told(KeyError("x")), told(ValueError())
+    >>> describe_error(KeyError("x")), describe_error(ValueError())
     ("KeyError: 'x'", 'ValueError')
     """
     try:

@@ -33,14 +33,19 @@ def setting_name(name: str, value: object = None) -> str:
     return _spelling(name, value)
 
 
+def runs_in_command() -> bool:
+    """Return whether a command of clusterq runs, whose settings are flags; False for a call from Python."""
+    return _spelling is not _as_argument
+
+
 def in_a_command(words: str) -> str:
-    """Words that make sense only where a command of ours runs; empty in Python, which has no run folder and no help."""
-    return "" if _spelling is _as_argument else words
+    """Return words that make sense only where a command of ours runs; empty in Python, which has no run folder and no help."""
+    return words if runs_in_command() else ""
 
 
 @contextmanager
 def settings_spelled_by(spelling: Spelling) -> Iterator[None]:
-    """Within this, `setting_name` gives what `spelling` makes of a name and a value: the command line's flags."""
+    """Spell settings as `spelling` does within the block."""
     global _spelling
     before, _spelling = _spelling, spelling
     try:
@@ -51,7 +56,9 @@ def settings_spelled_by(spelling: Spelling) -> Iterator[None]:
 
 @contextmanager
 def settings_renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Within this, some settings go by other names: shared code is called for another setting than the one that it speaks of.
+    """Give some settings other names in texts within the block.
+
+    It is for shared code that is called for another setting than the one that it speaks of.
 
     Args:
         names: the name in the shared code -> the name that the user knows.

@@ -19,7 +19,10 @@ LONGEST_FOUND = 200
 
 
 class Settings(BaseModel):
-    """Unknown keys are refused, values never change after construction."""
+    """Base class of settings: strict and immutable.
+
+    Unknown keys are refused, values never change after construction.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

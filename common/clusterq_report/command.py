@@ -51,8 +51,9 @@ def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, 
 
 
 def report_at_end(folder: Path, again: str, teacher: "Teacher | None" = None, device: "torch.device | None" = None) -> None:
-    """Measure and draw when everything else of a run is written, in its first process; what goes wrong is said in a line and loses
-    nothing.
+    """Draw a run's report after everything else is written. A failure is only a warning.
+
+    It runs in the first process, and measures the networks before where they are given.
 
     Args:
         folder: of the run, or of a comparison.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import warn
-from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, planned, timetable, total_seconds
+from clusterq_common.progress.time_budget import PLANNED_SHARE, Phase, plan_with_repeats, timetable, total_seconds
 from clusterq_common.quantities import duration
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.setting_names import setting_name
@@ -31,7 +31,7 @@ def plan_within(
     Args:
         config: the recipe's own plan.
         seconds: the budget.
-        timed: measures the steps. Where its times leave too little for the plan, it measures again: see `planned`.
+        timed: measures the steps. Where its times leave too little for the plan, it measures again: see `plan_with_repeats`.
         grow: allow more reconstruction steps than `config` has.
         accepted: whether the command has promised a student within a larger budget. Then the smallest plan is taken where none fits,
             with a warning.
@@ -46,7 +46,7 @@ def plan_within(
         return fit_into(config, seconds, samples, timed.phases, grow=grow, measured=measured)
 
     try:
-        plan, _ = planned(
+        plan, _ = plan_with_repeats(
             lambda: timed.measure(config),
             Speed.fastest,
             fit,

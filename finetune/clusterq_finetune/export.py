@@ -11,11 +11,11 @@ from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.export.description import Description, describe
 from clusterq_common.export.for_target import (
     counts_float_convolutions,
-    differs,
+    slower_settings,
     file_for,
     format_for,
     refuse_student,
-    said_of,
+    name_and_status,
 )
 from clusterq_common.export.qdq import WEIGHT_SUFFIX, size_of
 from clusterq_common.export.targets import TargetName
@@ -83,7 +83,7 @@ def export(
         weights = (quantizer.bits for name, quantizer in quantizers(student).items() if name.endswith(WEIGHT_SUFFIX))
         refuse_student(target, saved.quant, weights, config)
     description = describe_student(saved, spec, teacher=_teacher_of(folder), student=sha256_file(folder / STUDENT))
-    known = {"class_names": _class_names(saved), "target": "" if target is None else said_of(target)}
+    known = {"class_names": _class_names(saved), "target": "" if target is None else name_and_status(target)}
     description = description.model_copy(update=known)
     data, description, twin = _FORMATS[kind](student, spec, description, config)
     compared = {} if twin is None else _compare(student, twin, spec, kind)
@@ -102,7 +102,7 @@ def export(
 
 def _remarks(target: TargetName, saved: FinetuneConfig, data: bytes) -> list[str]:
     """Say what makes a file slower on its target than it could be."""
-    remarks = differs(target, saved.quant)
+    remarks = slower_settings(target, saved.quant)
     if counts_float_convolutions(target):
         import onnx
 

@@ -54,7 +54,7 @@ def read_result(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def compare(paths: list[Path]) -> list[dict[str, Any]]:
-    """One row for each teacher, method, bits, quantizer and recipe; runs that differ in seed alone share a row.
+    """Return one row for each teacher, method, bits, quantizer and recipe; runs that differ in seed alone share a row.
 
     Raises:
         ClusterqError: a path without a result.

@@ -11,7 +11,7 @@ from torch import nn
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.setup import to_device
 from clusterq_common.device.timing import each_image, seconds_of, slowest, steady_seconds
-from clusterq_common.progress.console import heard_by
+from clusterq_common.progress.console import send_messages_to
 from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
@@ -110,7 +110,7 @@ class Rehearsal:
         # On a GPU the first call of each kind takes seconds longer.
         before = int(not self._cpu)
         shown = next(iter(self._shards.images("train", self._count, batch_size=self._count))).to(device)
-        with heard_by(None, None), torch.no_grad():
+        with send_messages_to(None, None), torch.no_grad():
             forward = steady_seconds(lambda: teacher.model(shown), device, before=before) / len(shown)
             ranges, calibrated = self._calibration(before)
             student_forward = steady_seconds(lambda: self._probe(shown), device, before=before) / len(shown)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from clusterq_common.device.timing import slowest
-from clusterq_common.progress.console import heard_by
+from clusterq_common.progress.console import send_messages_to
 
 
 class StepTimes(NamedTuple):
@@ -43,7 +43,7 @@ class StepTimes(NamedTuple):
         for _ in range(repeats):
             ends.clear()
             begin = time.perf_counter()
-            with heard_by(None, ended):
+            with send_messages_to(None, ended):
                 training()
         ended()
         *stepped, end = ends

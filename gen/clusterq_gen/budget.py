@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.time_budget import PLANNED_SHARE, planned, timetable, total_seconds
+from clusterq_common.progress.time_budget import PLANNED_SHARE, plan_with_repeats, timetable, total_seconds
 from clusterq_common.quantities import duration
 from clusterq_gen.bank.config import is_bank
 from clusterq_gen.config import GenConfig
@@ -24,12 +24,12 @@ def plan_within(config: GenConfig, seconds: float, num_classes: int, measure: Ca
         config: the settings' own plan.
         seconds: the budget.
         num_classes: of the teacher.
-        measure: times some steps. Where its times leave too little for the plan, it is called again: see `planned`.
+        measure: times some steps. Where its times leave too little for the plan, it is called again: see `plan_with_repeats`.
 
     Raises:
         ClusterqError: see `fit_into`.
     """
-    return planned(
+    return plan_with_repeats(
         measure,
         Speed.fastest,
         lambda speed, times: fit_into(config, seconds, num_classes, speed, measured=times),

@@ -17,7 +17,7 @@ from clusterq_common.escape import shell_command
 from clusterq_common.images.png import MODES
 from clusterq_common.progress.console import expecting, followed_by, info, print_result, warn
 from clusterq_common.progress.time_budget import Phase, timetable
-from clusterq_common.run.child_process import is_part, told_by_parent
+from clusterq_common.run.child_process import is_part, read_parent_message
 from clusterq_common.run.environment import write_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, ENVIRONMENT, GENERATOR, SHARDS, open_run_folder, refuse_links
@@ -76,11 +76,11 @@ def train(
     if dry_run:
         return _print_plan(config, teacher, device, planned)
 
-    told = told_by_parent()
-    speed = Speed(**told["speed"]) if "speed" in told else None
+    message = read_parent_message()
+    speed = Speed(**message["speed"]) if "speed" in message else None
     with process_group() as ranks, ExitStack() as held:
         _need_speedups(config, device)
-        held.enter_context(followed_by(told.get("afterwards", 0.0)))
+        held.enter_context(followed_by(message.get("afterwards", 0.0)))
         if planned is not None:
             config, speed = _fitting(config, teacher, device, planned, speed)
         resuming, trained = ranks.from_first(

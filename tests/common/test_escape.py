@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clusterq_cli.main import run_guarded
 from clusterq_common import escape
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import heard_by, info, print_json, print_result, warn, write_line
+from clusterq_common.progress.console import send_messages_to, info, print_json, print_result, warn, write_line
 from clusterq_common.shards.card import dataset_card
 from clusterq_common.shards.manifest import Derivation, Manifest, read_manifest
 from clusterq_finetune.figures.draw import _table
@@ -47,7 +47,7 @@ def test_all_doors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 4
     assert all(is_plain(line) and r"\x1b]0;PWNED\x07" in line for line in lines)
     heard: list[str] = []
-    with heard_by(heard.append, None):
+    with send_messages_to(heard.append, None):
         info(ESCAPES)
         warn(ESCAPES)
     assert len(heard) == 2

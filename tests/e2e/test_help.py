@@ -170,10 +170,10 @@ def test_examples_with_a_factory_are_accepted(gen: Cli, finetune: Cli, monkeypat
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
 
-    def run(_: str, words: list[str], hear: Callable[[str], object]) -> int:
+    def run(_: str, words: list[str], on_line: Callable[[str], object]) -> int:
         made = gen(*words)
         for line in made.out.splitlines():
-            hear(line)
+            on_line(line)
         return made.code
 
     monkeypatch.setattr("clusterq_finetune.quantize.generate.run_program", run)

@@ -18,7 +18,7 @@ import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.runtime import OnnxModel
-from clusterq_common.run.child_process import run_program, telling
+from clusterq_common.run.child_process import run_program, part_environment
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST
@@ -41,17 +41,17 @@ WAITING = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sl
 def run_preloaded(
     module: str,
     arguments: Sequence[str],
-    hear: Callable[[str], object] | None = None,
-    told: Mapping[str, Any] | None = None,
+    on_line: Callable[[str], object] | None = None,
+    message: Mapping[str, Any] | None = None,
 ) -> int:
     """`run_program` in a fork of a process that has imported torch."""
-    stdout = None if hear is None else subprocess.PIPE
+    stdout = None if on_line is None else subprocess.PIPE
     command = [sys.executable, "-m", module, *arguments]
-    environment = {**preloaded.environment(), **telling(told or {})}
+    environment = {**preloaded.environment(), **part_environment(message or {})}
     done = subprocess.run(command, env=environment, check=False, stdout=stdout, text=True)
     for line in (done.stdout or "").splitlines():
-        assert hear is not None
-        hear(line)
+        assert on_line is not None
+        on_line(line)
     return done.returncode
 
 
@@ -238,9 +238,9 @@ def test_the_program_that_makes_the_set(tmp_path: Path, monkeypatch: pytest.Monk
     called: list[list[str]] = []
     known: list[dict[str, Any]] = []
 
-    def run(_: str, arguments: list[str], hear: object = None, told: dict[str, Any] | None = None) -> int:
+    def run(_: str, arguments: list[str], on_line: object = None, message: dict[str, Any] | None = None) -> int:
         called.append(arguments)
-        known.append(told or {})
+        known.append(message or {})
         return 0
 
     monkeypatch.setattr(generate, "run_program", run)

@@ -17,7 +17,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import describe
 from clusterq_common.export.for_target import (
-    differs,
+    slower_settings,
     file_for,
     format_for,
     quant_for,
@@ -108,7 +108,7 @@ def test_students_that_a_target_cannot_run() -> None:
     with pytest.raises(ClusterqError, match=r"packed stores weights of 2 bits in a type of 2 bits, .*expected int4 or int8"):
         refuse_student("openvino", QuantConfig(bits="w2a8"), [8, 2], OnnxConfig())
     refuse_student("openvino", QuantConfig(bits="w2a8"), [8, 2], OnnxConfig(integers="int4"))
-    sentences = differs("ort-cpu", QuantConfig(bits="w8a8", narrow_weights=True))
+    sentences = slower_settings("ort-cpu", QuantConfig(bits="w8a8", narrow_weights=True))
     for sentence, name in zip(sentences, ("branch_outputs", "residual_sums"), strict=True):
         assert sentence.startswith(f"{name} is off, for target=ort-cpu better on")
 

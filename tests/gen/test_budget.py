@@ -11,7 +11,7 @@ import yaml
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import progress
 from clusterq_common.progress.time_budget import total_seconds
-from clusterq_common.run.child_process import telling
+from clusterq_common.run.child_process import part_environment
 from clusterq_gen import commands
 from clusterq_gen.budget import fit_into, plan_within
 from clusterq_gen.config import GenConfig
@@ -73,7 +73,7 @@ def test_a_part_of_a_command_plans_with_the_speed_of_its_plan(
     monkeypatch.setattr(commands, "measure_speed", lambda *_: SPEED)
     done = gen("train", *flags, "--dry-run", "--json")
     assert done.code == 0, done.err
-    told = {"speed": json.loads(done.out.splitlines()[-1])["speed"], "afterwards": 600.0}
+    message = {"speed": json.loads(done.out.splitlines()[-1])["speed"], "afterwards": 600.0}
     steps = re.search(r"^steps: 6 epochs x (\d+),", done.out, re.MULTILINE)
     assert steps is not None
     assert int(steps[1]) < 400
@@ -86,7 +86,7 @@ def test_a_part_of_a_command_plans_with_the_speed_of_its_plan(
     monkeypatch.setattr(commands, "measure_speed", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(commands, "train_generator", train)
     monkeypatch.setattr("clusterq_common.progress.console.LEAST_SECONDS_BETWEEN_LINES", 0.0)
-    for name, value in telling(told).items():
+    for name, value in part_environment(message).items():
         monkeypatch.setenv(name, value)
     done = gen("train", *flags)
     assert f"far enough: {steps[1]} steps" in done.err

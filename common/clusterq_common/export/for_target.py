@@ -76,8 +76,8 @@ def refuse_student(name: TargetName, quant: QuantConfig, weights: Iterable[int],
         found = getattr(quant, setting)
         if choice.only and found not in choice.only:
             raise ClusterqError(
-                f"it was made with {setting} {_said(found)}, which {target.runtime} does not run ({choice.why}), expected "
-                f"{_said(choice.value)}; fine-tune with {setting_name('target', name)}.",
+                f"it was made with {setting} {_shown(found)}, which {target.runtime} does not run ({choice.why}), expected "
+                f"{_shown(choice.value)}; fine-tune with {setting_name('target', name)}.",
                 setting="student",
             )
     for bits in sorted(set(weights)):
@@ -90,10 +90,10 @@ def refuse_student(name: TargetName, quant: QuantConfig, weights: Iterable[int],
             )
 
 
-def differs(name: TargetName, quant: QuantConfig) -> list[str]:
-    """Return a sentence for each setting of a student that runs on the target, but not as it should."""
+def slower_settings(name: TargetName, quant: QuantConfig) -> list[str]:
+    """Return a sentence for each setting of the student that slows it down on the target."""
     return [
-        f"{setting} is {_said(getattr(quant, setting))}, for {setting_name('target', name)} better {_said(choice.value)}: {choice.why}"
+        f"{setting} is {_shown(getattr(quant, setting))}, for {setting_name('target', name)} better {_shown(choice.value)}: {choice.why}"
         for setting, choice in TARGETS[name].quant.items()
         if not choice.only and not choice.counted and getattr(quant, setting) != choice.value
     ]
@@ -130,7 +130,7 @@ def stored_wider(name: TargetName, weights: int, given: Mapping[str, Any]) -> st
     return f"weights of {weights} bits are stored in {stored}; {advice}."
 
 
-def said_of(name: TargetName) -> str:
+def name_and_status(name: TargetName) -> str:
     """Return what a file says of its target: its name, and whether it was tried."""
     return f"{name} ({TARGETS[name].status})"
 
@@ -144,12 +144,12 @@ def _on_top(name: TargetName, choices: Mapping[str, Choice], given: Mapping[str,
     for setting, choice in choices.items():
         if choice.only and setting in given and given[setting] not in choice.only:
             raise ClusterqError(
-                f"{_said(given[setting])} does not run on {TARGETS[name].runtime} ({choice.why}), expected "
-                f"{' or '.join(_said(value) for value in choice.only)} for {setting_name('target', name)}; leave it out.",
+                f"{_shown(given[setting])} does not run on {TARGETS[name].runtime} ({choice.why}), expected "
+                f"{' or '.join(_shown(value) for value in choice.only)} for {setting_name('target', name)}; leave it out.",
                 setting=setting,
             )
     return {**{setting: choice.value for setting, choice in choices.items()}, **given}
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

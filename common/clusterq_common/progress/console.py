@@ -1,6 +1,6 @@
 """Messages of a running program: bars on a terminal, occasional lines elsewhere. All go to stderr; stdout is for results.
 
-`quietly` silences everything but warnings, errors and results. Within `heard_by` messages go to a caller's functions instead of the terminal.
+`quietly` silences everything but warnings, errors and results. Within `send_messages_to` messages go to a caller's functions instead of the terminal.
 """
 
 import errno
@@ -40,9 +40,9 @@ _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def heard_by(log: Callable[[str], None] | None, progress: OnProgress | None) -> Iterator[None]:
+def send_messages_to(log: Callable[[str], None] | None = None, progress: OnProgress | None = None) -> Iterator[None]:
     """Send lines and warnings to `log` and counts to `progress` within the block; where these are None, discard them."""
-    token = _listener.set(_Listener(log or _to_nobody, progress))
+    token = _listener.set(_Listener(log or _discard, progress))
     try:
         yield
     finally:
@@ -77,12 +77,12 @@ def _seconds_after(phase: str) -> float:
     return own + _afterwards.get() if phase else 0.0
 
 
-def _to_nobody(_: str) -> None:
+def _discard(_: str) -> None:
     """Discard a line."""
 
 
 def remarks() -> TextIO:
-    """Return the stream for messages of other packages: stderr, or one that is discarded within `heard_by`."""
+    """Return the stream for messages of other packages: stderr, or one that is discarded within `send_messages_to`."""
     return sys.stderr if _listener.get() is None else io.StringIO()
 
 
@@ -98,7 +98,7 @@ def quietly(quiet: bool) -> Iterator[None]:
 
 
 def shows_progress() -> bool:
-    """Return whether other packages may draw bars of their own: not when quiet, within `heard_by`, or off a terminal."""
+    """Return whether other packages may draw bars of their own: not when quiet, within `send_messages_to`, or off a terminal."""
     return _listener.get() is None and not _quiet and is_main_process() and sys.stderr.isatty()
 
 
@@ -156,7 +156,7 @@ class _Silence(Ticker):
         pass
 
 
-class _Told(Ticker):
+class _CallbackTicker(Ticker):
     def __init__(self, description: str, meter: Meter, on_progress: OnProgress) -> None:
         super().__init__(description, meter)
         self._on_progress = on_progress
@@ -209,7 +209,7 @@ def progress(description: str, total: int, *, done: int = 0, images: float = 0, 
     meter = Meter(total, done, images, _seconds_after(phase))
     listener = _listener.get()
     if listener is not None and listener.progress is not None:
-        yield _Told(description, meter, listener.progress)
+        yield _CallbackTicker(description, meter, listener.progress)
         return
     if listener is not None or _quiet or not is_main_process():
         yield _Silence(description, meter)

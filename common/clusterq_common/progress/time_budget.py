@@ -61,7 +61,7 @@ def timetable(phases: Sequence[Phase]) -> str:
     return f"about {duration(total_seconds(phases))} ({parts})"
 
 
-def planned(
+def plan_with_repeats(
     measure: Callable[[], Speed],
     fastest: Callable[[Speed, Speed], Speed],
     fit: Callable[[Speed, int], Plan],

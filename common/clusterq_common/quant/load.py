@@ -43,7 +43,7 @@ def load_quantized(path: Path, model: nn.Module, config: QuantConfig, example: t
 
 
 def _refuse_odd_values(student: nn.Module, path: Path) -> None:
-    """Variances must be positive and everything finite; limits and zero-points those of the quantizers' own grids."""
+    """Refuse a student with negative variances, non-finite values, or limits outside its grids."""
     for name, quantizer in quantizers(student).items():
         scale, zero, grid = quantizer.scale, quantizer.zero_point, quantizer.grid
         if not bool(torch.isfinite(scale).all()):

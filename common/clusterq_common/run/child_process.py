@@ -33,8 +33,8 @@ def _wait_for_parent() -> None:
 def run_program(
     module: str,
     arguments: Sequence[str],
-    hear: Callable[[str], object] | None = None,
-    told: Mapping[str, Any] | None = None,
+    on_line: Callable[[str], object] | None = None,
+    message: Mapping[str, Any] | None = None,
 ) -> int:
     """Run `python -m module arguments` until it ends, with this process's streams, and return its exit code.
 
@@ -42,8 +42,8 @@ def run_program(
 
     Args:
         module, arguments: the program.
-        hear: called with each line of its stdout, which then is not this process's.
-        told: what it gets from `told_by_parent`; JSON has to hold it.
+        on_line: called with each line of its stdout, which then is not this process's.
+        message: what it gets from `read_parent_message`; JSON has to hold it.
 
     Raises:
         KeyboardInterrupt: either was interrupted.
@@ -52,17 +52,17 @@ def run_program(
     try:
         command = [sys.executable, "-m", __name__, str(reading), module, *arguments]
         # The program can import all that this process can.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **telling(told or {})}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **part_environment(message or {})}
         sys.stdout.flush()
-        stdout = None if hear is None else subprocess.PIPE
+        stdout = None if on_line is None else subprocess.PIPE
         process = subprocess.Popen(
             command, pass_fds=[reading], env=environment, stdout=stdout, text=True, errors="backslashreplace"
         )
         try:
-            if hear is not None and process.stdout is not None:
+            if on_line is not None and process.stdout is not None:
                 with process.stdout:
                     for line in process.stdout:
-                        hear(line.rstrip("\n"))
+                        on_line(line.rstrip("\n"))
             code = process.wait()
         except BaseException:  # Ctrl-C has reached the program, too: it has time to end before the interruption goes on
             process.wait()
@@ -80,13 +80,13 @@ def is_part() -> bool:
     return PART in os.environ
 
 
-def telling(told: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables of the environment that tell a part of a command's work what its parent knows."""
-    return {PART: json.dumps(dict(told))}
+def part_environment(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment variables that carry the parent's message."""
+    return {PART: json.dumps(dict(message))}
 
 
-def told_by_parent() -> dict[str, Any]:
-    """Return what the command that runs this program as a part of its work has told it; nothing for a program of its own."""
+def read_parent_message() -> dict[str, Any]:
+    """Return the message of the command that started this program; empty if a user started it."""
     return dict(json.loads(os.environ.get(PART, "{}")))
 
 

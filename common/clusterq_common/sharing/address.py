@@ -83,7 +83,7 @@ def parse_address(text: str, *, allow_http: bool = False, setting: str | None = 
     if scheme == "http" and not (allow_http or is_this_machine(parts.hostname)):
         raise ClusterqError(
             f"http://{host} is another machine, asked without encryption, expected https://; use that, or pass {setting_name('allow_http')} if "
-            "nobody on the way could change or read the set.",
+            "you trust the network between.",
             setting=setting,
         )
     user = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"

@@ -37,10 +37,10 @@ class Maker:
     name: str | None = None
     unchecked: bool = False
 
-    def told(self) -> str:
+    def description(self) -> str:
         """Return the maker as text for one line."""
         if self.unchecked:
-            return f"signed, but nobody has checked by whom: that takes clusterq's extra `sign` ({how_to_install('sign')})"
+            return f"signed; the signature was not checked, because the extra `sign` is missing ({how_to_install('sign')})"
         if self.signature is None:
             return "unsigned: who made it cannot be told"
         key = self.signature.fingerprint
@@ -95,7 +95,7 @@ def judge(signature: Signature | None, manifest: Manifest, digest: str, where: s
         maker = Maker(signature, known.get(signature.public_key))
     if config.require_signed and maker.name is None:
         raise ClusterqError(
-            f"{where} is {maker.told()}, expected a signature of a key in {config.trust}; ask its maker to sign it, or, if you "
+            f"{where} is {maker.description()}, expected a signature of a key in {config.trust}; ask its maker to sign it, or, if you "
             "know the key from them, add it there.",
             setting="require_signed",
         )
@@ -121,7 +121,7 @@ def maker_of(folder: Path, manifest: Manifest, config: SharingConfig) -> Maker:
 
 def report_maker(shown: str, maker: Maker, config: SharingConfig) -> None:
     """Report who made the set. Warn where the user named trusted keys and the signer's is none of them."""
-    line = f"{shown} is {maker.told()}"
+    line = f"{shown} is {maker.description()}"
     if maker.name is None and config.trust is not None:
         warn(f"{line}; {config.trust} does not vouch for it.")
     else:

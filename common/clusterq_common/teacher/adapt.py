@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from clusterq_common.device.setup import CONTIGUOUS, set_memory_format
-from clusterq_common.errors import ClusterqError, told
+from clusterq_common.errors import ClusterqError, describe_error
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.pooling import last_pooling_over_all
 from clusterq_common.teacher.spec import InputSpec
@@ -86,7 +86,7 @@ def _run(model: nn.Module, spec: InputSpec, arch: str) -> Any:
         with torch.no_grad():
             return model(image if parameter is None else image.to(parameter.device))
     except Exception as error:  # any model, any failure
-        reason = told(error).split("\n")[0]
+        reason = describe_error(error).split("\n")[0]
         advice = f"check {setting_name('input_size')} and {setting_name('in_channels')}"
         if isinstance(error, TypeError) and "required positional argument" in reason:
             advice = "let the factory return a module whose forward takes the images alone and gives the other arguments itself"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterq_common.errors import ClusterqError, told
+from clusterq_common.errors import ClusterqError, describe_error
 
 EXPECTED = "expected path/to/file.py:function, a function without required arguments that returns a torch.nn.Module"
 
@@ -74,7 +74,7 @@ def call_function(
             made = function if ready else function(*arguments) if callable(function) else None
     except (Exception, SystemExit) as error:  # the user's own code may raise anything, and a script may end itself
         raise ClusterqError(
-            f"{where} failed with {told(error)}{_own_line(error, path)}; mend the file and try again.", setting=setting
+            f"{where} failed with {describe_error(error)}{_own_line(error, path)}; mend the file and try again.", setting=setting
         ) from error
     if not ready and not callable(function):
         what = "" if function is None else f", {function_name} is {type(function).__name__}"

@@ -1,4 +1,4 @@
-"""From a name and weights to a frozen teacher."""
+"""Loading of a teacher: its architecture and its weights, frozen."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from clusterq_common.device.setup import to_device
-from clusterq_common.errors import ClusterqError, told
+from clusterq_common.errors import ClusterqError, describe_error
 from clusterq_common.progress.console import info, warn
 from clusterq_common.run.seeding import stream
 from clusterq_common.setting_names import setting_name
@@ -148,7 +148,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, InputSpec]:
             except Exception as error:  # the model's own forward runs
                 raise ClusterqError(
                     f"{config.arch} has lazy layers and cannot run on a {spec.channels}x{spec.shown_size} image "
-                    f"({told(error)}); check {setting_name('input_size')} and {setting_name('in_channels')}.",
+                    f"({describe_error(error)}); check {setting_name('input_size')} and {setting_name('in_channels')}.",
                     setting="arch",
                 ) from error
     return model, spec
@@ -160,7 +160,7 @@ def _stated_by(model: nn.Module) -> dict[str, Any]:
 
 
 def _resolve_spec(config: TeacherConfig, known: dict[str, Any]) -> InputSpec:
-    """Flags first, then what is known of the architecture."""
+    """Return the input spec: given settings first, then values known for the architecture."""
     values = {name: getattr(config, name) for name in ("input_size", "in_channels", "num_classes", "mean", "std")}
     values = {name: known.get(name) if value is None else value for name, value in values.items()}
     if values["in_channels"] is None and values["mean"] is not None:

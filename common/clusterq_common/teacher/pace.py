@@ -25,10 +25,10 @@ def seconds_per_image(teacher: Teacher, device: torch.device) -> float:
             return fastest / IMAGES
 
 
-def said(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """Return an estimate in words.
 
-    >>> said(2), said(20), said(600), said(36000)
+    >>> rough_duration(2), rough_duration(20), rough_duration(600), rough_duration(36000)
     ('a few seconds', '10 to 40 seconds', '5 to 20 minutes', '5 to 20 hours')
     """
     if seconds < FEW:

@@ -61,7 +61,7 @@ def gallery(shards: ShardSet, split: SplitName = "train") -> list[Block]:
     of = f"{len(by_class)} of {present} classes, evenly spread" if len(by_class) < present else "every class"
     of += f" that has any ({len(per_class) - present} have none)" if len(by_class) == present < len(per_class) else ""
     shown = "" if size == (spec.height, spec.width) else f", made smaller from {spec.shown_size}"
-    explanation = f"The first stored images of {of}{shown}; nobody chose them. They are synthetic."
+    explanation = f"The first stored images of {of}{shown}; they were not selected. They are synthetic."
     return [Strips(strips), Paragraph(explanation)]
 
 

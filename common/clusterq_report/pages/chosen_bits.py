@@ -35,28 +35,28 @@ def tile(source: RunData) -> dict[str, str]:
 
 def choice_of_bits(source: RunData) -> list[Block]:
     """Return the section; empty where no bits were chosen."""
-    found = _found(source)
-    if not found:
+    choice = _found(source)
+    if not choice:
         return []
-    aims = [text.format(word(aim)) for name, text in AIMS.items() if (aim := _aim(found, name)) is not None]
-    said = f"Asked for: {'; '.join(aims)}." if aims else ""
+    aims = [template.format(word(aim)) for name, template in AIMS.items() if (aim := _aim(choice, name)) is not None]
+    text = f"Asked for: {'; '.join(aims)}." if aims else ""
     if (average := _average(source)) is not None:
-        said += f" Chosen: weights of {average:.2f} bits on average"
-        stored = real(found.get("bytes"))
-        said += "." if stored is None else f"; {size(stored)} with scales and float parameters."
-    return [Paragraph(said.strip()), *_tried(found), *_sensitivities(source)]
+        text += f" Chosen: weights of {average:.2f} bits on average"
+        stored = real(choice.get("bytes"))
+        text += "." if stored is None else f"; {size(stored)} with scales and float parameters."
+    return [Paragraph(text.strip()), *_tried(choice), *_sensitivities(source)]
 
 
-def _tried(found: dict[str, Any]) -> list[Block]:
+def _tried(choice: dict[str, Any]) -> list[Block]:
     listed = [
         [number(real(row.get("average_bits"))), _size(real(row.get("bytes"))), number(real(row.get("estimated_drop")))]
-        for row in rows(found.get("tried"))
+        for row in rows(choice.get("tried"))
     ]
     if not listed:
         return []
-    said = "Points lost are estimated before training: the share of held-out synthetic images on which student and teacher name different classes."
+    text = "Points lost are estimated before training: the share of held-out synthetic images on which student and teacher name different classes."
     heads = ["bits on average", "size", "points lost, estimated"]
-    return [Heading("Students that were tried"), Paragraph(said), Table(heads, listed, words=0, sortable=True)]
+    return [Heading("Students that were tried"), Paragraph(text), Table(heads, listed, words=0, sortable=True)]
 
 
 def _sensitivities(source: RunData) -> list[Block]:
@@ -74,11 +74,11 @@ def _sensitivities(source: RunData) -> list[Block]:
         cells = [str(numbers.get(name, place)), name, "given" if row.get("given") is True else "chosen"]
         cells += [number(real(row.get(key))) for key in ("weights", "weight_bits", "input_bits")]
         listed.append([*cells, *(number(real(section(row.get(kind)).get(width))) for kind, width in columns)])
-    said = (
+    text = (
         "KL, estimated on synthetic images: how far the network's output moves where this layer alone has so many bits and all others are in "
         "float. The choice adds these up. 32 bits: float."
     )
-    return [Heading("Effect of each layer"), Paragraph(said), Table(heads, listed, words=3, sortable=True)]
+    return [Heading("Effect of each layer"), Paragraph(text), Table(heads, listed, words=3, sortable=True)]
 
 
 def _widths(layers: list[dict[str, Any]], name: str) -> list[str]:
@@ -96,13 +96,13 @@ def _layers(source: RunData) -> list[dict[str, Any]]:
 
 def _average(source: RunData) -> float | None:
     """Return the average bits of the weights; None where none were chosen."""
-    found = _found(source)
-    chosen = any(_aim(found, name) is not None for name in ("average_bits", "target_size", "max_drop"))
-    return real(found.get("average_weight_bits")) if chosen else None
+    choice = _found(source)
+    chosen = any(_aim(choice, name) is not None for name in ("average_bits", "target_size", "max_drop"))
+    return real(choice.get("average_weight_bits")) if chosen else None
 
 
-def _aim(found: dict[str, Any], name: str) -> Any:
-    return section(found.get("aim")).get(name)
+def _aim(choice: dict[str, Any], name: str) -> Any:
+    return section(choice.get("aim")).get(name)
 
 
 def _size(stored: float | None) -> str:

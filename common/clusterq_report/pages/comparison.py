@@ -30,7 +30,7 @@ Value = tuple[float, tuple[float, float] | None]
 def comparison_report(source: RunData) -> Report:
     """Return the page of a comparison by compare_methods.py, from its table.json."""
     tail = [
-        Section("again", "Run it again", provenance.again(source) if source.environment else []),
+        Section("again", "Run it again", provenance.rerun_commands(source) if source.environment else []),
         Section("origins", "Origins", provenance.origins(source)),
     ]
     return rows_report(source.table, tail)

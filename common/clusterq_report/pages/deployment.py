@@ -13,10 +13,10 @@ KERNEL_HEADS = ["kernel", "arithmetic", "calls", "share of the time"]
 
 def exported_file(source: RunData) -> list[Block]:
     """Return the section: what was measured and on what, the latencies, and the kernels; empty without a benchmark."""
-    found = source.benchmark
-    if not found:
+    benchmark = source.benchmark
+    if not benchmark:
         return []
-    return [Paragraph(facts(found)), Table(LATENCY_HEADS, latency_rows(found), words=0), *_kernels(found)]
+    return [Paragraph(facts(benchmark)), Table(LATENCY_HEADS, latency_rows(benchmark), words=0), *_kernels(benchmark)]
 
 
 def timed_in(target: str, runtime: str = "onnxruntime") -> str:
@@ -35,19 +35,19 @@ def timed_in(target: str, runtime: str = "onnxruntime") -> str:
     return f"in {RUNTIMES.get(runtime, runtime)} on the CPU{elsewhere}"
 
 
-def timed(found: dict[str, Any]) -> str:
+def timed(benchmark: dict[str, Any]) -> str:
     """Return where the benchmark of a run timed its file, in words."""
-    return timed_in(word(section(found.get("file")).get("target"), ""), runtime_of(found))
+    return timed_in(word(section(benchmark.get("file")).get("target"), ""), runtime_of(benchmark))
 
 
-def runtime_of(found: dict[str, Any]) -> str:
+def runtime_of(benchmark: dict[str, Any]) -> str:
     """Return the package that timed the file. Benchmarks of earlier versions do not name it; they knew one alone."""
-    return word(found.get("runtime"), "onnxruntime")
+    return word(benchmark.get("runtime"), "onnxruntime")
 
 
-def facts(found: dict[str, Any]) -> str:
+def facts(benchmark: dict[str, Any]) -> str:
     """Return the file, its size, and where it was timed, in words."""
-    about, sizes, kernels = section(found.get("file")), section(found.get("bytes")), _of_file(found)
+    about, sizes, kernels = section(benchmark.get("file")), section(benchmark.get("bytes")), _of_file(benchmark)
     stored, floats = real(sizes.get("file")), real(sizes.get("float"))
     words = f"An ONNX file at {word(about.get('bits'))}: {'of unknown size' if stored is None else size(stored)}"
     words += f", {stored / floats:.2f} of the float file's. " if stored is not None and floats else ". "
@@ -56,15 +56,15 @@ def facts(found: dict[str, Any]) -> str:
     words += f"{number(real(kernels.get('integer_layers')))} of {number(real(kernels.get('layers')))} convolutions and matrix products "
     words += f"run in integers, in which {percent(100 * (real(kernels.get('integer_share')) or 0.0))} of the time is spent. "
     return words + (
-        f"Timed {timed(found)} (version {word(section(found.get('versions')).get(runtime_of(found)))}) with "
-        f"{number(real(found.get('threads')))} threads on {word(found.get('processor'))}: medians of {number(real(found.get('turns')))} turns that the two files take; ratios are within a turn."
+        f"Timed {timed(benchmark)} (version {word(section(benchmark.get('versions')).get(runtime_of(benchmark)))}) with "
+        f"{number(real(benchmark.get('threads')))} threads on {word(benchmark.get('processor'))}: medians of {number(real(benchmark.get('turns')))} turns that the two files take; ratios are within a turn."
     )
 
 
-def latency_rows(found: dict[str, Any]) -> list[list[str]]:
+def latency_rows(benchmark: dict[str, Any]) -> list[list[str]]:
     """Return a row for each batch size, for `LATENCY_HEADS`; empty cells where no float file was measured."""
-    made = []
-    for row in rows(found.get("latency")):
+    cells_by_row = []
+    for row in rows(benchmark.get("latency")):
         times, rates = section(row.get("milliseconds")), section(row.get("images_per_second"))
         cells = [number(real(row.get("batch")))]
         for name in ("file", "float"):
@@ -72,11 +72,11 @@ def latency_rows(found: dict[str, Any]) -> list[list[str]]:
             cells += ["" if middle is None else f"{middle:.2f}", "" if rate is None else f"{rate:.0f}"]
         ratio = [value for value in reals(row.get("ratio")) if value is not None]
         cells += [f"{ratio[0]:.2f}", f"{ratio[1]:.2f} to {ratio[2]:.2f}"] if len(ratio) == 3 else ["", ""]
-        made.append(cells)
-    return made
+        cells_by_row.append(cells)
+    return cells_by_row
 
 
-def kernel_rows(found: dict[str, Any]) -> list[list[str]]:
+def kernel_rows(benchmark: dict[str, Any]) -> list[list[str]]:
     """Return a row for each kind of kernel of the file, for `KERNEL_HEADS`."""
     return [
         [
@@ -85,14 +85,14 @@ def kernel_rows(found: dict[str, Any]) -> list[list[str]]:
             number(real(row.get("calls"))),
             percent(100 * (real(row.get("share")) or 0.0)),
         ]
-        for row in rows(_of_file(found).get("kernels"))
+        for row in rows(_of_file(benchmark).get("kernels"))
     ]
 
 
-def _of_file(found: dict[str, Any]) -> dict[str, Any]:
-    return section(section(found.get("kernels")).get("file"))
+def _of_file(benchmark: dict[str, Any]) -> dict[str, Any]:
+    return section(section(benchmark.get("kernels")).get("file"))
 
 
-def _kernels(found: dict[str, Any]) -> list[Block]:
-    listed = kernel_rows(found)
+def _kernels(benchmark: dict[str, Any]) -> list[Block]:
+    listed = kernel_rows(benchmark)
     return [Folded("Every kernel", [Table(KERNEL_HEADS, listed, words=2)])] if listed else []

@@ -40,7 +40,7 @@ def finetuning_report(source: RunData) -> Report:
         Section("layers", "Layer by layer: costs and errors", inside.quantization(source)),
         Section("images", "Images it learned from", stored_images(source, gone)),
         Section("features", "Those images inside the teacher", inside.features(source)),
-        Section("again", "Run it again", provenance.again(source)),
+        Section("again", "Run it again", provenance.rerun_commands(source)),
         Section("settings", "Settings", provenance.settings(source)),
         Section("origins", "Origins", provenance.origins(source)),
     ]

@@ -66,7 +66,7 @@ def generator_report(source: RunData) -> Report:
             "Layer by layer: costs" + ("" if bank else ", and errors of the in-loop student"),
             inside.quantization(source),
         ),
-        Section("again", "Run it again", provenance.again(source)),
+        Section("again", "Run it again", provenance.rerun_commands(source)),
         Section("settings", "Settings", provenance.settings(source)),
         Section("origins", "Origins", provenance.origins(source)),
     ]

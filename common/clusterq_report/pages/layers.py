@@ -130,15 +130,15 @@ def cost_table(layers: Layers, file: str) -> list[Block]:
         ]
         listed.append([str(row["number"]), row["layer"], *figures])
     stored = layers.stored_bytes()
-    said = f"{number(total)} weights and {number(arithmetic)} multiply-adds for an image."
+    text = f"{number(total)} weights and {number(arithmetic)} multiply-adds for an image."
     if stored is not None:
-        said += f" The weights take {size(stored[0])} at their bits, {size(stored[1])} in float32."
-    said += (
+        text += f" The weights take {size(stored[0])} at their bits, {size(stored[1])} in float32."
+    text += (
         " dB: signal to quantization noise, of the output (all errors so far), of the weights against the teacher's, of rounding alone, "
         "and of the input; a dash where there is no error, or no quantizer. Sort by a column: where many multiply-adds or weights meet few "
         f"dB, more bits ({setting_name('layer_bits')}) cost most and help most. {file} beside this page has the same."
     )
-    return [Paragraph(said), Table(heads, listed, words=2, sortable=True)]
+    return [Paragraph(text), Table(heads, listed, words=2, sortable=True)]
 
 
 def costs_csv(layers: Layers) -> str:

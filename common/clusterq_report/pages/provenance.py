@@ -31,7 +31,7 @@ LONGEST_LIST = 24
 DEEPEST = 3
 
 
-def again(source: RunData) -> list[Block]:
+def rerun_commands(source: RunData) -> list[Block]:
     """Return the commands that repeat the run, to be typed in its folder, and a record of the one that started it."""
     started = _started(source)
     if source.kind == "comparison":
@@ -43,38 +43,38 @@ def again(source: RunData) -> list[Block]:
     else:
         commands = [(first, f"clusterq-finetune --config {CONFIG} --out ../again")]
         if source.result:
-            said = "The same from the result, and whether the same student comes out:"
-            commands.append((said, f"clusterq-finetune reproduce {RESULT} --out ../reproduced"))
+            caption = "The same from the result, and whether the same student comes out:"
+            commands.append((caption, f"clusterq-finetune reproduce {RESULT} --out ../reproduced"))
         shards, weights, arch = setting_name("shards"), setting_name("weights"), setting_name("arch")
         elsewhere = f"{shards} and {weights} (and {arch}, for a file of your own; reproduce takes {shards} alone)"
-    blocks: list[Block] = [block for said, command in commands for block in (Paragraph(said), Code(command))]
+    blocks: list[Block] = [block for caption, command in commands for block in (Paragraph(caption), Code(command))]
     val = _value_of("--val", source)
     if source.kind == "fine-tuning" and val is not None:
-        said = (
+        caption = (
             f"The settings do not hold the real images: add {setting_name('val')} and their folder ({shown_path(val, source.folder)}) to "
             "measure the accuracy again."
         )
-        blocks.append(Paragraph(said))
+        blocks.append(Paragraph(caption))
     return [*blocks, *_record(started), Paragraph(f"{SAID} On another machine say where those files are now: {elsewhere}.")]
 
 
 def next_step(source: RunData) -> list[Block]:
     """Return the command that goes on from here, to be typed in the run's folder."""
     if source.kind == "generator":
-        said, command = _after_generator(source)
+        caption, command = _after_generator(source)
     elif not source.result:
-        said, command = "The run is not finished. To go on", f"clusterq-finetune --config {CONFIG} --out . --resume"
+        caption, command = "The run is not finished. To go on", f"clusterq-finetune --config {CONFIG} --out . --resume"
     elif real(section(source.result.get("student")).get("top1")) is None:
-        said = "Next, measure the accuracy on real images (put in your folder)"
+        caption = "Next, measure the accuracy on real images (put in your folder)"
         command = "clusterq-finetune evaluate --student . --val path/to/real/images"
     elif isinstance(path := section(source.benchmark.get("file")).get("path"), str):
         # Its doc string holds a program that runs it.
-        said = "Next, run the file: it holds a program that does, to be printed"
+        caption = "Next, run the file: it holds a program that does, to be printed"
         command = shell_command("python", "-c", SHOW_PROGRAM, re.split(r"[\\/]", path)[-1])
-        return [Paragraph(f"{said}; in the file's folder:"), Code(command)]
+        return [Paragraph(f"{caption}; in the file's folder:"), Code(command)]
     else:
-        said, command = "Next, write it as a file for other programs", "clusterq-finetune export --student . --out model.onnx"
-    return [Paragraph(f"{said}; in {_place(source)}:"), Code(command)]
+        caption, command = "Next, write it as a file for other programs", "clusterq-finetune export --student . --out model.onnx"
+    return [Paragraph(f"{caption}; in {_place(source)}:"), Code(command)]
 
 
 def _after_generator(source: RunData) -> tuple[str, str]:
@@ -106,8 +106,8 @@ def _record(started: str) -> list[Block]:
 
 
 def _command(source: RunData) -> list[str]:
-    found = source.environment.get("command")
-    return [word(one) for one in found] if isinstance(found, list) else []
+    command = source.environment.get("command")
+    return [word(one) for one in command] if isinstance(command, list) else []
 
 
 def _started(source: RunData) -> str:
@@ -134,7 +134,7 @@ def _value_of(flag: str, source: RunData) -> str | None:
 
 def settings(source: RunData) -> list[Block]:
     """Everything in config.yaml, a table for each section."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     plain = {name: value for name, value in source.config.items() if not isinstance(value, dict)}
     for name, values in {
         "": plain,
@@ -142,8 +142,8 @@ def settings(source: RunData) -> list[Block]:
     }.items():
         if values:
             listed = [[str(key), _shown(value, source.folder)] for key, value in values.items()]
-            found.append(Folded(str(name) or "run", [Table(["setting", "value"], listed, words=2)]))
-    return found
+            blocks.append(Folded(str(name) or "run", [Table(["setting", "value"], listed, words=2)]))
+    return blocks
 
 
 def origins(source: RunData) -> list[Block]:

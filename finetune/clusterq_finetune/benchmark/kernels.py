@@ -71,7 +71,10 @@ def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
 
 
 def _openvino_kernels(model: OpenVinoModel, images: Array) -> list[Kernel]:
-    """As `_kernels` from OpenVINO's profile, which lists the layers of the last run, in one order, those that were optimised away, too."""
+    """Return kernels from OpenVINO's profile.
+
+    It lists all layers of the last run, also removed ones.
+    """
     model.run(images)
     profiles = []
     for _ in range(RUNS):

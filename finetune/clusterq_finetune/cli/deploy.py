@@ -19,7 +19,7 @@ from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
+from clusterq_finetune.cli.named_set import PLACES, SHARING, set_folder
 from clusterq_finetune.cli.options import TARGET_HELP, Classes
 from clusterq_finetune.config import EvaluationConfig, RecipeName
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
@@ -120,7 +120,7 @@ def benchmark(
             Beside(float_file, student, named_teacher(arch, weights)),
             Timing(batch, turns, threads, runtime),
             real=named_images(val, classes, EvaluationConfig.validated(flags.get("evaluation", {}))),
-            shards=None if shards is None else brought(shards, flags),
+            shards=None if shards is None else set_folder(shards, flags),
             out=out,
         )
         for line in summary_lines(result):

@@ -12,7 +12,7 @@ from clusterq_cli.main import run_guarded
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.teacher.spec import TeacherConfig
-from clusterq_finetune.cli.named_set import PLACES, SHARING, brought
+from clusterq_finetune.cli.named_set import PLACES, SHARING, set_folder
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
 from clusterq_finetune.figures.config import (
@@ -63,7 +63,7 @@ def features(
         from clusterq_finetune.figures import command
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        _print(command.features(flags, _folders(runs, flags), command.Val(val, val_classes), out, runtime), as_json=as_json)
+        _print(command.features(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out, runtime), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -88,7 +88,7 @@ def diversity(
         from clusterq_finetune.figures import command
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        _print(command.diversity(flags, _folders(runs, flags), command.Val(val, val_classes), out, runtime), as_json=as_json)
+        _print(command.diversity(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out, runtime), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -110,7 +110,7 @@ def grid(
     def run() -> None:
         from clusterq_finetune.figures import command
 
-        _print(command.grid(flags, _folders(runs, flags), command.Val(val, val_classes), out), as_json=as_json)
+        _print(command.grid(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -136,11 +136,6 @@ def sensitivity(
         _print(command.sensitivity(flags, tables, out), as_json=as_json)
 
     run_guarded(run, debug=debug, quiet=quiet)
-
-
-def _folders(runs: list[str], flags: dict[str, dict[str, Any]]) -> list[Path]:
-    """Return the folders of the sets: as they were named, or in the cache once they were fetched."""
-    return [brought(run, flags) for run in runs]
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:

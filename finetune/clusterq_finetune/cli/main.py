@@ -17,7 +17,7 @@ from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.settings import merged, need_sections, read_yaml, under_present_names
 from clusterq_finetune.cli import deploy, figures, runs, students
 from clusterq_finetune.cli import sharing as sharing_cli
-from clusterq_finetune.cli.named_set import PLACES, SHARING, rules
+from clusterq_finetune.cli.named_set import PLACES, SHARING, sharing_config
 from clusterq_finetune.cli.options import Classes, PredictionsCsv, Probabilities, Target, print_lines
 from clusterq_finetune.config import SECTIONS, FinetuneConfig, recipe_notes
 from clusterq_finetune.data.layouts import LAYOUTS_OR_OWN
@@ -84,7 +84,7 @@ def finetune(
             raise ClusterqError(
                 "--target: --config has all of the quantizers' settings already, expected one of the two; leave one out."
             )
-        sharing = rules(flags)
+        sharing = sharing_config(flags)
         flags.pop("sharing", None)  # asked of the set now, no setting of the run
         values, saved = _settings(flags, config, target)
         if shards is None and saved is None:

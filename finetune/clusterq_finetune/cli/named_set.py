@@ -24,12 +24,12 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the new set; new or 
 Flags = dict[str, dict[str, Any]]
 
 
-def rules(flags: Flags) -> SharingConfig:
+def sharing_config(flags: Flags) -> SharingConfig:
     """The values of the options that `SHARING` gives a command."""
     return SharingConfig.validated(flags.get("sharing", {}))
 
 
-def located(named: str, flags: Flags) -> "Place":
+def find_set(named: str, flags: Flags) -> "Place":
     """Bring a set here, if it lies at an address, and say who made it.
 
     Raises:
@@ -37,13 +37,13 @@ def located(named: str, flags: Flags) -> "Place":
     """
     from clusterq_common.sharing.place import locate
 
-    return locate(named, rules(flags))
+    return locate(named, sharing_config(flags))
 
 
-def brought(named: str, flags: Flags) -> Path:
-    """The folder of a set: as it was named, or in the cache once it was fetched. Who made it is said.
+def set_folder(named: str, flags: Flags) -> Path:
+    """Return a set's folder, fetched if needed, and report its maker.
 
     Raises:
-        ClusterqError: see `located`.
+        ClusterqError: see `find_set`.
     """
-    return located(named, flags).folder
+    return find_set(named, flags).folder

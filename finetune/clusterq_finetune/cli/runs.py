@@ -11,7 +11,7 @@ from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
-from clusterq_finetune.cli.named_set import SHARING, rules
+from clusterq_finetune.cli.named_set import SHARING, sharing_config
 
 app = App()
 
@@ -45,7 +45,7 @@ def reproduce(
     def run() -> None:
         from clusterq_finetune.reproduce import reproduce
 
-        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page, sharing=rules(flags))
+        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page, sharing=sharing_config(flags))
         if not report:
             return
         print_result(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")
@@ -67,7 +67,7 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="Write the table: .md, .csv, .json or .html by its ending.")] = None,
     debug: Debug = False,
 ) -> None:
-    """One table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread."""
+    """Make a table of several fine-tunings; runs that differ in the seed alone share a row: mean and spread."""
 
     def run() -> None:
         from clusterq_common.files import atomic_write

@@ -13,7 +13,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
-from clusterq_finetune.cli.named_set import PLACES, SHARING, Flags, Out, Set, brought, located, rules
+from clusterq_finetune.cli.named_set import PLACES, SHARING, Flags, Out, Set, set_folder, find_set, sharing_config
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS, LAYOUTS_OR_OWN
 from clusterq_report.leakage.config import LeakageConfig
@@ -33,7 +33,7 @@ def info(flags: Flags, folder: Set, as_json: Json = False, debug: Debug = False)
         from clusterq_finetune.shards_tools import commands
         from clusterq_finetune.shards_tools.about import about
 
-        known = about(folder, rules(flags))
+        known = about(folder, sharing_config(flags))
         for line in [*commands.describe(known.manifest), *known.lines()]:
             print_result(line)
         if as_json:
@@ -66,10 +66,10 @@ def verify(
         from clusterq_finetune.shards_tools import commands
         from clusterq_finetune.shards_tools.sharing import signature_problems
 
-        place = located(folder, flags)
+        place = find_set(folder, flags)
         manifest, problems = commands.verify(place.folder, arch, weights, samples)
-        problems += signature_problems(place.maker, rules(flags))
-        print_result(f"maker: {place.maker.told()}")
+        problems += signature_problems(place.maker, sharing_config(flags))
+        print_result(f"maker: {place.maker.description()}")
         for line in commands.table(problems):
             print_result(line)
         if as_json:
@@ -131,7 +131,7 @@ def quality(
         config = QualityConfig.validated(flags.get("quality", {}))
         reading = EvaluationConfig.validated(flags.get("evaluation", {}))
         where = Where(arch, weights, other_arch, other_weights, real, real_classes, reading)
-        found = measure(brought(folder, flags), where, config, runtime, out)
+        found = measure(set_folder(folder, flags), where, config, runtime, out)
         for line in summary_lines(found):
             print_result(line)
         print_result(f"page: {out}")
@@ -198,7 +198,7 @@ def leakage(
         config = LeakageConfig.validated(flags.get("leakage", {}))
         reading = EvaluationConfig.validated(flags.get("evaluation", {}))
         where = Where(train, holdout, real_classes, arch, weights, other_arch, other_weights, student, reading)
-        found = measure(brought(folder, flags), where, config, runtime, out)
+        found = measure(set_folder(folder, flags), where, config, runtime, out)
         for line in summary_lines(found):
             print_result(line)
         print_result(f"page: {out} (private: it holds real images)")
@@ -224,12 +224,12 @@ def preview(
     per_class: Annotated[int, typer.Option("--per-class", min=1, help="Images in a row.")] = 10,
     debug: Debug = False,
 ) -> None:
-    """A contact sheet, one row a class."""
+    """Draw a contact sheet, one row a class."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
-        count = commands.preview(brought(folder, flags), out, split, parse_classes(classes), per_class)
+        count = commands.preview(set_folder(folder, flags), out, split, parse_classes(classes), per_class)
         print_result(f"{count} images: {out}")
 
     run_guarded(go, debug=debug)
@@ -249,12 +249,12 @@ def merge(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """One set of several."""
+    """Merge several sets into one."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
-        _report(commands.merge([brought(one, flags) for one in folders], out, drop_duplicates=drop_duplicates), out)
+        _report(commands.merge([set_folder(one, flags) for one in folders], out, drop_duplicates=drop_duplicates), out)
 
     run_guarded(go, debug=debug, quiet=quiet)
 
@@ -278,14 +278,14 @@ def subset(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Some of a set's images."""
+    """Write a part of a set as a new set."""
 
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
         chosen = parse_classes(classes)
         _report(
-            commands.subset(brought(folder, flags), out, classes=chosen, per_class=per_class, min_confidence=min_confidence),
+            commands.subset(set_folder(folder, flags), out, classes=chosen, per_class=per_class, min_confidence=min_confidence),
             out,
         )
 
@@ -300,7 +300,7 @@ def repair(flags: Flags, folder: Set, out: Out, quiet: Quiet = False, debug: Deb
     def go() -> None:
         from clusterq_finetune.shards_tools import commands
 
-        _report(commands.repair(brought(folder, flags), out), out)
+        _report(commands.repair(set_folder(folder, flags), out), out)
 
     run_guarded(go, debug=debug, quiet=quiet)
 

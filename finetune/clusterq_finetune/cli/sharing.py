@@ -10,7 +10,7 @@ from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.progress.console import print_json, print_result
-from clusterq_finetune.cli.named_set import SHARING, Flags, Set, brought, rules
+from clusterq_finetune.cli.named_set import SHARING, Flags, Set, set_folder, sharing_config
 from clusterq_finetune.cli.shards import app as app  # with these commands added
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, though it is another's.")]
@@ -42,7 +42,7 @@ def push(
     def go() -> None:
         from clusterq_finetune.shards_tools import sharing
 
-        sent = sharing.send(brought(folder, flags), address, rules(flags), public=public, overwrite=overwrite)
+        sent = sharing.send(set_folder(folder, flags), address, sharing_config(flags), public=public, overwrite=overwrite)
         removed = f", {len(sent.removed)} removed" if sent.removed else ""
         print_result(f"{sent.address}: {len(sent.sent)} shards sent, {sent.kept} there already{removed}, {sent.digest}")
         if as_json:
@@ -74,7 +74,7 @@ def pull(
     def go() -> None:
         from clusterq_finetune.shards_tools import sharing
 
-        found = sharing.fetch(address, out, rules(flags))
+        found = sharing.fetch(address, out, sharing_config(flags))
         print_result(f"{found['folder']}: {found['address']}, {found['digest']}")
         if as_json:
             print_json(found)
@@ -144,7 +144,7 @@ def diff(
     def go() -> None:
         from clusterq_finetune.shards_tools import sharing
 
-        found = sharing.compare(brought(first, flags), brought(second, flags))
+        found = sharing.compare(set_folder(first, flags), set_folder(second, flags))
         for line in sharing.diff_lines(found):
             print_result(line)
         if as_json:
@@ -162,7 +162,7 @@ def log(flags: Flags, folder: Set, as_json: Json = False, debug: Debug = False) 
         from clusterq_common.shards import history
         from clusterq_finetune.shards_tools.about import about
 
-        manifest = about(folder, rules(flags)).manifest
+        manifest = about(folder, sharing_config(flags)).manifest
         for line in history.lines(manifest):
             print_result(line)
         if as_json:

@@ -148,7 +148,9 @@ class RecipeConfig(Settings):
 
     @classmethod
     def fast(cls, **changes: Any) -> "RecipeConfig":
-        """The commands' default: blocks reconstructed, then distilled; minutes on two cores.
+        """Return the recipe `fast`: reconstruction and distillation.
+
+        It is the commands' default, and takes minutes on two cores.
 
         Examples:
             >>> import clusterq as cq
@@ -159,17 +161,27 @@ class RecipeConfig(Settings):
 
     @classmethod
     def best(cls, **changes: Any) -> "RecipeConfig":
-        """As `fast` with twice the steps, for two bits."""
+        """Return the recipe `best`: `fast` with twice the steps.
+
+        It is for two bits.
+        """
         return cls(**{"recipe": "best", **RECIPES["best"], **changes})
 
     @classmethod
     def paper(cls, *, imagenet_sized: bool = False, **changes: Any) -> "RecipeConfig":
-        """ClusterQ's Eq. 9 on GDFQ's schedule; `imagenet_sized`: with its values for images of more than 64 pixels on the longer side."""
+        """Return the recipe `paper`: Eq. 9 on GDFQ's schedule.
+
+        Args:
+            imagenet_sized: take its values for images of more than 64 pixels on the longer side.
+            **changes: settings that differ.
+        """
         return cls(**{"recipe": "paper", **RECIPES["paper"], **(PAPER_IMAGENET if imagenet_sized else {}), **changes})
 
     @classmethod
     def calibrated(cls, **changes: Any) -> "RecipeConfig":
-        """Nothing is trained: ranges, and BatchNorm statistics and biases that fit rounded weights.
+        """Return the recipe `calibrated`: no training.
+
+        It sets ranges, and BatchNorm statistics and biases that fit rounded weights.
 
         Examples:
             >>> import clusterq as cq

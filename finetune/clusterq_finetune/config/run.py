@@ -33,7 +33,9 @@ SECTIONS = sections_of(FinetuneConfig)
 def resolve(
     flags: dict[str, Any], shards: str, teacher: TeacherConfig, *, digest: str | None = None, imagenet_sized: bool = False
 ) -> FinetuneConfig:
-    """Defaults, then the recipe, then the flags that were given: section -> field -> value.
+    """Merge defaults, recipe and given flags into a configuration.
+
+    A flag wins over the recipe, and the recipe over the defaults. `flags` are section -> field -> value.
 
     `digest` is that of the set in the folder `shards`.
 

@@ -80,7 +80,7 @@ def auroc(positive: Scores, negative: Scores) -> tuple[float | None, tuple[float
 
 
 def placements(positive: Scores, negative: Scores) -> tuple[Scores, Scores]:
-    """Of each image, the share of the other class that it is on the right side of, ties counted half.
+    """Return each image's placement: the share of the other class that it outranks; ties count half.
 
     Args:
         positive: (M,) scores of class 1.

@@ -49,7 +49,7 @@ class Predictions:
                 self._keep(f"{model}_probabilities", probabilities)
 
     def merged(self) -> dict[str, Array]:
-        """All processes' arrays, `name` and `label` among them, sorted by name; every process has to call it."""
+        """All processes' arrays, `name` and `label` among them, sorted by name. A collective call."""
         own = {name: np.concatenate(parts) for name, parts in self._parts.items()}
         parts = Ranks.current().gather((self.names, own))
         names = np.array([name for part, _ in parts for name in part])
@@ -67,7 +67,10 @@ class Predictions:
 
 
 def save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    """Write an .npz: `name`, `label`, one array a model of the classes it names, and its probabilities; the first process does."""
+    """Write an .npz of predictions, in the first process.
+
+    Its arrays are `name`, `label`, and for each model the classes that it names and its probabilities.
+    """
     if Ranks.current().first:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -75,7 +78,10 @@ def save_npz(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def save_csv(path: Path, arrays: dict[str, Array]) -> None:
-    """Write one line an image: name, label, and by model the predicted class and its probability; the first process does."""
+    """Write a CSV with one line an image, in the first process.
+
+    Its columns are name, label, and for each model the predicted class and its probability.
+    """
     if not Ranks.current().first:
         return
     models = [key for key in arrays if f"{key}_top5_probabilities" in arrays]

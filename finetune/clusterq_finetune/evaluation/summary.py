@@ -59,7 +59,7 @@ def top1_so_far(top1: dict[str, float]) -> str:
 def _binary(name: str, scores: dict[str, Any]) -> str:
     """The figures of a classifier with two classes."""
 
-    def said(what: str, decimals: int, unit: str) -> str:
+    def figure(what: str, decimals: int, unit: str) -> str:
         value, ends = scores[what], scores[f"{what}_interval"]
         if value is None:
             return "unknown"
@@ -67,8 +67,8 @@ def _binary(name: str, scores: dict[str, Any]) -> str:
         return f"{value:.{decimals}f}{unit}{interval}"
 
     return (
-        f"{name:>10}: AUROC {said('auroc', 4, '')}, sensitivity {said('sensitivity', 2, ' %')}, "
-        f"specificity {said('specificity', 2, ' %')}; class 1 is the positive one"
+        f"{name:>10}: AUROC {figure('auroc', 4, '')}, sensitivity {figure('sensitivity', 2, ' %')}, "
+        f"specificity {figure('specificity', 2, ' %')}; class 1 is the positive one"
     )
 
 

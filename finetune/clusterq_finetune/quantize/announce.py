@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from clusterq_common.escape import shell_command
-from clusterq_common.export.for_target import said_of, stored_wider
+from clusterq_common.export.for_target import name_and_status, stored_wider
 from clusterq_common.export.targets import RUNTIMES, TARGETS
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.quant.choice_config import BitChoice
@@ -20,7 +20,7 @@ from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import MANIFEST
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
-from clusterq_common.teacher.pace import said, seconds_per_image
+from clusterq_common.teacher.pace import rough_duration, seconds_per_image
 from clusterq_finetune.benchmark.command import BATCHES, MOST_SYNTHETIC
 from clusterq_finetune.benchmark.timing import TURNS, WARM
 from clusterq_finetune.budget import smallest_plan
@@ -78,7 +78,7 @@ def announce(
     """
     images = None if val is None else _real_images(plan, teacher, val)
     stages = _stages(plan, teacher, device, work, images)
-    evaluation = "" if images is None else f"{count(images, 'real image')} in {val}, {said(stages.evaluation)}"
+    evaluation = "" if images is None else f"{count(images, 'real image')} in {val}, {rough_duration(stages.evaluation)}"
     if plan.time_budget is not None and stages.evaluation > (1 - SET_AND_STUDENT_SHARE) * plan.time_budget:
         warn(
             f"{setting_name('time_budget')}: the benchmark's evaluation on {count(images, 'real image')} takes longer than the share of the budget that is "
@@ -91,7 +91,7 @@ def announce(
             "calibrated."
         )
     begins = "goes on with" if going_on else "makes"
-    print_result(f"{plan.teacher['arch']} to {plan.bits} for {said_of(plan.target)}; {begins} the stages in {work}")
+    print_result(f"{plan.teacher['arch']} to {plan.bits} for {name_and_status(plan.target)}; {begins} the stages in {work}")
     print_result(_in_all(plan, stages, device))
     print_result(TARGETS[plan.target].speed)
     wider = stored_wider(plan.target, QuantConfig(bits=plan.bits).parsed_bits.weights, plan.file)
@@ -107,7 +107,7 @@ def announce(
         print_result(f"2. fine-tuning: {work / STUDENT}, which is there")
     else:
         chosen = ", with the choice of bits by layer before it" if plan.choice else ""
-        print_result(f"2. fine-tuning: recipe {plan.recipe}, {said(stages.student)} on {device}{chosen}")
+        print_result(f"2. fine-tuning: recipe {plan.recipe}, {rough_duration(stages.student)} on {device}{chosen}")
         if evaluation:
             print_result(f"   then teacher and student on {evaluation}")
     print_result(f"3. export: {out}")
@@ -128,7 +128,7 @@ def _in_all(plan: Plan, stages: Stages, device: torch.device) -> str:
     rough = f"a rough estimate from the classifier's pace on {device}: {parts}"
     if plan.time_budget is not None:
         return f"in all: planned to end within {duration(plan.time_budget)} of the start ({rough})"
-    return f"in all: {said(sum(stages.seconds.values()))} ({rough})"
+    return f"in all: {rough_duration(sum(stages.seconds.values()))} ({rough})"
 
 
 def _real_images(plan: Plan, teacher: Teacher, val: Path) -> int:

@@ -63,7 +63,7 @@ def quantize(
     """
     begin = time.monotonic()
     _refuse(plan, val)
-    going_on = plan.refuse_other(work)
+    going_on = plan.is_started(work)
     _refuse_file(out, work, overwrite=overwrite)
     device = prepare_device(RuntimeConfig.validated(plan.runtime))
     teacher = load_teacher(TeacherConfig.validated(plan.teacher), device=device)
@@ -123,10 +123,10 @@ def _set(plan: Plan, work: Path, stages: Stages, *, quiet: bool) -> Path:
         return Path(plan.shards)
     folder = work / SET
     if not (folder / SHARDS / MANIFEST).is_file():
-        told: dict[str, Any] = {"afterwards": stages.after_set}
+        message: dict[str, Any] = {"afterwards": stages.after_set}
         if stages.set_plan is not None:
-            told["speed"] = stages.set_plan.speed
-        generate([*plan.set_command(work), *going_on_with(work), *(["--quiet"] if quiet else [])], told)
+            message["speed"] = stages.set_plan.speed
+        generate([*plan.set_command(work), *going_on_with(work), *(["--quiet"] if quiet else [])], message)
     return folder
 
 

@@ -26,18 +26,18 @@ class SetPlan(NamedTuple):
     speed: dict[str, float]
 
 
-def generate(arguments: Sequence[str], told: dict[str, Any]) -> None:
+def generate(arguments: Sequence[str], message: dict[str, Any]) -> None:
     """Run `clusterq-gen`.
 
     Args:
         arguments: of its command line.
-        told: the `speed` that its plan was made for, and the estimated seconds of what follows `afterwards`.
+        message: the `speed` that its plan was made for, and the estimated seconds of what follows `afterwards`.
 
     Raises:
         SystemExit: it failed, and said why.
         ClusterqError: a signal ended it, which said nothing.
     """
-    _refuse_failure(run_program("clusterq_gen", arguments, told=told))
+    _refuse_failure(run_program("clusterq_gen", arguments, message=message))
 
 
 def plan_set(arguments: Sequence[str]) -> SetPlan:

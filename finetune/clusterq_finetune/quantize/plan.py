@@ -121,11 +121,11 @@ class Plan(Settings):
             return None
         return max(SET_AND_STUDENT_SHARE * self.time_budget - elapsed, LEAST_STUDENT_SHARE * self.time_budget)
 
-    def refuse_other(self, work: Path) -> bool:
-        """Return whether the work folder holds stages of this very plan; False where it is new.
+    def is_started(self, work: Path) -> bool:
+        """Return whether the work folder holds stages of this plan; False for a new folder.
 
         Raises:
-            ClusterqError: it holds another plan's, or other files.
+            ClusterqError: it holds stages of another plan, or other files.
         """
         path = work / PLAN
         if not path.is_file():

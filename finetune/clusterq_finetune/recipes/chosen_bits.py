@@ -147,11 +147,11 @@ def choose_bits(
     result["average_weight_bits"] = None if average is None else round(average, 4)
     result["bytes"] = student_bytes(teacher.model, layers, quant)
     result["layers"] = as_result(layers)
-    info(f"bits chosen: weights {_said(average, layers)}, {result['bytes']} bytes with scales and float parameters")
+    info(f"bits chosen: weights {_bits_text(average, layers)}, {result['bytes']} bytes with scales and float parameters")
     return config.model_copy(update={"quant": with_choice(quant, layers)}), result
 
 
-def _said(average: float | None, layers: list[LayerChoice]) -> str:
+def _bits_text(average: float | None, layers: list[LayerChoice]) -> str:
     """Return the weights' bits in words, with the fewest and the most of a quantized layer."""
     if average is None:
         return "in float"

@@ -74,7 +74,7 @@ def signature_problems(maker: Maker, config: SharingConfig) -> list[Problem]:
     """Return the problems of the maker for `verify`: trusted keys were given, and the set is signed with none of them."""
     if config.trust is None or maker.name is not None:
         return []
-    return [Problem(SIGNATURE, None, f"{maker.told()}, and {config.trust} names no key that has signed it")]
+    return [Problem(SIGNATURE, None, f"{maker.description()}, and {config.trust} names no key that has signed it")]
 
 
 def compare(first: Path, second: Path) -> SetDiff:

@@ -1,4 +1,4 @@
-"""From a source of candidate images to a folder of class-labelled shards."""
+"""Writing of a set of class-labelled shards."""
 
 import multiprocessing
 from collections.abc import Iterator

@@ -50,7 +50,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 def judged(folder: Path, config: SharingConfig | None = None) -> str:
-    return maker_of(folder, read_manifest(folder), config or SharingConfig()).told()
+    return maker_of(folder, read_manifest(folder), config or SharingConfig()).description()
 
 
 def test_a_signed_set_has_a_known_maker(tmp_path: Path, keys: dict[str, Path]) -> None:

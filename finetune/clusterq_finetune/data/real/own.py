@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from clusterq_common.device.distributed import Ranks
-from clusterq_common.errors import ClusterqError, told
+from clusterq_common.errors import ClusterqError, describe_error
 from clusterq_common.setting_names import setting_name
 from clusterq_common.teacher.factory import call_function
 from clusterq_common.teacher.spec import InputSpec, shown_arch
@@ -149,7 +149,7 @@ class OwnImages(ValidationImages):
                 self.items = self._made()
 
     def _failed(self, index: int, error: Exception) -> str:
-        return f"{setting_name('val')}: {self.layout} failed at item {index} with {told(error)}; mend the file and try again."
+        return f"{setting_name('val')}: {self.layout} failed at item {index} with {describe_error(error)}; mend the file and try again."
 
     def _sample(self, item: Any, index: int) -> Sample:
         name = self.name(index)
