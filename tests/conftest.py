@@ -1,4 +1,4 @@
-"""What many tests share: a small trained teacher, one tiny run through the real command lines, and the real data."""
+"""Shared fixtures of many tests: a small trained teacher, one tiny run through the real command lines, and the real data."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ FACTORY = f"{DEMO / 'digits_net.py'}:digits_net"
 # What tests index and verify is nothing to keep in the user's cache.
 CACHE = tempfile.TemporaryDirectory(prefix="clusterq-cache-")
 os.environ["CLUSTERQ_CACHE"] = CACHE.name
-# Nor is it anybody's business which runs a test has started.
+# The record of a test's runs is temporary, too.
 STATES = "clusterq-state-"
 if not Path(os.environ.get("CLUSTERQ_STATE", "")).name.startswith(STATES):  # a test's own processes go on with its runs
     STATE = tempfile.TemporaryDirectory(prefix=STATES)
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command line did."""
+    """Exit code and output of a command line."""
 
     code: int
     out: str

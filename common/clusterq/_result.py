@@ -14,7 +14,7 @@ from clusterq_common.files import atomic_write
 from clusterq_common.progress.console import send_messages_to
 from clusterq_common.quant.convert import quantized_as
 from clusterq_common.run.environment import versions
-from clusterq_common.run.extras import need
+from clusterq_common.run.extras import need_onnx
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
 from clusterq_common.teacher.spec import InputSpec
@@ -82,8 +82,7 @@ def export_onnx(
         ClusterqError: a package of the extra is missing, the student is not calibrated or cannot be traced, or the file cannot be written.
     """
     with send_messages_to():
-        for package in ("onnx", "onnxscript"):
-            need(package, "export_onnx", "onnx")
+        need_onnx("export_onnx")
         from clusterq_common.export.onnx_file import onnx_bytes
 
         need_calibrated(student)

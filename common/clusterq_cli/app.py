@@ -173,8 +173,3 @@ def brief_help(*names: str, **texts: str) -> dict[str, str]:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks: warnings, errors and the result alone.")]
-
-
-def named_teacher(arch: str | None, weights: str | None) -> dict[str, str]:
-    """The fields of a teacher's settings that the command line gives."""
-    return {name: value for name, value in (("arch", arch), ("weights", weights)) if value is not None}

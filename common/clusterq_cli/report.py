@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Quiet, Weights, named_teacher
+from clusterq_cli.app import App, Arch, Debug, Quiet, Weights
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
+from clusterq_common.teacher.spec import named_teacher
 
 
 def add_report(app: App, draw: Callable[..., Any], run_help: str, *commands: str) -> None:

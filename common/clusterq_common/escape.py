@@ -41,7 +41,9 @@ def one_line(text: object) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Text whose addresses have lost what may be credentials: `NAME:PASSWORD@` in front of the server, everything behind `?`.
+    """Remove possible credentials from addresses in a text.
+
+    These are `NAME:PASSWORD@` in front of the server, and everything behind `?`.
 
     >>> without_secrets("from https://me:pass@host/set?token=1 to out")
     'from https://host/set to out'

@@ -103,6 +103,17 @@ def write_output(path: Path, data: bytes) -> None:
         ) from error
 
 
+def need_place(setting: str, path: Path | None) -> None:
+    """Make sure, before any work, that a file can be put where a setting says.
+
+    Raises:
+        ClusterqError: the path is a folder, or lies in none.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise ClusterqError(f"{path} {problem}, expected a file to write; name one in a folder that exists.", setting=setting)
+
+
 def home_folder(instead: str) -> Path:
     """The user's home folder.
 

@@ -1,9 +1,12 @@
 """Quantities as text for a person: numbers, percent, counts of things, sizes and durations. One function for each, for every program."""
 
 import math
+import re
 
 NOTHING = "–"
 SIZES = ("bytes", "kB", "MB", "GB", "TB")
+SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?\s*([kMGT]?)(i?)B?", re.IGNORECASE)
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 # Largest error of a float32 mean of numbers around 1; the machine epsilon is 1.2e-7.
 ROUNDING = 1e-6
 
@@ -44,12 +47,29 @@ def size(how_many_bytes: float) -> str:
     >>> size(1), size(812), size(4800), size(12_345_678), size(3.24e9)
     ('1 byte', '812 bytes', '4.80 kB', '12.3 MB', '3.24 GB')
     """
-    value, place = float(how_many_bytes), 0
-    while value >= 999.5 and place < len(SIZES) - 1:
-        value, place = value / 1000, place + 1
+    # In integers, since a manifest may name numbers that no float holds.
+    total, unit, place = round(how_many_bytes), 1, 0
+    while 2 * total >= 1999 * unit and place < len(SIZES) - 1:
+        unit, place = 1000 * unit, place + 1
     if place == 0:
-        return count(round(value), "byte")
-    return f"{value:,.{min(2, max(0, 2 - math.floor(math.log10(value))))}f} {SIZES[place]}"
+        return count(total, "byte")
+    decimals = max(0, 3 - len(str(total // unit)))
+    whole, part = divmod((2 * total * 10**decimals + unit) // (2 * unit), 10**decimals)
+    return f"{whole:,}{f'.{part:0{decimals}}' if decimals else ''} {SIZES[place]}"
+
+
+def parse_bytes(text: str) -> int | None:
+    """Return the bytes that a size such as `400kB`, `1.5 MiB`, `2T` or `250000` names, rounded down; None where it is no size.
+
+    >>> parse_bytes("500MB"), parse_bytes("1.5 GiB"), parse_bytes("7"), parse_bytes("large")
+    (500000000, 1610612736, 7, None)
+    """
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
+    unit = (1024 if match[4] else 1000) ** POWERS[match[3].lower()]
+    part = match[2] or ""
+    return int(match[1] + part) * unit // 10 ** len(part)
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterq_common.errors import ClusterqError
+from clusterq_common.files import need_place
 from clusterq_common.progress.console import info, print_result, warn
 from clusterq_common.run.run_folder import ANALYSIS
 from clusterq_common.setting_names import setting_name
@@ -28,10 +29,7 @@ def report(folder: Path, out: Path | None, *, analyse: bool, teacher: dict[str, 
     Raises:
         ClusterqError: see `draw_report` and `analyse_folder`.
     """
-    if out is not None and not out.parent.is_dir():
-        raise ClusterqError(
-            f"{out.parent} is no folder, expected one that exists; make it, or leave {setting_name('out')} out.", setting="out"
-        )
+    need_place("out", out)
     if teacher and not analyse:
         raise ClusterqError(
             f"a report without {setting_name('analyse')} asks no network, expected it beside {setting_name('analyse')}; leave it out.",

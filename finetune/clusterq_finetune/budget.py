@@ -10,7 +10,7 @@ from clusterq_common.quantities import duration
 from clusterq_common.run.run_folder import CONFIG
 from clusterq_common.setting_names import setting_name
 from clusterq_finetune.config import FinetuneConfig
-from clusterq_finetune.estimate import Timed, steps_of_epoch
+from clusterq_finetune.estimate import Timed
 from clusterq_finetune.speed import Speed
 
 # What a plan keeps where there is any: below this, reconstruction and training do more harm than good.
@@ -142,7 +142,7 @@ def _shrunk(config: FinetuneConfig, share: float, samples: int) -> FinetuneConfi
         "reconstruct_steps": min(recipe.reconstruct_steps, max(round(share * recipe.reconstruct_steps), LEAST_BLOCK_STEPS))
     }
     if recipe.epochs:
-        each = steps_of_epoch(config, samples)
+        each = recipe.steps_of_epoch(samples)
         epochs = max(1, round(share * recipe.epochs))
         wanted = share * recipe.epochs * each / epochs
         changes |= {"epochs": epochs, "steps_per_epoch": min(each, max(round(wanted), LEAST_STEPS))}

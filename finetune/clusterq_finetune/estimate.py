@@ -1,4 +1,4 @@
-"""Prediction of a fine-tuning's time on this machine, from a few steps on a discarded copy of the student."""
+"""Estimated phases of a fine-tuning."""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -25,7 +25,7 @@ LONG_STEPS, LONG_PIXELS = 150, 20_000_000
 
 
 class Sizes(NamedTuple):
-    """What the time depends on beside settings and speed.
+    """Sizes of set, evaluation and network.
 
     Attributes:
         samples, heldout: images of the set, for training and held out.
@@ -44,8 +44,8 @@ class Sizes(NamedTuple):
 class Timed:
     """A fine-tuning whose phases are timed when they are first asked for, on a discarded copy of its student.
 
-    Nothing is printed or written. Compiled networks and CUDA graphs are left out, since setting them up takes longer than the few steps:
-    with them a run is faster than its estimate. Several processes have the same speed, that of the slowest one.
+    See `Rehearsal` for what is left out: with compiled networks and CUDA graphs a run is faster than its estimate. Several processes have
+    the same speed, that of the slowest one.
 
     Args:
         student: the student before its calibration; it stays as it is.
@@ -129,7 +129,7 @@ def phases(config: FinetuneConfig, sizes: Sizes, speed: Speed) -> list[Phase]:
         seconds = images * speed.block_images + recipe.reconstruct_steps * speed.block_step
         expected.append(Phase("reconstruction", seconds))
     if recipe.epochs:
-        steps = recipe.epochs * steps_of_epoch(config, samples)
+        steps = recipe.epochs * recipe.steps_of_epoch(samples)
         read = samples if sizes.resident else steps * recipe.batch_size / max(1, recipe.workers)
         # What guards or selects measures the student before the first epoch, too.
         measured = recipe.epochs + (recipe.select != "last")
@@ -146,11 +146,6 @@ def is_worth_measuring(config: FinetuneConfig, spec: InputSpec, samples: int) ->
     """Return whether a fine-tuning is so long that its estimate, which takes some steps itself, is worth its time."""
     recipe = config.recipe
     blocks = (recipe.reconstruct != "none") * recipe.reconstruct_steps
-    steps = recipe.epochs * steps_of_epoch(config, samples)
+    steps = recipe.epochs * recipe.steps_of_epoch(samples)
     images = steps * recipe.batch_size + blocks * recipe.reconstruct_batch_size + min(recipe.calibration_images, samples)
     return steps + blocks >= LONG_STEPS or images * spec.height * spec.width >= LONG_PIXELS
-
-
-def steps_of_epoch(config: FinetuneConfig, samples: int) -> int:
-    """Return the number of steps in an epoch: those asked for, or one pass over the images."""
-    return config.recipe.steps(samples) or -(-samples // config.recipe.batch_size)

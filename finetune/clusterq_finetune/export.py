@@ -23,7 +23,7 @@ from clusterq_common.files import sha256_file, write_output
 from clusterq_common.images.normalise import normalise
 from clusterq_common.quant.convert import quantizers
 from clusterq_common.run.environment import versions
-from clusterq_common.run.extras import need
+from clusterq_common.run.extras import need_onnx
 from clusterq_common.run.run_folder import RESULT, SHARDS, STUDENT
 from clusterq_common.run.seeding import stream
 from clusterq_common.setting_names import setting_name
@@ -76,8 +76,7 @@ def export(
     if out.exists() and not overwrite:
         raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
     if kind == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            need(package, setting_name("format", "onnx"), "onnx")
+        need_onnx(setting_name("format", "onnx"), runtime=True)
     student, spec, saved = load_student(folder, torch.device("cpu"), arch)
     if target is not None:
         weights = (quantizer.bits for name, quantizer in quantizers(student).items() if name.endswith(WEIGHT_SUFFIX))

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.setup import to_device
 from clusterq_common.device.timing import each_image, seconds_of, slowest, steady_seconds
 from clusterq_common.progress.console import send_messages_to
+from clusterq_common.progress.time_budget import MeasuredTimes
 from clusterq_common.run.kept import Records
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.load import Teacher
@@ -32,7 +33,7 @@ STEPS, BLOCK_STEPS = 3, 2
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(MeasuredTimes):
     """Measured seconds.
 
     Attributes:
@@ -56,10 +57,6 @@ class Speed:
     step: float
     read: float
     decoded: float
-
-    def fastest(self, other: "Speed") -> "Speed":
-        """Return the smaller time of each, since a busy moment only makes steps slower."""
-        return Speed(**{name: min(seconds, getattr(other, name)) for name, seconds in asdict(self).items()})
 
     def __str__(self) -> str:
         times = {

@@ -1,4 +1,4 @@
-"""Times of the steps of a training, told apart from what it does besides."""
+"""Times of a training's steps, and of its other work."""
 
 import itertools
 import time

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Json, Quiet, TimeBudget, Weights, brief_help, named_teacher, version_option
+from clusterq_cli.app import App, Arch, Debug, Json, Quiet, TimeBudget, Weights, brief_help, version_option
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import EXIT_CODES, examples
 from clusterq_cli.main import run_guarded, run_to_end, same_command, say_begin
@@ -14,7 +14,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.progress.console import info, print_json
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.run.run_folder import CONFIG
-from clusterq_common.teacher.spec import shown_arch
+from clusterq_common.teacher.spec import shown_arch, named_teacher
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
 from clusterq_gen.given import Meant, by_input_size, meant_by, on_top, saved_config
 from clusterq_gen.method_options import left_out

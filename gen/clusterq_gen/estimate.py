@@ -1,7 +1,7 @@
 """Prediction of a generator run's time on this machine, from timed steps."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from clusterq_common.device.cuda_graph import STEPS_TO_FULL_SPEED, Recorder, rec
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.device.timing import steady_line, steady_seconds
 from clusterq_common.images.normalise import normalise, to_array
-from clusterq_common.progress.time_budget import Phase
+from clusterq_common.progress.time_budget import MeasuredTimes, Phase
 from clusterq_common.run.seeding import stream
 from clusterq_common.shards.digest import encode_samples
 from clusterq_common.taps import batchnorm_taps
@@ -36,7 +36,7 @@ TIMED_STEPS = {"cpu": 1, "cuda": 5}
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(MeasuredTimes):
     """Measured seconds.
 
     Attributes:
@@ -50,10 +50,6 @@ class Speed:
     image_step: float
     candidate: float
     student_share: float = 1.0
-
-    def fastest(self, other: "Speed") -> "Speed":
-        """Return the smaller time of each, since a busy moment only makes steps slower."""
-        return Speed(**{name: min(seconds, getattr(other, name)) for name, seconds in asdict(self).items()})
 
     def __str__(self) -> str:
         times = {"a generator step": self.step, "a step for one image": self.image_step, "drawing one image": self.candidate}

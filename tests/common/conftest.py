@@ -1,4 +1,4 @@
-"""What the tests of the library share."""
+"""Shared fixtures of the tests of the library."""
 
 from pathlib import Path
 

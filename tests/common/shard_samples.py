@@ -42,7 +42,7 @@ def samples(count: int, *, logits: bool = True, seed: int = 0) -> list[Sample]:
 
 
 def manifest_of(splits: dict[SplitName, Split], *, logits: bool = True, seed: int = 0) -> Manifest:
-    """What a generator would have said of them."""
+    """A manifest for these splits, as a generator would write it."""
     return Manifest(
         format="clusterq-shards/1",
         digest=set_digest(splits),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterq_common.quant.around import Around, QuantSmooth, activations_around
+from clusterq_common.quant.around import FoundActivation, QuantSmooth, activations_around
 from clusterq_common.quant.calibrate import calibrate
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.convert import convert, quantizers
@@ -67,9 +67,9 @@ def gated(activation: nn.Module | None = None, gate: nn.Module | None = None) ->
 )
 def test_activations_are_found_by_what_they_compute(activation: nn.Module, kind: str | None) -> None:
     around = activations_around(gated(activation, nn.Hardsigmoid()), torch.zeros(1, 3, 9, 9))
-    expected = {"activation": Around(kind, read=True)} if kind else {}
+    expected = {"activation": FoundActivation(kind, read=True)} if kind else {}
     # Neither the ReLU that a convolution alone reads, nor tanh, nor softmax.
-    assert around == {**expected, "gate": Around("hardsigmoid", read=True)}
+    assert around == {**expected, "gate": FoundActivation("hardsigmoid", read=True)}
 
 
 def test_the_sum_of_it_is_what_the_quantizers_say() -> None:

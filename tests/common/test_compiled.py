@@ -1,4 +1,4 @@
-"""What is said where torch cannot compile."""
+"""Errors and warnings where torch cannot compile."""
 
 from functools import partial
 from typing import NoReturn

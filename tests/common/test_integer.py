@@ -48,7 +48,7 @@ def student_and_images(seed: int = 0, **settings: object) -> tuple[nn.Module, Te
 
 
 def inputs_and_outputs(student: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """What goes into and comes out of each quantized layer of the fake-quantized student."""
+    """Input and output of each quantized layer of the fake-quantized student."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     handles = [
         layer.register_forward_hook(lambda _layer, args, y, name=name: seen.update({name: (args[0], y)}))

@@ -1,4 +1,4 @@
-"""What a manifest says is covered by a digest of its own; images and normalisations are not mixed; pixels are plain."""
+"""Contents of a manifest: they are covered by a digest of their own; images and normalisations are not mixed; pixels are plain."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What the sentences of a quality report warn of, and what they leave unjudged."""
+"""Verdicts of a quality report: its warnings, and figures that it leaves unjudged."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What analysis.json says, against plain computations."""
+"""Figures of analysis.json, against plain computations."""
 
 import copy
 import csv

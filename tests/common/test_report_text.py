@@ -1,4 +1,4 @@
-"""What files say on a report's page: text of strangers stays text, and values may be anything."""
+"""Text from files on a report's page: text of strangers stays text, and values may be anything."""
 
 import json
 import re
@@ -100,7 +100,7 @@ HOSTILE = ["</script>", "{{ 7*7 }}", "{% raw %}", "\"'><b>", "\u202efdp.exe", "]
 @example("`<b>` --lr '<b>' clusterq-gen `a --b`")
 @example("a\rb\r\nc")
 def test_text_of_strangers_is_text(text: str) -> None:
-    """Whatever a class, a layer or a setting is called: the page has the same elements, and says just that."""
+    """For any name of a class, a layer or a setting, the page has the same elements, and shows that very name."""
     page = page_saying(text)
     page.encode()
     ET.fromstring(page.partition("\n")[2])

@@ -48,7 +48,7 @@ class Made(Settings):
 
 
 class Whole(Settings):
-    """What a file of that command holds."""
+    """Contents of that command's configuration file."""
 
     made: Made = Made()
 

@@ -1,4 +1,4 @@
-"""What the operating system refuses is said in a sentence, with exit code 2."""
+"""Refusals of the operating system: one sentence, with exit code 2."""
 
 import errno
 import io

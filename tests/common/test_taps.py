@@ -16,7 +16,7 @@ def network() -> nn.Module:
 
 
 def bn_inputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """What flows into each BatchNorm, found the plain way: run the layers one by one."""
+    """Inputs of the BatchNorm layers, found the plain way: run the layers one by one."""
     inputs, x = [], images
     layers = [*model[0], *list(model)[1:]]
     for layer in layers:

@@ -30,7 +30,7 @@ OTHERS = {
 
 @cache
 def known_flags() -> frozenset[str]:
-    """What a page may name."""
+    """Flags that a page may name."""
     return every_flag() | OTHERS | tool_flags()
 
 
@@ -47,7 +47,7 @@ def tool_flags() -> set[str]:
 
 
 def problems(block: Block) -> list[str]:
-    """What is wrong with the commands of a block, each with its place. Drawings and printed lines can only name flags."""
+    """Problems of a block's commands, each with its place. Drawings and printed lines can only name flags."""
     if block.language == "text":
         return [f"{block.place}: {flag}" for flag in FLAG.findall(block.text) if flag not in known_flags()]
     wrong = [(line, problem) for line in command_lines(block.text) if (problem := problem_of(line))]
@@ -55,7 +55,7 @@ def problems(block: Block) -> list[str]:
 
 
 def problem_of(line: str, *, may_be_part: bool = False) -> str:
-    """What the parsers say of the first bad call in a line; empty where they say nothing. A part of a command may lack something."""
+    """The parsers' error for the first bad call in a line; empty where there is none. A part of a command may lack something."""
     for program, arguments in calls(line):
         try:
             parse(program, arguments)

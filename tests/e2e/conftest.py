@@ -1,4 +1,4 @@
-"""What tests through both command lines share."""
+"""Shared fixtures of tests through both command lines."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and that --resume takes nothing else for one and runs no code out of it."""
+"""Contents of a checkpoint. --resume takes nothing else for one, and runs no code out of it."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""What a person is told before anything runs: help, hints, versions, completion."""
+"""Texts before anything runs: help, hints, versions, completion."""
 
 import re
 import shlex

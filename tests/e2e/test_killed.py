@@ -154,7 +154,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def facts(run: Path) -> dict[str, object]:
-    """What result.json says, without times and the folder."""
+    """Contents of result.json, without times and the folder."""
     result = json.loads((run / "result.json").read_text())
     timeless = {"images_per_second", "decode_seconds"}
     for name in ("teacher", "calibrated", "student"):

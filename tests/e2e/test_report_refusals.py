@@ -1,4 +1,4 @@
-"""What a report is not drawn of, folders that mean harm, and a drawing that fails."""
+"""Folders that no report is drawn of, folders that mean harm, and a drawing that fails."""
 
 import json
 import shutil

@@ -133,7 +133,7 @@ def test_training_images_among_the_held_out_ones_are_said(
         (["--holdout", "nowhere"], "--holdout: nowhere is no folder"),
         (["--other-weights", "x.pth"], "--other-arch is missing"),
         (["--student", "nowhere"], "--student: nowhere holds no student.safetensors"),
-        (["--out", "nowhere/p.html"], "--out: nowhere is no folder"),
+        (["--out", "nowhere/p.html"], "--out: nowhere/p.html lies in nowhere, which is no folder"),
         (["--out", "p.json"], "--out: p.json is the name of the figures"),
         (["--permutations", "10"], "--permutations"),
     ],

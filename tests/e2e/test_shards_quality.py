@@ -188,7 +188,7 @@ def test_the_same_network_as_the_other_one_agrees(
         (["--real-classes", "x.txt"], "--real-classes: there is no --real"),
         (["--crop-pct", "0.9"], "--crop-pct, --interpolation or --pixel-range: there is no --real"),
         (["--real", "nowhere"], "--real: nowhere is no folder"),
-        (["--out", "nowhere/q.html"], "--out: nowhere is no folder"),
+        (["--out", "nowhere/q.html"], "--out: nowhere/q.html lies in nowhere, which is no folder"),
         (["--images", "1"], "--images"),
         (["--weights", "nowhere.pth"], "--weights"),
     ],

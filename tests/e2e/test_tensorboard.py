@@ -19,7 +19,7 @@ GEN += ["--per-class", 2, "--keep-misclassified", "--no-report", "--checkpoint-s
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard reads: name -> (step, value), in its order."""
+    """Scalars that TensorBoard reads: name -> (step, value), in its order."""
     events = event_accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}

@@ -1,4 +1,4 @@
-"""What a person sees of a running command: progress on terminals and elsewhere, --quiet, Ctrl-C."""
+"""Output of a running command on the terminal: progress on terminals and elsewhere, --quiet, Ctrl-C."""
 
 import codecs
 import json

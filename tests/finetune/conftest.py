@@ -1,4 +1,4 @@
-"""What the tests of fine-tuning and of exported files share."""
+"""Shared fixtures of the tests of fine-tuning and of exported files."""
 
 import resource
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
 
 class Everything(nn.Module):
-    """What families of classifiers are made of: depthwise, grouped, dilated and strided convolutions, a BatchNorm before its
+    """Parts of common families of classifiers: depthwise, grouped, dilated and strided convolutions, a BatchNorm before its
     convolution, ReLU6, hard swish, a squeeze-and-excitation gate, shuffled channels, a dense connection, two linear layers."""
 
     def __init__(self) -> None:

@@ -199,7 +199,7 @@ def test_steps_are_told_apart_from_what_comes_between_them() -> None:
 
 
 def test_an_estimate_reads_few_images(finetune: Cli, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of the set's images; and none of them is held out."""
+    """This holds for any number of the set's images; and none of them is held out."""
     sets: list[tuple[int, list[str]]] = []
     train = distill.distill
 

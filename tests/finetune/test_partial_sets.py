@@ -15,7 +15,7 @@ Build = Callable[["Sets", Path], list[int]]
 
 
 class Sets:
-    """What can be cut out of the shared run's images, which are twelve of each digit and one held out."""
+    """Parts of the shared run's images, which are twelve of each digit and one held out."""
 
     def __init__(self, run: Path, gen: Cli, finetune: Cli) -> None:
         self.run, self.gen, self.finetune = run, gen, finetune

@@ -18,7 +18,7 @@ from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real import open_validation
 from clusterq_finetune.evaluation.binary import auroc, binary_result
 from clusterq_finetune.evaluation.evaluate import EvaluationResult, evaluate_models
-from clusterq_finetune.evaluation.predictions import KeptPredictions, Predictions, need_place, save_csv
+from clusterq_finetune.evaluation.predictions import KeptPredictions, Predictions, save_csv
 from clusterq_finetune.evaluation.summary import summary_lines
 from tests.several import in_processes
 

@@ -283,7 +283,7 @@ def test_a_set_that_was_begun_is_planned_as_it_was(tmp_path: Path, monkeypatch: 
 
 
 def test_a_program_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever ended the parent; and its exit code and its Ctrl-C are the parent's."""
+    """This holds for any end of the parent; and its exit code and its Ctrl-C are the parent's."""
     (tmp_path / "waiting.py").write_text(WAITING)
     (tmp_path / "ending.py").write_text("import sys\nprint('ends')\nsys.exit(int(sys.argv[1]))\n")
     monkeypatch.syspath_prepend(tmp_path)

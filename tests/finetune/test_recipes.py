@@ -1,4 +1,4 @@
-"""What recipes are made of: optimizers, schedules, weight means, selection, BatchNorm statistics, whose logits."""
+"""Parts of the recipes: optimizers, schedules, weight means, selection, BatchNorm statistics, whose logits."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What readers of real images skip, reorder or guess is counted, named, printed and kept."""
+"""Remarks on real images that were skipped, reordered or guessed: counted, named, printed and kept."""
 
 import tarfile
 from pathlib import Path

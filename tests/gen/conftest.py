@@ -1,4 +1,4 @@
-"""What the generator's tests share: the loaded teacher, and settings of a very short run."""
+"""Shared fixtures of the generator's tests: the loaded teacher, and settings of a very short run."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ EPS = 1e-3
 
 
 def draws_at(step: int) -> StepRandom:
-    """What is drawn in a step."""
+    """Random draws of a step."""
     draws = StepRandom(LABELS.device)
     draws.begin(step)
     return draws
@@ -54,7 +54,7 @@ class Scene:
         )
 
     def inputs(self) -> list[Tensor]:
-        """What flows into each BatchNorm, float64."""
+        """Inputs of the BatchNorm layers, float64."""
         layers, x = [], self.images
         for layer in self.model:
             if isinstance(layer, nn.BatchNorm2d):

@@ -202,7 +202,7 @@ def test_defaults_by_method_and_preset(digits_teacher: DigitsTeacher, gen: Cli, 
 
 
 def test_a_saved_configuration_and_another_method(banks: dict[str, Path], gen: Cli, tmp_path: Path) -> None:
-    """What made the other method that method must not stay behind under this one's name."""
+    """Settings that belong to the other method must not stay behind under this one's name."""
     saved = banks["dsg"] / "config.yaml"
     done = gen("train", "--config", saved, "--method", "zeroq", *SMALL, "--out", tmp_path / "out")
     assert done.code == 0, done.err

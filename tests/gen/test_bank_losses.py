@@ -1,4 +1,4 @@
-"""What images of a bank are optimised for, against slow references: loops over samples, layers and channels, in float64."""
+"""Losses of a bank's images, against slow references: loops over samples, layers and channels, in float64."""
 
 import math
 
@@ -43,7 +43,7 @@ def small_teacher() -> Teacher:
 
 
 def inputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """What flows into each BatchNorm, float64."""
+    """Inputs of the BatchNorm layers, float64."""
     layers = []
     for layer in model:
         if isinstance(layer, nn.BatchNorm2d):

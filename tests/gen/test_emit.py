@@ -1,4 +1,4 @@
-"""Emission: shards are a function of (seed, class, attempt), whoever makes them and however often it is interrupted."""
+"""Emission: shards are a function of (seed, class, attempt), for any number of processes and interruptions."""
 
 import json
 import shutil

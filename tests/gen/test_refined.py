@@ -1,4 +1,4 @@
-"""Refinement: images a generator drew, brought near the stored statistics a batch at a time, whoever asks and whenever."""
+"""Refinement: images a generator drew, brought near the stored statistics a batch at a time, for any caller."""
 
 import json
 from pathlib import Path

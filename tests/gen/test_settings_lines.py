@@ -1,4 +1,4 @@
-"""What a generator run says before torch is imported."""
+"""First lines of a generator run, before torch is imported."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def settings(conditioning: str, ranges: str, norms_every: int, **method: object)
 
 
 def five_steps(config: GenConfig) -> dict[str, Tensor]:
-    """What five steps, two of them in warm-up, make of everything that a run holds; the metrics too."""
+    """State of a run after five steps, two of them in warm-up, with the metrics."""
     run = Training.start(config, teacher_in_float64(), CPU)
     run.generator.double()
     state: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What a release must agree on: the version in pyproject.toml, CITATION.cff and CHANGELOG.md."""
+"""Agreement of a release's files: the version in pyproject.toml, CITATION.cff and CHANGELOG.md."""
 
 import re
 import tomllib

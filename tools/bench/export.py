@@ -47,7 +47,7 @@ from clusterq_common.quant.integer import integer_arithmetic
 from clusterq_common.teacher.families import build_pytorchcv
 from clusterq_common.teacher.spec import InputSpec, TeacherConfig
 from clusterq_finetune.benchmark.command import benchmark
-from clusterq_finetune.benchmark.request import Beside, Timing
+from clusterq_finetune.benchmark.request import FloatSource, Timing
 from clusterq_finetune.benchmark.summary import summary_lines
 from clusterq_finetune.config import FinetuneConfig
 from clusterq_finetune.data.real import open_validation
@@ -144,7 +144,7 @@ def speed(
                 floats = replaced_quantizers(student, lambda _name, _quantizer: nn.Identity())
                 plain.write_bytes(onnx_bytes(floats, spec, about, OnnxConfig())[0])
                 print(f"\n{name}, random weights; BatchNorm kept in {len(about.batchnorm_kept)} layers")
-                measured = benchmark(path, Beside(plain), Timing(turns=turns, threads=threads))
+                measured = benchmark(path, FloatSource(plain), Timing(turns=turns, threads=threads))
                 print("\n".join(summary_lines(measured)), flush=True)
 
     run_guarded(run, debug=False)

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self, TypeVar
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quantities import duration
@@ -26,6 +27,15 @@ class Phase(NamedTuple):
 
     name: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """Base class of measured seconds, a field for each kind of work."""
+
+    def fastest(self, other: Self) -> Self:
+        """Return the smaller time of each, since a busy moment only makes steps slower."""
+        return replace(self, **{one.name: min(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)})
 
 
 def parse_time_budget(text: str) -> float:

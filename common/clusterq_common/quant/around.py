@@ -30,7 +30,7 @@ PROBED = 8.0
 TOLERANCE = 1e-5
 
 
-class Around(NamedTuple):
+class FoundActivation(NamedTuple):
     """An activation function of a model.
 
     Attributes:
@@ -71,7 +71,7 @@ class QuantSmooth(QuantActivation):
 
 
 @torch.no_grad()
-def activations_around(model: nn.Module, example: Tensor) -> dict[str, Around]:
+def activations_around(model: nn.Module, example: Tensor) -> dict[str, FoundActivation]:
     """Return the activation functions of a model by module name, in order of execution.
 
     These are all SiLU, hard swish, sigmoid and hard sigmoid modules, whatever their classes are called, and the ReLU and ReLU6 modules
@@ -85,18 +85,18 @@ def activations_around(model: nn.Module, example: Tensor) -> dict[str, Around]:
     leaves = {name: module for name, module in model.named_modules() if _is_plain(module)}
     flow = record_flow(model, example, leaves)
     shapes: dict[str, torch.Size] = {}
-    givers: dict[Key, str] = {}
+    producers: dict[Key, str] = {}
     for call, _, output, returned in flow.runs:
         given = call.only_tensor
         if returned is not None and given is not None and output.shape == given.shape:
             shapes[call.name] = output.shape
-            givers[returned] = call.name
+            producers[returned] = call.name
     operands = [key for operation in flow.operations if operation.name in PRODUCTS_AND_MEANS for key in operation.read]
-    read = {givers[key] for key in operands if key in givers}
+    read = {producers[key] for key in operands if key in producers}
     with evaluating(model):
         kinds = {name: _kind(leaves[name], shape, example.device) for name, shape in shapes.items()}
     return {
-        name: Around(kind, name in read)
+        name: FoundActivation(kind, name in read)
         for name, kind in kinds.items()
         if kind is not None and (kind != "relu" or name in read)
     }

@@ -4,29 +4,8 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
+from clusterq_common.quantities import parse_bytes
 from clusterq_common.settings import Settings
-
-UNITS = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that a text such as `400kB`, `1.5MiB` or `250000` names.
-
-    Raises:
-        ValueError: it is no size.
-
-    Examples:
-        >>> parse_size("400kB"), parse_size("1.5 MiB"), parse_size("250000")
-        (400000, 1572864, 250000)
-    """
-    match = SIZE.fullmatch(text.strip())
-    if not match:
-        raise ValueError("expected a number and a unit, such as 400kB, 1.5MB or 2MiB")
-    size = int(float(match[1]) * UNITS[(match[2] or "b").lower()])
-    if size < 1:
-        raise ValueError("expected at least one byte")
-    return size
 
 
 class BitChoice(Settings):
@@ -68,7 +47,11 @@ class BitChoice(Settings):
     @classmethod
     def _size(cls, text: str | None) -> str | None:
         if text is not None:
-            parse_size(text)
+            size = parse_bytes(text)
+            if size is None:
+                raise ValueError("expected a number and a unit, such as 400kB, 1.5MB or 2MiB")
+            if size < 1:
+                raise ValueError("expected at least one byte")
         return text
 
     @model_validator(mode="after")
@@ -77,6 +60,11 @@ class BitChoice(Settings):
         if len(aims) > 1:
             raise ValueError(f"{' and '.join(aims)} exclude each other, expected one of them; leave the others out")
         return self
+
+    @property
+    def target_bytes(self) -> int | None:
+        """`target_size` as a number of bytes."""
+        return None if self.target_size is None else parse_bytes(self.target_size)
 
     @property
     def weights(self) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from clusterq_common.errors import ClusterqError
 from clusterq_common.quant.allocation import allocate
 from clusterq_common.quant.bits import FLOAT, Bits
-from clusterq_common.quant.choice_config import BitChoice, parse_size
+from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.layer_bits import bits_of, matches
 from clusterq_common.quant.sensitivity import LayerSensitivity
@@ -146,11 +146,11 @@ def average_for_size(model: nn.Module, layers: Sequence[LayerChoice], config: Qu
     Raises:
         ClusterqError: not even two bits fit.
     """
-    assert choice.target_size is not None
+    assert choice.target_bytes is not None
     counted = [layer for layer in layers if layer.weight_bits != FLOAT]
     weights, rest = sum(layer.weights for layer in counted), fixed_bytes(model, layers, config)
     # Each weight tensor ends at a whole byte.
-    room = parse_size(choice.target_size) - rest - len(counted)
+    room = choice.target_bytes - rest - len(counted)
     average = 8 * room / weights
     if average < 2:
         smallest = rest + len(counted) + -(-2 * weights // 8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterq_common.errors import ClusterqError
-from clusterq_common.quant.around import GATES, Around, QuantSmooth, activations_around
+from clusterq_common.quant.around import GATES, FoundActivation, QuantSmooth, activations_around
 from clusterq_common.quant.bits import FLOAT, Bits
 from clusterq_common.quant.config import QuantConfig
 from clusterq_common.quant.fake_quantizer import FakeQuantizer
@@ -23,7 +23,7 @@ from clusterq_common.setting_names import setting_name
 
 # Pixels have 8 bits; fewer would lose information.
 IMAGE_BITS = 8
-# No product of weights reads what stands around an activation, so fewer bits would save nothing.
+# No product of weights reads the output of a quantizer around an activation, so fewer bits would save nothing.
 AROUND_BITS = 8
 # Errors of a sum stay in all sums after it.
 SUM_BITS = 8
@@ -203,12 +203,12 @@ def _quantize_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> None:
         # Branches and activation functions may have theirs.
         if bits_of(name, config).activations != FLOAT and _output_quantizer(student, name) is None:
             _quantize_output(student, name, _activation_quantizer(SUM_BITS, config))
-    for name, givers in sums.inputs.items():
+    for name, producers in sums.inputs.items():
         layer = student.get_submodule(name)
         assert isinstance(layer, QuantConv2d | QuantLinear)
         own = layer.input_quantizer
         given = [
-            giver for giver in givers if (quantizer := _output_quantizer(student, giver)) and own and quantizer.bits == own.bits
+            producer for producer in producers if (quantizer := _output_quantizer(student, producer)) and own and quantizer.bits == own.bits
         ]
         if given:
             # Two roundings to as many bits lose more than one, and cost runtimes a conversion.
@@ -220,7 +220,7 @@ def _output_quantizer(student: nn.Module, name: str) -> FakeQuantizer | None:
     return quantizer if isinstance(quantizer, FakeQuantizer) else None
 
 
-def _quantize_around(student: nn.Module, around: Mapping[str, Around], config: QuantConfig) -> None:
+def _quantize_around(student: nn.Module, around: Mapping[str, FoundActivation], config: QuantConfig) -> None:
     def quantizer(*, learned: bool = True) -> FakeQuantizer:
         return _activation_quantizer(AROUND_BITS, config, learned=learned)
 
@@ -251,7 +251,7 @@ def _summary(
     order: list[str],
     activations: list[str],
     branches: list[str],
-    around: Mapping[str, Around],
+    around: Mapping[str, FoundActivation],
 ) -> list[str]:
     def width(layer: nn.Module, kind: str) -> str:
         quantizer = getattr(layer, kind)

@@ -56,11 +56,11 @@ def residual_branches(model: nn.Module, example: Tensor) -> list[str]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d | nn.Conv2d)}
     flow = record_flow(model, example, layers)
     # A layer may return the tensor of a layer within it: the last one to return it counts.
-    givers = {run.returned: run.call.name for run in flow.runs if run.returned is not None}
+    producers = {run.returned: run.call.name for run in flow.runs if run.returned is not None}
     added = [
         key
         for operation in flow.operations
         if operation.name in ADDITIONS and len(operation.read) == 2
         for key in operation.read
     ]
-    return list(dict.fromkeys(givers[key] for key in added if key in givers))
+    return list(dict.fromkeys(producers[key] for key in added if key in producers))

@@ -41,21 +41,21 @@ def sums_and_poolings(model: nn.Module, layers: Iterable[str], example: Tensor) 
     flow = record_flow(model, example, modules)
     uses = _Uses(flow.operations)
     runs = Counter(run.call.name for run in flow.runs)
-    givers: dict[Key, list[str]] = {}
+    producers: dict[Key, list[str]] = {}
     inputs: dict[str, set[Key]] = {name: set() for name in layers}
     for run in flow.runs:
         if run.returned is not None:
-            givers.setdefault(run.returned, []).append(run.call.name)
+            producers.setdefault(run.returned, []).append(run.call.name)
         if run.call.name in inputs and run.taken is not None:
             inputs[run.call.name].add(run.taken)
     outputs, left = [], []
     for key, where in uses.wanted().items():
-        holders = [name for name in givers.get(key, []) if runs[name] == 1 and _can_hold(modules[name])]
+        holders = [name for name in producers.get(key, []) if runs[name] == 1 and _can_hold(modules[name])]
         if holders:
             outputs.append(holders[0])
         else:
             left.append(where)
-    given = {name: givers.get(uses.before_pooling(keys.pop()), []) for name, keys in inputs.items() if len(keys) == 1}
+    given = {name: producers.get(uses.before_pooling(keys.pop()), []) for name, keys in inputs.items() if len(keys) == 1}
     return Sums(list(dict.fromkeys(outputs)), given, left)
 
 

@@ -25,3 +25,13 @@ def need(package: str, wanted_by: str, extra: str) -> ModuleType:
         raise ClusterqError(
             f"{wanted_by}: the package {package} is not installed, expected clusterq's extra `{extra}`; {how_to_install(extra)}."
         ) from error
+
+
+def need_onnx(wanted_by: str, *, runtime: bool = False) -> None:
+    """Import the packages that write ONNX files, and with `runtime` the one that runs them, for a setting or command.
+
+    Raises:
+        ClusterqError: one is not installed.
+    """
+    for package in ("onnx", "onnxscript", *(["onnxruntime"] if runtime else [])):
+        need(package, wanted_by, "onnx")

@@ -8,10 +8,11 @@ from typing import Any
 
 from clusterq_common.documents import DEEPEST, holds_too_many, is_nested_deeper
 from clusterq_common.errors import ClusterqError
+from clusterq_common.quantities import size
 from clusterq_common.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, meaning_of, parse_manifest
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE
 from clusterq_common.sharing.address import Address, parse_address
-from clusterq_common.sharing.config import SharingConfig, size_text
+from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.http import HttpRemote
 from clusterq_common.sharing.hub import hub_remote
 from clusterq_common.sharing.makers import Maker, judge
@@ -126,7 +127,7 @@ def refuse_too_large(offer: Offer, config: SharingConfig) -> None:
     """
     if offer.size > config.largest:
         raise ClusterqError(
-            f"the set at {offer.remote.shown} has {size_text(offer.size)}, expected at most {config.max_bytes}; raise the limit, or ask "
+            f"the set at {offer.remote.shown} has {size(offer.size)}, expected at most {config.max_bytes}; raise the limit, or ask "
             "for a smaller set (`shards subset`).",
             setting="max_bytes",
         )

@@ -9,6 +9,7 @@ from threading import Lock
 from clusterq_common.errors import ClusterqError
 from clusterq_common.files import atomic_write, final_name
 from clusterq_common.progress.console import info, progress
+from clusterq_common.quantities import size
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.index import verify_shard
@@ -16,7 +17,7 @@ from clusterq_common.shards.manifest import MANIFEST, SHARD_NAME, Shard, read_ma
 from clusterq_common.shards.read import check_size
 from clusterq_common.shards.write import PARENT_SIGNATURES, SET_FILES, SIGNATURE, write_card
 from clusterq_common.sharing.cache import cached_set, one_at_a_time
-from clusterq_common.sharing.config import SharingConfig, size_text
+from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.fetch import fetch_shard, partial_name
 from clusterq_common.sharing.offer import Offer, refuse_too_large
 from clusterq_common.sharing.origin import remember_origin
@@ -119,7 +120,7 @@ def _refuse_full_disk(folder: Path, missing: list[Shard]) -> None:
     free = shutil.disk_usage(folder).free
     if missing and needed > free:
         raise ClusterqError(
-            f"{folder}: the set needs {size_text(needed)}, the disk has {size_text(free)} left; free some space, choose another {setting_name('out')}, or set "
+            f"{folder}: the set needs {size(needed)}, the disk has {size(free)} left; free some space, choose another {setting_name('out')}, or set "
             "CLUSTERQ_CACHE to a folder on a larger disk."
         )
 
@@ -127,7 +128,7 @@ def _refuse_full_disk(folder: Path, missing: list[Shard]) -> None:
 def _fetch(remote: Remote, shards: list[Shard], folder: Path, parallel: int) -> None:
     """Fetch shards, several at a time. After a failure no further one is started."""
     total = sum(shard.bytes for shard in shards)
-    info(f"Fetching {len(shards)} files, {size_text(total)}, from {remote.shown} into {folder}.")
+    info(f"Fetching {len(shards)} files, {size(total)}, from {remote.shown} into {folder}.")
     with progress("fetching (kB)", total // 1000) as ticker, ThreadPoolExecutor(min(parallel, len(shards))) as pool:
         guard, fetched, stopped = Lock(), 0, False
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import info, warn
+from clusterq_common.quantities import size
 from clusterq_common.setting_names import setting_name
 from clusterq_common.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, parse_manifest
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.write import PARENT_SIGNATURES, SIGNATURE, index_files
 from clusterq_common.sharing.address import Address, parse_address
-from clusterq_common.sharing.config import SharingConfig, size_text
+from clusterq_common.sharing.config import SharingConfig
 from clusterq_common.sharing.hub import HubFolder
 from clusterq_common.sharing.makers import maker_of, report_maker
 from clusterq_common.sharing.objects import ObjectRemote
@@ -78,8 +79,8 @@ def push(shards: ShardSet, text: str, config: SharingConfig, *, public: bool = F
     )
     new = [shard for shard in _shards(manifest) if there.get(shard.file) != shard.sha256]
     removed = sorted(there.keys() - ours.keys())
-    size = size_text(sum(shard.bytes for shard in new))
-    info(f"Sending {len(new)} of {len(ours)} shards, {size}, to {address}.")
+    amount = size(sum(shard.bytes for shard in new))
+    info(f"Sending {len(new)} of {len(ours)} shards, {amount}, to {address}.")
     beside = [name for name in index_files(manifest) if name != MANIFEST]
     beside += [name for name in (PARENT_SIGNATURES, SIGNATURE) if (folder / name).is_file()]
     last = [folder / name for name in [*beside, MANIFEST] if (folder / name).is_file()]

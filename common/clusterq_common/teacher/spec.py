@@ -147,6 +147,11 @@ class TeacherConfig(Settings):
     std: PerChannel | None = Field(None, description="normalisation standard deviation per channel, e.g. 0.5,0.5,0.5")
 
 
+def named_teacher(arch: str | None, weights: str | None) -> dict[str, str]:
+    """Return the fields of a teacher's settings that are given."""
+    return {name: value for name, value in (("arch", arch), ("weights", weights)) if value is not None}
+
+
 def is_factory(arch: str) -> bool:
     """Return whether an architecture is a file and a function rather than a pytorchcv name."""
     return ":" in arch or arch.endswith(".py") or "/" in arch

@@ -37,7 +37,7 @@ def search_space(space: Space, images: Images, candidates: Images, most: int) ->
 
 
 @dataclass(frozen=True)
-class Beside:
+class Comparison:
     """A set, or the control, beside the real images in one space.
 
     Attributes:
@@ -60,7 +60,7 @@ class Beside:
         arrangements: Arrangements,
         classes: int,
         search: Search,
-    ) -> "Beside":
+    ) -> "Comparison":
         """Search the nearest real images. No arrangement is counted yet.
 
         Args:

@@ -10,7 +10,7 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.intervals import holm
 from clusterq_common.run.seeding import stream
 from clusterq_report.leakage.arrangements import Arrangements
-from clusterq_report.leakage.beside import Beside, Real, Search, search_space
+from clusterq_report.leakage.beside import Comparison, Real, Search, search_space
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.findings import MOVED, BesideControl, NearCopies, SpaceFigures
 from clusterq_report.leakage.space_figures import figures_of
@@ -62,11 +62,11 @@ def compare(
             "expected at least two of each class; take more of them, of the same classes.",
             setting="holdout",
         )
-    beside: dict[str, tuple[Beside, Beside]] = {}
+    beside: dict[str, tuple[Comparison, Comparison]] = {}
     for space in spaces:
         pool = torch.cat([space.vectors(real.train), space.vectors(rest)]) if space.name != MOVED else None
         of_set, of_control = (
-            Beside.begin(space, images, without_control, pool, arrangements, classes, search or search_space)
+            Comparison.begin(space, images, without_control, pool, arrangements, classes, search or search_space)
             for images in (made, control)
         )
         beside[space.name] = of_set, of_control

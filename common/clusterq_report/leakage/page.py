@@ -103,7 +103,7 @@ def _ratios(space: SpaceFigures) -> Figure:
 
 
 def _classes(leakage: Leakage, space: SpaceFigures) -> Folded:
-    heads = ["class", "images", "nearest is training", "95 %", "p, corrected", "mean nearer by, std", "p, corrected"]
+    heads = ["class", "images", "nearest is training", "nearest, 95 %", "p, corrected", "mean nearer by, std", "p, corrected"]
     rows = [
         [
             leakage.class_name(row.label),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from clusterq_common.intervals import Z, wilson_interval
 from clusterq_report.leakage.arrangements import corrected_for_many, p_value
-from clusterq_report.leakage.beside import Beside, Real
+from clusterq_report.leakage.beside import Comparison, Real
 from clusterq_report.leakage.config import LeakageConfig
 from clusterq_report.leakage.copies import calibrated, ratios
 from clusterq_report.leakage.findings import (
@@ -24,7 +24,7 @@ from clusterq_report.leakage.pairs import most_alike
 from clusterq_report.leakage.spaces import Images, Space
 
 
-def figures_of(space: Space, made: Images, real: Real, beside: tuple[Beside, Beside], config: LeakageConfig) -> SpaceFigures:
+def figures_of(space: Space, made: Images, real: Real, beside: tuple[Comparison, Comparison], config: LeakageConfig) -> SpaceFigures:
     """Return the figures of a space. Their p-values are not yet corrected for the number of tests.
 
     Args:

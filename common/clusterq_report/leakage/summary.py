@@ -18,7 +18,7 @@ SPACES = [
     "class means",
     "p, corrected",
 ]
-ATTACKS = ["attack", "AUC", "95 %", "found at 1 % false", "95 % ", "at 0.1 %", "95 %  "]
+ATTACKS = ["attack", "AUC", "AUC, 95 %", "found at 1 % false", "at 1 %, 95 %", "at 0.1 %", "at 0.1 %, 95 %"]
 
 
 def space_rows(leakage: Leakage) -> list[list[str]]:

@@ -16,7 +16,7 @@ from clusterq_common.export.description import Description
 from clusterq_common.export.openvino_model import OpenVinoModel
 from clusterq_common.export.runtime import OnnxModel
 from clusterq_common.export.targets import RuntimeName
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import atomic_write, need_place, sha256_file
 from clusterq_common.images.normalise import normalise
 from clusterq_common.progress.console import progress, warn
 from clusterq_common.run.environment import versions
@@ -27,7 +27,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
-from clusterq_finetune.benchmark.request import ALONE, USUAL, Beside, Timing
+from clusterq_finetune.benchmark.request import NO_FLOAT, DEFAULT_TIMING, FloatSource, Timing
 from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
 from clusterq_finetune.evaluation.evaluate import TEACHER, evaluate_models
 from clusterq_finetune.evaluation.real_images import RealImages
@@ -46,8 +46,8 @@ BATCHES = (1, 16)
 
 def benchmark(
     path: Path,
-    beside: Beside = ALONE,
-    timing: Timing = USUAL,
+    beside: FloatSource = NO_FLOAT,
+    timing: Timing = DEFAULT_TIMING,
     *,
     real: RealImages | None = None,
     shards: Path | None = None,
@@ -68,8 +68,7 @@ def benchmark(
     """
     if timing.turns < LEAST_TURNS:
         raise ClusterqError(f"--turns: {timing.turns} is too few for an interval, expected {LEAST_TURNS} or more.")
-    if out is not None and not out.parent.is_dir():
-        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it first.")
+    need_place("out", out)
     _refuse_unused(beside)
     threads = timing.threads or torch.get_num_threads()
     models, sizes = _load(path, beside, threads, timing.runtime)
@@ -95,7 +94,7 @@ def benchmark(
     return result
 
 
-def _load(path: Path, beside: Beside, threads: int, runtime: RuntimeName) -> tuple[dict[str, OnnxModel], dict[str, int]]:
+def _load(path: Path, beside: FloatSource, threads: int, runtime: RuntimeName) -> tuple[dict[str, OnnxModel], dict[str, int]]:
     """Return the file and the float one, where there is any, in the runtime, and their bytes."""
 
     def loaded(source: Path | bytes, name: str, like: Description | None = None) -> OnnxModel:
@@ -131,7 +130,7 @@ def _keep(result: dict[str, Any], out: Path | None, student: Path | None) -> Non
             atomic_write(student / BENCHMARK, text)
 
 
-def _refuse_unused(beside: Beside) -> None:
+def _refuse_unused(beside: FloatSource) -> None:
     """Raise ClusterqError for an argument that another one leaves without effect."""
     if not beside.teacher:
         return

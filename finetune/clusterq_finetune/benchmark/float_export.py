@@ -8,7 +8,7 @@ from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import Description
 from clusterq_common.export.onnx_file import onnx_bytes
 from clusterq_common.files import sha256_file
-from clusterq_common.run.extras import need
+from clusterq_common.run.extras import need_onnx
 from clusterq_common.run.run_folder import CONFIG, STUDENT
 from clusterq_common.settings import merged, read_yaml
 from clusterq_common.teacher.load import load_teacher
@@ -27,8 +27,7 @@ def float_export(folder: Path, exported: Description, given: dict[str, str]) -> 
     Raises:
         ClusterqError: the folder holds no student, or another one; code of a stranger; weights that cannot be had or are others.
     """
-    for package in ("onnx", "onnxscript"):
-        need(package, "--student", "onnx")
+    need_onnx("--student")
     if not (folder / STUDENT).is_file():
         raise ClusterqError(
             f"--student: {folder} holds no {STUDENT}, expected the folder of the fine-tuning that the file is from."

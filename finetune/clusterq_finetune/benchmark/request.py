@@ -9,7 +9,7 @@ from clusterq_finetune.benchmark.timing import TURNS
 
 
 @dataclass(frozen=True)
-class Beside:
+class FloatSource:
     """Where the float network comes from that a file is measured beside; nothing where all is left out.
 
     Attributes:
@@ -41,5 +41,5 @@ class Timing:
     runtime: RuntimeName = "onnxruntime"
 
 
-ALONE = Beside()
-USUAL = Timing()
+NO_FLOAT = FloatSource()
+DEFAULT_TIMING = Timing()

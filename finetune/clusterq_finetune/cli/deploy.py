@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help, named_teacher
+from clusterq_cli.app import Arch, Debug, Json, Quiet, Threads, TimeBudget, Weights, brief_help
 from clusterq_cli.flags import Sections, with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded, same_command, say_begin
@@ -18,7 +18,7 @@ from clusterq_common.progress.console import info, print_json, print_result
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.quant.choice_config import BitChoice
 from clusterq_common.quant.config import QuantConfig
-from clusterq_common.teacher.spec import TeacherConfig
+from clusterq_common.teacher.spec import TeacherConfig, named_teacher
 from clusterq_finetune.cli.named_set import PLACES, SHARING, set_folder
 from clusterq_finetune.cli.options import TARGET_HELP, Classes
 from clusterq_finetune.config import EvaluationConfig, RecipeName
@@ -110,14 +110,14 @@ def benchmark(
                 setting=next(iter(flags["sharing"])),
             )
         from clusterq_finetune.benchmark.command import benchmark
-        from clusterq_finetune.benchmark.request import Beside, Timing
+        from clusterq_finetune.benchmark.request import FloatSource, Timing
         from clusterq_finetune.benchmark.summary import summary_lines
         from clusterq_finetune.evaluation.real_images import named_images
         from clusterq_report.command import report_at_end
 
         result = benchmark(
             model,
-            Beside(float_file, student, named_teacher(arch, weights)),
+            FloatSource(float_file, student, named_teacher(arch, weights)),
             Timing(batch, turns, threads, runtime),
             real=named_images(val, classes, EvaluationConfig.validated(flags.get("evaluation", {}))),
             shards=None if shards is None else set_folder(shards, flags),

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterq_cli.app import App, Arch, Debug, Json, Quiet, Weights, named_teacher
+from clusterq_cli.app import App, Arch, Debug, Json, Quiet, Weights
 from clusterq_cli.flags import with_flags
 from clusterq_cli.help import examples
 from clusterq_cli.main import run_guarded
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
+from clusterq_common.teacher.spec import named_teacher
 from clusterq_finetune.cli.named_set import SHARING, sharing_config
 
 app = App()

@@ -196,6 +196,10 @@ class RecipeConfig(Settings):
             return LEAST_STEPS
         return self.steps_per_epoch or None
 
+    def steps_of_epoch(self, samples: int) -> int:
+        """Return the number of steps of an epoch over so many samples: those asked for, or one pass."""
+        return self.steps(samples) or -(-samples // self.batch_size)
+
     @property
     def changes_images(self) -> bool:
         """Return whether networks see other images than those that the stored logits belong to."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from clusterq_common.device.distributed import Ranks
 from clusterq_common.errors import ClusterqError
 from clusterq_common.escape import csv_cell
-from clusterq_common.files import atomic_write
+from clusterq_common.files import atomic_write, need_place
 from clusterq_common.setting_names import setting_name
 
 TOP = 5
@@ -146,14 +146,3 @@ class KeptPredictions:
 
 
 NOTHING_MORE = KeptPredictions()
-
-
-def need_place(setting: str, path: Path | None) -> None:
-    """Make sure, before any work, that a file can be put where a setting says.
-
-    Raises:
-        ClusterqError: the path is a folder, or lies in none.
-    """
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-        raise ClusterqError(f"{path} {problem}, expected a file to write; name one in a folder that exists.", setting=setting)

@@ -12,10 +12,10 @@ from clusterq_common.device.setup import prepare_device
 from clusterq_common.documents import read_json
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.for_target import file_for, format_for, quant_for
-from clusterq_common.files import atomic_write, sha256_file
+from clusterq_common.files import atomic_write, need_place, sha256_file
 from clusterq_common.progress.console import followed_by, info, print_result
 from clusterq_common.quant.choice_config import BitChoice
-from clusterq_common.run.extras import need
+from clusterq_common.run.extras import need_onnx
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, RESULT, SHARDS
 from clusterq_common.run.run_folder import STUDENT as STUDENT_FILE
@@ -24,7 +24,7 @@ from clusterq_common.teacher.load import load_teacher
 from clusterq_common.teacher.spec import TeacherConfig
 from clusterq_finetune import commands
 from clusterq_finetune.benchmark.command import benchmark
-from clusterq_finetune.benchmark.request import Beside, Timing
+from clusterq_finetune.benchmark.request import FloatSource, Timing
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.evaluation.real_images import named_images
 from clusterq_finetune.export import export
@@ -90,8 +90,7 @@ def _refuse(plan: Plan, val: Path | None) -> None:
         raise ClusterqError(
             "quantize runs as one process, but torchrun started several; run its stages as commands of their own."
         )
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        need(package, "quantize", "onnx")
+    need_onnx("quantize", runtime=True)
     if format_for(plan.target, None) != "onnx":
         raise ClusterqError(
             f"--target: {plan.target} takes no ONNX file, which quantize writes, expected another target; fine-tune, then export with "
@@ -104,8 +103,7 @@ def _refuse(plan: Plan, val: Path | None) -> None:
 def _refuse_file(out: Path, work: Path, *, overwrite: bool) -> None:
     if out.suffix != ".onnx":
         raise ClusterqError(f"--out: {out} ends in {out.suffix!r}, expected a file name that ends in .onnx; rename it.")
-    if not out.parent.is_dir():
-        raise ClusterqError(f"--out: {out.parent} is no folder, expected one that exists; make it first.")
+    need_place("out", out)
     if out.exists() and not overwrite and not _is_own(out, work):
         raise ClusterqError(f"--out: {out} exists, expected a new file; choose another name, or use --overwrite.")
 
@@ -174,7 +172,7 @@ def _benchmark(plan: Plan, work: Path, out: Path, shards: Path, val: Path | None
     teacher: dict[str, str] = {name: str(plan.teacher[name]) for name in ("arch", "weights") if name in plan.teacher}
     return benchmark(
         out,
-        Beside(student=work / STUDENT, teacher=teacher),
+        FloatSource(student=work / STUDENT, teacher=teacher),
         Timing(threads=plan.runtime.get("threads"), runtime=plan.timed_in),
         real=named_images(val, plan.class_file, plan.reading),
         shards=shards if val is None else None,

@@ -17,7 +17,7 @@ EXPORT_SECONDS = 10.0
 
 def fine_tuning(recipe: RecipeConfig, samples: int) -> float:
     """Return the passes of a fine-tuning on so many images."""
-    steps = recipe.epochs * (recipe.steps(samples) or -(-samples // recipe.batch_size))
+    steps = recipe.epochs * recipe.steps_of_epoch(samples)
     rebuilt = 0 if recipe.reconstruct == "none" else recipe.reconstruct_steps * recipe.reconstruct_batch_size
     return steps * recipe.batch_size * STEP + rebuilt * BLOCK_STEP + CALIBRATION * recipe.calibration_images
 

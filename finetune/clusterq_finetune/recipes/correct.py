@@ -49,12 +49,12 @@ def correct_channels(
     with ExitStack() as watched:
         for site in sites:
             watched.enter_context(site.watch())
-        for number, (wanted, given) in enumerate(batches):
+        for number, (teacher_input, student_input) in enumerate(batches):
             if ranks is None or number % ranks.world == ranks.rank:
                 for site in sites:
-                    site.begin(len(given))
-                teacher(wanted)
-                student(given)
+                    site.begin(len(student_input))
+                teacher(teacher_input)
+                student(student_input)
     for site in sites:
         site.settle(shared=ranks is not None)
 
@@ -81,7 +81,7 @@ class _Site(ABC):
     """
 
     def __init__(self, moments: int, like: Tensor) -> None:
-        self.wanted: list[Tensor] = []
+        self.teacher_moments: list[Tensor] = []
         self.images = 0
         # Sums of the teacher's and the student's moments, weighted by images, and the number of images.
         self.sums = torch.zeros(2 * moments, len(like), dtype=torch.float64, device=like.device)
@@ -89,7 +89,7 @@ class _Site(ABC):
 
     def begin(self, images: int) -> None:
         """Start the next batch."""
-        self.wanted, self.images = [], images
+        self.teacher_moments, self.images = [], images
 
     def settle(self, *, shared: bool) -> None:
         """Apply the correction from the mean over all batches."""
@@ -100,15 +100,15 @@ class _Site(ABC):
         if float(seen):
             self.correct((sums / seen).float())
 
-    def take(self, given: Tensor) -> bool:
+    def take(self, student_moments: Tensor) -> bool:
         """Correct with the student's moments in this batch, (moments, C), unless the teacher's layer did not run exactly once.
 
         Returns:
             Whether the layer was corrected.
         """
-        if len(self.wanted) != 1:
+        if len(self.teacher_moments) != 1:
             return False
-        moments = torch.cat([self.wanted[0], given])
+        moments = torch.cat([self.teacher_moments[0], student_moments])
         self.sums += moments * self.images
         self.seen += self.images
         self.correct(moments)
@@ -136,7 +136,7 @@ class _Norm(_Site):
     @contextmanager
     def watch(self) -> Iterator[None]:
         with (
-            capture({"teacher": self.teacher}, before=lambda call: self.wanted.append(_mean_and_variance(call.args[0]))),
+            capture({"teacher": self.teacher}, before=lambda call: self.teacher_moments.append(_mean_and_variance(call.args[0]))),
             capture({"student": self.student}, before=self._in_student),
         ):
             yield
@@ -165,7 +165,7 @@ class _Bias(_Site):
     @contextmanager
     def watch(self) -> Iterator[None]:
         with (
-            capture({"teacher": self.teacher}, after=lambda _, output: self.wanted.append(self._mean(output))),
+            capture({"teacher": self.teacher}, after=lambda _, output: self.teacher_moments.append(self._mean(output))),
             capture({"student": self.student}, after=self._behind_student),
         ):
             yield

@@ -72,7 +72,7 @@ class Distillation:
     def take_step(self, batch: ShardBatch, whole: int, rate: float) -> dict[str, Tensor | float]:
         """Take one optimizer step on this process's part of a batch of `whole` images. Returns the values for metrics.jsonl."""
         set_learning_rate(self.optimizer, rate)
-        batch = self._sent(batch, whole)
+        batch = self._to_device(batch, whole)
         if self.graph is None:
             values = self._device_step(batch, whole)
         elif whole != self.config.recipe.batch_size:  # the last batch of a pass, in memory of its own
@@ -84,7 +84,7 @@ class Distillation:
         return {"step": self.step, **values, "lr": rate}
 
     @torch.no_grad()
-    def _sent(self, batch: ShardBatch, whole: int) -> ShardBatch:
+    def _to_device(self, batch: ShardBatch, whole: int) -> ShardBatch:
         """Return a batch as network input on the device. The random values of a step are drawn here."""
         random = stream(self.config.runtime.seed, "augment", self.step)
         own = self.ranks.share(whole)
@@ -107,7 +107,7 @@ class Distillation:
             terms, shares = dict.fromkeys(names, zero), dict.fromkeys(SHARES, zero)
         else:
             with outputs_of(self.teacher.model, self.features) as wanted, outputs_of(self.student, self.features) as given:
-                images, teacher_logits = self._asked(batch)
+                images, teacher_logits = self._inputs_and_logits(batch)
                 network = self.student if self.compiled is None or whole != self.config.recipe.batch_size else self.compiled
                 with training_autocast(self.config.runtime, self.device):
                     student_logits = network(images)
@@ -124,7 +124,7 @@ class Distillation:
         return {**{f"loss/{name}": term.detach() for name, term in terms.items()}, **shares}
 
     @torch.no_grad()
-    def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
+    def _inputs_and_logits(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
         """Return a batch's images as network input, and the teacher's logits for them."""
         images = to_network_input(batch.pixels, self.teacher.spec, self.config.recipe.low_pass)
         return images, (self.teacher.model(images) if batch.logits is None else batch.logits).float()

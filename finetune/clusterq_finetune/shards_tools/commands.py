@@ -12,6 +12,7 @@ from clusterq_common.shards.manifest import GIVEN, Manifest, SplitName, read_man
 from clusterq_common.shards.read import ShardSet, shard_folder
 from clusterq_common.shards.verify import Problem, verify_set
 from clusterq_common.sharing.parents import signatures_under
+from clusterq_common.teacher.spec import named_teacher
 
 SHOWN_PROBLEMS = 50
 SHOWN_ROWS = 50
@@ -72,8 +73,7 @@ def verify(path: Path, arch: str | None, weights: str | None, samples: int) -> t
     from clusterq_common.shards.recheck import recheck
     from clusterq_finetune.teachers import find_teacher, load_checked_teacher
 
-    flags = {name: value for name, value in (("arch", arch), ("weights", weights)) if value is not None}
-    teacher = load_checked_teacher(find_teacher(flags, None, manifest), manifest, torch.device("cpu"))
+    teacher = load_checked_teacher(find_teacher(named_teacher(arch, weights), None, manifest), manifest, torch.device("cpu"))
     shards = ShardSet(folder, manifest)
     for name in manifest.splits:
         problems += recheck(shards, name, teacher, samples)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_write
+from clusterq_common.files import atomic_write, need_place
 from clusterq_common.progress.console import progress
 from clusterq_common.setting_names import settings_renamed
 from clusterq_common.shards.facts import teacher_facts
@@ -20,7 +20,7 @@ from clusterq_common.shards.read import ShardSet
 from clusterq_common.shards.split_reader import SplitReader
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
-from clusterq_common.teacher.spec import shown_arch
+from clusterq_common.teacher.spec import named_teacher, shown_arch
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.membership import STUDENT, membership
@@ -114,8 +114,7 @@ def leakage(path: Path, where: Where, config: LeakageConfig, runtime: RuntimeCon
 
 
 def _refuse_page(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise ClusterqError(f"{out.parent} is no folder, expected one that exists; make it, or name another.", setting="out")
+    need_place("out", out)
     if out.suffix == ".json":
         raise ClusterqError(
             f"{out.name} is the name of the figures, expected one for the page; end it in .html.", setting="out"
@@ -144,8 +143,7 @@ class _Networks:
 
 def _networks(where: Where, shards: ShardSet, device: torch.device) -> _Networks:
     manifest = shards.manifest
-    flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
-    teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
+    teacher = load_checked_teacher(find_teacher(named_teacher(where.arch, where.weights), run_folder_of(shards), manifest), manifest, device)
     other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     judged = {} if where.student is None else {STUDENT: _student(where.student, where.arch, teacher, device)}
     return _Networks(teacher, other, judged)

@@ -10,12 +10,13 @@ import numpy as np
 from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.device.setup import prepare_device
 from clusterq_common.errors import ClusterqError
-from clusterq_common.files import atomic_write
+from clusterq_common.files import atomic_write, need_place
 from clusterq_common.progress.console import progress
 from clusterq_common.setting_names import setting_name, settings_renamed
 from clusterq_common.shards.read import ShardSet
 from clusterq_common.teacher.families import known_geometry
 from clusterq_common.teacher.load import Teacher
+from clusterq_common.teacher.spec import named_teacher
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.real import ValidationImages, open_validation
 from clusterq_finetune.shards_tools.networks import need_other_arch, other_network
@@ -60,8 +61,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     Raises:
         ClusterqError: the set cannot be read or is damaged, a network is missing or does not fit, or the real images do not.
     """
-    if not out.parent.is_dir():
-        raise ClusterqError(f"{out.parent} is no folder, expected one that exists; make it, or name another.", setting="out")
+    need_place("out", out)
     need_other_arch(where.other_arch, where.other_weights)
     if where.real is None and (where.real_classes is not None or where.reading != EvaluationConfig()):
         reading = f"{setting_name('crop_pct')}, {setting_name('interpolation')} or {setting_name('pixel_range')}"
@@ -73,8 +73,7 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
     manifest = shards.manifest
-    flags = {name: value for name, value in (("arch", where.arch), ("weights", where.weights)) if value is not None}
-    teacher = load_checked_teacher(find_teacher(flags, run_folder_of(shards), manifest), manifest, device)
+    teacher = load_checked_teacher(find_teacher(named_teacher(where.arch, where.weights), run_folder_of(shards), manifest), manifest, device)
     other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     numbers = choose(shards, config)
     if len(numbers) < 2:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass
 class Behaviour:
-    """What a server does.
+    """Behaviour of a server.
 
     Attributes:
         ranges: whether it sends parts.

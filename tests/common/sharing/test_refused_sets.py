@@ -43,7 +43,7 @@ def test_too_large_a_set_moves_nothing(server: Server, tmp_path: Path, monkeypat
         fetched(address, tmp_path / "out", small)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ClusterqError, match=r"the disk has 1\.0 kB left"):
+    with pytest.raises(ClusterqError, match=r"the disk has 1\.00 kB left"):
         fetched(address, tmp_path / "out")
     assert told.shards_asked() == []
     assert not (tmp_path / "out").exists()
