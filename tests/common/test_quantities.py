@@ -2,12 +2,21 @@
 
 import pytest
 
-from clusterq_common.quantities import count, duration, number, size, without_rounding_below_zero
+from clusterq_common.quantities import count, duration, number, parse_bytes, size, without_rounding_below_zero
 
 
 def test_sizes_have_units_that_fit_them() -> None:
     sizes = [size(value) for value in (0, 1, 999, 1000, 4800, 999_499, 999_600, 1.5e9, 2e15)]
     assert sizes == ["0 bytes", "1 byte", "999 bytes", "1.00 kB", "4.80 kB", "999 kB", "1.00 MB", "1.50 GB", "2,000 TB"]
+    assert size(10**402) == f"1{',000' * 130} TB", "more than a float holds"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("8.2MB", 8_200_000), ("1.5 MiB", 1_572_864), ("2T", 2 * 10**12), (" 7 ", 7), ("0.5", 0), ("1e3", None), ("", None)],
+)
+def test_sizes_are_read_exactly(text: str, expected: int | None) -> None:
+    assert parse_bytes(text) == expected
 
 
 def test_one_thing_is_singular() -> None:

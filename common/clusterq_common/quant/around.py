@@ -108,7 +108,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module, shape: torch.Size, device: torch.device) -> Kind | None:
-    """Return which function a module computes, judged by its values; None: another one."""
+    """Return which function a module computes, judged by its values; None for another function."""
     if isinstance(module, nn.ReLU | nn.ReLU6):
         return "relu"
     values = torch.linspace(-PROBED, PROBED, max(1, shape.numel()), device=device)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 INTERRUPTED = 130
-# Environment variable of programs that `run_program` starts: what the parent tells them, as JSON.
+# Environment variable of programs that `run_program` starts: the parent's message, as JSON.
 PART = "CLUSTERQ_PART"
 
 

@@ -38,7 +38,7 @@ def search_space(space: Space, images: Images, candidates: Images, most: int) ->
 
 @dataclass(frozen=True)
 class Comparison:
-    """A set, or the control, beside the real images in one space.
+    """Comparison of a set, or the control, with the real images in one space.
 
     Attributes:
         nearest: nearest training and held-out images of each image.
