@@ -11,11 +11,11 @@ from clusterq_common.export.config import Format, OnnxConfig
 from clusterq_common.export.description import Description, describe
 from clusterq_common.export.for_target import (
     counts_float_convolutions,
-    slower_settings,
     file_for,
     format_for,
-    refuse_student,
     name_and_status,
+    refuse_student,
+    slower_settings,
 )
 from clusterq_common.export.qdq import WEIGHT_SUFFIX, size_of
 from clusterq_common.export.targets import TargetName

@@ -14,7 +14,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.progress.console import info, print_json
 from clusterq_common.progress.time_budget import parse_time_budget
 from clusterq_common.run.run_folder import CONFIG
-from clusterq_common.teacher.spec import shown_arch, named_teacher
+from clusterq_common.teacher.spec import named_teacher, shown_arch
 from clusterq_gen.config import SECTIONS, EmitConfig, GenConfig, Preset
 from clusterq_gen.given import Meant, by_input_size, meant_by, on_top, saved_config
 from clusterq_gen.method_options import left_out

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clusterq_cli.main import run_guarded
 from clusterq_common import escape
 from clusterq_common.errors import ClusterqError
-from clusterq_common.progress.console import send_messages_to, info, print_json, print_result, warn, write_line
+from clusterq_common.progress.console import info, print_json, print_result, send_messages_to, warn, write_line
 from clusterq_common.shards.card import dataset_card
 from clusterq_common.shards.manifest import Derivation, Manifest, read_manifest
 from clusterq_finetune.figures.draw import _table

@@ -13,6 +13,7 @@ from torch import nn
 
 from clusterq_common.device.distributed import process_group
 from clusterq_common.errors import ClusterqError
+from clusterq_common.files import need_place
 from clusterq_common.intervals import wilson_interval
 from clusterq_common.teacher.spec import InputSpec
 from clusterq_finetune.data.real import open_validation

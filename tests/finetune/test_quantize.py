@@ -18,7 +18,7 @@ import torch
 
 from clusterq_common.errors import ClusterqError
 from clusterq_common.export.runtime import OnnxModel
-from clusterq_common.run.child_process import run_program, part_environment
+from clusterq_common.run.child_process import part_environment, run_program
 from clusterq_common.run.folder_lock import only_program
 from clusterq_common.run.run_folder import CONFIG, SHARDS
 from clusterq_common.shards.manifest import MANIFEST

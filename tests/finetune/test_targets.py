@@ -17,11 +17,11 @@ from clusterq_common.errors import ClusterqError
 from clusterq_common.export.config import OnnxConfig
 from clusterq_common.export.description import describe
 from clusterq_common.export.for_target import (
-    slower_settings,
     file_for,
     format_for,
     quant_for,
     refuse_student,
+    slower_settings,
     stored_wider,
     target_help,
 )

@@ -208,7 +208,9 @@ def _quantize_sums(student: nn.Module, sums: Sums, config: QuantConfig) -> None:
         assert isinstance(layer, QuantConv2d | QuantLinear)
         own = layer.input_quantizer
         given = [
-            producer for producer in producers if (quantizer := _output_quantizer(student, producer)) and own and quantizer.bits == own.bits
+            producer
+            for producer in producers
+            if (quantizer := _output_quantizer(student, producer)) and own and quantizer.bits == own.bits
         ]
         if given:
             # Two roundings to as many bits lose more than one, and cost runtimes a conversion.

@@ -52,7 +52,11 @@ def run_program(
     try:
         command = [sys.executable, "-m", __name__, str(reading), module, *arguments]
         # The program can import all that this process can.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **part_environment(message or {})}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **part_environment(message or {}),
+        }
         sys.stdout.flush()
         stdout = None if on_line is None else subprocess.PIPE
         process = subprocess.Popen(

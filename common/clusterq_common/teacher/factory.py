@@ -74,7 +74,8 @@ def call_function(
             made = function if ready else function(*arguments) if callable(function) else None
     except (Exception, SystemExit) as error:  # the user's own code may raise anything, and a script may end itself
         raise ClusterqError(
-            f"{where} failed with {describe_error(error)}{_own_line(error, path)}; mend the file and try again.", setting=setting
+            f"{where} failed with {describe_error(error)}{_own_line(error, path)}; mend the file and try again.",
+            setting=setting,
         ) from error
     if not ready and not callable(function):
         what = "" if function is None else f", {function_name} is {type(function).__name__}"

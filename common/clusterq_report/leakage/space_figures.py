@@ -24,7 +24,9 @@ from clusterq_report.leakage.pairs import most_alike
 from clusterq_report.leakage.spaces import Images, Space
 
 
-def figures_of(space: Space, made: Images, real: Real, beside: tuple[Comparison, Comparison], config: LeakageConfig) -> SpaceFigures:
+def figures_of(
+    space: Space, made: Images, real: Real, beside: tuple[Comparison, Comparison], config: LeakageConfig
+) -> SpaceFigures:
     """Return the figures of a space. Their p-values are not yet corrected for the number of tests.
 
     Args:

@@ -14,7 +14,8 @@ def verdicts(leakage: Leakage) -> list[Remark]:
     """Return the remarks, in the order of the page."""
     remarks = [
         Remark(
-            "warning", "This result shows and names real images. Do not share this page. Whether to share the set is your decision."
+            "warning",
+            "This result shows and names real images. Do not share this page. Whether to share the set is your decision.",
         )
     ]
     remarks += _about_real(leakage)

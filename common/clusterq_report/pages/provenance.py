@@ -73,7 +73,10 @@ def next_step(source: RunData) -> list[Block]:
         command = shell_command("python", "-c", SHOW_PROGRAM, re.split(r"[\\/]", path)[-1])
         return [Paragraph(f"{caption}; in the file's folder:"), Code(command)]
     else:
-        caption, command = "Next, write it as a file for other programs", "clusterq-finetune export --student . --out model.onnx"
+        caption, command = (
+            "Next, write it as a file for other programs",
+            "clusterq-finetune export --student . --out model.onnx",
+        )
     return [Paragraph(f"{caption}; in {_place(source)}:"), Code(command)]
 
 

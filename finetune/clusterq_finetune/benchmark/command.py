@@ -27,7 +27,7 @@ from clusterq_common.run.seeding import stream
 from clusterq_common.shards.manifest import SplitName
 from clusterq_common.shards.read import ShardSet
 from clusterq_finetune.benchmark.kernels import integer_layers, integer_share, kernels_of
-from clusterq_finetune.benchmark.request import NO_FLOAT, DEFAULT_TIMING, FloatSource, Timing
+from clusterq_finetune.benchmark.request import DEFAULT_TIMING, NO_FLOAT, FloatSource, Timing
 from clusterq_finetune.benchmark.timing import LEAST_TURNS, median_of, ratio_of, take_turns
 from clusterq_finetune.evaluation.evaluate import TEACHER, evaluate_models
 from clusterq_finetune.evaluation.real_images import RealImages

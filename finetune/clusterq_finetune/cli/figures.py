@@ -63,7 +63,10 @@ def features(
         from clusterq_finetune.figures import command
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        _print(command.features(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out, runtime), as_json=as_json)
+        _print(
+            command.features(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out, runtime),
+            as_json=as_json,
+        )
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -88,7 +91,10 @@ def diversity(
         from clusterq_finetune.figures import command
 
         runtime = RuntimeConfig.validated({"device": device, "threads": threads})
-        _print(command.diversity(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out, runtime), as_json=as_json)
+        _print(
+            command.diversity(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out, runtime),
+            as_json=as_json,
+        )
 
     run_guarded(run, debug=debug, quiet=quiet)
 
@@ -110,7 +116,9 @@ def grid(
     def run() -> None:
         from clusterq_finetune.figures import command
 
-        _print(command.grid(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out), as_json=as_json)
+        _print(
+            command.grid(flags, [set_folder(name, flags) for name in runs], command.Val(val, val_classes), out), as_json=as_json
+        )
 
     run_guarded(run, debug=debug, quiet=quiet)
 

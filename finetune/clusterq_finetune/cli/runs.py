@@ -46,7 +46,9 @@ def reproduce(
     def run() -> None:
         from clusterq_finetune.reproduce import reproduce
 
-        report = reproduce(result, out, shards, teacher=named_teacher(arch, weights), report=page, sharing=sharing_config(flags))
+        report = reproduce(
+            result, out, shards, teacher=named_teacher(arch, weights), report=page, sharing=sharing_config(flags)
+        )
         if not report:
             return
         print_result(f"{report['verdict']}: expected {report['expected'][:16]}, found {report['found'][:16]}")

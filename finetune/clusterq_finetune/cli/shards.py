@@ -13,7 +13,7 @@ from clusterq_common.device.config import RuntimeConfig
 from clusterq_common.errors import ClusterqError
 from clusterq_common.progress.console import print_json, print_result
 from clusterq_common.shards.manifest import SplitName
-from clusterq_finetune.cli.named_set import PLACES, SHARING, Flags, Out, Set, set_folder, find_set, sharing_config
+from clusterq_finetune.cli.named_set import PLACES, SHARING, Flags, Out, Set, find_set, set_folder, sharing_config
 from clusterq_finetune.config import EvaluationConfig
 from clusterq_finetune.data.layouts import LAYOUTS, LAYOUTS_OR_OWN
 from clusterq_report.leakage.config import LeakageConfig

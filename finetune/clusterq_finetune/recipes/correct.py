@@ -136,7 +136,9 @@ class _Norm(_Site):
     @contextmanager
     def watch(self) -> Iterator[None]:
         with (
-            capture({"teacher": self.teacher}, before=lambda call: self.teacher_moments.append(_mean_and_variance(call.args[0]))),
+            capture(
+                {"teacher": self.teacher}, before=lambda call: self.teacher_moments.append(_mean_and_variance(call.args[0]))
+            ),
             capture({"student": self.student}, before=self._in_student),
         ):
             yield

@@ -38,7 +38,11 @@ class About:
 
     def lines(self) -> list[str]:
         """Return the facts as lines of text."""
-        lines = [f"version:   {set_version(self.manifest)}", f"maker:     {self.maker.description()}", f"age:       {self.age()}"]
+        lines = [
+            f"version:   {set_version(self.manifest)}",
+            f"maker:     {self.maker.description()}",
+            f"age:       {self.age()}",
+        ]
         for signature, name in self.parents:
             lines.append(
                 f"parent:    {signature.set[:19]}... signed by {name or 'a key that you have not named as trusted'} ({signature.fingerprint})"

@@ -143,7 +143,9 @@ class _Networks:
 
 def _networks(where: Where, shards: ShardSet, device: torch.device) -> _Networks:
     manifest = shards.manifest
-    teacher = load_checked_teacher(find_teacher(named_teacher(where.arch, where.weights), run_folder_of(shards), manifest), manifest, device)
+    teacher = load_checked_teacher(
+        find_teacher(named_teacher(where.arch, where.weights), run_folder_of(shards), manifest), manifest, device
+    )
     other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     judged = {} if where.student is None else {STUDENT: _student(where.student, where.arch, teacher, device)}
     return _Networks(teacher, other, judged)

@@ -73,7 +73,9 @@ def quality(path: Path, where: Where, config: QualityConfig, runtime: RuntimeCon
     device = prepare_device(runtime)
     shards = ShardSet.open(path)
     manifest = shards.manifest
-    teacher = load_checked_teacher(find_teacher(named_teacher(where.arch, where.weights), run_folder_of(shards), manifest), manifest, device)
+    teacher = load_checked_teacher(
+        find_teacher(named_teacher(where.arch, where.weights), run_folder_of(shards), manifest), manifest, device
+    )
     other = None if where.other_arch is None else other_network(where.other_arch, where.other_weights, manifest, device)
     numbers = choose(shards, config)
     if len(numbers) < 2:
