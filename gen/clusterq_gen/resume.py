@@ -23,25 +23,29 @@ REFINE = "refine"
 def set_to_extend(
     config: GenConfig, teacher: Teacher, source: CandidateSource, folder: Path, seed: int, *, overwrite: bool, ranks: Ranks
 ) -> Manifest | None:
-    """The set that is there, if this emission can go on with it. Strangers to it are removed by the first process."""
+    """Return the set in a folder that this emission can extend; None if there is none. Unfinished files are removed.
+
+    Raises:
+        ClusterqError: the set there cannot be extended, or the folder holds foreign files beside no set that is kept. Nothing is removed.
+    """
     before = None
     if folder.is_dir() and (folder / MANIFEST).is_file() and not overwrite:
         before = read_manifest(folder)
         _refuse_another(config, teacher, source, folder, seed, before)
     ranks.wait()
     if folder.is_dir() and ranks.first:
+        foreign_files = [path for path in folder.iterdir() if not _belongs_to_set(path)]
+        if before is None and foreign_files:
+            raise ClusterqError(
+                f"{folder} holds files that are no shards ({foreign_files[0].name}), expected a new folder or a set of shards; "
+                "choose another folder.",
+                setting="out",
+            )
         if overwrite:
             Journal(folder, {}).close()
             for path in folder.iterdir():
                 if path.name in SET_FILES or SHARD_NAME.fullmatch(final_name(path.name)):
                     path.unlink()
-        strangers = [path for path in folder.iterdir() if not _ours(path)]
-        if before is None and strangers:
-            raise ClusterqError(
-                f"{folder} holds files that are no shards ({strangers[0].name}), expected a new folder or a set of shards; "
-                "choose another folder.",
-                setting="out",
-            )
         for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
             if path.is_symlink() or path.is_file():
                 path.unlink()
@@ -49,7 +53,7 @@ def set_to_extend(
     return before
 
 
-def _ours(path: Path) -> bool:
+def _belongs_to_set(path: Path) -> bool:
     name = final_name(path.name)
     return name in SET_FILES or name == JOURNAL or SHARD_NAME.fullmatch(name) is not None
 
@@ -79,7 +83,7 @@ def _refuse_another(
 
 
 def _of_run(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run, its refinement left out: as today's names and defaults have them, where an older version wrote them."""
+    """Return a run's settings without its refinement. Those of an older version get today's names and defaults."""
     return {name: _of_today(name, value) for name, value in settings.items() if name != REFINE}
 
 
@@ -98,13 +102,12 @@ def labelled_by_teacher(config: GenConfig) -> bool:
 
 
 def run_settings(config: GenConfig) -> dict[str, Any]:
-    """The hyperparameters that made the generator or the bank and refined its images, for the manifest; paths of this machine stay
-    out of it."""
+    """Return the hyperparameters of the generator or the bank, and of the refinement, for the manifest. They name no paths."""
     values = config.model_dump(mode="json")
     values["method"]["method"] = shown_arch(config.method.method)
     seed = values["runtime"]["seed"]
     if is_bank(config.method.method):
-        # What a bank does not look at stays out. `labels` is what makes the labels' meaning clear to whoever gets the set.
+        # Settings that a bank does not use stay out. `labels` tells a receiver of the set what its labels mean.
         labels = "asked for; the teacher had to agree" if config.bank.labelled else "the teacher's own top-1"
         shared = {section: {name: values[section][name] for name in sorted(SHARED[section])} for section in ("method", "train")}
         return {"preset": values["preset"], **shared, "bank": values["bank"], "labels": labels, "seed": seed}
@@ -115,7 +118,7 @@ def run_settings(config: GenConfig) -> dict[str, Any]:
 
 
 def plans_to_make(folder: Path, plans: list[ShardPlan], before: Manifest | None) -> list[ShardPlan]:
-    """The shards that are not there yet, or damaged; one that an earlier emission planned and could not fill stays away."""
+    """Return the plans of missing and damaged shards, without those that an earlier emission could not fill."""
     if before is None or before.generation is None:
         return plans
     listed = {shard.file: shard for split in before.splits.values() for shard in split.shards}

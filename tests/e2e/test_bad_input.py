@@ -156,8 +156,9 @@ def test_emit_without_a_run(gen: Cli, tmp_path: Path, digits_run: Path) -> None:
     refused(gen("emit", "--run", tmp_path, "--arch", FACTORY), "generator.safetensors", "--resume")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
+    shards = {path.name for path in shutil.copytree(digits_run / "shards", tmp_path / "full", dirs_exist_ok=True).iterdir()}
     refused(gen("emit", "--run", digits_run, "--out", tmp_path / "full", "--overwrite"), "files that are no shards")
-    assert (tmp_path / "full" / "thesis.txt").exists()
+    assert {path.name for path in (tmp_path / "full").iterdir()} == shards, "a refusal removes nothing"
 
 
 @pytest.mark.parametrize(

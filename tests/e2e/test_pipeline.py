@@ -253,7 +253,8 @@ def test_dry_runs_write_nothing(
     assert done.code == 0, done.err
     for word in ("image (1, 8, 8)", "6 layers", "6 epochs x 60", "120 for training", "shards (shards/)", "disk:"):
         assert done.out.count(word) == 1, word
-    assert re.fullmatch(r".+ to .+; loading torch and the classifier\n", done.err), "the plan is whole on stdout, and said once"
+    told = r".+ to .+; loading torch and the classifier\ntiming a few steps for the estimate\n"
+    assert re.fullmatch(told, done.err), "the plan is whole on stdout, and said once"
     done = finetune(
         "--shards", digits_run, "--bits", "w4a4", "--out", tmp_path / "ft", "--dry-run", "--val", digits_teacher.val
     )

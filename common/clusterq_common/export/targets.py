@@ -64,7 +64,6 @@ class Target:
 
 
 MEASURED = "measured: docs/performance.md, Exported files"
-ORT_QUANTIZATION = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 ORT_KERNELS = "github.com/microsoft/onnxruntime, docs/OperatorKernels.md"
 ORT_QNN = "onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html"
 TENSORRT = "docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types"

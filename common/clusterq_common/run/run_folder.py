@@ -47,14 +47,13 @@ OWN_FILES = (
 )
 
 
-def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False, setting: str = "out") -> bool:
+def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> bool:
     """Prepare the folder for a run. Returns whether it holds a run to resume.
 
     Args:
         folder: the run's folder. It is made if it is missing.
         resume: continue the run in the folder, or start one if the folder is empty.
         overwrite: delete an earlier run's own files first.
-        setting: the setting that named the folder, for errors.
 
     Raises:
         ClusterqError: the folder holds something and neither `resume` nor `overwrite` is given; both are given; or it is a file.
@@ -64,7 +63,7 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
             f"{setting_name('resume')} and {setting_name('overwrite')} exclude each other; give the one that you mean."
         )
     if folder.exists() and not folder.is_dir():
-        raise ClusterqError(f"{folder} is a file, expected a folder; choose another name.", setting=setting)
+        raise ClusterqError(f"{folder} is a file, expected a folder; choose another name.", setting="out")
     if resume:
         refuse_links(folder, "resume")
         for path in _leftovers(folder):
@@ -74,7 +73,7 @@ def open_run_folder(folder: Path, *, resume: bool = False, overwrite: bool = Fal
         raise ClusterqError(
             f"{folder} is not empty, expected a new or empty folder; use {setting_name('resume')} to go on with the run in it, "
             f"{setting_name('overwrite')} to replace it, or another folder.",
-            setting=setting,
+            setting="out",
         )
     if filled and resume and not (folder / CONFIG).is_file():
         raise ClusterqError(

@@ -51,11 +51,6 @@ class SetDiff:
     facts: dict[str, tuple[Any, Any]]
     splits: dict[SplitName, SplitDiff]
 
-    @property
-    def same_images(self) -> bool:
-        """True if both sets hold the same images."""
-        return not any(split.added or split.gone for split in self.splits.values())
-
     def as_json(self) -> dict[str, Any]:
         """Return the differences as JSON-ready values."""
         return {

@@ -53,7 +53,7 @@ def fingerprint(key: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(_HEADER + key).digest()).decode().rstrip("=")
 
 
-def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
+def read_trusted(path: Path) -> dict[bytes, str]:
     """Read public keys of makers and their names from a file of lines `ssh-ed25519 AAAA... NAME` or `NAME ssh-ed25519 AAAA...`.
 
     Raises:
@@ -62,7 +62,7 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
     """
     names: dict[bytes, str] = {}
     # Split at line feeds alone. `splitlines` also splits at invisible characters, and a reader would not see a key after one.
-    for number, line in enumerate(_text(path, setting, newline="\n").split("\n"), 1):
+    for number, line in enumerate(_text(path, "trust", newline="\n").split("\n"), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -77,13 +77,13 @@ def read_trusted(path: Path, setting: str = "trust") -> dict[bytes, str]:
             raise ClusterqError(
                 f"line {number} of {path} is no key ({error}), expected `{KIND} AAAA... NAME`; take over the line of the maker's .pub "
                 "file.",
-                setting=setting,
+                setting="trust",
             ) from error
         name = " ".join(words[2:]) if place == 0 else words[0]
         names[key] = one_line(name) or fingerprint(key)
     if not names:
         raise ClusterqError(
-            f"{path} holds no key, expected a line for each maker; add the lines of their .pub files.", setting=setting
+            f"{path} holds no key, expected a line for each maker; add the lines of their .pub files.", setting="trust"
         )
     return names
 
@@ -118,13 +118,12 @@ def generate(path: Path, name: str, setting: str = "out") -> bytes:
     return known
 
 
-def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str = "key") -> "Ed25519PrivateKey":
+def load_private(path: Path, ask: Callable[[], str] | None = None) -> "Ed25519PrivateKey":
     """Read a private key in OpenSSH's format or PEM.
 
     Args:
         path: the file.
         ask: gives the passphrase where CLUSTERQ_KEY_PASSPHRASE does not; called only for a key that has one.
-        setting: what named the file.
 
     Raises:
         ClusterqError: it cannot be read, others can read it, it is no Ed25519 key, or its passphrase is another one.
@@ -133,11 +132,9 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
-    data = _text(path, setting).encode()
+    data = _text(path, "key").encode()
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ClusterqError(
-            f"others may read {path}, expected a file for its owner alone; run chmod 600 on it.", setting=setting
-        )
+        raise ClusterqError(f"others may read {path}, expected a file for its owner alone; run chmod 600 on it.", setting="key")
     load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else load_pem_private_key
     try:
         try:
@@ -151,12 +148,10 @@ def load_private(path: Path, ask: Callable[[], str] | None = None, setting: str 
         raise ClusterqError(
             f"{path} is no private key that can be read ({type(error).__name__}), expected one that `shards keygen` wrote; check the "
             f"file, and {PASSPHRASE} where it has a passphrase.",
-            setting=setting,
+            setting="key",
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ClusterqError(
-            f"{path} is a key of another kind, expected Ed25519; make one with `shards keygen`.", setting=setting
-        )
+        raise ClusterqError(f"{path} is a key of another kind, expected Ed25519; make one with `shards keygen`.", setting="key")
     return key
 
 

@@ -36,20 +36,19 @@ class Place:
     address: str | None = None
 
 
-def locate(named: str | Path, config: SharingConfig, setting: str | None = "shards", *, own: bool = False) -> Place:
+def locate(named: str | Path, config: SharingConfig, *, own: bool = False) -> Place:
     """Fetch a set if it is at an address, and report who made it.
 
     Args:
         named: a folder of shards, a run folder, or an address.
         config: limits, and whose sets are taken.
-        setting: the setting that named it, for errors.
         own: whether the caller has just made it in this folder, so that its maker is not reported.
 
     Raises:
         ClusterqError: there is no usable set, it cannot be fetched, its signature does not hold, or the rules refuse it.
     """
     if is_address(str(named)):
-        offer = look(str(named), config, setting)
+        offer = look(str(named), config, "shards")
         report_maker(offer.remote.shown, offer.maker, config)
         return Place(pull(offer, config), offer.manifest.digest, offer.digest, offer.maker, offer.remote.shown)
     folder = Path(named)

@@ -75,14 +75,14 @@ class Writable(Protocol):
         ...
 
 
-def read_small(remote: Remote, name: str, largest: int, tries: int = 3) -> bytes:
+def read_small(remote: Remote, name: str, largest: int) -> bytes:
     """Return the content of a small file.
 
     Raises:
         NotThereError: there is none.
         ClusterqError: it is larger than `largest`, or cannot be fetched.
     """
-    data, _ = read_small_dated(remote, name, largest, tries)
+    data, _ = read_small_dated(remote, name, largest)
     return data
 
 

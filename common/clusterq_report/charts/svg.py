@@ -21,6 +21,8 @@ LARGEST_RATIO = 1e100
 # Values whose relative difference is smaller are drawn as one.
 CLOSEST = 1e-9
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+# Ticks of an axis, about.
+TICKS = 5
 FEW_DECADES = 2
 MOST_DECADE_TICKS = 8
 
@@ -104,13 +106,13 @@ def linear(
     return Scale(low, high, start, end, tuple(ticks))
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Return multiples of 1, 2, 2.5 or 5 times a power of ten inside `[low, high]`, about `wanted` and at least two.
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Return multiples of 1, 2, 2.5 or 5 times a power of ten inside `[low, high]`, about five and at least two.
 
     >>> nice_ticks(0, 100)
     [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
     """
-    rough = (high - low) / wanted
+    rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     for factor in sorted(STEPS, key=lambda one: abs(math.log(one * power / rough))):
         step = factor * power

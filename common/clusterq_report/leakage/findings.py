@@ -6,6 +6,7 @@ from pydantic import Field
 
 from clusterq_common.settings import Settings
 from clusterq_common.shards.manifest import SplitName
+from clusterq_report.html.text import class_label
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
@@ -248,4 +249,4 @@ class Leakage(Settings):
 
     def class_name(self, label: int) -> str:
         """Return a class as text, such as `3 cat`, or its number alone."""
-        return f"{label} {self.names[label]}" if self.names else str(label)
+        return class_label(label, self.names[label] if self.names else None)

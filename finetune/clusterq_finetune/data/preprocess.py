@@ -10,20 +10,20 @@ from torch import Tensor
 from clusterq_common.images.png import MODES
 from clusterq_common.teacher.size import Size, show_size, sides
 from clusterq_common.teacher.spec import Geometry, InputSpec
-from clusterq_finetune.data.pixels import PixelRange, eight_bits
+from clusterq_finetune.data.pixels import eight_bits
 
 # Pixels of a resized photograph. One of 1 x 20,000 pixels would have billions, its shorter side at 256.
 LARGEST_RESIZED = 1 << 26
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_range: PixelRange | None = None) -> Tensor:
-    """A decoded image as (C, H, W) uint8.
+def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry) -> Tensor:
+    """Return a decoded image as (C, H, W) uint8.
 
     With a crop share: the image is resized in its own proportions, antialiased, until it just covers ceil(H / share) x
     ceil(W / share); then the centre is cropped. Pixels are those of torchvision's Resize and CenterCrop of a PIL image. For a square
     the shorter side becomes ceil(H / share), 256 for 224 at 0.875. Without a share: the whole image, resized where its size
-    differs. Images of more than eight bits are scaled before that, by their depth or by `pixel_range`. EXIF's rotation is not
+    differs. Images of more than eight bits are scaled before that, by their depth. EXIF's rotation is not
     applied and an alpha channel is dropped, as where torchvision's ImageFolder reads.
 
     Raises:
@@ -35,7 +35,7 @@ def preprocess(image: Image.Image, spec: InputSpec, geometry: Geometry, pixel_ra
         target = resized(image.size, covered(spec.size, geometry.crop_pct))
         if target[0] * target[1] > LARGEST_RESIZED:
             raise ValueError(f"it is {image.size[0]}x{image.size[1]}, which is {target[0]}x{target[1]} after resizing")
-    image = eight_bits(image, pixel_range, "an image").image.convert(MODES[spec.channels])
+    image = eight_bits(image, None, "an image").image.convert(MODES[spec.channels])
     resampling = RESAMPLING[geometry.interpolation]
     if geometry.crop_pct is None:
         if image.size != target:

@@ -27,7 +27,7 @@ from clusterq_finetune.figures.config import FORMATS, FileConfig
 CLASS_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 # For few lines: Okabe and Ito, 2008, without yellow. No two lines share a marker or a dash either.
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-REAL_COLOUR, FAINT, TEXT, QUIET = "#000000", "#d9d9d9", "#000000", "#555555"
+REAL_COLOUR, FAINT, QUIET = "#000000", "#d9d9d9", "#555555"
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
 # Inches: width of two columns of a page, and the largest height.
 PAGE_WIDTH, PAGE_HEIGHT = 7.2, 10.0

@@ -12,9 +12,7 @@ from clusterq_finetune.figures.sources import ImageGroup
 LABEL_WIDTH, LARGEST_CELL = 1.2, 0.75
 
 
-def draw_grid(
-    sources: Sequence[ImageGroup], class_names: dict[int, str], per_class: int, files: FileConfig, *, title: str = ""
-) -> Drawing:
+def draw_grid(sources: Sequence[ImageGroup], class_names: dict[int, str], per_class: int, files: FileConfig) -> Drawing:
     """Draw a grid of images. Rows are sources, `per_class` lines of images each; columns are classes.
 
     Places without an image stay empty.
@@ -24,9 +22,8 @@ def draw_grid(
         class_names: names by class, the columns.
         per_class: images of a class.
         files: settings.
-        title: title that replaces the default one.
     """
-    title = title or "The same classes by each run"
+    title = "The same classes by each run"
     columns = len(class_names)
     # Inches of an image's width; its height is `tall` times that.
     tall = sources[0].pixels.shape[-2] / sources[0].pixels.shape[-1]

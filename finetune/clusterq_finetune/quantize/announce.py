@@ -87,8 +87,8 @@ def announce(
     if plan.time_budget is not None and stages.student is not None and stages.least > stages.student:
         warn(
             f"{setting_name('time_budget')}: the smallest useful fine-tuning takes about {duration(stages.least)}, more than the "
-            f"{duration(stages.student)} of the budget that are left for it, and is made all the same; allow more time, or use --recipe "
-            "calibrated."
+            f"{duration(stages.student)} of the budget that are left for it, and is made all the same; allow more time, or use "
+            f"{setting_name('recipe', 'calibrated')}."
         )
     begins = "goes on with" if going_on else "makes"
     print_result(f"{plan.teacher['arch']} to {plan.bits} for {name_and_status(plan.target)}; {begins} the stages in {work}")
