@@ -123,15 +123,15 @@ def test_a_plan_is_the_command_line_with_the_targets_choices(tmp_path: Path) -> 
     ]
     with pytest.raises(ClusterqError, match="activations of 4 bits do not run on NVIDIA TensorRT"):
         plan_of({"teacher": {"arch": "resnet18"}}, **{**values, "bits": "w4a4"})
-    assert not plan.refuse_other(tmp_path)
+    assert not plan.is_started(tmp_path)
     plan.to_yaml(tmp_path / PLAN)
-    assert plan.refuse_other(tmp_path)
+    assert plan.is_started(tmp_path)
     with pytest.raises(ClusterqError, match="made with preset quick, this command has auto") as refused:
-        plan.model_copy(update={"preset": "auto"}).refuse_other(tmp_path)
+        plan.model_copy(update={"preset": "auto"}).is_started(tmp_path)
     assert "To use its images" not in str(refused.value), "there are none yet"
     (tmp_path / SET).mkdir()
     with pytest.raises(ClusterqError, match=r"To use its images: --shards .*set and another --work"):
-        plan.model_copy(update={"bits": "w8a8"}).refuse_other(tmp_path)
+        plan.model_copy(update={"bits": "w8a8"}).is_started(tmp_path)
 
 
 def test_a_file_is_timed_in_its_own_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
