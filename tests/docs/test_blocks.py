@@ -27,7 +27,8 @@ def demo_left(tmp_path_factory: pytest.TempPathFactory, digits_teacher: DigitsTe
     shutil.copytree(DEMO, folder / "tools" / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "out-demo").mkdir()
     shutil.copy(digits_teacher.weights, folder / "out-demo" / "teacher.safetensors")
-    shutil.copytree(digits_teacher.val, folder / "out-demo" / "val")
+    # A link, because each page gets a copy of this folder, and the images are only read.
+    (folder / "out-demo" / "val").symlink_to(digits_teacher.val)
     return folder
 
 
@@ -37,7 +38,7 @@ def after_start(
 ) -> Path:
     """The same after the first page: a finished run in out/, a student in out/finetune-w4a4."""
     folder = tmp_path_factory.mktemp("after") / "checkout"
-    shutil.copytree(demo_left, folder)
+    shutil.copytree(demo_left, folder, symlinks=True)
     shutil.copytree(digits_run, folder / "out")
     flags = ("--bits", "w4a4", "--epochs", 1, "--val", digits_teacher.val)
     done = finetune("--shards", folder / "out", "--arch", FACTORY, *flags, "--out", folder / "out" / "finetune-w4a4")
