@@ -15,7 +15,7 @@ def verdicts(leakage: Leakage) -> list[Remark]:
     remarks = [
         Remark(
             "warning",
-            "This result shows and names real images. Do not share this page. Whether to share the set is your decision.",
+            "This result shows and names real images. Do not share it. Whether to share the set is your decision.",
         )
     ]
     remarks += _about_real(leakage)
