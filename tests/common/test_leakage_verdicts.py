@@ -104,7 +104,7 @@ def test_a_set_that_gives_nothing_away() -> None:
     text = said(report())
     assert leaks(report()) == []
     assert text.count("warning") == 1, "but for that the result itself is private"
-    assert "Do not share this page." in text
+    assert "Do not share it." in text
     assert "No test found that the set lies nearer to the training images than to held-out ones. That is no guarantee" in text
     assert (
         "tells training from held-out images with AUC 0.600 [0.570, 0.630] (0.5: not at all), and finds 2.0 % [1.0 %, 4.0 %]"
