@@ -30,8 +30,8 @@ SIZES = (8, 7, 5, 2, 1)
 class InFloat64(Distillation):
     """Rounding apart, equal is equal."""
 
-    def _asked(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
-        images, logits = super()._asked(batch)
+    def _inputs_and_logits(self, batch: ShardBatch) -> tuple[Tensor, Tensor]:
+        images, logits = super()._inputs_and_logits(batch)
         return images.double(), logits.double()
 
 
