@@ -70,8 +70,8 @@ def test(arguments: list[str]) -> None:
     """Run the whole suite, or the tests that the pytest arguments select. With CLUSTERQ_COVERAGE the whole suite has a coverage floor."""
     # Each file runs in one process, because its tests share fixtures. The networks are tiny, so more threads would only wait.
     # Files keep the order of collection, which begins with the longest tests.
-    # One process more than cores, because many tests wait for a disk or for programs that they have started.
-    whole = ["--numprocesses", str(min((os.cpu_count() or 1) + 1, WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
+    # One process more than cores was tried: it takes longer.
+    whole = ["--numprocesses", str(min(os.cpu_count() or 1, WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
     whole += ["--durations=15"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # slipcover changes the bytecode of modules when they are imported, and has no cost a line: tracing takes a third more time.
