@@ -24,7 +24,7 @@ def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     autocast = torch.autocast
 
     # A base class taken from a variable, and untyped: torch.autocast is what is replaced.
-    class HostAutocast(autocast):  # type: ignore[misc, valid-type]
+    class HostAutocast(autocast):
         """There is no autocast for the meta device."""
 
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:

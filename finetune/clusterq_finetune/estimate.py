@@ -72,7 +72,7 @@ class Timed:
 
     @property
     def known(self) -> bool:
-        """Whether the steps were timed."""
+        """True once the steps were timed."""
         return self._speed is not None
 
     @cached_property

@@ -32,6 +32,9 @@ from clusterq_finetune.recipes.chosen_bits import need_choice
 from clusterq_finetune.recipes.heldout import need_heldout
 from clusterq_finetune.teachers import find_teacher, load_checked_teacher, run_folder_of
 
+# Images whose stored logits a dry run compares with the teacher's. A run compares a whole batch, which takes seconds at 224x224.
+COMPARED = 8
+
 
 @dataclass(frozen=True)
 class Request:
@@ -137,7 +140,8 @@ def prepare(request: Request, ranks: Ranks) -> Job:
     # A dry run times the student, whatever its ranges.
     example, search = teacher.spec.example().to(device), not request.dry_run
     student = convert(teacher.model, config.quant, example, shown, search=search).eval()
-    logits = choose_logits(config.recipe, next(iter(calibration_batches(shards, config))), teacher, device)
+    batch = next(iter(calibration_batches(shards, config)))
+    logits = choose_logits(config.recipe, batch, teacher, device, compared=COMPARED if request.dry_run else None)
     timed = Timed(student, teacher, shards, device, images, stored_logits=logits.stored)
     going_on = request.resume and (folder / CONFIG).is_file()
     job = Job(request, ranks, config, place, shards, teacher, student, images, logits, folder, device, timed, going_on)

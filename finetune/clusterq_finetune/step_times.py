@@ -23,14 +23,13 @@ class StepTimes(NamedTuple):
     besides: float
 
     @classmethod
-    def of(cls, training: Callable[[], object], device: torch.device, *, steps: int, repeats: int = 1) -> "StepTimes":
+    def of(cls, training: Callable[[], object], device: torch.device, *, steps: int) -> "StepTimes":
         """Run a training whose steps advance a progress display, and time them.
 
         Args:
             training: the work; nothing of it is shown.
             device: device of the work.
             steps: steps of each part, at least two: the first one of a part is not timed, since other work may come before it.
-            repeats: how often the training is run; the last run is timed.
         """
         ends: list[float] = []
 
@@ -39,12 +38,9 @@ class StepTimes(NamedTuple):
                 torch.cuda.synchronize(device)
             ends.append(time.perf_counter())
 
-        begin = 0.0
-        for _ in range(repeats):
-            ends.clear()
-            begin = time.perf_counter()
-            with send_messages_to(None, ended):
-                training()
+        begin = time.perf_counter()
+        with send_messages_to(None, ended):
+            training()
         ended()
         *stepped, end = ends
         typical = slowest(one_of_each(stepped, steps))

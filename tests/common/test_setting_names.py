@@ -121,7 +121,7 @@ def test_flags_of_settings() -> None:
 
 
 def test_former_names_are_read_and_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Made(crop_share=0.5).crop_pct == Made(crop_pct=0.5).crop_pct == 0.5  # type: ignore[call-arg]
+    assert Made(crop_share=0.5).crop_pct == Made(crop_pct=0.5).crop_pct == 0.5
     assert Made(crop_pct=0.5).model_dump() == {"store_logits": True, "crop_pct": 0.5}
     done = _invoke(app, ["--help"])
     assert "--crop-pct" in done.out

@@ -25,7 +25,7 @@ LONG = "a/" * 60 + "b.jpg"
 
 def tar_of(members: dict[str, bytes], **about: object) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", **about) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=buffer, mode="w", **about) as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size, info.mtime = len(data), 1.5  # a float, as webdataset writes it: pax keeps it in a header of its own
@@ -152,7 +152,7 @@ def test_a_giant_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
 def spoil(folder: Path, change: object) -> None:
     """Write the first shard anew, with a manifest that agrees."""
     path = folder / "synth-train-000000.tar"
-    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(change(path.read_bytes()))
     facts = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     edit_manifest(folder, lambda m: m["splits"]["train"]["shards"][0].update(facts))
 

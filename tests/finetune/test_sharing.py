@@ -44,7 +44,7 @@ def test_keys_signatures_and_rules(finetune: Cli, tmp_path: Path) -> None:
     good = finetune("shards", "verify", tmp_path / "set", *rules, "--json")
     assert good.code == 0, good.out
     assert "signed by Team A" in good.out
-    assert last_json(good.out)["maker"]["name"] == "Team A"  # type: ignore[index]
+    assert last_json(good.out)["maker"]["name"] == "Team A"
     other = finetune("shards", "keygen", "--out", tmp_path / "other")
     assert other.code == 0
     known = finetune("shards", "info", tmp_path / "set")

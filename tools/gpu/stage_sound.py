@@ -48,8 +48,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
     files = [
         str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")
     ]
-    # A rehearsal has no GPU, and would skip all of them.
-    tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *(files[:1] if record.rehearsal else files)]
+    tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
     record.part("tests that need a GPU", lambda: _program(record, "tests that need a GPU", tests, max(record.left, 5)))
 
 
@@ -95,8 +94,8 @@ def _answers(student: nn.Module, images: Tensor, device: torch.device) -> Tensor
 
 
 def _nothing_waits(record: Record, config: TeacherConfig, device: torch.device) -> None:
-    """Run steps of every method with synchronisation forbidden; on a CPU there is nothing to forbid, and two methods rehearse it."""
-    for method in GENERATOR_METHODS[: 2 if record.rehearsal else None]:
+    """Run steps of every method with synchronisation forbidden; on a CPU there is nothing to forbid."""
+    for method in GENERATOR_METHODS:
         teacher = load_teacher(config, device=device)
         run = _short_run(teacher, device, method, small=record.rehearsal)
         run.end_warmup(lambda _: None)

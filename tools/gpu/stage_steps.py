@@ -54,7 +54,7 @@ def run(record: Record, pack: Pack, work: Path) -> None:
     # One network at 224x224 is enough for a rehearsal.
     for number, setup in enumerate((CASES[0], CASES[2]) if record.rehearsal else (*CASES, LARGE_BATCH)):
         own = _small(setup) if record.rehearsal else setup
-        methods = METHODS if number < 2 and not record.rehearsal else METHODS[:1]
+        methods = METHODS if number < (1 if record.rehearsal else 2) else METHODS[:1]
         generator = partial(_generator, record, own, methods, _name(setup), ceilings, device)
         record.part(_name(setup), generator, needs=12)
         if number == 0:

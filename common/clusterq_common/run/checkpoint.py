@@ -42,7 +42,7 @@ def archive_members(path: Path) -> list[zipfile.ZipInfo]:
             )
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    # zipfile raises NotImplementedError for an archive packed in a way that it does not know.
+    # zipfile raises NotImplementedError for an archive packed in a way that it does not know, ValueError for places before its beginning.
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return []
 

@@ -11,6 +11,7 @@ from clusterq_common.progress.console import info
 try:
     import fcntl
 except ImportError:  # not a POSIX system: there is no such lock
+    # mypy takes the name for a module and nothing else.
     fcntl = None  # type: ignore[assignment]
 
 

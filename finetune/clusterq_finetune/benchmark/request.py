@@ -10,7 +10,7 @@ from clusterq_finetune.benchmark.timing import TURNS
 
 @dataclass(frozen=True)
 class FloatSource:
-    """Where the float network comes from that a file is measured beside; nothing where all is left out.
+    """Source of the float network that a file is measured beside; none where all is left out.
 
     Attributes:
         file: a float32 ONNX file for the same images, anyone's.
@@ -26,7 +26,7 @@ class FloatSource:
 
 @dataclass(frozen=True)
 class Timing:
-    """How files are run and timed.
+    """Settings of running and timing files.
 
     Attributes:
         batches: batch sizes that are timed; 1 and 16, or the file's own, if left out.

@@ -12,9 +12,6 @@ from clusterq_finetune.config import RecipeConfig
 from clusterq_finetune.data.network_input import to_network_input
 from clusterq_finetune.data.shard_batches import ShardBatch
 
-# Images whose stored logits are compared with the teacher's; more only take longer.
-COMPARED = 8
-
 
 @dataclass(frozen=True)
 class LogitsSource:
@@ -37,8 +34,17 @@ class LogitsSource:
 
 
 @torch.no_grad()
-def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, device: torch.device) -> LogitsSource:
-    """Choose the source, and compare the stored logits of one batch's first images with the teacher's.
+def choose_logits(
+    recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, device: torch.device, *, compared: int | None = None
+) -> LogitsSource:
+    """Choose the source, and compare the stored logits of one batch with the teacher's.
+
+    Args:
+        recipe: the recipe.
+        batch: a batch of the set.
+        teacher: the float network.
+        device: its device.
+        compared: how many of the batch's images are compared, at most; all if None.
 
     Raises:
         ClusterqError: stored logits are requested and there are none, or they are not this teacher's.
@@ -51,9 +57,9 @@ def choose_logits(recipe: RecipeConfig, batch: ShardBatch, teacher: Teacher, dev
                 setting="teacher_logits",
             )
         return LogitsSource(False, None, None)
-    images = to_network_input(batch.pixels[:COMPARED].to(device), teacher.spec)
+    images = to_network_input(batch.pixels[:compared].to(device), teacher.spec)
     now = teacher.model(images).float().cpu()
-    apart = (batch.logits[:COMPARED].float() - now).abs().amax(1)
+    apart = (batch.logits[:compared].float() - now).abs().amax(1)
     allowed = logits_tolerance(now)
     worst = int((apart / allowed).argmax())
     if wanted and apart[worst] > allowed[worst]:

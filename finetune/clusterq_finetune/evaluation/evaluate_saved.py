@@ -30,7 +30,7 @@ from clusterq_finetune.student import load_student
 
 @dataclass(frozen=True)
 class Saved:
-    """What is evaluated: a saved student, a file it was exported to, or both.
+    """Networks to evaluate: a saved student, a file it was exported to, or both.
 
     Attributes:
         student: the student's folder.

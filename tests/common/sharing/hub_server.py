@@ -145,9 +145,9 @@ def hub() -> Iterator[tuple[str, Hub]]:
             files = dict(known[-1][1]) if known else {}
             for line in lines[1:]:
                 value = line["value"]
-                if line["key"] == "file":  # type: ignore[comparison-overlap]
+                if line["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "lfsFile":  # type: ignore[comparison-overlap]
+                elif line["key"] == "lfsFile":
                     files[value["path"]] = state.blobs[value["oid"]]
                 else:
                     del files[value["path"]]

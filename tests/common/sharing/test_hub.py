@@ -107,7 +107,7 @@ def test_nobodys_commit_is_overwritten(there: Hub, tmp_path: Path, monkeypatch: 
     real = module.read_small
 
     def meanwhile(*args: object) -> bytes:
-        revision = real(*args)  # type: ignore[arg-type]
+        revision = real(*args)
         there.commits["team/digits"].append(("f" * 40, {}))
         return revision
 

@@ -104,12 +104,12 @@ def test_a_file_without_a_length_ends_where_the_manifest_says(site: Path, tmp_pa
 class _Endless:
     shown, revision, sent = "https://host/set", None, 0
 
-    def open(self, name: str, start: int = 0):  # type: ignore[no-untyped-def]
+    def open(self, name: str, start: int = 0):
         from contextlib import nullcontext
 
         from clusterq_common.sharing.remote import Stream
 
-        def chunks():  # type: ignore[no-untyped-def]
+        def chunks():
             while True:
                 self.sent += 4096
                 yield b"\0" * 4096
@@ -141,7 +141,7 @@ def test_several_files_at_a_time(server: Server, tmp_path: Path) -> None:
         with guard:
             now += 1
             most = max(most, now)
-        real(*args)  # type: ignore[arg-type]
+        real(*args)
         with guard:
             now -= 1
 
